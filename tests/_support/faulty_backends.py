@@ -382,6 +382,10 @@ class BindsNoThreadCounts(SmallBackend):
     )
 
 
+class IgnoresRanks(SmallBackend):
+    capabilities = dataclasses.replace(SMALL, resources=frozenset({"ranks"}), mpi_functions=True)
+
+
 class LeaksAProcess(SmallBackend):
     async def start(self) -> None:
         LEAKED.append(sleeper())

@@ -54,9 +54,16 @@ def test_what_psij_cannot_express_is_refused(
         job_spec(task(resources=Resources(**resources)), Settings(nodes=nodes), executor)
 
 
-def test_functions_run_as_one_process() -> None:
-    with pytest.raises(CapabilityError, match="runs as one process"):
-        job_spec(task(function=print, resources=Resources(ranks=2)), Settings(), "slurm")
+def test_functions_with_one_rank_run_on_one_node() -> None:
+    with pytest.raises(CapabilityError, match="one rank and runs on one node, not on 2"):
+        job_spec(task(function=print), Settings(nodes=2), "slurm")
+
+
+def test_local_ranks_need_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    ranks = task(resources=Resources(ranks=2), sandbox="/tmp")
+    with pytest.raises(CapabilityError, match=r"no mpirun .*pip install mpich"):
+        launch_ranks(job_spec(ranks, Settings(), "local"), ranks, Settings(), "local")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,21 @@ async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -
     assert sorted(text.splitlines()) == ["rank 0 of 2: a b", "rank 1 of 2: a b"]
 
 
+async def test_functions_run_on_the_ranks_that_srun_starts(flow: WorkflowEngine) -> None:
+    pytest.importorskip("mpi4py")
+
+    def rank(number: int) -> tuple[int, int]:
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(number)
+
+    without = flow.function_task(resources={"ranks": 2})(rank)
+    with_pmi = without.options(environment={"SLURM_MPI_TYPE": "pmi2"})
+    assert await with_pmi(4) == [(0, 8), (1, 8)]
+    with pytest.raises(CapabilityError, match="1 ranks instead of 2"):
+        await without(4)
+
+
 async def test_canceled_tasks_leave_the_queue(flow: WorkflowEngine) -> None:
     @flow.executable_task(resources={"cores": 2})
     def wait() -> str:

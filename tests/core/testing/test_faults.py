@@ -239,6 +239,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         r"Resources\(.*ValueError",
     ),
     (Quick, faulty.TakesAnySetting, "test_an_undeclared_setting_is_refused", "DID NOT RAISE"),
+    (Quick, faulty.IgnoresRanks, "test_a_function_runs_on_every_rank", "== .*0, 2, 21"),
     (Quick, faulty.BindsNoThreadCounts, "test_cores_set_the_thread_counts", "OMP_NUM_THREADS"),
     (
         Lingering,

@@ -27,6 +27,8 @@ class Capabilities:
     Attributes:
         functions: True if the backend runs coroutine functions.
         sync_functions: True if the backend runs ordinary functions.
+        mpi_functions: True if the backend runs functions with several ranks: every rank of an MPI
+            job makes the call, and the value is the list of their results.
         executables: True if the backend runs shell commands and programs with arguments.
         services: True if the backend runs executables as services.
         function_services: True if the backend runs functions as services.
@@ -59,12 +61,13 @@ class Capabilities:
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A level or the name of a resource is unknown, or `binds` contains a resource
-            that is not in `resources`.
+        ValueError: A level or the name of a resource is unknown, `binds` contains a resource that
+            is not in `resources`, or `mpi_functions` is set without the resource `ranks`.
     """
 
     functions: bool = True
     sync_functions: bool = True
+    mpi_functions: bool = False
     executables: bool = True
     services: bool = False
     function_services: bool = False
@@ -104,6 +107,8 @@ class Capabilities:
                 f"Capabilities: binds must be a subset of resources ({sorted(self.resources)!r}), "
                 f"got {sorted(self.binds)!r}"
             )
+        if self.mpi_functions and "ranks" not in self.resources:
+            raise ValueError("Capabilities: mpi_functions=True requires 'ranks' in resources")
 
     def runs(self, kind: TaskKind) -> bool:
         """Return True if the backend runs tasks of this kind."""

@@ -54,6 +54,7 @@ from rhapsody.sdk import (
     in_thread,
     make_sandbox,
     pack,
+    require_mpi4py,
     unpack,
 )
 from rhapsody_psij.jobs import UNSAFE, JobSpec, Settings, cores_of, job_spec, launch_ranks
@@ -299,19 +300,30 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         spec = job_spec(task, settings, self.executor)
         if task["function"] is None or "sandbox" in task:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        call, inside = None, None
-        if task["function"] is not None and in_environment(task):
+        call, inside, files = None, None, None
+        ranks = (task.get("resources") or Resources()).ranks
+        if task["function"] is not None and ranks > 1:
+            files = self._files_of_ranks(task)
+            packed = _launch_call(spec, task, settings, self.executor, files)
+            await in_thread(partial(files.mkdir, mode=0o700))
+            await in_thread(partial(_write_private, files / "call", packed))
+        elif task["function"] is not None and in_environment(task):
             inside = EnvironmentCall(task, self.sandbox_of(task), cores=cores_of(task))
         elif task["function"] is not None:
             call = pack(task, call_spec(task, cores=cores_of(task)), worker="a job")
-        elif "resources" in task and task["resources"].ranks > 1:
+        elif ranks > 1:
             launch_ranks(spec, task, settings, self.executor)
         run = _Run(task, spec, call, task if inside is None else inside.program)
         try:
-            return await self._result(task, await self._outcome(run), inside)
+            outcome = await self._outcome(run)
+            if files is not None:
+                outcome = await in_thread(partial(_of_ranks, task, files, outcome))
+            return await self._result(task, outcome, inside)
         finally:
             if inside is not None:
                 inside.close()
+            if files is not None:
+                await in_thread(partial(shutil.rmtree, files, ignore_errors=True))
 
     async def _outcome(self, run: _Run) -> dict[str, Any]:
         """Run a task in a job, and return the outcome that the job has reported."""
@@ -348,8 +360,13 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if "exception" in outcome:
             raise outcome["exception"]
         if "stdout" not in outcome:  # PSI/J's launcher has written the output
-            outcome |= await in_thread(partial(_output, task))
+            outcome |= await in_thread(partial(_output, task, task["sandbox"]))
         return CompletedExecutable(outcome["exit_code"], outcome["stdout"], outcome["stderr"])
+
+    def _files_of_ranks(self, task: TaskDescription) -> Path:
+        """Return the directory for the files of a function with several ranks."""
+        assert self._directory is not None
+        return self._directory / f"{task['uid']}.ranks"
 
     def _cancel(self, run: _Run, key: str) -> None:
         if run.cancelled or run.ended.done():
@@ -561,11 +578,40 @@ def _take_reports(directory: Path) -> list[Report]:
     return found
 
 
-def _output(task: TaskDescription) -> dict[str, str]:
+def _launch_call(
+    spec: JobSpec, task: TaskDescription, settings: Settings, executor: str, files: Path
+) -> bytes:
+    """Add the program of a function with several ranks to its job, and return the packed call."""
+    require_mpi4py(task)
+    order = call_spec(task, cores=cores_of(task))._replace(capture=False)  # by the launcher
+    packed = pack(task, order, worker="a job")
+    names, ranks = [str(files / name) for name in ("call", "result")], task["resources"].ranks
+    program, *arguments = _python("rank", *names, str(ranks))
+    described: Any = {"sandbox": str(files), **task, "executable": program, "arguments": arguments}
+    launch_ranks(spec, described, settings, executor)
+    del spec["directory"]  # functions run in the program's directory
+    return packed
+
+
+def _of_ranks(task: TaskDescription, files: Path, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a function with several ranks."""
+    if task.get("capture", True) is not False:
+        output = _output(task, task.get("sandbox", str(files)))
+        task["stdout"], task["stderr"] = output["stdout"], output["stderr"]
+    with suppress(FileNotFoundError):  # the ranks were killed, or not started
+        outcome = {"call": (files / "result").read_bytes()}
+    if "exit_code" in outcome:
+        errors = end_of_file(os.path.join(task.get("sandbox", files), OUTPUT_FILES[1]), MAX_ERROR)
+        code = outcome["exit_code"]
+        outcome = {"lost": f"its ranks ended with exit code {code}: {errors or 'no message'}"}
+    return outcome
+
+
+def _output(task: TaskDescription, sandbox: str) -> dict[str, str]:
     capture = task.get("capture", True)
     if capture is False:
         return {"stdout": "", "stderr": ""}
-    paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
+    paths = [os.path.join(sandbox, name) for name in OUTPUT_FILES]
     if capture != "files":
         paths = [end_of_file(path, sys.maxsize) for path in paths]
     return dict(zip(("stdout", "stderr"), paths, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -97,10 +98,10 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
     nodes = settings.nodes or 1
     processes = ranks
     what = f"task {task['name']!r}"
-    if task["function"] is not None and (ranks > 1 or nodes > 1):
+    if task["function"] is not None and ranks == 1 and nodes > 1:
         raise CapabilityError(
-            f"{what} is a function and runs as one process on one node: use an executable for "
-            "several ranks or nodes"
+            f"{what} is a function with one rank and runs on one node, not on {nodes}: request "
+            "ranks, or use an executable"
         )
     if ranks % nodes:
         raise CapabilityError(
@@ -150,7 +151,8 @@ def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, execu
     """Add the program of a task with several ranks, which PSI/J's launcher starts.
 
     Raises:
-        CapabilityError: PSI/J cannot express a path or a variable of the task.
+        CapabilityError: PSI/J cannot express a path or a variable of the task, or this machine has
+            no `mpirun` for local jobs.
         OSError: The standard input cannot be written, or the task's `cwd` does not exist.
     """
     sandbox = task["sandbox"]
@@ -167,6 +169,11 @@ def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, execu
         "stderr_path": err,
         "launcher": settings.launcher or ("srun" if executor == "slurm" else "mpirun"),
     }
+    if executor == "local" and spec["launcher"] == "mpirun" and shutil.which("mpirun") is None:
+        raise CapabilityError(
+            f"task {task['name']!r} has several ranks, but there is no mpirun to start them: load "
+            "a module or install MPI, for example with `pip install mpich`"
+        )
     cores = cores_of(task)
     spec["environment"] = {"SRUN_CPUS_PER_TASK": str(cores)} if executor == "slurm" else {}
     spec["environment"] |= task_environment(task, cores=cores)

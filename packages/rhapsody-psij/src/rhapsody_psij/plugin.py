@@ -15,6 +15,7 @@ TASK_SETTINGS = frozenset({"queue", "account", "attributes", "launcher", "nodes"
 
 LOCAL = Capabilities(
     function_environments=True,
+    mpi_functions=True,
     cancel_functions="running",
     cancel_async_functions="running",
     cancel_executables="running",

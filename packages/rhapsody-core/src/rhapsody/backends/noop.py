@@ -44,6 +44,7 @@ class NoopExecutionBackend(ManagedBackend):
         cwd=True,
         files=True,
         shared_file_system=True,
+        mpi_functions=True,
         resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
     )
 

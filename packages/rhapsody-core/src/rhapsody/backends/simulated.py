@@ -291,6 +291,7 @@ class SimulatedExecutionBackend(ManagedBackend):
         cwd=True,
         files=True,
         shared_file_system=True,
+        mpi_functions=True,
         resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
         reports_running=True,
     )

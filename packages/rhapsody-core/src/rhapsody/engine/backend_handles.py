@@ -97,6 +97,8 @@ class BackendHandle:
             )
         if resources is None:
             return None
+        if resources.ranks > 1 and "function" in kind and not capabilities.mpi_functions:
+            return f"functions with ranks={resources.ranks}, as 'psij' and 'radical_pilot' do"
         for name in ("cores", "gpus", "memory", "ranks"):
             value = getattr(resources, name)
             if value != getattr(_DEFAULTS, name) and name not in capabilities.resources:

@@ -35,6 +35,7 @@ from rhapsody.sdk.capture import CapturedOutput, Recorder, recording, streams
 from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, working_directory
 from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.modules import own_modules
+from rhapsody.sdk.mpi import require_mpi4py, run_rank
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
@@ -83,7 +84,8 @@ __all__ = [
     "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known", "link_all",
     "link_into", "make_sandbox", "memory_in_bytes", "moved", "own_modules", "pack", "pack_call",
     "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
-    "require_unused", "require_version", "search_output", "seconds", "seconds_of_job",
+    "require_mpi4py", "require_unused", "require_version", "run_rank", "search_output", "seconds",
+    "seconds_of_job",
     "sent_modules", "settable", "start_thread", "streams", "task_context", "task_environment",
     "task_kind", "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until",
     "without_own_frames", "working_directory",

@@ -183,12 +183,14 @@ class Runner:
         place: A phrase for where a call runs, for messages, such as `"on its worker"`.
         cure: The remedy for a result that cannot be pickled, for messages.
         own_files: Path prefixes of files whose frames are removed from the start of tracebacks.
+        note: A note to add to each exception, such as the rank of this process; empty for none.
     """
 
     worker: str = "its worker"
     place: str = "on its worker"
     cure: str = "return data that can be pickled"
     own_files: tuple[str, ...] = (__file__,)
+    note: str = ""
 
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed.
@@ -269,6 +271,8 @@ class Runner:
 
     def pack_error(self, error: BaseException) -> Any:
         """Pickle the exception of a call, with a traceback that starts in the user's code."""
+        if self.note:
+            _add_note(error, self.note)
         return pack_error(trimmed(error, self.own_files), self.pack, self.unpack)
 
     def refusal(self, name: str, value: Any, error: BaseException) -> Exception:

@@ -19,7 +19,7 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
-from rhapsody.task import TaskKind
+from rhapsody.task import Resources, TaskKind
 from rhapsody.testing import _work
 from rhapsody.testing._suite import (
     COPIES,
@@ -298,6 +298,21 @@ class Functions(Suite):
                 f"call {number + 1} with the same bytearray saw a change by an earlier call: {end}"
             )
         assert small == ["program"] and big[0] == 0, "the program's own objects were changed"
+
+    @check("functions-on-several-ranks", "mpi_functions")
+    async def test_a_function_runs_on_every_rank(self, driver: Driver) -> None:
+        pytest.importorskip("mpi4py")
+        task = driver.call(_work.rank_size_and_sum, 10)
+        end = await driver.run_one(task | {"resources": Resources(ranks=2)})
+        assert end.value == [(0, 2, 21), (1, 2, 21)], str(end)
+
+    @check("functions-on-several-ranks", "mpi_functions")
+    async def test_an_exception_on_one_rank_ends_all(self, driver: Driver) -> None:
+        pytest.importorskip("mpi4py")
+        task = driver.call(_work.fail_on_last_rank)
+        end = await driver.run_one(task | {"resources": Resources(ranks=2)})
+        assert end.state is FAILED and type(end.error) is KitError, str(end)
+        assert "rank 1" in str(getattr(end.error, "__notes__", "")), "a note must name the rank"
 
     @check("memory", "sync_functions", times=4)
     async def test_big_closures_do_not_pile_up(self, flow: WorkflowEngine) -> None:

@@ -111,6 +111,26 @@ def put_first(data: bytearray) -> int:
     return before
 
 
+def rank_size_and_sum(number: int) -> tuple[int, int, int]:
+    """Return this process's rank, the number of ranks, and a sum over all ranks."""
+    world = _world()
+    return world.rank, world.size, world.allreduce(number + world.rank)
+
+
+def fail_on_last_rank() -> None:
+    """Raise an error on the last rank, while the others wait for it."""
+    world = _world()
+    if world.rank == world.size - 1:
+        raise KitError("wrong", 7)
+    world.Barrier()
+
+
+def _world() -> Any:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
 def process_and_memory() -> tuple[int, int]:
     """Return the id of the current process, and its memory in bytes."""
     import resource
