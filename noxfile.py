@@ -61,10 +61,10 @@ DISTRIBUTIONS = {
         "[completion,dashboard,files,provenance,testing]", (), "core", ("-n4", "--dist=worksteal")
     ),
     "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
-    "radical": Distribution("[testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
+    "radical": Distribution("[mpi,testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
     "wfcommons": Distribution(),
     "otel": Distribution("[otlp]", ["dask"]),
-    "psij": Distribution("[testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
+    "psij": Distribution("[mpi,testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
 LONG = ["core", "dask", "psij", "radical"]  # the distributions with tests that are marked `long`
 

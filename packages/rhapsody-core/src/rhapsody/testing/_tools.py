@@ -481,6 +481,7 @@ def python_environment(path: Path) -> Path:
 _MEANINGS = {
     "functions": "coroutine functions",
     "sync_functions": "ordinary functions",
+    "mpi_functions": "functions on several MPI ranks",
     "executables": "shell commands and programs",
     "services": "executables as services",
     "function_services": "functions as services",
