@@ -113,3 +113,8 @@ async def test_mpi4py_is_needed(flow: WorkflowEngine, monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CapabilityError, match="pip install mpi4py"):
         await flow.function_task(resources=RANKS)(add_ranks)(1)
+
+
+async def test_ranks_run_in_the_programs_environment(flow: WorkflowEngine) -> None:
+    with pytest.raises(CapabilityError, match="the program's own Python environment"):
+        await flow.function_task(resources=RANKS, venv=sys.prefix)(add_ranks)(1)

@@ -117,6 +117,12 @@ class BackendHandle:
             return None
         if "container" in description and not self.capabilities.sandboxes:
             return f"container={description['container']!r} needs a backend with sandboxes"
+        resources = description.get("resources")
+        if resources is not None and resources.ranks > 1 and _inside(description):
+            return (
+                "functions with several ranks run in the program's own Python environment: omit "
+                "container, conda, venv and modules, or use an executable"
+            )
         shared, here = self.capabilities.shared_file_system, type(self.backend).name == EMBEDDED
         return environment_fault(description, shared=shared, here=here)
 

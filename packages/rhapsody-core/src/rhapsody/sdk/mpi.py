@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rhapsody.environments import in_environment
 from rhapsody.errors import CapabilityError
 from rhapsody.sdk.runner import CallResult, Runner, loads
 from rhapsody.task import TaskDescription
@@ -34,13 +33,8 @@ def require_mpi4py(task: TaskDescription) -> None:
     """Check that this Python environment can run a function on several ranks.
 
     Raises:
-        CapabilityError: mpi4py is not installed, or the task names another environment.
+        CapabilityError: mpi4py is not installed.
     """
-    if in_environment(task):
-        raise CapabilityError(
-            f"task {task['name']!r}: a function with several ranks runs in the program's Python "
-            "environment: omit container, conda, venv and modules, or use an executable"
-        )
     if importlib.util.find_spec("mpi4py") is None:
         raise CapabilityError(
             f"task {task['name']!r} is a function with several ranks, which needs mpi4py: {CURE}"
