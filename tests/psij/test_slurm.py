@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody import CapabilityError, SubmissionError, TasksMainStates, WorkflowEngine
+from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.slurm import until_no_jobs
 
@@ -45,6 +47,19 @@ async def test_functions_and_executables_run_as_jobs(flow: WorkflowEngine) -> No
     said = await lines(job())
     expected = {"NumCPUs=2", "MinMemoryNode=200M", "TimeLimit=00:02:00", "Partition=debug"}
     assert expected | {"threads=2"} <= set(said)
+
+
+async def test_a_function_with_an_environment_has_its_cores_and_gpus(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    path = python_environment(tmp_path / "env")
+
+    @flow.function_task(venv=path, resources={"cores": 2, "gpus": 1})
+    def look() -> tuple[str, ...]:
+        names = ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+        return sys.prefix, *(os.environ[name] for name in names)
+
+    assert await look() == (str(path), "2", "2", "0")
 
 
 async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rhapsody.backends.base import (
     ManagedBackend,
 )
 from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
+from rhapsody.sdk import Runner, finish, pack, unpack
 from rhapsody.task import TaskDescription
 from rhapsody.testing import Driver
 from tests._support.scripted import ManualClock, turns, until, within
@@ -160,6 +161,23 @@ async def test_no_running_state_comes_where_none_is_declared() -> None:
 async def test_an_invalid_number_of_slots_is_refused(number: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"max_running must be .* got {number!r}"):
         Gated(number)
+
+
+async def test_a_remote_error_has_no_frames_of_the_backend() -> None:
+    class Remote(ManagedBackend):
+        async def run_task(self, task: TaskDescription) -> Any:
+            error = finish(task, unpack(Runner().run(pack(task))))
+            assert error is not None
+            raise error
+
+    def fail() -> None:
+        raise KeyError("x")
+
+    async with WorkflowEngine.create(Remote()) as flow:
+        with pytest.raises(KeyError) as caught:
+            await within(flow.function_task(fail)())
+    assert "run_task" not in [entry.name for entry in caught.traceback]
+    assert 'raise KeyError("x")' in str(caught.value.__cause__)
 
 
 class OwnNames(LocalPrograms, ManagedBackend):

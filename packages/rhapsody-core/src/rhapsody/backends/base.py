@@ -582,6 +582,8 @@ class ManagedBackend(BaseExecutionBackend):
         except asyncio.CancelledError:
             state = states.CANCELED
         except BaseException as error:  # a task may raise anything
+            if task.get("exception") is error:  # `finish` wrote it: this traceback is only ours
+                error = error.with_traceback(None)
             task["exception"] = error
             state = states.FAILED
         self.task_state_cb(task, state)
