@@ -50,6 +50,9 @@ NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMe
 Gres=gpu:{gpus} State=UNKNOWN
 """
 
+DEVICES = ("/dev/null", "/dev/zero")
+"""Devices that take the place of GPUs."""
+
 
 def why_not() -> str | None:
     """Return the reason why Slurm cannot be started here, `None` if it can."""
@@ -70,7 +73,7 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
         directory: An empty directory for the files of Slurm.
         nodes: Number of nodes. All are on this machine, and each has two cores. A single node has
             the name of the machine; several are called `node1`, `node2` and so on.
-        gpus: Number of GPUs of each node, 0 or 1. Slurm counts them; the device is `/dev/null`.
+        gpus: Number of GPUs of each node, up to 2. Slurm counts them and assigns other devices.
     """
     host = socket.gethostname().partition(".")[0]
     (directory / "state").mkdir()
@@ -84,8 +87,8 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
     for name in names:
         text += NODE.format(name=name, host=host, port=free_port(), gpus=gpus)
     (directory / "slurm.conf").write_text(text)
-    devices = [f"NodeName={name} Name=gpu File=/dev/null\n" for name in names] if gpus else []
-    (directory / "gres.conf").write_text("".join(devices))
+    lines = [f"NodeName={each} Name=gpu File={d}\n" for each in names for d in DEVICES[:gpus]]
+    (directory / "gres.conf").write_text("".join(lines))
     former = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF")}
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.environ["SLURM_CONF"] = str(directory / "slurm.conf")

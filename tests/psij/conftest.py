@@ -11,9 +11,9 @@ from tests._support.slurm import slurm, why_not
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real Slurm of one node with two cores, 2,000 MB and a GPU."""
+    """A real Slurm of one node with two cores, 2,000 MB and two GPUs."""
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
-    with slurm(tmp_path_factory.mktemp("slurm"), gpus=1):
+    with slurm(tmp_path_factory.mktemp("slurm"), gpus=2):
         yield

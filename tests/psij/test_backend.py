@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from rhapsody import (
     BackendUnavailableError,
+    CapabilityError,
     TaskFailedError,
     TaskLostError,
     TasksMainStates,
@@ -123,6 +124,25 @@ async def test_ranks_are_started_by_the_launcher(flow: WorkflowEngine) -> None:
         return 'echo "$GREETING $(cat)"'
 
     assert await rank() == "a  b text\n" * 2
+
+
+async def test_local_jobs_see_the_gpus_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    async with WorkflowEngine.create(PsijExecutionBackend()) as flow:
+
+        @flow.executable_task
+        def program() -> str:
+            return "echo $CUDA_VISIBLE_DEVICES"
+
+        @flow.function_task
+        def function() -> str | None:
+            import os
+
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+        assert [await program(), await function()] == ["3\n", "3"]
+        with pytest.raises(CapabilityError, match="gpus"):
+            await program.options(resources={"gpus": 1})()
 
 
 async def test_a_failing_rank_fails_the_task(flow: WorkflowEngine) -> None:

@@ -56,11 +56,10 @@ class TestPsijSlurm(TestPsijShared):
     memory = "2000 MB"
     memory_per_task = "2000 MB"
     time_limit = 150
-    gpus = 1
+    gpus = 2
     create_args: ClassVar = ("slurm",)
     expected_failures: ClassVar = {
         "test_all_cores_are_used": "the tasks of a job run one after the other",
-        "test_more_than_the_backend_has_is_refused": "Slurm queues some jobs that no node can run",
         "test_coroutines_without_cores_wait_together": "each job takes at least one core",
     }
 

@@ -119,13 +119,33 @@ async def test_a_job_that_is_killed_is_lost_and_repeated(
     assert await once(tmp_path / "marker") == "again\n"
 
 
-async def test_what_no_node_has_is_refused(flow: WorkflowEngine) -> None:
-    @flow.executable_task(resources={"memory": "100 TB"})
+@pytest.mark.parametrize(
+    ("resources", "reason"),
+    [
+        ({"memory": "100 TB"}, "node configuration"),
+        ({"gpus": 3}, "node configuration"),
+        ({"cores": 3}, "no node of 'slurm' has more than 2"),
+        ({"ranks": 3}, "no node of 'slurm' has more than 2"),
+    ],
+    ids=["memory", "GPUs", "cores", "ranks"],
+)
+async def test_what_no_node_has_is_refused(
+    flow: WorkflowEngine, resources: dict[str, Any], reason: str
+) -> None:
+    @flow.executable_task(resources=resources)
     def big() -> str:
         return "true"
 
-    with pytest.raises(CapabilityError, match="node configuration"):
+    with pytest.raises(CapabilityError, match=reason):
         await big()
+
+
+async def test_each_rank_sees_its_gpus(flow: WorkflowEngine) -> None:
+    @flow.executable_task(resources={"ranks": 2, "gpus": 1})
+    def rank() -> str:
+        return "echo GPU $CUDA_VISIBLE_DEVICES"
+
+    assert sorted((await rank()).splitlines()) == ["GPU 0", "GPU 1"]
 
 
 async def test_a_job_that_slurm_rejects_fails_its_task(flow: WorkflowEngine) -> None:

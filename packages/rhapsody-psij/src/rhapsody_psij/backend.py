@@ -21,7 +21,7 @@ import pickle
 import shutil
 import sys
 import uuid
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -208,6 +208,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._jobs: dict[str, _Job] = {}
         self._directory: Path | None = None
         self._client: Process | None = None
+        self._node_cores: int | None = None
         self._failure: str | None = None  # why no task can run any longer
         self._background: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -254,6 +255,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 f"backend {self.name!r}: executor {self.executor!r} cannot be used: {error}"
             )
         self._spawn(self._listen())
+        if self.executor == "slurm":
+            self._node_cores = await _slurm_node_cores()
 
     async def stop(self) -> None:
         """End the client process, and remove the files of the jobs."""
@@ -297,7 +300,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def run_task(self, task: TaskDescription) -> object:
         """Run a task in a job. If this call is canceled, cancel the task and wait for its end."""
         settings = self.settings.of(task)
-        spec = job_spec(task, settings, self.executor)
+        spec = job_spec(task, settings, self.executor, self._node_cores)
         if task["function"] is None or "sandbox" in task:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
         call, inside, files = None, None, None
@@ -556,6 +559,20 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
 
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", f"rhapsody_psij.{module}", *arguments]
+
+
+async def _slurm_node_cores() -> int | None:
+    """Return the number of cores of Slurm's largest node, `None` if `sinfo` does not list any.
+
+    Slurm rejects other impossible requests, but would queue jobs with too many cores forever.
+    """
+    with suppress(OSError):  # not installed
+        sinfo = await asyncio.create_subprocess_exec(
+            "sinfo", "--noheader", "--all", "--exact", "--format=%c", stdout=PIPE, stderr=DEVNULL
+        )
+        listed, _ = await sinfo.communicate()
+        return max((int(count) for count in listed.split() if count.isdigit()), default=None)
+    return None
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -87,8 +87,16 @@ def cores_of(task: TaskDescription) -> int:
     return max(1, int((task.get("resources") or Resources()).cores))
 
 
-def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpec:
+def job_spec(
+    task: TaskDescription, settings: Settings, executor: str, node_cores: int | None = None
+) -> JobSpec:
     """Return the specification of a job for a task, without the program that the job runs.
+
+    Args:
+        task: The task's description.
+        settings: The settings of the task.
+        executor: The executor of PSI/J.
+        node_cores: Number of cores of the largest node, `None` if it is unknown.
 
     Raises:
         CapabilityError: The job cannot be expressed in PSI/J.
@@ -111,6 +119,11 @@ def job_spec(task: TaskDescription, settings: Settings, executor: str) -> JobSpe
     if executor == "local" and ranks > (os.cpu_count() or 1):
         raise CapabilityError(
             f"{what} needs {ranks} ranks, but this machine has {os.cpu_count()} processors"
+        )
+    if node_cores is not None and cores * ranks // nodes > node_cores:
+        raise CapabilityError(
+            f"{what} needs {cores * ranks // nodes} cores on a node, but no node of {executor!r} "
+            f"has more than {node_cores}"
         )
     if executor in COUNT_PROCESSES and cores > 1:
         if ranks > 1 or (executor == "lsf" and resources.gpus):

@@ -39,10 +39,17 @@ RESOURCES = {
 }
 """Resources that PSI/J passes on, by executor, in addition to ranks and the walltime."""
 
+BINDS = {"slurm": frozenset({"gpus"})}
+"""Resources that a batch system enforces on each task in its usual configuration, by executor."""
+
 
 def capabilities_of(executor: str) -> Capabilities:
     """Return the capabilities of the backend with an executor of PSI/J."""
-    return replace(LOCAL, resources=LOCAL.resources | RESOURCES.get(executor, frozenset()))
+    return replace(
+        LOCAL,
+        resources=LOCAL.resources | RESOURCES.get(executor, frozenset()),
+        binds=BINDS.get(executor, frozenset()),
+    )
 
 
 OPTIONS = (
