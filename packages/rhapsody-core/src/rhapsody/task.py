@@ -261,6 +261,10 @@ class TaskDescription(_RequiredKeys, total=False):
             environment variables (`TRACEPARENT`), functions in `current_task().trace_context` and,
             if OpenTelemetry is installed where they run, as its current context. It does not
             count when an earlier result is looked up.
+        identity: The identity of the call, for backends whose tasks may outlive the program: a
+            string that is the same for the same call in a run that resumes this one, and the
+            digests of the files that its arguments name, by path. A file that did not exist yet is
+            missing. Absent if the results of the task are not recorded.
         ready: The readiness condition of a service; see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
@@ -296,6 +300,7 @@ class TaskDescription(_RequiredKeys, total=False):
     capture: bool | Literal["files", "quiet"]
     scope: str
     trace_context: dict[str, str]
+    identity: tuple[str, Mapping[str, str]]
     ready: str | Callable[..., Any]
     return_value: Any
     stdout: str

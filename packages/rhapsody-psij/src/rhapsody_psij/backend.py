@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -57,10 +58,13 @@ from rhapsody.sdk import (
     require_mpi4py,
     unpack,
 )
+from rhapsody_psij import detached
 from rhapsody_psij.jobs import UNSAFE, JobSpec, Settings, cores_of, job_spec, launch_ranks
 from rhapsody_psij.plugin import capabilities_of
 
 __all__ = ["PsijExecutionBackend"]
+
+log: logging.Logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "slurm": "sbatch",
@@ -106,7 +110,9 @@ class _Run:
         self.call = call
         self.program = program
         self.ranks = "executable" in spec
+        self.uid = task["uid"]  # in its job
         self.job: _Job | None = None
+        self.detach = False
         self.cancelled = False
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -123,18 +129,30 @@ class _Job:
 
     Attributes:
         number: The job's id in messages.
-        runs: The tasks of the job that have not ended, by uid.
-        shared: True if the job was submitted with several tasks.
+        runs: The tasks of the job that have not ended, by their uids in the job.
+        reports: The directory of the job's reports.
+        left: The job of an earlier run that this object continues; `None` if this run submits it.
+        active: True if PSI/J has reported that the job is running.
         status: The final state, message and exit code that PSI/J has reported, if any.
         since: When the final state was reported.
     """
 
-    def __init__(self, runs: Sequence[_Run]) -> None:
+    def __init__(
+        self, runs: Sequence[_Run], reports: Path, left: detached.LeftJob | None = None
+    ) -> None:
         self.number = uuid.uuid4().hex
-        self.runs = {run.task["uid"]: run for run in runs}
-        self.shared = len(runs) > 1
+        self.runs = {run.uid: run for run in runs}
+        self.reports = reports
+        self.left = left
+        self.active = False
         self.status: tuple[str, str | None, int | None] | None = None
         self.since = 0.0
+
+    @property
+    def unwanted(self) -> bool:
+        """True if all tasks of the job were canceled or have ended."""
+        others = self.left is not None and self.left.tasks
+        return not others and all(run.cancelled for run in self.runs.values())
 
 
 class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
@@ -157,6 +175,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
             Tasks with several ranks do not share a job.
+        detach: True to let jobs continue if the program is killed. The next run of the program
+            that resumes this one takes over their results. Requires a journal, and an executor
+            other than `"local"`.
         name: The name of this object in an engine.
 
     Attributes:
@@ -184,6 +205,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         launcher: str | None = None,
         max_jobs: int | None = None,
         tasks_per_job: int = 1,
+        detach: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -196,6 +218,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 raise TypeError(f"{argument} must be a whole number, got {value!r}")
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
+        if not isinstance(detach, bool):
+            raise TypeError(f"detach must be True or False, got {detach!r}")
+        if detach and executor == "local":
+            raise ValueError(
+                "detach=True needs a batch system, got executor='local', whose jobs are processes "
+                "that end with the program: set executor='slurm', for example, or detach=False"
+            )
+        self.detach = detach
         self.executor = executor
         self.capabilities: Capabilities = capabilities_of(executor)
         self.settings: Settings = Settings(
@@ -207,6 +237,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._filling = False
         self._jobs: dict[str, _Job] = {}
         self._directory: Path | None = None
+        self._lock: int | None = None
+        self._left = detached.LeftJobs()
+        self._left_jobs: dict[detached.LeftJob, _Job] = {}
+        self._seen: set[Path] = set()  # reports that were read and are kept
+        self._warned = False
         self._client: Process | None = None
         self._node_cores: int | None = None
         self._failure: str | None = None  # why no task can run any longer
@@ -229,14 +264,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 f"backend {self.name!r}: the command {command!r} of executor {self.executor!r} is "
                 "not in PATH: run the program on a login node"
             )
-        directory = Path(self.session.directory(f"psij-{self.session.uid}"))
+        directory = Path(self.session.directory(f"{self._prefix}{self.session.uid}"))
         if UNSAFE.search(str(directory)):
             raise BackendUnavailableError(
                 f"backend {self.name!r}: PSI/J cannot use the directory {str(directory)!r}, "
                 "because its path contains spaces or other special characters: set work_dir"
             )
         self._directory, self._reports = directory, directory / "reports"
-        await in_thread(partial(self._reports.mkdir, parents=True, mode=0o700))
+        await in_thread(self._prepare)
         with open(directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
             self._client = await asyncio.create_subprocess_exec(
                 *_python("client", str(directory)),
@@ -246,7 +281,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 limit=MAX_LINE,
                 start_new_session=True,
             )
-        self._send({"executor": self.executor, "ask_every": self.ask_every})
+        settings = {"ask_every": self.ask_every, "detach": self.detach}
+        self._send({"executor": self.executor, **settings})
         assert self._client.stdout is not None
         line = await self._client.stdout.readline()
         error = json.loads(line).get("error") if line else end_of_file(str(log.name), MAX_ERROR)
@@ -254,14 +290,44 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             raise BackendUnavailableError(
                 f"backend {self.name!r}: executor {self.executor!r} cannot be used: {error}"
             )
+        self._attach()
         self._spawn(self._listen())
         if self.executor == "slurm":
             self._node_cores = await _slurm_node_cores()
 
+    @property
+    def _prefix(self) -> str:
+        return f"psij-{self.executor}-" if self.detach else "psij-"
+
+    def _prepare(self) -> None:
+        assert self._directory is not None
+        self._directory.mkdir(parents=True, mode=0o700)
+        self._reports.mkdir(mode=0o700)
+        if self.detach:
+            self._lock = detached.locked(self._directory / detached.LOCK, wait=True)
+            if self.session.earlier:
+                pattern = os.path.join(self.session.earlier, f"{self._prefix}*")
+                self._left = detached.LeftJobs.take_over(pattern)
+
+    def _attach(self) -> None:
+        """Let the client watch the jobs of earlier runs, which it cancels at the end."""
+        found = []
+        for left in self._left.jobs:
+            job = self._left_jobs[left] = _Job((), left.directory / "reports", left)
+            found.append((job.number, left.native))
+        if found:
+            log.info("backend %r: found %d jobs of an earlier run", self.name, len(found))
+            self._send({"attach": found})
+
     async def stop(self) -> None:
-        """End the client process, and remove the files of the jobs."""
+        """End the client process, and remove the files of the jobs.
+
+        If the client was killed, detached jobs may continue, so that their files stay.
+        """
+        stays = self.detach and self._failure is not None
         if self._client is not None:
             assert self._client.stdin is not None
+            self._send({"end": True})
             self._client.stdin.close()
             await self._client.wait()
             self._client = None
@@ -269,8 +335,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
+        directories = self._left.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         if self._directory is not None:
-            remove = partial(shutil.rmtree, self._directory, ignore_errors=True)
+            directories.append(self._directory)
+        for directory in () if stays else directories:
+            remove = partial(shutil.rmtree, directory, ignore_errors=True)
             await in_thread(remove, or_here=True)
 
     def _spawn(self, work: Any) -> None:
@@ -301,6 +373,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         """Run a task in a job. If this call is canceled, cancel the task and wait for its end."""
         settings = self.settings.of(task)
         spec = job_spec(task, settings, self.executor, self._node_cores)
+        if self.detach:
+            outcome = await self._take_over(task)
+            if outcome is not None:
+                return await self._result(task, outcome, None)
         if task["function"] is None or "sandbox" in task:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
         call, inside, files = None, None, None
@@ -317,6 +393,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         elif ranks > 1:
             launch_ranks(spec, task, settings, self.executor)
         run = _Run(task, spec, call, task if inside is None else inside.program)
+        run.detach = self.detach and "identity" in task and inside is None and files is None
         try:
             outcome = await self._outcome(run)
             if files is not None:
@@ -332,9 +409,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         """Run a task in a job, and return the outcome that the job has reported."""
         task, spec = run.task, run.spec
         alone = self.tasks_per_job == 1 or run.ranks
-        key = task["uid"] if alone else json.dumps({**spec, "name": ""}, sort_keys=True)
+        kind = {**spec, "name": "", "detach": run.detach}
+        key = task["uid"] if alone else json.dumps(kind, sort_keys=True)
         self._waiting.setdefault(key, deque()).append(run)
         self._fill_soon()
+        return await self._ended(run, key)
+
+    async def _ended(self, run: _Run, key: str) -> dict[str, Any]:
+        """Wait for the end of a task, and return its outcome. `key` is that of its group."""
         while not run.ended.done():
             try:
                 await asyncio.wait([run.ended])
@@ -344,6 +426,62 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             run.ended.exception()  # marks it as retrieved
             raise asyncio.CancelledError
         return run.ended.result()
+
+    async def _take_over(self, task: TaskDescription) -> dict[str, Any] | None:
+        """Take over the job of a task from an earlier run, and return the outcome.
+
+        Returns:
+            The outcome; `None` if there is no such job, or the task must run again.
+        """
+        if "identity" not in task:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "task %r: not recorded, so its job ends if the program is killed; "
+                    "detach=True needs a journal", task["name"],
+                )  # fmt: skip
+            return None
+        identity, files = task["identity"]
+        left, uid = self._left.tasks.pop(identity, (None, ""))
+        if left is None:
+            return None
+        known = left.tasks.pop(uid)
+        unchanged = known["files"].items() <= files.items()
+        outcome = await in_thread(partial(left.outcome, uid, self.executor))
+        if outcome is None:
+            outcome = await self._adopt(task, left, uid, cancel=not unchanged)
+        elif not detached.succeeded(outcome):
+            return None
+        if not unchanged or "lost" in outcome:
+            return None
+        if known["sandbox"] is not None:
+            await in_thread(partial(shutil.rmtree, task["sandbox"], ignore_errors=True))
+            task["sandbox"] = known["sandbox"]
+        return outcome
+
+    async def _adopt(
+        self, task: TaskDescription, left: detached.LeftJob, uid: str, *, cancel: bool
+    ) -> dict[str, Any]:
+        """Wait for the end of a task that runs or waits in a job of an earlier run.
+
+        Args:
+            task: The task.
+            left: The job.
+            uid: The uid of the task in the job.
+            cancel: True to cancel it first, because it may write to the files of the new attempt.
+        """
+        job, run = self._left_jobs[left], _Run(task, {}, None, task)
+        run.uid, run.ranks, run.job = uid, left.ranks, job
+        job.runs[uid] = run
+        self._jobs[job.number] = job
+        self._watch_soon()
+        if job.active and run.ranks:
+            self.task_state_cb(task, self.get_task_states_map().RUNNING)
+        if cancel:
+            self._cancel(run, "")
+            await asyncio.wait([run.ended])
+            return {}
+        return await self._ended(run, "")
 
     async def _result(
         self, task: TaskDescription, outcome: dict[str, Any], inside: EnvironmentCall | None
@@ -378,17 +516,17 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if run.job is None:
             self._waiting[key].remove(run)
             run.ended.set_result({})
-        elif all(other.cancelled for other in run.job.runs.values()):
+        elif run.job.unwanted:
             self._send({"cancel": [run.job.number]})
         else:
             self._spawn(self._cancel_shared(run.job, run))
 
     async def _cancel_shared(self, job: _Job, run: _Run) -> None:
-        uid = run.task["uid"]
+        uid = run.uid
         try:
-            await in_thread(partial((self._reports / f"{uid}.claim").symlink_to, "canceled"))
+            await in_thread(partial((job.reports / f"{uid}.claim").symlink_to, "canceled"))
         except FileExistsError:  # the task has started
-            await in_thread((self._reports / f"{uid}.cancel").touch)
+            await in_thread((job.reports / f"{uid}.cancel").touch)
         else:
             if uid in job.runs:
                 self._end_run(job, run, {})
@@ -412,7 +550,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 self._waiting[key] = waiting
             if not runs:  # all were canceled
                 continue
-            job = _Job(runs)
+            job = _Job(runs, self._reports)
             self._jobs[job.number] = job
             for run in runs:
                 run.job = job
@@ -432,6 +570,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 if duration is not None:
                     duration *= len(of_job)
                     spec["attributes"] = {**spec["attributes"], "duration": duration}
+            if of_job[0].detach:
+                tasks = {run.uid: detached.entry(run.task) for run in of_job}
+                spec["detach"] = {"ranks": of_job[0].ranks, "tasks": tasks}
             specs.append(spec)
         try:
             if self._failure is not None:
@@ -442,6 +583,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 self._end_job(job, {"exception": error})
             return
         self._send({"submit": specs})
+        self._watch_soon()
+
+    def _watch_soon(self) -> None:
         self._news.set()
         if not self._watching:
             self._watching = True
@@ -468,9 +612,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         client = self._client
         assert client is not None
         assert client.stdout is not None
+        left = {job.number: job for job in self._left_jobs.values()}
         while line := await client.stdout.readline():
             for number, state, message, code in json.loads(line):
-                job = self._jobs.get(number)
+                job = self._jobs.get(number) or left.get(number)
                 if job is not None:
                     self._changed(job, state, message, code)
         self._fail(f"the process of PSI/J has ended with exit code {await client.wait()}")
@@ -490,11 +635,15 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             # have disappeared from the queue of another system.
             if code is None and state == "COMPLETED" and self.executor == "flux":
                 code = 0
+            if job.left is not None and job.left.ranks:
+                code = job.left.exit_code(self.executor)
             job.status, job.since = (state, message, code), monotonic()
             if runs and runs[0].ranks and code is not None:
                 self._end_job(job, {"exit_code": code})
-        elif state == "ACTIVE" and runs and runs[0].ranks:
-            self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
+        elif state == "ACTIVE":
+            job.active = True
+            if runs and runs[0].ranks:
+                self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
 
     async def _watch(self) -> None:
         """Read reports while there are jobs, and find jobs that have ended without a report."""
@@ -502,11 +651,17 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         while self._jobs:
             self._news.clear()
             ended = [job for job in self._jobs.values() if job.status is not None]
-            reports = await in_thread(partial(_take_reports, self._reports))
-            by_uid = {uid: job for job in self._jobs.values() for uid in job.runs}
-            for uid, kind, content in reports:
-                if uid in by_uid:
-                    self._apply(by_uid[uid], uid, kind, content)
+            reports: list[Report] = []
+            for directory in {job.reports for job in self._jobs.values()}:
+                jobs = [job for job in self._jobs.values() if job.reports == directory]
+                uids = {uid for job in jobs for uid in job.runs}
+                seen = (uids, self._seen) if self.detach else None
+                found = await in_thread(partial(_take_reports, directory, seen))
+                by_uid = {uid: job for job in jobs for uid in job.runs}
+                for uid, kind, content in found:
+                    if uid in by_uid:
+                        self._apply(by_uid[uid], uid, kind, content)
+                reports += found
             for job in ended:
                 self._end_silent(job)
             wait = MIN_INTERVAL if reports else min(2 * wait, MAX_INTERVAL)
@@ -543,11 +698,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._forget(job)
 
     def _end_run(self, job: _Job, run: _Run, outcome: dict[str, Any]) -> None:
-        del job.runs[run.task["uid"]]
+        del job.runs[run.uid]
         run.ended.set_result(outcome)
         if not job.runs:
             self._forget(job)
-        elif all(other.cancelled for other in job.runs.values()):
+        elif job.unwanted:
             self._send({"cancel": [job.number]})
 
     def _forget(self, job: _Job) -> None:
@@ -580,13 +735,25 @@ def _write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _take_reports(directory: Path) -> list[Report]:
-    """Read and remove all reports, those of starts first."""
+def _take_reports(directory: Path, kept: tuple[set[str], set[Path]] | None) -> list[Report]:
+    """Read and remove all reports, those of starts first.
+
+    Args:
+        directory: The directory of the reports.
+        kept: The uids of the tasks whose reports are read but not removed, and the reports that
+            were read before, to which the others are added; `None` to read and remove all.
+    """
     found: list[Report] = []
     for name in sorted(os.listdir(directory), key=lambda name: name.endswith(".ended")):
         uid, _, kind = name.rpartition(".")
         if kind in ("started", "ended") and not name.startswith("."):
             path = directory / name
+            if kept is not None:
+                uids, seen = kept
+                if uid in uids and path not in seen:
+                    seen.add(path)
+                    found.append((uid, kind, path.read_bytes()))
+                continue
             found.append((uid, kind, path.read_bytes()))
             path.unlink()
             if kind == "ended":

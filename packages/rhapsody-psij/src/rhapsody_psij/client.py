@@ -2,13 +2,17 @@
 
 PSI/J handles SIGCHLD, blocks while it submits a job, and keeps threads that never end. In a
 separate process, none of this affects the user's program. The client also outlives a program that
-is killed: its standard input then ends, and it cancels the jobs that have not ended.
+is killed: its standard input then ends, and it cancels the jobs that have not ended and are not
+detached.
 
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
-`{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, and `{"cancel":
-[...]}` with ids. The client replies with `{"error": ...}` after a failed start, or `{}`, and then
-sends lists of reports, `[id, state, message, exit code]`. All reports that are waiting are sent
-together. The states are those of PSI/J, and `REFUSED` for a job that could not be submitted.
+`{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
+[...]}` with ids, `{"attach": [...]}` with the ids and the batch system's ids of jobs of an earlier
+run, and `{"end": true}` as the last one. If that line is missing, because the program was killed,
+jobs whose specification contains `detach` continue. The client replies with `{"error": ...}` after
+a failed start, or `{}`, and then sends lists of reports, `[id, state, message, exit code]`. All
+reports that are waiting are sent together. The states are those of PSI/J, and `REFUSED` for a job
+that could not be submitted.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from psij.executors.batch.batch_scheduler_executor import (
     BatchSchedulerExecutor,
     BatchSchedulerExecutorConfig,
 )
+
+from rhapsody_psij.detached import LIST, locked
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -79,6 +85,7 @@ class Client:
             work_directory=directory,
             queue_polling_interval=settings["ask_every"],
             initial_queue_polling_delay=0,
+            keep_files=settings["detach"],
         )
         self._executor = psij.JobExecutor.get_instance(settings["executor"], config=config)
         self._executor.set_job_status_callback(self._changed)
@@ -90,14 +97,25 @@ class Client:
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
         self._ids: dict[str, str] = {}  # by PSI/J's id
         self._cancelled: set[str] = set()
+        self._detached: set[str] = set()
+        self._list = locked(directory / LIST, wait=True) if settings["detach"] else None
         self._submissions = ThreadPoolExecutor(1)  # one at a time, to keep their order
         self._cancellations = ThreadPoolExecutor(MAX_CANCELLATIONS)
 
     def submit(self, spec: dict[str, Any]) -> None:
         """Submit a job after those that wait for their submission."""
-        number, job = spec.pop("id"), psij.Job()
+        number, job, listed = spec.pop("id"), psij.Job(), spec.pop("detach", None)
         self._jobs[number], self._ids[job.id] = job, number
-        self._submissions.submit(self._submit, number, job, spec)
+        if listed is not None:
+            self._detached.add(number)
+        self._submissions.submit(self._submit, number, job, spec, listed)
+
+    def attach(self, number: str, native_id: str) -> None:
+        """Watch a detached job of an earlier run."""
+        job = psij.Job(psij.JobSpec())
+        self._jobs[number], self._ids[job.id] = job, number
+        self._detached.add(number)
+        self._executor.attach(job, native_id)
 
     def cancel(self, number: str) -> None:
         """Cancel a job; if it is not submitted yet, do not submit it.
@@ -111,23 +129,34 @@ class Client:
         if job is not None and job.native_id is not None:
             self._cancellations.submit(self._cancel, number)
 
-    def close(self) -> None:
+    def close(self, *, detach: bool) -> None:
         """Cancel the jobs that have not ended; return when all cancellations have been sent.
 
         The newest jobs come first, because waiting jobs start when running ones end.
+
+        Args:
+            detach: True to leave detached jobs. Those that still wait are not submitted.
         """
         for number in reversed(list(self._jobs)):
-            self.cancel(number)
-        self._submissions.shutdown()
+            if not (detach and number in self._detached):
+                self.cancel(number)
+        self._submissions.shutdown(cancel_futures=detach)
         self._cancellations.shutdown()
 
-    def _submit(self, number: str, job: psij.Job, spec: dict[str, Any]) -> None:
+    def _submit(
+        self, number: str, job: psij.Job, spec: dict[str, Any], listed: dict[str, Any] | None
+    ) -> None:
         if number in self._cancelled:
             self._end(number, "CANCELED")
             return
         try:
             job.spec = self._spec(spec)
             self._executor.submit(job)
+            if listed is not None and self._list is not None:
+                line = json.dumps({"job": job.native_id, **listed})
+                os.lseek(self._list, 0, os.SEEK_END)
+                os.write(self._list, line.encode() + b"\n")
+                os.fsync(self._list)
         except Exception as error:  # PSI/J raises the errors of the system's commands
             self._end(number, "REFUSED", str(error) or repr(error))
             return
@@ -266,17 +295,21 @@ def main(directory: str) -> None:
         return
     print("{}", file=out, flush=True)
     threading.Thread(target=_send, args=(reports, out), daemon=True).start()
+    detach = True
     try:
         for line in sys.stdin:
             if not line.endswith("\n"):  # the program was killed while it sent a message
                 break
             message = json.loads(line)
+            detach = "end" not in message
+            for number, native_id in message.get("attach", ()):
+                client.attach(number, native_id)
             for number in message.get("cancel", ()):
                 client.cancel(number)
             for spec in message.get("submit", ()):
                 client.submit(spec)
     finally:
-        client.close()
+        client.close(detach=detach)
     os._exit(0)  # PSI/J's threads never end
 
 

@@ -80,6 +80,12 @@ OPTIONS = (
         'number of processors with the executor "local".',
     ),
     BackendOption("tasks_per_job", int, 1, "Maximum number of tasks that share a job."),
+    BackendOption(
+        "detach",
+        bool,
+        False,
+        "Let jobs continue if the program is killed; the next run takes over their results.",
+    ),
     BackendOption("name", str, "psij", "Name of the backend in an engine."),
     BackendOption("partition", instead="PSI/J calls it 'queue'"),
     BackendOption("project", instead="PSI/J calls it 'account'"),

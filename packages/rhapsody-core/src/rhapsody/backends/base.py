@@ -65,10 +65,13 @@ class Session:
         path: The parent directory for the backend's files, initially the current directory. An
             engine that starts the backend sets `path` to the engine's directory, unless `path` has
             already been changed. The session does not create the directory.
+        earlier: The pattern, as for `glob.glob`, of the directories that were `path` in earlier
+            runs. Set by the engine together with `path`; otherwise empty.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
     path: str = field(default_factory=_current)
+    earlier: str = ""
     _made_in: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -284,6 +284,7 @@ def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
     if isinstance(session, Session) and not session.chosen:
         alone = backend.name in (EMBEDDED, DRY_RUN)  # these keep no files except sandboxes
         session.path = os.path.abspath(stager.work_dir if alone else stager.settle())
+        session.earlier = stager.earlier
 
 
 def _not_a_backend(value: object) -> TypeError:

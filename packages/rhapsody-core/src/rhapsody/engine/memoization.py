@@ -121,6 +121,9 @@ class Memoization:
             results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
             if inspect.isawaitable(results):
                 results = await self._looked_up(hook, results)
+            for record, task in zip(waiting, tasks, strict=True):
+                if "identity" in task and record.state.work is WorkState.READY:
+                    record.identity = record.description["identity"] = task["identity"]
             if results is None:
                 continue
             if not _answers(results, len(waiting)):

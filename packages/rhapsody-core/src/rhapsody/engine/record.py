@@ -127,6 +127,7 @@ class TaskRecord:
         "description",
         "found",
         "future",
+        "identity",
         "kwargs",
         "label",
         "limits",
@@ -187,6 +188,7 @@ class TaskRecord:
         self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
+        self.identity: tuple[str, Mapping[str, str]] | None = None
         self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: BlockRecord | None = None
         self.found: ArgumentScan | None = found  # futures and files in the arguments

@@ -197,6 +197,8 @@ class TaskBuilder:
         )
         description["metadata"] = {"dependencies": [], "input_files": [], "output_files": []}
         description["attempt"] = record.attempt
+        if record.identity is not None:  # a retry
+            description["identity"] = record.identity
         if not plain:
             self._describe_more(record, description)
         if record.dependencies:

@@ -7,6 +7,7 @@ import os
 import pickle
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,7 @@ class Journal:
         self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
+        self._identities: Counter[bytes] = Counter()
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
         self._failed = False
@@ -240,6 +242,7 @@ class Journal:
             number = former[1]
         else:
             number = self._number(key.digest, former[1])
+        identity = self._identity(key)
         found = why = None
         if name in self._again:
             why = "requested by --rerun"
@@ -252,7 +255,16 @@ class Journal:
             if found is not None and not (found.files and found.files.missing):
                 return found
         self._calls[call] = key, number, why
+        if found is None and name not in self._again:
+            task["identity"] = identity
         return found
+
+    def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
+        """Return the identity of the next call with a key. See `TaskDescription`."""
+        files = {path: digest.hex() for path, digest in key.paths.items() if digest}
+        digest = self._keys.digest(key.parts, key.code, {}) if files else key.digest
+        self._identities[digest] += 1
+        return f"{self._store.origin}-{digest.hex()}-{self._identities[digest]}", files
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
         """Return the number of a call among the calls with the same key.

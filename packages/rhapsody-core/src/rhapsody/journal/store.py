@@ -182,6 +182,7 @@ class Store:
         run: The number of this run; 0 before `begin`.
         lineage: The number that this run shares with the runs it resumes, directly or indirectly; 0
             before `begin`.
+        origin: A string that identifies the lineage, also after the journal was removed.
         reused: Number of recorded results that were available when this run began.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
@@ -203,6 +204,7 @@ class Store:
         self.used: dict[int, int] = {}
         self.kept: int = 0
         self.lineage: int = 0
+        self.origin: str = ""
         self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
         self._ended = False
@@ -342,17 +344,22 @@ class Store:
                     "or use another journal"
                 )
             taken = {run.lineage for run in living}
-            ended = [run for run in ended if run.lineage not in taken and self._holds(run)]
+            free = [run for run in ended if run.lineage not in taken]
+            ended = [run for run in free if self._holds(run)]
             last = ended[-1] if ended else Run(0, 0, 0, "done", 0, 0)
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
             takes_up = last.how != "done" if resume is None else resume and bool(ended)
             self.lineage = last.lineage if takes_up else newest + 1
+            if not takes_up and resume is not False and free and free[-1].how in ("killed", None):
+                self.lineage = free[-1].lineage  # without results, but its jobs may continue
             row = "INSERT INTO runs (lineage, began) VALUES (?, ?)"
             run = database.execute(row, (self.lineage, time.time())).lastrowid
             assert run is not None
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
+            first = "SELECT min(began) FROM runs WHERE lineage = ?"
+            self.origin = f"{database.execute(first, (self.lineage,)).fetchone()[0]:.6f}"
             if takes_up:
                 self.before, self._taken_up = last.how or "killed", last.number
                 database.execute(_EARLIER_TABLE)

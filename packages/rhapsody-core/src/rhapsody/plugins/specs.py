@@ -533,6 +533,8 @@ class Record(NamedTuple):
 class LookupTask(TaskDescription):
     """Description of a task whose result is looked up: a mapping with five additional keys.
 
+    The plugin that records the task's result may set `identity`, which backends then receive.
+
     A service among the arguments is replaced with `("service", name, function, (args, kwargs))`,
     because its readiness information, such as a port, differs from run to run. For an executable,
     `args` contains these tuples, and each piece of readiness information in the command is replaced

@@ -7,6 +7,7 @@ links files into the sandbox.
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -383,6 +384,12 @@ class Stager:
     def work_dir(self) -> Path:
         """The engine's directory, which may change until `settle` is called."""
         return self._place.path
+
+    @property
+    def earlier(self) -> str:
+        """Pattern of the `work_dir` of earlier runs, as for `glob.glob`."""
+        base = glob.escape(str(self._place.base))
+        return base if self._place.base == self.work_dir else os.path.join(base, "*", "*")
 
     def settle(self) -> Path:
         """Create the run's directory, if any, and return `work_dir`; see `WorkDir.settle`."""

@@ -1,0 +1,160 @@
+"""Detached jobs: jobs that go on when the program is killed, and whose results the next run takes.
+
+Each backend object with `detach=True` has a directory that only the user can access. The client
+lists there every job that it has submitted, in `jobs.jsonl`, and the jobs write their reports
+there. The program and the client each hold a lock while they run. The next run takes over the
+directories whose program and client have ended. It finds the job of a task by the task's identity,
+and removes the directories when it ends properly.
+
+A task is not taken over if one of the files that its arguments name has changed since the job was
+submitted. Files that did not exist then are regarded as outputs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import json
+import logging
+import os
+import pickle
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rhapsody import TaskDescription
+from rhapsody.sdk import unpack
+
+log: logging.Logger = logging.getLogger(__name__)
+
+LIST, LOCK = "jobs.jsonl", "program.lock"
+
+
+@dataclass(slots=True, eq=False)
+class LeftJob:
+    """Job of an earlier run.
+
+    Attributes:
+        directory: The directory of the backend that submitted the job.
+        native: The id that the batch system has given to the job.
+        ranks: True if PSI/J's launcher runs the job's only task.
+        tasks: The tasks that the job was submitted with, and that no task of this run has taken
+            over, by uid. The values are those of `entry`.
+    """
+
+    directory: Path
+    native: str
+    ranks: bool
+    tasks: dict[str, dict[str, Any]]
+
+    def exit_code(self, executor: str) -> int | None:
+        """Return the exit code of the job's script; `None` if it has not ended by itself."""
+        with suppress(OSError, ValueError):
+            return int((self.directory / executor / f"{self.native}.ec").read_text())
+        return None
+
+    def outcome(self, uid: str, executor: str) -> dict[str, Any] | None:
+        """Return the outcome of a task if it has ended, otherwise `None`."""
+        if self.ranks:
+            code = self.exit_code(executor)
+            return None if code is None else {"exit_code": code}
+        with suppress(FileNotFoundError):
+            report = (self.directory / "reports" / f"{uid}.ended").read_bytes()
+            outcome: dict[str, Any] = pickle.loads(report)  # noqa: S301 - see `_is_private`
+            return outcome
+        return None
+
+
+@dataclass(slots=True)
+class LeftJobs:
+    """Jobs of earlier runs, and the locks of their directories.
+
+    Attributes:
+        jobs: The jobs.
+        tasks: For each identity, the job of the task and the task's uid in that job.
+    """
+
+    jobs: list[LeftJob] = field(default_factory=list)
+    tasks: dict[str, tuple[LeftJob, str]] = field(default_factory=dict)
+    _locks: dict[Path, int] = field(default_factory=dict)
+
+    @classmethod
+    def take_over(cls, pattern: str) -> LeftJobs:
+        """Take over the directories that match a pattern and whose program has ended.
+
+        Waits until the clients of these programs have ended, which is a matter of seconds.
+        """
+        left = cls()
+        paths = {Path(path).resolve() for path in glob.glob(os.path.join(pattern, LIST))}
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+            if not _is_private(path.parent):
+                log.warning("ignoring %s: other users could write to it", path.parent)
+                continue
+            lock = locked(path.parent / LOCK, wait=False)
+            if lock is None:  # the program is running
+                continue
+            client = locked(path, wait=True)
+            assert client is not None
+            os.close(client)
+            left._locks[path.parent] = lock
+            left._read(path)
+        return left
+
+    def _read(self, path: Path) -> None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found = json.loads(line)
+                job = LeftJob(path.parent, found["job"], found["ranks"], found["tasks"])
+            except (ValueError, KeyError):  # the machine failed while the line was written
+                log.warning("%s: ignoring a damaged line", path)
+                continue
+            self.jobs.append(job)
+            self.tasks |= {task["identity"]: (job, uid) for uid, task in job.tasks.items()}
+
+    def close(self) -> list[Path]:
+        """Release the locks, and return the directories."""
+        for lock in self._locks.values():
+            os.close(lock)
+        directories = list(self._locks)
+        self._locks.clear()
+        return directories
+
+
+def entry(task: TaskDescription) -> dict[str, Any]:
+    """Return the values of a task that the next run needs."""
+    identity, files = task["identity"]
+    return {"identity": identity, "files": dict(files), "sandbox": task.get("sandbox")}
+
+
+def succeeded(outcome: dict[str, Any]) -> bool:
+    """Return True if an outcome is that of a successful task. All others run again."""
+    if "call" in outcome:
+        return unpack(outcome["call"]).done
+    return outcome.get("exit_code") == 0 and "exception" not in outcome
+
+
+def locked(path: Path, *, wait: bool) -> int | None:
+    """Lock a file, and return its descriptor; `None` if it is locked and `wait` is False.
+
+    Raises:
+        OSError: The file system does not support locks.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _is_private(directory: Path) -> bool:
+    """Return True if only this user can write to a directory, whose files may be unpickled."""
+    found = os.lstat(directory)
+    mine = found.st_uid == os.geteuid()
+    return mine and stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
