@@ -114,9 +114,9 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def until_no_jobs() -> None:
+def until_no_jobs(seconds: float = 30) -> None:
     """Wait until no job is in the queue."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + seconds
     while True:
         queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True)
         if not queue.stdout.strip():

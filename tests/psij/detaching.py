@@ -1,14 +1,17 @@
 """A program with detached jobs, which tests kill and run again.
 
-Run as `python -m tests.psij.detaching DIRECTORY`. Each task appends a line to the file `log` when
-it starts and when it ends, and ends when the file `gate` exists. The program prints the results.
+Run as `python -m tests.psij.detaching DIRECTORY TASKS_PER_JOB [NAME...]`. Each task appends a line
+to the file `log` when it starts and when it ends. It ends when the file `gate` or `gate-NAME`
+exists. The program runs the tasks with the given names, or all, and prints their results.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rhapsody import OutputFile, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
@@ -21,14 +24,16 @@ class Eager(PsijExecutionBackend):
 
 
 SCRIPT = """
-echo start {name} >>{log}; while [ ! -e {gate} ]; do sleep 0.1; done; echo end {name} >>{log}
+echo start {name} >>{place}/log
+while ! ls {place} | grep -qx -e gate -e gate-{kind}; do sleep 0.1; done
+echo end {name} >>{place}/log
 """
 
 
-async def main(directory: Path, shared: int) -> None:
-    log, gate = (str(directory / name) for name in ("log", "gate"))
+async def main(place: Path, shared: int, names: Sequence[str]) -> None:
     backend = Eager("slurm", detach=True, tasks_per_job=shared)
-    async with WorkflowEngine.create(backend, journal=directory / "journal.sqlite") as flow:
+    options: dict[str, Any] = {"journal": place / "journal.sqlite", "record": True}
+    async with WorkflowEngine.create(backend, **options) as flow:
 
         @flow.function_task
         def function(number: int) -> int:
@@ -36,19 +41,19 @@ async def main(directory: Path, shared: int) -> None:
             import time
 
             def note(what: str) -> None:
-                with open(log, "a") as file:
+                with open(place / "log", "a") as file:
                     file.write(f"{what} function{number}\n")
 
             note("start")
-            while not os.path.exists(gate):
+            while not {"gate", "gate-function"} & set(os.listdir(place)):
                 time.sleep(0.1)
             note("end")
             return number * number
 
         @flow.executable_task
         def program(number: int, made: OutputFile) -> str:
-            script = SCRIPT.format(name=f"program{number}", log=log, gate=gate).strip()
-            return f"{script}; echo {number} >{made}; echo printed {number}"
+            script = SCRIPT.format(name=f"program{number}", kind="program", place=place)
+            return f"{script}echo {number} >{made}; echo printed {number}"
 
         @flow.function_task
         def read(printed: str, made: str) -> str:
@@ -56,17 +61,21 @@ async def main(directory: Path, shared: int) -> None:
 
         @flow.executable_task(resources={"ranks": 2})
         def ranks() -> str:
-            script = SCRIPT.format(name="ranks$SLURM_PROCID", log=log, gate=gate).strip()
-            return f"{script}; echo ranked"
+            script = SCRIPT.format(name="rank$SLURM_PROCID", kind="ranks", place=place)
+            return f"{script}echo ranked"
 
-        programs = [program(number, OutputFile(f"made{number}")) for number in range(3)]
-        results = await asyncio.gather(
-            *(function(number) for number in range(3)),
-            *(read(each, each.file(f"made{number}")) for number, each in enumerate(programs)),
-            ranks(),
-        )
+        calls: list[Any] = []
+        if "function" in names:
+            calls += [function(number) for number in range(2)]
+        if "program" in names:
+            programs = [program(number, OutputFile(f"made{number}")) for number in range(2)]
+            calls += [read(each, each.file(f"made{n}")) for n, each in enumerate(programs)]
+        if "ranks" in names:
+            calls.append(ranks())
+        results = await asyncio.gather(*calls)
     print(results)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    given = sys.argv[3:] or ("function", "program", "ranks")
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), given))

@@ -178,8 +178,10 @@ async def test_a_start_that_cannot_succeed_fails(
         ({"max_jobs": 0}, ValueError),
         ({"tasks_per_job": 2.5}, TypeError),
         ({"attributes": {"qos": "a"}}, ValueError),
+        ({"detach": 1}, TypeError),
+        ({"detach": True}, ValueError),
     ],
-    ids=["executor", "jobs", "tasks", "attributes"],
+    ids=["executor", "jobs", "tasks", "attributes", "detach", "local"],
 )
 async def test_invalid_options_are_refused(given: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The age or the directory is invalid.
     """
-    from rhapsody.staging.runs import left_runs, tidy
+    from rhapsody.staging.runs import jobs_lists, left_runs, tidy
 
     before = time.time() - (0 if arguments.older is None else age(arguments.older))
     base = base_of(arguments.directory)
@@ -60,6 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
             say(
                 f"{each.path.name}  kept: it may still be running on another host; if it is not, "
                 f"run: rm {each.lock}"
+            )
+        elif jobs := jobs_lists(each.path):
+            stays["may have jobs"] += 1
+            say(
+                f"{each.path.name}  kept: its jobs may continue; run the program again to take "
+                "over their results, or cancel them with the command of the batch system and run: "
+                f"rm {' '.join(map(str, jobs))}"
             )
         elif each.changed > before:
             stays[f"changed in the last {arguments.older}"] += 1

@@ -34,6 +34,7 @@ from rhapsody.history.values import (
     program_of,
     where,
 )
+from rhapsody.staging.runs import jobs_left
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RecordReader, RunHistory, TaskRun
@@ -190,6 +191,7 @@ class Status:
         running: The tasks that are running, in the order of their starts. Blocks are not listed.
         waiting: The tasks that are waiting, with the reasons.
         failed: The tasks that have failed, except those that were skipped.
+        jobs: The tasks of a run that has ended whose jobs may continue, with the ids of the jobs.
     """
 
     history: RunHistory
@@ -198,6 +200,7 @@ class Status:
     running: list[TaskRun] = field(default_factory=list)
     waiting: list[tuple[TaskRun, Waiting]] = field(default_factory=list)
     failed: list[TaskRun] = field(default_factory=list)
+    jobs: list[tuple[TaskRun, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, history: RunHistory) -> Status:
@@ -215,6 +218,11 @@ class Status:
             elif outcome == "waiting":
                 status.waiting.append((task, Waiting.of(task, history)))
         status.running.sort(key=_started)
+        left = {} if may_run(history.run) else jobs_left(history.run.path.parent)
+        for task in history.tasks.values() if left else ():
+            job = left.get(f"{task.engine}.{task.uid}")
+            if job is not None and not task.ended:
+                status.jobs.append((task, job))
         return status
 
     def json(self) -> dict[str, Any]:
@@ -246,6 +254,7 @@ class Status:
                 for task, waiting in self.waiting
             ],
             "failed": [{**_task(task), "error": _error(task)} for task in self.failed],
+            "jobs": [{**_task(task), "job": job} for task, job in self.jobs],
         }
 
     def lines(self, everything: bool) -> list[str]:
@@ -262,6 +271,8 @@ class Status:
         if self.waiting:
             lines += ["", f"{self._word('waiting', 'not started')} ({len(self.waiting)}):"]
             lines += self._waiting(limit)
+        if self.jobs:
+            lines += ["", f"jobs that may continue ({len(self.jobs)}):", *self._jobs(limit)]
         if self.failed:
             lines += ["", f"failed ({len(self.failed)}):", *self._failed(limit)]
         return lines
@@ -343,6 +354,12 @@ class Status:
         header = ("COUNT", "NAME", "SINCE", "WAITS FOR")
         lines = table(header, rows, numbers=("COUNT",), flexible=("NAME", "WAITS FOR"))
         return lines + _more(len(groups), limit)
+
+    def _jobs(self, limit: int | None) -> list[str]:
+        rows = [(task.key, job, call_of(task)) for task, job in self.jobs[:limit]]
+        lines = table(("TASK", "JOB", "CALL"), rows, flexible=("CALL", "TASK"))
+        hint = "the next run of the program takes over their results"
+        return [*lines, *_more(len(self.jobs), limit), hint]
 
     def _failed(self, limit: int | None) -> list[str]:
         """Return lines about the tasks that failed; of many, one entry for failures alike."""

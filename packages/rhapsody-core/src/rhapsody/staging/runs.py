@@ -319,6 +319,32 @@ def runs_in(base: Path) -> list[str]:
     return sorted(names, key=lambda name: (name.partition("-")[0], name[-4:]))
 
 
+JOBS = "jobs.jsonl"
+"""Name of the list of jobs that continue if the program is killed.
+
+A backend writes it in a directory of its session's directory, and removes it when the run ends
+properly. Each line is a JSON object: `job` is the id that the batch system has given to the job,
+and the keys of `tasks` are the uids of its attempts.
+"""
+
+
+def jobs_lists(run: Path) -> list[Path]:
+    """Return the paths of the lists of jobs in a run's directory."""
+    return sorted(run.glob(f"*/*/{JOBS}"))
+
+
+def jobs_left(run: Path) -> dict[str, str]:
+    """Return the ids of the jobs that may outlive a run, by the uids of their tasks."""
+    found: dict[str, str] = {}
+    for path in jobs_lists(run):
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                job = json.loads(line)
+                tasks = {uid.rpartition(".")[0] for uid in job["tasks"]}
+                found |= dict.fromkeys(tasks, str(job["job"]))
+    return found
+
+
 def point_latest(base: Path) -> None:
     """Point `latest` to the newest existing run; ignore errors."""
     link, pointed = base / LATEST, None

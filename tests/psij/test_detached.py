@@ -1,0 +1,164 @@
+"""Jobs that go on when the program is killed, and the next run, which takes over their results."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rhapsody_psij.detached import LIST, LOCK, LeftJobs, locked, succeeded
+from tests._support.slurm import until_no_jobs
+
+ROOT = Path(__file__).parents[2]
+RESULTS = "[0, 1, 'printed 0, written 0', 'printed 1, written 1', 'ranked\\nranked\\n']\n"
+NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
+
+
+def until(condition: Callable[[], bool], seconds: float = 100) -> None:
+    """Wait until a condition is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def started(place: Path, shared: int = 1, *names: str) -> subprocess.Popen[str]:
+    """Start the program in a directory."""
+    words = [sys.executable, "-m", "tests.psij.detaching", str(place), str(shared), *names]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=place, env=environment)
+
+
+def killed(place: Path, lines: int, shared: int = 1) -> None:
+    """Start the program, and kill it when the log of its tasks has a number of lines."""
+    log = place / "log"
+    log.touch()
+    with started(place, shared) as program:
+        until(lambda: log.read_text().count("\n") >= lines)
+        program.kill()
+
+
+def finished(program: subprocess.Popen[str]) -> str:
+    """Wait for the end of a program, and return its output."""
+    output, _ = program.communicate(timeout=150)
+    assert program.returncode == 0
+    return output
+
+
+def said(place: Path, *words: str) -> str:
+    """Return the output of a command of `rhapsody`."""
+    command = [sys.executable, "-m", "rhapsody", *words]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
+
+
+def require_run_once(place: Path) -> None:
+    """Require that each task has started and ended exactly once, and that no job is left."""
+    lines = (place / "log").read_text().splitlines()
+    assert sorted(lines) == sorted(f"{what} {name}" for what in ("start", "end") for name in NAMES)
+    until_no_jobs()
+    assert not list(place.glob(f".rhapsody/*/*/*/{LIST}"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("lines", range(10))
+def test_no_task_is_repeated_after_a_kill(lines: int, tmp_path: Path) -> None:
+    (tmp_path / "gate").touch()
+    killed(tmp_path, lines)
+    assert finished(started(tmp_path)) == RESULTS
+    require_run_once(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+def test_results_of_jobs_that_ended_meanwhile_are_taken_over(tmp_path: Path) -> None:
+    killed(tmp_path, 2)
+    until(lambda: "jobs that may continue (5)" in said(tmp_path, "status"))
+    assert len(json.loads(said(tmp_path, "status", "--json"))["jobs"]) == 5
+    assert "1 may have jobs" in said(tmp_path, "clean")
+    (tmp_path / "gate").touch()
+    until_no_jobs(100)
+    (tmp_path / "gate").unlink()  # a task that ran again would not end
+    assert len((tmp_path / "log").read_text().splitlines()) == 12
+    assert finished(started(tmp_path)) == RESULTS
+    require_run_once(tmp_path)
+    assert "2 runs" in said(tmp_path, "clean")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("shared", [1, 3], ids=["own jobs", "shared jobs"])
+def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Path) -> None:
+    killed(tmp_path, 1, shared)
+    second = started(tmp_path, shared)
+    until(lambda: len(list(tmp_path.glob(f".rhapsody/2*/*/*/{LOCK}"))) == 2)
+    second.kill()
+    finished_or_killed = second.wait()
+    assert finished_or_killed < 0
+    third = started(tmp_path, shared)
+    (tmp_path / "gate").touch()
+    assert finished(third) == RESULTS
+    require_run_once(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("cluster")
+def test_jobs_whose_tasks_are_no_longer_called_are_canceled(tmp_path: Path) -> None:
+    killed(tmp_path, 2)
+    (tmp_path / "gate-function").touch()
+    second = started(tmp_path, 1, "function")
+    until(lambda: "end program" in (tmp_path / "log").read_text() or second.poll() is not None)
+    assert finished(second) == "[0, 1]\n"
+    until_no_jobs()
+    assert "end program" not in (tmp_path / "log").read_text()
+
+
+# Without Slurm.
+
+
+def left(place: Path, name: str, identity: str, mode: int = 0o700) -> Path:
+    """Create the directory of a run that was killed, with one job, and return it."""
+    directory = place / name
+    (directory / "reports").mkdir(parents=True)
+    directory.chmod(mode)
+    task = {"identity": identity, "files": {}, "sandbox": None}
+    line = {"job": "7", "ranks": False, "tasks": {"a.task.000001.1": task}}
+    (directory / LIST).write_text(json.dumps(line) + "\n{damaged\n")
+    return directory
+
+
+def test_only_ended_runs_in_private_directories_are_taken_over(tmp_path: Path) -> None:
+    mine = left(tmp_path, "psij-1", "one")
+    left(tmp_path, "psij-2", "two", mode=0o770)
+    lock = locked(left(tmp_path, "psij-3", "three") / LOCK, wait=False)
+    assert lock is not None
+    (tmp_path / "psij-4").symlink_to(mine)
+    found = LeftJobs.take_over(str(tmp_path / "psij-*"))
+    assert found.tasks.keys() == {"one"}
+    job, uid = found.tasks["one"]
+    assert (job.native, uid) == ("7", "a.task.000001.1")
+    assert job.outcome(uid, "slurm") is None
+    (mine / "reports" / f"{uid}.ended").write_bytes(pickle.dumps({"exit_code": 0}))
+    assert job.outcome(uid, "slurm") == {"exit_code": 0}
+    assert LeftJobs.take_over(str(tmp_path / "psij-1")).jobs == []  # it is locked
+    assert found.close() == [mine]
+    os.close(lock)
+
+
+def test_only_successful_outcomes_are_taken_over() -> None:
+    assert succeeded({"exit_code": 0, "stdout": "", "stderr": ""})
+    assert not succeeded({"exit_code": 1, "stdout": "", "stderr": ""})
+    assert not succeeded({"exception": OSError()})
+    assert not succeeded({"lost": "its process ended"})
+    assert not succeeded({"canceled": True})
