@@ -102,9 +102,8 @@ def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Pat
     killed(tmp_path, 1, shared)
     second = started(tmp_path, shared)
     until(lambda: len(list(tmp_path.glob(f".rhapsody/2*/*/*/{LOCK}"))) == 2)
-    second.kill()
-    finished_or_killed = second.wait()
-    assert finished_or_killed < 0
+    with second:
+        second.kill()
     third = started(tmp_path, shared)
     (tmp_path / "gate").touch()
     assert finished(third) == RESULTS
@@ -132,7 +131,7 @@ def left(place: Path, name: str, identity: str, mode: int = 0o700) -> Path:
     directory = place / name
     (directory / "reports").mkdir(parents=True)
     directory.chmod(mode)
-    task = {"identity": identity, "files": {}, "sandbox": None}
+    task: dict[str, object] = {"identity": identity, "files": {}, "sandbox": None}
     line = {"job": "7", "ranks": False, "tasks": {"a.task.000001.1": task}}
     (directory / LIST).write_text(json.dumps(line) + "\n{damaged\n")
     return directory

@@ -288,3 +288,16 @@ def test_the_help_has_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "remove the directories of runs that have ended" in capsys.readouterr().out
+
+
+def test_a_run_whose_jobs_may_continue_stays(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = base / NAMES[1] / "engine.12345678" / "backend" / runs.JOBS
+    jobs.parent.mkdir()
+    jobs.touch()
+    said = clean(capsys, "--older", "1h")
+    assert said[-1] == "removed 2 runs, 2.0 kB; 1 may have jobs"
+    assert any(line.endswith(f"run: rm {jobs}") for line in said)
+    jobs.unlink()
+    assert clean(capsys)[-1] == "removed 1 run, 1.0 kB"

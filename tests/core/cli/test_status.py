@@ -17,6 +17,7 @@ import pytest
 
 from rhapsody.cli import main
 from rhapsody.staging.fsutil import FileLock
+from rhapsody.staging.runs import JOBS
 from tests._support.histories import (
     Records,
     call,
@@ -104,6 +105,23 @@ def test_a_run_in_progress(active: FileLock, capsys: pytest.CaptureFixture[str])
     error = ["task.000003 align(3)", "ended with exit code 2", "unexpected end", ""]
     assert lines[at + 1 : at + 5] == error
     assert lines[-1] == f"details: rhapsody show {NAME} task.000003"
+
+
+def test_jobs_of_a_killed_run_that_may_continue(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = records.base / NAME / "engine.1" / "backend" / JOBS
+    jobs.parent.mkdir(parents=True)
+    lines = [
+        {"job": "41", "tasks": {"engine.1.task.000001.1": {}, "engine.1.task.000002.1": {}}},
+        {"job": "42", "tasks": {"engine.1.task.000005.1": {}}},
+    ]
+    jobs.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    said = rows(output(capsys)[0])
+    at = said.index("jobs that may continue (2):")  # the first task has ended
+    assert said[at + 2 : at + 4] == ["task.000002 41 fetch(2)", "task.000005 42 align(5)"]
+    found = json.loads(output(capsys, "--json")[0])["jobs"]
+    assert [each["job"] for each in found] == ["41", "42"]
 
 
 def test_failures_alike_are_one_entry(records: Records, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, JournalError, NoopExecutionBackend, OutputFile, WorkflowEngine
+from rhapsody.backends import ManagedBackend
 from rhapsody.journal import store
 from tests._support.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
@@ -498,3 +499,58 @@ async def test_the_loop_goes_on_while_a_large_argument_is_hashed(kind: Any) -> N
             await asyncio.sleep(0)
             turns += 1
     assert turns > 100  # it takes long enough for thousands
+
+
+class Seeing(ManagedBackend):
+    """A backend that fails tasks with an argument above 1, and keeps their identities."""
+
+    name = "seeing"
+    canonical_states = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    async def run_task(self, task: Any) -> object:
+        self.seen.append(task.get("identity"))
+        if task["args"][0] > 1:
+            raise ValueError
+        return task["args"][0]
+
+
+async def test_the_identity_of_a_call_is_the_same_in_a_run_that_resumes() -> None:
+    async def calls(flow: WorkflowEngine) -> None:
+        double, _ = tasks(flow)
+        again = double.options(retries=1)
+        waiting = [double(1), again(2), double(3), double(3)]
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = []
+    for resume in ("auto", "auto", False):
+        backend = Seeing()
+        await broken_off(calls, backend=backend, resume=resume)
+        found.append(sorted(backend.seen))
+    first, resumed, fresh = found
+    assert len(first) == 5
+    assert len(set(first_calls(first))) == 4  # the retry has that of the first attempt
+    assert len(resumed) == 4
+    assert set(first_calls(resumed)) < set(first_calls(first))
+    assert set(first_calls(fresh)).isdisjoint(first_calls(first))
+
+
+def first_calls(identities: list[tuple[str, object]]) -> list[str]:
+    """The identities without the files that arguments name."""
+    assert all(files == {} for _, files in identities)
+    return [call for call, _ in identities]
+
+
+async def test_a_run_that_was_killed_without_results_is_continued(tmp_path: Path) -> None:
+    origins = []
+    for resume in (None, None, True, False):
+        journal = store.Store(tmp_path / "journal.sqlite", shared=False)
+        journal.begin(resume)
+        origins.append(journal.origin)
+        journal._wait(journal._database.close)  # as if the program was killed
+        journal._release()
+    assert len(set(origins[:3])) == 1
+    assert origins[3] not in origins[:3]

@@ -462,13 +462,16 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def _adopt(
         self, task: TaskDescription, left: detached.LeftJob, uid: str, *, cancel: bool
     ) -> dict[str, Any]:
-        """Wait for the end of a task that runs or waits in a job of an earlier run.
+        """Adopt a task that runs or waits in a job of an earlier run, and wait for its end.
 
         Args:
             task: The task.
             left: The job.
             uid: The uid of the task in the job.
             cancel: True to cancel it first, because it may write to the files of the new attempt.
+
+        Returns:
+            The outcome; without meaning if the task was canceled.
         """
         job, run = self._left_jobs[left], _Run(task, {}, None, task)
         run.uid, run.ranks, run.job = uid, left.ranks, job
@@ -742,6 +745,9 @@ def _take_reports(directory: Path, kept: tuple[set[str], set[Path]] | None) -> l
         directory: The directory of the reports.
         kept: The uids of the tasks whose reports are read but not removed, and the reports that
             were read before, to which the others are added; `None` to read and remove all.
+
+    Returns:
+        The reports.
     """
     found: list[Report] = []
     for name in sorted(os.listdir(directory), key=lambda name: name.endswith(".ended")):

@@ -142,6 +142,8 @@ class Client:
                 self.cancel(number)
         self._submissions.shutdown(cancel_futures=detach)
         self._cancellations.shutdown()
+        if self._list is not None and os.fstat(self._list).st_size == 0:
+            (self._directory / LIST).unlink(missing_ok=True)  # there is nothing to take over
 
     def _submit(
         self, number: str, job: psij.Job, spec: dict[str, Any], listed: dict[str, Any] | None

@@ -50,7 +50,7 @@ class LeftJob:
     tasks: dict[str, dict[str, Any]]
 
     def exit_code(self, executor: str) -> int | None:
-        """Return the exit code of the job's script; `None` if it has not ended by itself."""
+        """Return the exit code of the job's script; `None` if it was killed or runs."""
         with suppress(OSError, ValueError):
             return int((self.directory / executor / f"{self.native}.ec").read_text())
         return None
@@ -85,6 +85,9 @@ class LeftJobs:
         """Take over the directories that match a pattern and whose program has ended.
 
         Waits until the clients of these programs have ended, which is a matter of seconds.
+
+        Returns:
+            The jobs in these directories.
         """
         left = cls()
         paths = {Path(path).resolve() for path in glob.glob(os.path.join(pattern, LIST))}
@@ -136,7 +139,10 @@ def succeeded(outcome: dict[str, Any]) -> bool:
 
 
 def locked(path: Path, *, wait: bool) -> int | None:
-    """Lock a file, and return its descriptor; `None` if it is locked and `wait` is False.
+    """Lock a file.
+
+    Returns:
+        The file's descriptor; `None` if the file is locked and `wait` is False.
 
     Raises:
         OSError: The file system does not support locks.
