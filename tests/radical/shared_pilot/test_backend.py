@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import shutil
 import socket
 import sys
 import threading
@@ -214,8 +213,10 @@ async def test_an_unknown_pilot_is_rejected(driver: Driver) -> None:
     assert "the pilots are pilot.0000" in str(end.error)
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is not None, reason="there is an MPI")
-async def test_several_ranks_without_mpi_are_rejected(driver: Driver) -> None:
+async def test_several_ranks_without_mpi_are_rejected(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
     end = await driver.run_one(own(driver.command("true"), ranks=2))
     assert isinstance(end.error, CapabilityError), str(end)
     assert "openmpi-bin" in str(end.error)

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody import BackendError, CapabilityError, Resources, TaskDescription
+from rhapsody import BackendError, CapabilityError, TaskDescription
 from rhapsody.sdk import (
     REFERENCE,
     ProtocolVersionError,
@@ -33,6 +33,7 @@ from rhapsody.sdk import (
     finish,
     make_sandbox,
     own_modules,
+    require_mpi4py,
     task_environment,
 )
 from rhapsody.sdk import unpack as unpack_result
@@ -270,7 +271,6 @@ def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ..
 
     Raises:
         TypeError: The call cannot be pickled.
-        CapabilityError: The task requests more than one rank.
     """
     task = job.task
     job.on_raptor = True
@@ -296,9 +296,6 @@ def call_words(
         task: The task.
         directory: A directory that both sides see, for large values; `None` if there is none.
         batch: The data shared by tasks that are submitted together.
-
-    Raises:
-        CapabilityError: The task requests more than one rank.
     """
     settings = task_settings(task)
     capture = task.get("capture", True)
@@ -306,48 +303,38 @@ def call_words(
     left_out = ("environment", "pre_exec", "named_env")
     words = {key: value for key, value in settings.items() if key not in left_out}
     words |= {"mode": descriptions.FUNCTION, "uid": task["uid"]}
-    if (resources := _resources(task)) is not None:
-        words["cores_per_rank"] = resources.cores
+    if "resources" in task:
+        words["cores_per_rank"] = task["resources"].cores
     return words, order
-
-
-def _resources(task: TaskDescription) -> Resources | None:
-    """Return the resources that a function task requests.
-
-    Raises:
-        CapabilityError: The task requests more than one rank.
-    """
-    resources = task.get("resources")
-    if resources is not None and resources.ranks > 1:
-        raise CapabilityError(
-            f"task {task['name']!r} requests {resources.ranks} ranks, but a function runs on one. "
-            "Use an executable task for MPI"
-        )
-    return resources
 
 
 def describe_program(job: Job) -> dict[str, Any]:
     """Return the RADICAL-Pilot description of a function task that runs as a separate program.
 
-    Creates the task's sandbox, and writes the packed call to a file in it.
+    Creates the task's sandbox, and writes the packed call to a file in it. All ranks read this
+    file, so it also contains large values, which a call on one rank removes when it reads them.
 
     Raises:
-        CapabilityError: The task requests more than one rank.
-    """
+        CapabilityError: The task requests several ranks, and mpi4py is not installed.
+    """  # noqa: DOC502 - raised by `require_mpi4py`
     task = job.task
     job.program = True
-    _resources(task)
     settings = task_settings(task)
+    ranks = int(number(translate.needs(task, job.pilot), "ranks") or 1)
     program = cast("TaskDescription", dict(task))
     order, reply = f"{task['uid']}.call", f"{task['uid']}.reply"
     program["executable"] = sys.executable
     program["arguments"] = ["-m", "rhapsody_radical.call", order, reply]
+    if ranks > 1:
+        require_mpi4py(task)
+        program["arguments"] = ["-m", "rhapsody_radical.rank", order, reply, str(ranks)]
     program.pop("stdin", None)
     words = translate.describe_executable(program, job.pilot)
     translate.check_fits(task["name"], words, job.pilot)
     job.own_sandbox = translate.place(task, words, job.pilot)
     settings = {**settings, "pre_exec": ()}
-    packed = pack(task, settings, capture=False, directory=task["sandbox"])
+    directory = task["sandbox"] if ranks == 1 else None
+    packed = pack(task, settings, capture=False, directory=directory)
     Path(task["sandbox"], order).write_bytes(pickle.dumps(packed, 5))
     return words
 
@@ -380,7 +367,8 @@ ON_RAPTOR = {
 def needs_more(task: TaskDescription, cores: int) -> bool:
     """Return True if a call needs something that RAPTOR does not offer.
 
-    Examples are GPUs, memory, more cores than a worker has, and settings for executables.
+    Examples are several ranks, GPUs, memory, more cores than a worker has, and settings for
+    executables.
 
     Args:
         task: The task.
@@ -394,5 +382,7 @@ def needs_more(task: TaskDescription, cores: int) -> bool:
     resources = task.get("resources")
     return number(specific, "cores_per_rank") > cores or (
         resources is not None
-        and bool(resources.gpus or resources.memory or resources.cores > cores)
+        and bool(
+            resources.ranks > 1 or resources.gpus or resources.memory or resources.cores > cores
+        )
     )

@@ -27,6 +27,7 @@ TASK_KEYS: frozenset[str] = frozenset(_KEYS.split())
 """The keys of RADICAL-Pilot's task description."""
 
 RAPTOR = Capabilities(
+    mpi_functions=True,
     services=True,
     cancel_functions="running",
     cancel_async_functions="running",
@@ -50,7 +51,7 @@ EXECUTABLES = RAPTOR
 OTHER_WORKERS = replace(RAPTOR, cancel_functions="none", cancel_async_functions="none")
 """Capabilities with RAPTOR workers of other classes, which cannot cancel a running call."""
 
-NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
+NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False, mpi_functions=False)
 """Capabilities if RAPTOR is disabled: functions cannot run."""
 
 

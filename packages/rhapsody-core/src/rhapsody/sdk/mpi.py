@@ -51,7 +51,7 @@ def run_rank(call: str, result: str, ranks: int, runner: Runner | None = None) -
         ranks: The number of ranks that the task has requested.
         runner: The runner of the call; it must pack values as bytes. Default: `Runner()`.
     """
-    runner = Runner() if runner is None else runner
+    runner, result = runner or Runner(), os.path.abspath(result)
     for stream in (sys.stdout, sys.stderr):  # the lines of different ranks must not mix
         stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
     try:
@@ -132,10 +132,12 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # the call may have closed or replaced the stream
             stream.flush()
-    ctypes.CDLL(None).fflush(None)  # the output of libraries in C
 
 
 def _exit(code: int) -> NoReturn:
     """End the process without waiting for threads that the call has started."""
     _flush()
-    os._exit(code)
+    # Unlike `os._exit`, C's `exit` flushes the output of libraries in C, and lets MPICH log out of
+    # its launcher, which otherwise kills the ranks that have not ended yet.
+    ctypes.CDLL(None).exit(code)
+    raise AssertionError
