@@ -295,7 +295,8 @@ def main(directory: str) -> None:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         print(json.dumps({"error": f"{error}{cause}"}), file=out, flush=True)
         return
-    print("{}", file=out, flush=True)
+    with suppress(BrokenPipeError):  # the program was killed
+        print("{}", file=out, flush=True)
     threading.Thread(target=_send, args=(reports, out), daemon=True).start()
     detach = True
     try:
