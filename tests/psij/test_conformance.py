@@ -60,6 +60,7 @@ class TestPsijSlurm(TestPsijShared):
     create_args: ClassVar = ("slurm",)
     expected_failures: ClassVar = {
         "test_all_cores_are_used": "the tasks of a job run one after the other",
+        "test_gpus_are_assigned_to_executables": "the tasks of a job have the same GPUs in turn",
         "test_coroutines_without_cores_wait_together": "each job takes at least one core",
     }
 

@@ -140,11 +140,18 @@ async def test_what_no_node_has_is_refused(
         await big()
 
 
-async def test_each_rank_sees_its_gpus(flow: WorkflowEngine) -> None:
+async def test_tasks_and_ranks_see_their_gpus(flow: WorkflowEngine, tmp_path: Path) -> None:
+    @flow.executable_task(resources={"gpus": 1})
+    def program(me: str, other: str) -> str:
+        meet = f"touch {me}; until [ -e {other} ]; do sleep 0.1; done"
+        return f"cd {tmp_path}; {meet}; echo GPU $CUDA_VISIBLE_DEVICES"
+
     @flow.executable_task(resources={"ranks": 2, "gpus": 1})
     def rank() -> str:
         return "echo GPU $CUDA_VISIBLE_DEVICES"
 
+    at_once = await asyncio.gather(program("a", "b"), program("b", "a"))
+    assert sorted(at_once) == ["GPU 0\n", "GPU 1\n"]
     assert sorted((await rank()).splitlines()) == ["GPU 0", "GPU 1"]
 
 

@@ -122,8 +122,8 @@ def job_spec(
         )
     if node_cores is not None and cores * ranks // nodes > node_cores:
         raise CapabilityError(
-            f"{what} needs {cores * ranks // nodes} cores on a node, but no node of {executor!r} "
-            f"has more than {node_cores}"
+            f"{what} needs {cores * ranks // nodes} cores on each node for {ranks} ranks on "
+            f"{nodes} nodes, but no node of {executor!r} has more than {node_cores}"
         )
     if executor in COUNT_PROCESSES and cores > 1:
         if ranks > 1 or (executor == "lsf" and resources.gpus):
