@@ -38,6 +38,7 @@ SPEC = BackendSpec(name="toy", import_path="toys.backend:Toy")
             "task_settings must be None or a frozenset of keys",
         ),
         ({"binds": frozenset({"gpus"})}, ValueError, "must be a subset of resources"),
+        ({"mpi_functions": True}, ValueError, "requires 'ranks' in resources"),
     ],
 )
 def test_invalid_capabilities_are_refused(

@@ -246,6 +246,7 @@ async def test_what_was_never_submitted_says_so(flow: WorkflowEngine) -> None:
     assert note == "rhapsody: raised in tool('x')\n  task.000001, not submitted"
     error = await failure(wide())
     assert isinstance(error, CapabilityError)
+    assert "does not support functions with ranks=4, as 'psij' and 'radical_pilot' do" in str(error)
 
 
 async def test_what_could_not_be_started_has_one_note(flow: WorkflowEngine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import TasksMainStates, WorkflowEngine
+from rhapsody import TaskLostError, TasksMainStates, WorkflowEngine
 from tests._support.machine import alive
 
 pytest.importorskip("mpi4py")
@@ -72,3 +72,14 @@ async def test_a_cancellation_ends_all_ranks(flow: WorkflowEngine, tmp_path: Pat
         assert call.state is TasksMainStates.CANCELED
         while any(alive(int(pid)) for pid in pids):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_a_rank_that_is_killed_loses_the_task(flow: WorkflowEngine) -> None:
+    @flow.function_task(resources=RANKS, lost_retries=0)
+    def rank() -> None:
+        if add_ranks(1)[0] == 1:
+            os.kill(os.getpid(), 9)
+        add_ranks(2)
+
+    with pytest.raises(TaskLostError, match="ended without a result"):
+        await rank()

@@ -15,6 +15,7 @@ from typing import Any
 from rhapsody import (
     CapabilityError,
     DataError,
+    Resources,
     TaskDescription,
     TaskFailedError,
     TaskLostError,
@@ -127,7 +128,8 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     tail = (job.task.get("stderr") or "").strip()[-1500:]
     code = f", exit code {status}" if status else ""
     text = f"task {job.task['name']!r} ended without a result ({state}{code}). {tail}".rstrip()
-    if job.program and status > 128:  # a signal
+    ranks = (job.task.get("resources") or Resources()).ranks
+    if job.program and (status > 128 or ranks > 1):  # a signal; launchers return any code for it
         return FAILED, TaskLostError(text)
     return FAILED, TaskFailedError(text, exit_code=status or None)
 
