@@ -30,6 +30,8 @@ except RuntimeError as error:
     print("no controller" in str(error))
 """
 
+SETTINGS = {"executor": "local", "ask_every": 1.0, "detach": False}
+
 
 def client(directory: Path) -> subprocess.Popen[str]:
     """Start a client."""
@@ -58,14 +60,14 @@ def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Pa
         "resources": {},
         "attributes": {"duration": None},
     }
-    lines = [{"executor": "local", "ask_every": 1.0}, {"submit": [spec]}]
+    lines = [SETTINGS, {"submit": [spec]}]
     with client(tmp_path) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
         process.stdin.flush()
-        while '"ACTIVE"' not in process.stdout.readline():
-            pass
+        while '"ACTIVE"' not in (line := process.stdout.readline()):
+            assert line, "the client has ended"
         process.stdin.write('{"submit": [{"id":')
         process.stdin.close()
         assert process.wait(60) == 0
@@ -77,9 +79,7 @@ def test_a_canceled_job_that_its_batch_system_overlooks_ends(tmp_path: Path) -> 
     order = tmp_path / "1"
     order.write_bytes(b"")
     with client(tmp_path) as process:
-        said, _ = process.communicate(
-            json.dumps({"executor": "local", "ask_every": 1.0}) + '\n{"cancel": ["1"]}\n', 60
-        )
+        said, _ = process.communicate(json.dumps(SETTINGS) + '\n{"cancel": ["1"]}\n', 60)
     assert said == "{}\n"
     assert not order.exists()
     job = [sys.executable, "-m", "rhapsody_psij.job", str(order)]
