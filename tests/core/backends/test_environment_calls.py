@@ -37,6 +37,7 @@ from tests._support.environments import (
     needs_modules,
     working_podman,
 )
+from tests._support.machine import exists
 from tests._support.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
@@ -88,6 +89,14 @@ async def test_a_function_uses_the_packages_of_its_environment(
         assert (called.usage or {})["cpu_seconds"] >= 0
         assert await within(look_async()) == str(environment)
         assert not [*(tmp_path / "work").rglob(".rhapsody.*")]
+
+
+async def test_a_function_runs_in_a_conda_environment(tmp_path: Path) -> None:
+    path = python_environment(tmp_path / "conda")
+    (path / "conda-meta").mkdir()
+    async with WorkflowEngine.create() as flow:
+        task = flow.function_task(conda=path)(lambda: (sys.prefix, os.environ["CONDA_PREFIX"]))
+        assert await within(task()) == (str(path), str(path))
 
 
 async def test_an_error_of_a_function_has_its_traceback(environment: Path) -> None:
@@ -300,3 +309,24 @@ async def test_a_function_runs_in_a_container(
 
         with pytest.raises(KeyError, match="inside"):
             await within(flow.function_task(container=podman)(fail)())
+
+
+async def test_canceling_a_function_ends_its_container(podman: Path, tmp_path: Path) -> None:
+    async with WorkflowEngine.create(work_dir=tmp_path / "work") as flow:
+
+        @flow.function_task(container=podman)
+        def wait(started: OutputFile) -> None:
+            Path(started).write_text("")
+            threading.Event().wait()
+
+        future = wait(OutputFile("started"))
+        async with asyncio.timeout(30):
+            while future.sandbox is None:  # noqa: ASYNC110 - it is not submitted yet
+                await asyncio.sleep(0)
+            await exists(Path(future.sandbox) / "started")
+        future.cancel()
+        await within(future.ended())
+        shown = await asyncio.to_thread(
+            subprocess.run, ["podman", "ps", "--quiet"], capture_output=True, check=True, timeout=60
+        )
+        assert shown.stdout == b""
