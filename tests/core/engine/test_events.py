@@ -395,6 +395,8 @@ async def test_two_engines_tell_each_its_own() -> None:
 async def test_an_unused_hook_costs_nothing_per_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "all")
+
     class Silent:
         finished = 0
 
