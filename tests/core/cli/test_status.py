@@ -199,7 +199,7 @@ def test_a_narrow_terminal(
 
 def test_json_has_a_stable_form(active: FileLock, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(output(capsys, "--json")[0])
-    assert set(found) == {"run", "names", "running", "waiting", "failed"}
+    assert set(found) == {"run", "names", "running", "waiting", "failed", "jobs"}
     assert found["run"]["outcome"] == "running"
     assert set(found["names"][0]) == {
         "name", "waiting", "running", "done", "failed", "skipped", "canceled"
