@@ -8,6 +8,7 @@ from opentelemetry.metrics import Meter
 
 from rhapsody import Usage
 from rhapsody.plugins import TaskEvent
+from rhapsody_otel.gpus import observe_gpus
 
 SECONDS = (0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 43200)
 """Limits of the buckets of durations."""
@@ -46,6 +47,7 @@ class Metrics:
             "By",
             "Bytes read from and written to storage.",
         )
+        observe_gpus(meter)
 
     def count(self, changes: Counter[str]) -> None:
         """Add changes of the numbers of tasks, by state."""
