@@ -109,6 +109,23 @@ async def test_a_job_that_is_ended_after_its_program_is_lost(flow: WorkflowEngin
         await end()
 
 
+async def test_a_call_ends_with_its_job(flow: WorkflowEngine, tmp_path: Path) -> None:
+    @flow.function_task(lost_retries=0)
+    def kill_job() -> None:
+        import os
+        import signal
+        import time
+
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(300)
+
+    flow.backend.patience = 0.5  # type: ignore[attr-defined]
+    with pytest.raises(TaskLostError, match="its job has ended without a result"):
+        await kill_job()
+    await until_gone(int((tmp_path / "pid").read_text()))
+
+
 async def test_a_program_that_ends_itself_fails(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def end() -> str:

@@ -45,7 +45,7 @@ GRACE = 5.0
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a program that was ended by SIGTERM, directly or below a shell."""
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Reports:
@@ -107,6 +107,8 @@ def run_call(uid: str, packed: bytes, reports: Reports) -> dict[str, Any]:
 
 def _call(packed: bytes, path: str) -> None:
     os.setsid()
+    if sys.platform == "linux":  # end with the job's process, even if only that one is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     outcome = Runner().run(packed)
     Path(f"{path}.part").write_bytes(outcome)
     os.rename(f"{path}.part", path)
