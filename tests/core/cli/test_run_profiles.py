@@ -180,4 +180,21 @@ def test_a_program_moves_between_two_profiles_without_changes(
 
 def test_misspelled_options_get_the_closest_match(run: Run) -> None:
     done = run(SIMPLE, "-o", "coers=2")
-    check_mistake(done, "rhapsody: backend 'local' has no option 'coers'; did you mean 'cores'?")
+    check_mistake(
+        done, "rhapsody: -o coers: backend 'local' has no option 'coers'; did you mean 'cores'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("executer=process", "-o executer: backend 'local' has no option 'executer'; did you mean"),
+        ("executor=processes", "-o executor: backend 'local': executor must be "),
+        ("workers=many", "-o workers: backend 'local': resources: workers must be "),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_not_attributed_to_the_profile(
+    run: Run, write: Path, option: str, said: str
+) -> None:
+    write.write_text("backend = 'local'\noptions.executor = 'thread'\n")
+    check_mistake(run(SIMPLE, "-o", option), f"rhapsody: {said}")

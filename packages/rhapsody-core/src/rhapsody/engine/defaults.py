@@ -129,12 +129,15 @@ def backend_of(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBacken
     try:
         return make_backend(profile.backend_name, options)
     except UsageError as error:
-        words = set(re.findall(r"\w+", str(error)))
-        named = [each for option, each in profile.options.items() if option in words]
-        places = [each for each in (*named, profile.backend) if each is not None and each.file]
-        if not places:
+        # The first option that the message names is the wrong one; others may be in a hint.
+        words = re.findall(r"\w+", str(error))
+        first = next((word for word in words if word in options), None)
+        if first in more:
+            raise UsageError(f"-o {first}: {error}") from None
+        place = profile.backend if first is None else profile.options[first]
+        if place is None or place.file is None:
             raise
-        raise ProfileError(f"{places[0].source}: {error}") from None
+        raise ProfileError(f"{place.source}: {error}") from None
 
 
 _defaults = EngineDefaults()
