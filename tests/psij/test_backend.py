@@ -19,6 +19,7 @@ from rhapsody import (
     TasksMainStates,
     WorkflowEngine,
 )
+from rhapsody.testing import EventRecorder
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.machine import until_gone
 
@@ -195,11 +196,21 @@ async def test_a_start_that_cannot_succeed_fails(
         ({"max_jobs": 0}, ValueError),
         ({"tasks_per_job": 2.5}, TypeError),
         ({"attributes": {"qos": "a"}}, ValueError),
+        ({"queue": "debug"}, ValueError),
         ({"detach": 1}, TypeError),
         ({"detach": True}, ValueError),
     ],
-    ids=["executor", "jobs", "tasks", "attributes", "detach", "local"],
+    ids=["executor", "jobs", "tasks", "attributes", "queue", "detach", "local"],
 )
 async def test_invalid_options_are_refused(given: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         PsijExecutionBackend(**given)
+
+
+async def test_the_times_of_a_program_are_measured_in_its_job() -> None:
+    recorder = EventRecorder()
+    backend = PsijExecutionBackend()
+    async with asyncio.timeout(100), WorkflowEngine.create(backend, observers=[recorder]) as engine:
+        await engine.executable_task(lambda: "sleep 0.5")()
+    (interval,) = [event.interval for event in recorder.events if event.interval]
+    assert 0.5 <= interval[1] - interval[0] < 100

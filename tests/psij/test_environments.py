@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests._support.environments import (
     needs_modules,
     working_podman,
 )
-from tests._support.machine import until_gone
+from tests._support.machine import exists, until_gone
 from tests._support.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
@@ -128,3 +129,34 @@ async def test_functions_and_commands_run_in_a_container(podman: Podman, tmp_pat
         assert await within(join(InputFile(tmp_path / "data"), OutputFile("results/end"))) == "1"
         assert (tmp_path / "results/end").read_text() == "data\ninside\n"
         assert await within(show(InputFile(tmp_path / "data"))) == "inside\ndata\n"
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+async def test_canceling_a_task_ends_its_container(
+    executor: str, podman: Podman, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if executor == "slurm":
+        request.getfixturevalue("cluster")
+    backend = PsijExecutionBackend(executor)
+    async with WorkflowEngine.create(backend, work_dir=tmp_path / "work") as flow:
+
+        @flow.executable_task(container=podman.root)
+        def wait(started: OutputFile) -> str:
+            return f"echo >{started}; sleep 300"
+
+        future = wait(OutputFile("started"))
+        async with asyncio.timeout(60):
+            while future.sandbox is None:  # noqa: ASYNC110 - it is not submitted yet
+                await asyncio.sleep(0.01)
+            await exists(Path(future.sandbox) / "started")
+        future.cancel()
+        await within(future.ended())
+        await asyncio.to_thread(until_no_container)
+
+
+def until_no_container() -> None:
+    """Wait until no container runs: Slurm reports the end of a job while its processes end."""
+    until = time.monotonic() + 30
+    while names := subprocess.check_output(["podman", "ps", "--noheading"], text=True, timeout=60):
+        assert time.monotonic() < until, names
+        time.sleep(0.1)

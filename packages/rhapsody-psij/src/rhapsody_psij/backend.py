@@ -218,6 +218,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 raise TypeError(f"{argument} must be a whole number, got {value!r}")
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
+        for argument, text in (("queue", queue), ("account", account)):
+            if text is not None and executor == "local":
+                raise ValueError(
+                    f"{argument}={text!r} has no meaning with the executor 'local', which runs "
+                    "jobs on this machine: set executor, for example executor='slurm'"
+                )
         if not isinstance(detach, bool):
             raise TypeError(f"detach must be True or False, got {detach!r}")
         if detach and executor == "local":
@@ -499,6 +505,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if error is not None:
                 raise error
             return task["return_value"]
+        if "interval" in outcome:
+            task["interval"] = outcome["interval"]
         if outcome.get("usage"):
             task["usage"] = outcome["usage"]
         if "exception" in outcome:
@@ -628,11 +636,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         runs = list(job.runs.values())
         if state == "REFUSED":
             kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
-            wanted = runs[0].task.get("resources") if runs else None
-            error = kind(
-                f"backend {self.name!r} cannot submit a job for {wanted or Resources()}: {message}"
-            )
-            self._end_job(job, {"exception": error})
+            self._end_job(job, {"exception": kind(f"{self._refused(job)}: {message}")})
         elif state in ("COMPLETED", "FAILED", "CANCELED"):
             # Flux reports no exit code of successful jobs. A job without an exit code may also
             # have disappeared from the queue of another system.
@@ -647,6 +651,16 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             job.active = True
             if runs and runs[0].ranks:
                 self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
+
+    def _refused(self, job: _Job) -> str:
+        """Return the beginning of the message for a job that the batch system has refused."""
+        given = []
+        for run in [*job.runs.values()][:1]:  # all have the same settings
+            queue, wanted = self.settings.of(run.task).queue, run.task.get("resources")
+            given += [f"queue={queue!r}"] * (queue is not None)
+            given += [str(wanted)] * (wanted is not None)
+        what = f" with {', '.join(given)}" if given else ""
+        return f"backend {self.name!r}: {self.executor} has refused a job{what}"
 
     async def _watch(self) -> None:
         """Read reports while there are jobs, and find jobs that have ended without a report."""

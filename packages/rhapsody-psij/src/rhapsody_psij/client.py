@@ -23,7 +23,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -51,6 +51,11 @@ CANCEL_ATTEMPTS = 10
 
 CANCEL_WAIT = 3.0
 """Seconds between these attempts."""
+
+TERM_TIMEOUT = 6.0
+"""Seconds to wait for the processes of a local job to end after SIGTERM. Longer than the time that
+the job gives its program.
+"""
 
 KILL_TIMEOUT = 10.0
 """Seconds to wait for the processes of a local job to end after SIGKILL."""
@@ -238,27 +243,43 @@ def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
 
 
 def _kill(job: psij.Job) -> None:
-    """Kill the processes of a local job; PSI/J then reports the end of the first, the launcher.
+    """End the processes of a local job; PSI/J then reports the end of the first, the launcher.
 
     The local executor's own `cancel` reports the end of a job before its processes have ended, and
     misses processes that start meanwhile. Processes that are stopped cannot start others.
     """
     with suppress(psutil.NoSuchProcess):  # the launcher has ended
         launcher = psutil.Process(int(job.native_id or 0))
-        stopped: set[psutil.Process] = set()
-        while new := {launcher, *launcher.children(recursive=True)} - stopped:
-            for process in new:
-                with suppress(psutil.NoSuchProcess):
-                    process.suspend()
-            stopped |= new
-        others = stopped - {launcher}
+        others: set[psutil.Process] = set()
+        _stop(launcher, others)
+        for process in others:  # they receive SIGTERM when they continue
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+                process.resume()
+        _wait(others, TERM_TIMEOUT)
+        _stop(launcher, others)
         for process in others:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        until = time.monotonic() + KILL_TIMEOUT
-        while not all(map(_ended, others)) and time.monotonic() < until:
-            time.sleep(0.01)
+        _wait(others, KILL_TIMEOUT)
         launcher.kill()
+
+
+def _stop(launcher: psutil.Process, others: set[psutil.Process]) -> None:
+    """Stop the processes of a job, and add all but the launcher to `others`."""
+    stopped: set[psutil.Process] = set()
+    while new := {launcher, *launcher.children(recursive=True)} - stopped:
+        for process in new:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        stopped |= new
+    others |= stopped - {launcher}
+
+
+def _wait(processes: Iterable[psutil.Process], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not all(map(_ended, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def _ended(process: psutil.Process) -> bool:

@@ -2,8 +2,9 @@
 
 The reports are files in one directory, named after the task: `UID.started` contains the name of
 the host, and `UID.ended` the outcome. A file appears with its complete content. Outcomes are
-pickled dicts: `call` contains the result of a call as bytes; `exit_code`, `stdout`, `stderr` and
-`usage` are those of an executable; `exception`, `lost` and `canceled` describe other ends.
+pickled dicts: `call` contains the result of a call as bytes; `exit_code`, `stdout`, `stderr`,
+`usage` and `interval` are those of an executable; `exception`, `lost` and `canceled` describe other
+ends.
 
 To cancel a task of a shared job, which also runs other tasks, the program creates the link
 `UID.claim` to `canceled`. The job creates the same link to `started` before it runs the task, so
@@ -40,7 +41,7 @@ TERMINATION = 2.0
 """Seconds to wait for SIGTERM after a program was ended by SIGTERM."""
 
 GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL when an executable of a shared job is canceled."""
+"""Seconds between SIGTERM and SIGKILL when an executable is canceled or its job is ended."""
 
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a program that was ended by SIGTERM, directly or below a shell."""
@@ -119,20 +120,35 @@ def _call(packed: bytes, path: str) -> None:
 async def run_executable(
     task: TaskDescription, cores: int, reports: Reports, reaper: Reaper
 ) -> dict[str, Any]:
-    """Run the program of a task in its sandbox, and return the outcome."""
+    """Run the program of a task in its sandbox, and return the outcome.
+
+    If this process receives SIGTERM, it ends the program first: a container would go on otherwise.
+    """
     environment = task_environment(task, cores=cores)
+    begin = time.time()
     program = TaskProgram(task, environment, launch=partial(Program, reaper=reaper))
     ended = asyncio.create_task(program.wait(GRACE))
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        ended.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     while not ended.done():
         await asyncio.wait([ended], timeout=reports.interval)
         if reports.canceled(task["uid"]):
             ended.cancel()
             await asyncio.wait([ended])
+    if terminated:  # the batch system ends the job
+        sys.exit(128 + signal.SIGTERM)
     if ended.cancelled():
         return {"canceled": True}
     error = ended.exception()
     outcome: dict[str, Any] = {} if error is None else {"exception": error}
     keys = ("exit_code", "stdout", "stderr", "usage")
+    outcome["interval"] = begin, time.time()
     return outcome | {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
 
 
