@@ -276,6 +276,19 @@ def test_a_mistake_is_reported_with_file_line_and_closest_match(
         active_profile()
 
 
+@pytest.mark.parametrize("option", ["executor = 'slurm'", "queue = 'debug'"])
+def test_mistakes_in_options_without_a_backend_mention_the_default(
+    write: Write, option: str
+) -> None:
+    write(f"[options]\n{option}\n")
+    with pytest.raises(ProfileError, match=r"no backend is set, so these are options of 'local'$"):
+        active_profile()
+    write(f"backend = 'local'\n[options]\n{option}\n")
+    with pytest.raises(ProfileError) as refused:
+        active_profile()
+    assert "no backend is set" not in str(refused.value)
+
+
 def test_options_are_checked_without_importing_the_backend(write: Write, site: Path) -> None:
     options = ", options=[BackendOption('speed', int), BackendOption('rate', instead='use speed')]"
     _, heavy = install_backend(site, "toys", "toy", options)

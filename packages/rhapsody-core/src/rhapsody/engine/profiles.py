@@ -237,7 +237,7 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
         tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
     )
     _check_engine(merged)
-    _check_options(merged.backend_name, options)
+    _check_options(merged, options)
     return merged
 
 
@@ -441,10 +441,12 @@ def _check_engine(profile: Profile) -> None:
         raise ProfileError(f"{sources}: {error}") from None
 
 
-def _check_options(backend: str, options: dict[str, Value]) -> None:
+def _check_options(profile: Profile, options: dict[str, Value]) -> None:
     """Check the options of the backend against its declaration, and resolve their paths."""
     if not options:
         return
+    backend = profile.backend_name
+    default = "" if profile.backend else f"; no backend is set, so these are options of {backend!r}"
     try:
         known = declared_options(backend)
     except ValueError:  # unknown; the program may register it later
@@ -454,11 +456,13 @@ def _check_options(backend: str, options: dict[str, Value]) -> None:
             continue
         hint = option_hint(name, known)
         if hint is not None:
-            raise _error(each, f"backend {backend!r} has no option {name!r}{_inside(each)}; {hint}")
+            text = f"backend {backend!r} has no option {name!r}{_inside(each)}; {hint}{default}"
+            raise _error(each, text)
         option = known[name]
         if not option.accepts(each.value):
             meaning = option.help.partition(". ")[0].rstrip(".")  # may name the unit
             about = f" ({name}: {meaning})" if meaning else ""
-            raise _error(each, f"{name} must be {option.expected}, got {each.value!r}{about}")
+            text = f"{name} must be {option.expected}, got {each.value!r}{about}{default}"
+            raise _error(each, text)
         if "path" in option.type_name.split(" | "):
             options[name] = _resolved(each)
