@@ -108,6 +108,11 @@ async def test_canceled_tasks_leave_the_queue(flow: WorkflowEngine) -> None:
     until_no_jobs()
 
 
+async def test_jobs_have_the_names_of_their_tasks(flow: WorkflowEngine) -> None:
+    task = flow.executable_task(name="align reads")(lambda: "echo $SLURM_JOB_NAME")
+    assert await task() == "align_reads\n"
+
+
 async def test_a_job_that_is_killed_is_lost_and_repeated(
     flow: WorkflowEngine, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ class Client:
             executor: Any = self._executor
             executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
         self._local = settings["executor"] == "local"
+        self._named = settings["executor"] in ("slurm", "lsf")
         self._report = report
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
         self._ids: dict[str, str] = {}  # by PSI/J's id
@@ -157,6 +158,8 @@ class Client:
             self._end(number, "CANCELED")
             return
         try:
+            if self._named:  # PSI/J's scripts use the name of the job, and not of the specification
+                job.name = spec["name"]  # type: ignore[attr-defined]
             job.spec = self._spec(spec)
             self._executor.submit(job)
             if listed is not None and self._list is not None:
