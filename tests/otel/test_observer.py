@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -106,6 +108,42 @@ async def test_each_attempt_has_a_span_with_its_exception(traced: Traced) -> Non
     assert "in fails" in str(event.attributes["exception.stacktrace"])
     assert second.status.status_code is StatusCode.UNSET
     assert traced.named("task fails").status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.asyncio
+async def test_attempts_name_the_environment_in_which_they_ran(
+    traced: Traced, tmp_path: Path
+) -> None:
+    (tmp_path / "conda-meta").mkdir()
+    (tmp_path / "image").mkdir()
+    environments: dict[str, dict[str, Any]] = {
+        "virtual": {"venv": str(Path(sys.executable).parent.parent)},
+        "conda": {"conda": str(tmp_path)},
+        "contained": {"container": str(tmp_path / "image"), "modules": ["missing/1"]},
+        "plain": {"priority": 1},
+    }
+    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+        for name, settings in environments.items():
+            task = flow.executable_task(name=name, **settings)(lambda: "true")
+            await asyncio.gather(task(), return_exceptions=True)  # there are no such modules
+    found = {
+        name: {
+            key: value
+            for key, value in (traced.named(f"attempt {name}").attributes or {}).items()
+            if key.startswith("container.")
+            or key in ("rhapsody.conda", "rhapsody.venv", "rhapsody.modules")
+        }
+        for name in environments
+    }
+    assert found == {
+        "virtual": {"rhapsody.venv": environments["virtual"]["venv"]},
+        "conda": {"rhapsody.conda": str(tmp_path)},
+        "contained": {
+            "container.image.name": str(tmp_path / "image"),
+            "rhapsody.modules": ["missing/1"],
+        },
+        "plain": {},
+    }
 
 
 @pytest.mark.asyncio

@@ -44,6 +44,11 @@ SCOPE = InstrumentationScope("rhapsody", __version__)
 
 _RUNNING = TasksMainStates.RUNNING
 _ENDED = {TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED}
+_ENVIRONMENTS = {
+    "container": "container.image.name",
+    **{name: f"rhapsody.{name}" for name in ("conda", "venv", "modules")},
+}
+"""Attributes for the settings that select the software of a task."""
 _STATES = {state: state.lower() for state in TasksMainStates}
 
 _active: list[OpenTelemetryObserver] = []
@@ -256,6 +261,9 @@ class OpenTelemetryObserver:
                 attributes["rhapsody.sandbox"] = event.sandbox
             if event.exit_code is not None:
                 attributes["process.exit.code"] = event.exit_code
+            for name, value in task.call.settings.items():
+                if name in _ENVIRONMENTS:
+                    attributes[_ENVIRONMENTS[name]] = value
             usage: Mapping[str, Any] = event.usage or {}
             for name, value in usage.items():
                 attributes[f"rhapsody.usage.{name}"] = value
