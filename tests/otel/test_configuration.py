@@ -146,8 +146,16 @@ def test_nothing_is_traced_unless_it_is_configured(
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
             "OTEL_EXPORTER_OTLP_PROTOCOL must be one of grpc, http/protobuf, got 'http/json'",
         ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT must begin with http:// or https://, got '127.0.0.1:4318'",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "collector/v1/logs"},
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT must begin with http:// or https://, got 'collector/",
+        ),
     ],
-    ids=["exporter", "protocol"],
+    ids=["exporter", "protocol", "endpoint", "endpoint-of-logs"],
 )
 def test_a_mistake_is_reported_and_the_workflow_runs(
     tmp_path: Path, variables: dict[str, str], reason: str
@@ -156,3 +164,4 @@ def test_a_mistake_is_reported_and_the_workflow_runs(
     done = run(tmp_path, *RHAPSODY, program=text, **variables)
     assert done.stdout == "8\n"
     assert reason in done.stderr
+    assert done.stderr.count("\n") == 1

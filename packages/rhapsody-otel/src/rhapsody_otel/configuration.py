@@ -47,7 +47,7 @@ def configure() -> bool:
 
     Raises:
         ModuleNotFoundError: An exporter is not installed; the message names its distribution.
-        ValueError: A variable names an unknown protocol.
+        ValueError: A variable names an unknown protocol, or an endpoint without `http://`.
     """
     if _variable("OTEL_SDK_DISABLED").lower() == "true":
         return False
@@ -64,21 +64,28 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
+def _otlp(signal: str, option: str) -> tuple[str, str]:
+    """Return the variable that sets an option of OTLP for a signal, and its value or ""."""
+    own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{option}"
+    variable = own if _variable(own) else f"OTEL_EXPORTER_OTLP_{option}"
+    return variable, _variable(variable)
+
+
 def _exporters(signal: str) -> Iterator[type[Any]]:
     """Yield the classes of the exporters of a signal."""
-    prefix, kind = "OTEL_EXPORTER_OTLP", signal.upper()
-    default = _variable(f"{prefix}_{kind}_ENDPOINT") or _variable(f"{prefix}_ENDPOINT")
-    names = _variable(f"OTEL_{kind}_EXPORTER") or ("otlp" if default else "none")
+    endpoint = _otlp(signal, "ENDPOINT")
+    names = _variable(f"OTEL_{signal.upper()}_EXPORTER") or ("otlp" if endpoint[1] else "none")
     for name in (each.strip() for each in names.split(",")):
         if name == "otlp":
-            variable = f"{prefix}_{kind}_PROTOCOL"
-            if not _variable(variable):
-                variable = f"{prefix}_PROTOCOL"
-            protocol = _variable(variable) or "http/protobuf"
+            variable, protocol = _otlp(signal, "PROTOCOL")
+            protocol = protocol or "http/protobuf"
             if protocol not in _PROTOCOLS:
                 raise ValueError(
                     f"{variable} must be one of {', '.join(_PROTOCOLS)}, got {protocol!r}"
                 )
+            variable, url = endpoint
+            if url and protocol != "grpc" and not url.lower().startswith(("http://", "https://")):
+                raise ValueError(f"{variable} must begin with http:// or https://, got {url!r}")
             name = _PROTOCOLS[protocol]
         if name != "none":
             yield _exporter(name, signal)
