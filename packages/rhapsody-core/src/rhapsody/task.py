@@ -273,7 +273,7 @@ class TaskDescription(_RequiredKeys, total=False):
         exception: The exception with which the task failed. Set by the backend.
         worker: The worker or host that ran the task. Set by the backend if known.
         usage: The resources that the attempt has used. Set by the backend if known.
-        interval: The times, in seconds since the epoch, at which the work has begun and ended.
+        interval: The times, in seconds since the epoch, at which the work started and ended.
             Set by the backend if its workers measure them.
         references: The uids of the tasks whose values `Reference` objects in `args` and `kwargs`
             stand for; only for backends with `unfinished_dependencies`.
