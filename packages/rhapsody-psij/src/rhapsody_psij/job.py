@@ -120,9 +120,12 @@ def _call(packed: bytes, path: str) -> None:
 async def run_executable(
     task: TaskDescription, cores: int, reports: Reports, reaper: Reaper
 ) -> dict[str, Any]:
-    """Run the program of a task in its sandbox, and return the outcome.
+    """Run the program of a task in its sandbox.
 
     If this process receives SIGTERM, it ends the program first: a container would go on otherwise.
+
+    Returns:
+        The outcome.
     """
     environment = task_environment(task, cores=cores)
     begin = time.time()
