@@ -198,6 +198,8 @@ async def test_a_command_runs_in_a_container_with_its_files(
         assert end.stat().st_uid == os.getuid()
         with pytest.raises(TaskFailedError, match="ended with exit code 4"):
             await within(flow.executable_task(container=podman)(lambda: "cat; exit 4")())
+        with pytest.raises(TaskFailedError, match="ended with exit code 127"):
+            await within(flow.executable_task(container=podman)(lambda: ["missing"])())
         here = flow.executable_task(container=podman, cwd=tmp_path / "data")(lambda: ["pwd"])
         assert await within(here()) == f"{tmp_path}/data\n"
         read = flow.executable_task(container=podman, stdin="text")(lambda: ["cat"])
