@@ -77,6 +77,25 @@ def test_settings_for_a_misspelled_task_are_reported(run: Run, tmp_path: Path) -
     assert done.stderr == said
 
 
+def test_missing_environments_are_reported(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "image.sif").touch()
+    script = """
+    async def main(flow):
+        tool = flow.executable_task(name="tool", modules=["gcc"])(lambda *_: "tool")
+        first = tool.options(container="image.sif")()
+        for name in ("second", "third"):
+            tool.options(name=name, venv="nowhere")(first)
+        tool.options(conda="./none")(first)
+    """
+    done = run(script, "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.count("task.000001") == 4
+    said, more = done.stderr.splitlines()
+    assert "task 'second', on this machine: venv=" in said
+    assert "nowhere' is not a virtual environment" in said
+    assert "task 'tool', on this machine: conda=" in more
+
+
 @pytest.mark.parametrize(
     "script",
     [

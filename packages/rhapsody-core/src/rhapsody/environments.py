@@ -158,11 +158,11 @@ def environment_conflict(settings: Mapping[str, Any]) -> Exception | None:
     return None
 
 
-def environment_fault(task: TaskDescription, *, shared: bool, here: bool) -> str | None:
+def environment_fault(task: Mapping[str, Any], *, shared: bool, here: bool) -> str | None:
     """Return why the environment of a task cannot be used, or `None`.
 
     Args:
-        task: The task's description.
+        task: The task's description, or the values of `SETTINGS` that are set.
         shared: True if the task sees the files of this machine.
         here: True if the task runs on this machine.
     """

@@ -15,8 +15,9 @@ from rhapsody.cli.output import complain, note, say, table
 from rhapsody.cli.recording import Recording
 from rhapsody.cli.scripts import Program
 from rhapsody.engine.backend_handles import WouldRunError
+from rhapsody.environments import environment_fault
 from rhapsody.errors import origin
-from rhapsody.plugins.specs import LookupTask, Recorded, UsageError, hookimpl
+from rhapsody.plugins.specs import LookupTask, Recorded, TaskCall, UsageError, hookimpl
 from rhapsody.staging.outputs import future_uid
 from rhapsody.tracebacks import is_users_code
 
@@ -79,11 +80,21 @@ class DryRun:
         task."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
         """The uid and inputs of the reused task that wrote each missing file, by path."""
+        self._faults: dict[str, str] = {}
+        """The name of the first task with each fault of an environment."""
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
         """Record the engine."""
         self._engines.append(engine)
+
+    @hookimpl
+    def rhapsody_task_calls(self, calls: Sequence[TaskCall]) -> None:
+        """Record which containers and environments are missing on this machine."""
+        for call in calls:
+            fault = environment_fault(call.settings, shared=True, here=False)
+            if fault is not None:
+                self._faults.setdefault(fault, call.name)
 
     @hookimpl
     async def rhapsody_lookup_results(
@@ -158,6 +169,9 @@ class DryRun:
                     f"{override.source}: no task named {override.pattern!r} was called; did you "
                     f"mean {similar!r}?"
                 )
+
+        for fault, name in self._faults.items():
+            complain(f"task {name!r}, on this machine: {fault}")
 
     def explains(self, error: BaseException, program: Program) -> bool:
         """Print the line of the user's code at which an error stopped the dry run, and the error.
