@@ -80,7 +80,7 @@ TOO_MUCH = "node configuration"
 
 PROGRAM_KEYS = frozenset((
     "uid", "name", "executable", "arguments", "sandbox", "cwd", "environment", "stdin", "capture",
-    "trace_context",
+    "trace_context", "container",
 ))  # fmt: skip
 """Keys of an executable's description that its job needs."""
 

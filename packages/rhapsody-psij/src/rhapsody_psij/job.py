@@ -41,7 +41,9 @@ TERMINATION = 2.0
 """Seconds to wait for SIGTERM after a program was ended by SIGTERM."""
 
 GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL when an executable is canceled or its job is ended."""
+"""Seconds between SIGTERM and SIGKILL when an executable of a shared job is canceled, and when the
+job of a container is ended.
+"""
 
 TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a program that was ended by SIGTERM, directly or below a shell."""
@@ -122,7 +124,8 @@ async def run_executable(
 ) -> dict[str, Any]:
     """Run the program of a task in its sandbox.
 
-    If this process receives SIGTERM, it ends the program first: a container would go on otherwise.
+    If this process receives SIGTERM, it ends at once, and the reaper kills the program. A container
+    would go on, so it is stopped first.
 
     Returns:
         The outcome.
@@ -138,7 +141,8 @@ async def run_executable(
         terminated = True
         ended.cancel()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    if "container" in task:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     while not ended.done():
         await asyncio.wait([ended], timeout=reports.interval)
         if reports.canceled(task["uid"]):
