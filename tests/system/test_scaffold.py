@@ -68,7 +68,8 @@ def test_a_setting_it_does_not_have_is_named(scaffold: Scaffold, tmp_path: Path)
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "rhapsody: backend 'demo' has no option 'speed'; the options are max_running, name\n"
+        "rhapsody: -o speed: backend 'demo' has no option 'speed'; the options are max_running, "
+        "name\n"
     )
 
 
