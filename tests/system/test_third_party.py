@@ -140,7 +140,8 @@ def test_a_wrong_setting_is_an_error_of_use(plugged_in: Path, program: Path) -> 
     command = (plugged_in / "rhapsody", "run", program, "-b", "mpi", "-o", "workers=0")
     done = run(*command, cwd=program.parent)
     assert done.returncode == 2
-    assert done.stderr == "rhapsody: backend 'mpi': workers must be a positive integer, got 0\n"
+    message = "-o workers: backend 'mpi': workers must be a positive integer, got 0"
+    assert done.stderr == f"rhapsody: {message}\n"
 
 
 def test_the_observer_has_less_than_forty_lines_and_says_where_the_time_went(
