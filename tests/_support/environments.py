@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -11,9 +12,13 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+from rhapsody import TaskFuture
+from tests._support.machine import exists
+from tests._support.scripted import within
 
 PREFIX = ["python", "-c", "import sys; print(sys.prefix, *sys.argv[1:])"]
 """A command that prints the environment of its Python, and its arguments."""
@@ -109,3 +114,18 @@ def _working_podman(place: Path, busybox: str) -> Podman:
         if tried.returncode == 0:
             return Podman(root, variables)
     pytest.skip(f"podman does not run: {tried.stderr.decode()}")
+
+
+async def cancel_in_container(future: TaskFuture[Any]) -> None:
+    """Cancel a task when it has written its output file `started`, and wait for its end."""
+    async with asyncio.timeout(60):
+        while future.sandbox is None:  # noqa: ASYNC110 - it is not submitted yet
+            await asyncio.sleep(0.01)
+        await exists(Path(future.sandbox) / "started")
+    future.cancel()
+    await within(future.ended())
+
+
+def running_containers() -> str:
+    """Return the ids of the containers that run."""
+    return subprocess.check_output(["podman", "ps", "--quiet"], text=True, timeout=60)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,11 @@ from tests._support.slurm import until_no_jobs
 ROOT = Path(__file__).parents[2]
 RESULTS = "[0, 1, 'printed 0, written 0', 'printed 1, written 1', 'ranked\\nranked\\n']\n"
 NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
+
+
+def on_slurm(test: Callable[..., None]) -> Any:
+    """Mark a test that runs the program on Slurm."""
+    return pytest.mark.long(pytest.mark.timeout(300)(pytest.mark.usefixtures("cluster")(test)))
 
 
 def until(condition: Callable[[], bool], seconds: float = 100) -> None:
@@ -66,9 +72,7 @@ def require_run_once(place: Path) -> None:
     assert not list(place.glob(f".rhapsody/*/*/*/{LIST}"))
 
 
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("cluster")
+@on_slurm
 @pytest.mark.parametrize("lines", range(10))
 def test_no_task_is_repeated_after_a_kill(lines: int, tmp_path: Path) -> None:
     (tmp_path / "gate").touch()
@@ -77,9 +81,7 @@ def test_no_task_is_repeated_after_a_kill(lines: int, tmp_path: Path) -> None:
     require_run_once(tmp_path)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("cluster")
+@on_slurm
 def test_results_of_jobs_that_ended_meanwhile_are_taken_over(tmp_path: Path) -> None:
     killed(tmp_path, 2)
     until(lambda: "jobs that may continue (5)" in said(tmp_path, "status"))
@@ -94,9 +96,7 @@ def test_results_of_jobs_that_ended_meanwhile_are_taken_over(tmp_path: Path) -> 
     assert "2 runs" in said(tmp_path, "clean")
 
 
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("cluster")
+@on_slurm
 @pytest.mark.parametrize("shared", [1, 3], ids=["own jobs", "shared jobs"])
 def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Path) -> None:
     killed(tmp_path, 1, shared)
@@ -110,9 +110,7 @@ def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Pat
     require_run_once(tmp_path)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.usefixtures("cluster")
+@on_slurm
 def test_jobs_whose_tasks_are_no_longer_called_are_canceled(tmp_path: Path) -> None:
     killed(tmp_path, 2)
     (tmp_path / "gate-function").touch()

@@ -19,13 +19,15 @@ from rhapsody_psij import PsijExecutionBackend
 from tests._support.environments import (
     PREFIX,
     Podman,
+    cancel_in_container,
     container_with_python,
     make_environment,
     make_module,
     needs_modules,
+    running_containers,
     working_podman,
 )
-from tests._support.machine import exists, until_gone
+from tests._support.machine import until_gone
 from tests._support.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
@@ -144,19 +146,13 @@ async def test_canceling_a_task_ends_its_container(
         def wait(started: OutputFile) -> str:
             return f"echo >{started}; sleep 300"
 
-        future = wait(OutputFile("started"))
-        async with asyncio.timeout(60):
-            while future.sandbox is None:  # noqa: ASYNC110 - it is not submitted yet
-                await asyncio.sleep(0.01)
-            await exists(Path(future.sandbox) / "started")
-        future.cancel()
-        await within(future.ended())
+        await cancel_in_container(wait(OutputFile("started")))
         await asyncio.to_thread(until_no_container)
 
 
 def until_no_container() -> None:
     """Wait until no container runs: Slurm reports the end of a job while its processes end."""
     until = time.monotonic() + 30
-    while names := subprocess.check_output(["podman", "ps", "--noheading"], text=True, timeout=60):
+    while names := running_containers():
         assert time.monotonic() < until, names
         time.sleep(0.1)

@@ -12,21 +12,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import CapabilityError, TaskLostError, TasksMainStates, WorkflowEngine
+from rhapsody import CapabilityError, TaskLostError, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.machine import alive
+from tests._support.ranks import add_ranks, cancel_ranks, require_named_exception
 
 pytest.importorskip("mpi4py")
 pytestmark = pytest.mark.asyncio
 
 RANKS = {"ranks": 2}
-
-
-def add_ranks(number: int) -> Any:
-    """Return the rank, and a sum over all ranks."""
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD.rank, MPI.COMM_WORLD.allreduce(number)
 
 
 @pytest_asyncio.fixture
@@ -62,15 +56,7 @@ async def test_output_in_files_is_that_of_all_ranks(flow: WorkflowEngine) -> Non
 
 
 async def test_an_exception_names_its_rank_and_ends_the_others(flow: WorkflowEngine) -> None:
-    @flow.function_task(resources=RANKS)
-    def rank() -> None:
-        if add_ranks(1)[0] == 1:
-            raise KeyError("absent")
-        add_ranks(2)  # waits for rank 1
-
-    with pytest.raises(KeyError, match="absent") as caught:
-        await rank()
-    assert "raised on rank 1 of 2" in caught.value.__notes__
+    await require_named_exception(flow, 2)
 
 
 async def test_a_rank_that_is_killed_loses_the_task(flow: WorkflowEngine) -> None:
@@ -85,22 +71,7 @@ async def test_a_rank_that_is_killed_loses_the_task(flow: WorkflowEngine) -> Non
 
 
 async def test_a_cancellation_ends_all_ranks(flow: WorkflowEngine, tmp_path: Path) -> None:
-    @flow.function_task(resources=RANKS)
-    def rank() -> None:
-        import time
-
-        (marks / str(os.getpid())).touch()
-        time.sleep(300)
-
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    call = rank()
-    while len(pids := os.listdir(marks)) < 2:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
-    call.cancel()
-    await call.ended()
-    assert call.state is TasksMainStates.CANCELED
-    assert not [pid for pid in pids if alive(int(pid))]
+    assert not any(map(alive, await cancel_ranks(flow, 2, tmp_path)))
 
 
 async def test_ranks_without_a_common_mpi_are_refused(flow: WorkflowEngine) -> None:

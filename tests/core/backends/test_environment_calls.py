@@ -31,13 +31,14 @@ from rhapsody.testing._tools import python_environment
 from tests._support.engine_fixtures import Machine, local_processes, local_threads
 from tests._support.environments import (
     Podman,
+    cancel_in_container,
     container_with_python,
     make_environment,
     make_module,
     needs_modules,
+    running_containers,
     working_podman,
 )
-from tests._support.machine import exists
 from tests._support.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(120)]
@@ -319,14 +320,5 @@ async def test_canceling_a_function_ends_its_container(podman: Path, tmp_path: P
             Path(started).write_text("")
             threading.Event().wait()
 
-        future = wait(OutputFile("started"))
-        async with asyncio.timeout(30):
-            while future.sandbox is None:  # noqa: ASYNC110 - it is not submitted yet
-                await asyncio.sleep(0)
-            await exists(Path(future.sandbox) / "started")
-        future.cancel()
-        await within(future.ended())
-        shown = await asyncio.to_thread(
-            subprocess.run, ["podman", "ps", "--quiet"], capture_output=True, check=True, timeout=60
-        )
-        assert shown.stdout == b""
+        await cancel_in_container(wait(OutputFile("started")))
+        assert await asyncio.to_thread(running_containers) == ""

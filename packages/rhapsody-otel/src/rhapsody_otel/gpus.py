@@ -15,11 +15,12 @@ _meters: WeakSet[Meter] = WeakSet()
 def observe_gpus(meter: Meter) -> None:
     """Add the metric `hw.gpu.utilization` to a meter, if pynvml is installed and finds GPUs.
 
-    The GPUs are read when metrics are exported, on the exporter's thread. Does nothing if the meter
-    already has the metric.
+    The GPUs are looked for once per meter. Their utilization is read when metrics are exported, on
+    the exporter's thread.
     """
     if meter in _meters:
         return
+    _meters.add(meter)
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -27,8 +28,6 @@ def observe_gpus(meter: Meter) -> None:
     except ImportError:
         return
     except nvml.NVMLError:  # for example, there is no driver
-        return
-    if not gpus:
         return
 
     def read(_: CallbackOptions) -> Iterator[Observation]:
@@ -39,10 +38,9 @@ def observe_gpus(meter: Meter) -> None:
                 continue
             yield Observation(percent / 100, attributes)
 
-    _meters.add(meter)
-    meter.create_observable_gauge(
-        "hw.gpu.utilization", [read], "1", "Fraction of time in which a GPU has been busy."
-    )
+    if gpus:
+        description = "Fraction of time in which a GPU has been busy."
+        meter.create_observable_gauge("hw.gpu.utilization", [read], "1", description)
 
 
 def _gpu(nvml: Any, index: int) -> tuple[Any, dict[str, str]]:

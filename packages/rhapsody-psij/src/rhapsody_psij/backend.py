@@ -278,12 +278,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             )
         self._directory, self._reports = directory, directory / "reports"
         await in_thread(self._prepare)
-        with open(directory / "client.log", "wb") as log:  # noqa: ASYNC230 - once
+        with open(directory / "client.log", "wb") as errors:  # noqa: ASYNC230 - once
             self._client = await asyncio.create_subprocess_exec(
                 *_python("client", str(directory)),
                 stdin=PIPE,
                 stdout=PIPE,
-                stderr=log,
+                stderr=errors,
                 limit=MAX_LINE,
                 start_new_session=True,
             )
@@ -291,7 +291,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._send({"executor": self.executor, **settings})
         assert self._client.stdout is not None
         line = await self._client.stdout.readline()
-        error = json.loads(line).get("error") if line else end_of_file(str(log.name), MAX_ERROR)
+        error = json.loads(line).get("error") if line else end_of_file(errors.name, MAX_ERROR)
         if error is not None:
             raise BackendUnavailableError(
                 f"backend {self.name!r}: executor {self.executor!r} cannot be used: {error}"
@@ -429,7 +429,6 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             except asyncio.CancelledError:
                 self._cancel(run, key)
         if run.cancelled:
-            run.ended.exception()  # marks it as retrieved
             raise asyncio.CancelledError
         return run.ended.result()
 
@@ -634,9 +633,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     def _changed(self, job: _Job, state: str, message: str | None, code: int | None) -> None:
         self._news.set()
         runs = list(job.runs.values())
-        if state == "REFUSED":
+        if state == "REFUSED" and runs:  # they have the same settings
             kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
-            self._end_job(job, {"exception": kind(f"{self._refused(job)}: {message}")})
+            error = kind(f"{self._refusal(runs[0].task)}: {message}")
+            self._end_job(job, {"exception": error})
         elif state in ("COMPLETED", "FAILED", "CANCELED"):
             # Flux reports no exit code of successful jobs. A job without an exit code may also
             # have disappeared from the queue of another system.
@@ -652,13 +652,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if runs and runs[0].ranks:
                 self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
 
-    def _refused(self, job: _Job) -> str:
-        """Return the beginning of the message for a job that the batch system has refused."""
-        given = []
-        for run in [*job.runs.values()][:1]:  # all have the same settings
-            queue, wanted = self.settings.of(run.task).queue, run.task.get("resources")
-            given += [f"queue={queue!r}"] * (queue is not None)
-            given += [str(wanted)] * (wanted is not None)
+    def _refusal(self, task: TaskDescription) -> str:
+        """Return the beginning of the message if the batch system has refused a task's job."""
+        queue, resources = self.settings.of(task).queue, task.get("resources")
+        given = [] if queue is None else [f"queue={queue!r}"]
+        if resources is not None:
+            given.append(str(resources))
         what = f" with {', '.join(given)}" if given else ""
         return f"backend {self.name!r}: {self.executor} has refused a job{what}"
 
@@ -668,7 +667,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         while self._jobs:
             self._news.clear()
             ended = [job for job in self._jobs.values() if job.status is not None]
-            reports: list[Report] = []
+            changed = False
             for directory in {job.reports for job in self._jobs.values()}:
                 jobs = [job for job in self._jobs.values() if job.reports == directory]
                 uids = {uid for job in jobs for uid in job.runs}
@@ -678,10 +677,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 for uid, kind, content in found:
                     if uid in by_uid:
                         self._apply(by_uid[uid], uid, kind, content)
-                reports += found
+                changed = changed or bool(found)
             for job in ended:
                 self._end_silent(job)
-            wait = MIN_INTERVAL if reports else min(2 * wait, MAX_INTERVAL)
+            wait = MIN_INTERVAL if changed else min(2 * wait, MAX_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._news.wait()

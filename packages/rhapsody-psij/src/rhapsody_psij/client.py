@@ -158,7 +158,7 @@ class Client:
             self._end(number, "CANCELED")
             return
         try:
-            if self._named:  # PSI/J's scripts use the name of the job, and not of the specification
+            if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
                 job.name = spec["name"]  # type: ignore[attr-defined]
             job.spec = self._spec(spec)
             self._executor.submit(job)

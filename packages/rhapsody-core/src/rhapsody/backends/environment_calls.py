@@ -6,7 +6,7 @@ the script that enters the environment starts Python, which reads the call from 
 sandbox and writes its outcome to another, in the call protocol of `rhapsody.sdk`.
 
 That Python must be able to unpickle code of this one, so it must have the same minor version, and
-Rhapsody must be installed for it. `_START` checks this before it imports Rhapsody. With `modules`
+Rhapsody must be installed for it. `_START` checks both before it runs the call. With `modules`
 alone, the call runs in this program's Python, because many modules bring none.
 """
 
@@ -36,7 +36,7 @@ CANNOT_ENTER = (125, 126, 127)
 MAX_ERROR = 2000
 """Number of bytes of the standard error in a message."""
 
-# The code of any version of Python 3, so that the message reaches the user.
+# Code for any version of Python 3, so that the message reaches the user.
 _START = """\
 import os, sys
 if sys.path and not sys.path[0]:
@@ -44,7 +44,8 @@ if sys.path and not sys.path[0]:
 def stop(text):
     sys.stderr.write("rhapsody: " + sys.executable + text + chr(10))
     sys.exit(125)
-found, wanted, cure = "%d.%d" % sys.version_info[:2], "PYTHON", "pip install CORE"
+wanted, cure, protocol, call, outcome = sys.argv[-5:]
+found = "%d.%d" % sys.version_info[:2]
 if found != wanted:
     stop(" is Python " + found + ", but the program runs Python " + wanted +
          ", and functions need the same minor version: recreate it with Python " + wanted)
@@ -53,18 +54,19 @@ try:
     import cloudpickle
 except ImportError as error:
     stop(" cannot import Rhapsody (" + str(error) + "): install it there with `" + cure + "`")
-if runner.PROTOCOL_VERSION != PROTOCOL:
+if str(runner.PROTOCOL_VERSION) != protocol:
     stop(" has another version of Rhapsody: install the same one there with `" + cure + "`")
-runner.main(*sys.argv[1:])
+runner.main(call, outcome)
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(0)  # without waiting for threads that the call has started
 """
-_START = (
-    _START.replace("PYTHON", f"{sys.version_info[0]}.{sys.version_info[1]}")
-    .replace("CORE", f"rhapsody-core=={__version__}")
-    .replace("!= PROTOCOL", f"!= {PROTOCOL_VERSION}")
+_WANTED = (
+    f"{sys.version_info[0]}.{sys.version_info[1]}",
+    f"pip install rhapsody-core=={__version__}",
+    str(PROTOCOL_VERSION),
 )
+"""The version of Python, the command that installs Rhapsody, and the version of the protocol."""
 
 
 class EnvironmentCall:
@@ -149,6 +151,7 @@ class EnvironmentCall:
 def _program(task: TaskDescription, directory: str) -> TaskDescription:
     """Return the description of the executable task that makes a call."""
     here = not {"container", "conda", "venv"} & task.keys()
+    files = [os.path.join(directory, name) for name in (CALL, OUTCOME)]
     program: TaskDescription = {
         "uid": task["uid"],
         "name": task["name"],
@@ -159,7 +162,7 @@ def _program(task: TaskDescription, directory: str) -> TaskDescription:
         "is_service": False,
         "task_backend_specific_kwargs": {},
         "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-        "arguments": ["-c", _START, *(os.path.join(directory, name) for name in (CALL, OUTCOME))],
+        "arguments": ["-c", _START, *_WANTED, *files],
         "sandbox": directory,
         "capture": task.get("capture", True) is not False,
     }
