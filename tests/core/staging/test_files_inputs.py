@@ -354,6 +354,23 @@ async def test_an_output_that_is_a_link_out_of_the_sandbox_is_refused(
         check_outputs(task, [OutputFile("out.txt")])
 
 
+async def test_outputs_without_content_are_missing_and_described(work: Path) -> None:
+    stager = Stager(work)
+    task = describe(stager)
+    sandbox = Path(task["sandbox"])
+    sandbox.mkdir(parents=True)
+    os.mkfifo(sandbox / "pipe")
+    (sandbox / "link").symlink_to("nowhere")
+    outputs = [OutputFile("pipe"), OutputFile("link"), OutputFile("none")]
+    with pytest.raises(DataError) as caught:
+        check_outputs(task, outputs)
+    for text in (
+        "'pipe', which is a named pipe,",
+        "'link', which is a dangling link to 'nowhere',",
+    ):
+        assert text in str(caught.value)
+
+
 async def test_sandboxes_that_are_not_on_this_file_system_are_the_backends_to_check(
     work: Path,
 ) -> None:

@@ -433,3 +433,24 @@ async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path
         assert files(here / "plots") == {"b.txt"}
     assert here / "plots" in [file.path for file in flow.results]
     assert here / "plots/a.txt" not in [file.path for file in flow.results]
+
+
+@pytest.mark.parametrize("output", [OutputFile("results/f"), OutputDir("results/d")])
+async def test_saved_files_keep_their_holes(
+    here: Path, flow: WorkflowEngine, output: OutputFile | OutputDir
+) -> None:
+    @flow.executable_task
+    def write(out: Any) -> str:
+        name = out if isinstance(output, OutputFile) else f"{out}/f"
+        return (
+            f"mkdir d; truncate -s 30M {name}; echo middle | dd of={name} conv=notrunc bs=1M "
+            f"seek=9; truncate -s 100M {name}"
+        )
+
+    await within(write(output))
+    saved = here / ("results/f" if isinstance(output, OutputFile) else "results/d/f")
+    status = saved.stat()
+    assert (status.st_size, status.st_blocks * 512 < 1 << 20) == (100 << 20, True)
+    assert await asyncio.to_thread(saved.read_bytes) == (b"\0" * (9 << 20) + b"middle\n").ljust(
+        100 << 20, b"\0"
+    )

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import logging
 import os
+import socket
 import stat
 import threading
 from pathlib import Path
@@ -165,25 +166,66 @@ async def test_an_old_read_only_directory_is_replaced(here: Path, flow: Workflow
     assert os.listdir(here / "d") == []
 
 
-async def test_links_stay_where_they_mean_the_same_in_the_copy(
+async def test_links_within_a_saved_directory_stay_links(here: Path, flow: WorkflowEngine) -> None:
+    command = (
+        "mkdir -p d/e; echo 1 > d/f; ln -s f d/latest; ln -s $PWD/d/f d/e/absolute; ln -s e d/x"
+    )
+    await within(shell(flow)(command, OutputDir("./d")))
+    links = {name: os.readlink(here / "d" / name) for name in ("latest", "e/absolute", "x")}
+    assert links == {"latest": "f", "e/absolute": "../f", "x": "e"}
+    assert (here / "d/x/absolute").read_text() == "1\n"
+
+
+async def test_links_out_of_a_saved_directory_are_replaced_with_their_targets(
     here: Path, flow: WorkflowEngine
 ) -> None:
+    command = (
+        "mkdir -p d .hidden/s; echo 1 > .hidden/s/f; ln -s ../.hidden/s/f d/relative; "
+        "ln -s $PWD/.hidden/s/f d/absolute; ln -s relative d/chain; ln -s ../.hidden/s d/sub; "
+        "ln -s f .hidden/s/own; ln -s ../../d/relative .hidden/s/back"
+    )
+    await within(shell(flow)(command, OutputDir("./d")))
+    for name in ("relative", "absolute", "chain", "sub/f", "sub/own", "sub/back"):
+        assert (here / "d" / name).read_text() == "1\n"
+        assert (here / "d" / name).resolve().is_relative_to(here / "d")
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "../../other", "..", "$PWD", "../.."])
+async def test_links_that_cannot_be_resolved_in_a_saved_directory_are_refused(
+    here: Path, flow: WorkflowEngine, link: str
+) -> None:
     run = shell(flow)
-    await within(run("mkdir d; echo 1 > d/f; ln -s f d/latest", OutputDir("./d")))
-    assert os.readlink(here / "d/latest") == "f"
-    for link in ("/etc/passwd", "../other", "$PWD/d/f"):
-        future = run(f"mkdir d; ln -s {link} d/latest", OutputDir("./d"))
-        with pytest.raises(DataError, match=r"its directory 'd' could not be .*'latest' in it is"):
-            await within(future)
-        assert future.sandbox is not None
-        assert os.path.isdir(Path(future.sandbox) / "d")
-    assert files(here / "d") == {"f", "latest"}
+    future = run(f"mkdir d; touch ../other; ln -s {link} d/latest", OutputDir("./d"))
+    with pytest.raises(DataError, match="'latest' in it: it is a link to"):
+        await within(future)
+    assert future.sandbox is not None
+    assert os.path.isdir(Path(future.sandbox) / "d")
+    assert not (here / "d").exists()
 
 
-async def test_what_cannot_be_copied_is_named(here: Path, flow: WorkflowEngine) -> None:
-    with pytest.raises(DataError, match=r"'sub/pipe' in it: .*named pipe"):
-        await within(shell(flow)("mkdir -p d/sub; mkfifo d/sub/pipe", OutputDir("./d")))
-    assert not [name for name in os.listdir(here) if "d" in name and name != ".rhapsody"]
+async def test_entries_without_content_are_skipped_in_a_saved_directory(
+    here: Path, flow: WorkflowEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    @flow.function_task
+    def write(out: OutputDir) -> None:
+        (Path(out) / "sub").mkdir(parents=True)
+        (Path(out) / "f").write_text("1")
+        os.mkfifo(Path(out, "sub/pipe"))
+        os.symlink("nowhere", Path(out, "dangling"))
+        os.symlink("loop", Path(out, "loop"))
+        place = os.open(out, os.O_RDONLY)  # the names of sockets must be short
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{place}/socket")
+        os.close(place)
+
+    done = write(OutputDir("./d"))
+    assert [path.name for path in (await within(listing(flow)(InputFile("d"), done)))[0]] == ["f"]
+    assert files(here / "d") == {"f"}
+    assert sorted(os.listdir(here / "d")) == ["f", "sub"]
+    [record] = caplog.records
+    for text in ("'write' (task.000001)", "'sub/pipe' (a named pipe)", "'socket' (a socket)"):
+        assert text in record.getMessage()
+    assert "'dangling' (a dangling link to 'nowhere')" in record.getMessage()
 
 
 async def test_nothing_is_left_of_a_copy_that_is_no_longer_wanted(here: Path) -> None:

@@ -15,13 +15,14 @@ import resource
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Final, Literal
 
 from rhapsody.errors import DataError
 
@@ -32,11 +33,26 @@ _BUFFER, _CHUNK = 1 << 16, 1 << 20
 _OCCUPIED_ERRORS = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
-def files_in(directory: str) -> Iterator[str]:
-    """Yield the relative paths of all files in a directory and its subdirectories."""
-    for place, _, names in os.walk(directory):
-        for name in names:
-            yield os.path.relpath(os.path.join(place, name), directory)
+def files_in(directory: str, below: str = "") -> Iterator[str]:
+    """Yield the relative paths of all files in a directory and its subdirectories.
+
+    Sockets, pipes, devices and dangling links are omitted.
+
+    Args:
+        directory: The directory.
+        below: The subdirectory to begin with.
+    """
+    try:
+        with os.scandir(os.path.join(directory, below)) as entries:
+            found = list(entries)
+    except OSError:  # it was removed, or cannot be read
+        return
+    for entry in found:
+        path = os.path.join(below, entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_in(directory, path)
+        elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+            yield path
 
 
 class RealPaths:
@@ -61,6 +77,9 @@ def copy_file(
     source: str | os.PathLike[str], target: str | os.PathLike[str], root: str | None = None
 ) -> None:
     """Copy a file and its mode. Until the content is copied, only the user can read the copy.
+
+    The copy shares the blocks of the file if the file system can do this; otherwise it has holes
+    where the file has them.
 
     Args:
         source: The path of the file.
@@ -87,8 +106,54 @@ def copy_file(
         if is_link and root is not None and not _is_in(file.fileno(), source, root):
             raise DataError("it is a link to a path outside the sandbox; write the file itself")
         copy = files.enter_context(open(target, "xb", _BUFFER, opener=_private))
-        shutil.copyfileobj(file, copy, _CHUNK if found.st_size > _BUFFER else _BUFFER)
+        if not clone(file.fileno(), copy.fileno()):
+            _copy_content(file, copy, found)
         os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode))
+
+
+_FICLONE: Final[int] = getattr(fcntl, "FICLONE", 0x40049409)
+
+
+def clone(source: int, target: int) -> bool:
+    """Make an open, empty file share the blocks of another one, which copies no data.
+
+    Returns:
+        False if the file system cannot do this, or the files are on different ones.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _copy_content(file: BinaryIO, copy: BinaryIO, status: os.stat_result) -> None:
+    if status.st_blocks * 512 >= status.st_size:  # it has no holes
+        shutil.copyfileobj(file, copy, _CHUNK if status.st_size > _BUFFER else _BUFFER)
+        return
+    for start, end in _extents(file.fileno(), status.st_size):
+        file.seek(start)
+        copy.seek(start)
+        while start < end and (data := file.read(min(_CHUNK, end - start))):
+            copy.write(data)
+            start += len(data)
+    copy.truncate(status.st_size)
+
+
+def _extents(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each part of a file that is not a hole."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # the rest is a hole
+                return
+            raise
+        end = os.lseek(file, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -120,53 +185,132 @@ def copy_directory(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     stop: threading.Event | None = None,
-) -> None:
+) -> list[str]:
     """Copy a directory with its content.
+
+    Links within the directory stay links. Links to other entries of the parent directory, which is
+    the sandbox of the task that wrote the directory, are replaced with copies of their targets.
+    Entries that have no content, such as sockets and dangling links, are skipped.
 
     Args:
         source: The directory.
         target: The path of the copy, which must not exist.
         stop: If this event is set during the call, copying stops and the copy is removed.
 
+    Returns:
+        The relative paths of the skipped entries, each with its kind: `"'run.sock' (a socket)"`.
+
     Raises:
-        DataError: A link in the directory is absolute or leads out of the directory, or an entry
-            cannot be copied.
+        DataError: A link leads out of the parent directory or to a directory that contains the
+            link, or an entry cannot be copied.
         OSError: The directory cannot be read, or the copy cannot be created.
     """
-
-    def copy(each: str, place: str) -> str:
-        if stop is not None and stop.is_set():
-            raise _StoppedError
-        return shutil.copy(each, place)
-
-    root = os.path.realpath(source)
-    _require_own_links(root)
+    real = os.path.realpath(source)
+    tree = _Tree(real, os.path.realpath(os.path.dirname(os.path.abspath(source))), stop)
     try:
-        os.mkdir(target, 0o700)  # `copytree` sets the mode of the source at the end
-        shutil.copytree(root, target, symlinks=True, copy_function=copy, dirs_exist_ok=True)
+        tree.copy(real, os.fspath(target), (real,))
     except _StoppedError:
         pass
-    except shutil.Error as error:
-        path, _, why = error.args[0][0]
-        raise DataError(f"{os.path.relpath(path, root)!r} in it: {why}") from error
     finally:
         if stop is not None and stop.is_set():
             shutil.rmtree(target, ignore_errors=True)
+    return tree.skipped
 
 
-def _require_own_links(root: str) -> None:
-    """Raise an error if a directory contains a link that would be broken or wrong in a copy."""
-    for place, directories, names in os.walk(root):
-        for path in (os.path.join(place, name) for name in (*directories, *names)):
-            if not os.path.islink(path):
-                continue
-            target = os.readlink(path)
-            if os.path.isabs(target) or not f"{os.path.realpath(path)}/".startswith(f"{root}/"):
-                raise DataError(
-                    f"{os.path.relpath(path, root)!r} in it is a link to {target!r}, but only "
-                    "relative links within the directory can be saved; replace the link with the "
-                    "file itself"
-                )
+class _Tree:
+    """Copy of one directory tree; see `copy_directory`.
+
+    Args:
+        top: The real path of the directory.
+        root: The real path of the directory that must contain the targets of links.
+        stop: The event that stops the copy.
+
+    Attributes:
+        skipped: The skipped entries.
+    """
+
+    def __init__(self, top: str, root: str, stop: threading.Event | None) -> None:
+        self._top = top
+        self._root = root
+        self._stop = stop
+        self.skipped: list[str] = []
+
+    def copy(self, source: str, target: str, roots: tuple[str, ...]) -> None:
+        """Copy a directory.
+
+        Args:
+            source: The real path of the directory.
+            target: The path of the copy.
+            roots: The real paths of the top directory and of the directories to which the links
+                above `source` lead, innermost last.
+        """
+        os.mkdir(target, 0o700)
+        with os.scandir(source) as entries:
+            found = list(entries)
+        for entry in found:
+            if self._stop is not None and self._stop.is_set():
+                raise _StoppedError
+            copy = os.path.join(target, entry.name)
+            try:
+                if entry.is_symlink():
+                    self._copy_link(entry.path, copy, roots)
+                elif entry.is_dir():
+                    self.copy(entry.path, copy, roots)
+                else:
+                    self._copy_file(entry.path, entry.path, copy)
+            except OSError as error:
+                raise self._error(entry.path, error.strerror or error) from error
+        shutil.copystat(source, target)
+
+    def _copy_link(self, path: str, copy: str, roots: tuple[str, ...]) -> None:
+        real = os.path.realpath(path)
+        if not os.path.exists(real):
+            self._skip(path, f"a dangling link to {os.readlink(path)!r}")
+        elif _is_below(real, roots[-1]):
+            os.symlink(os.path.relpath(real, os.path.dirname(path)), copy)
+        elif not _is_below(real, self._root):
+            raise self._error(
+                path,
+                f"it is a link to {real!r}, outside the sandbox; replace the link with the file "
+                "itself",
+            )
+        elif not os.path.isdir(real):
+            self._copy_file(path, real, copy)
+        elif any(_is_below(root, real) for root in roots):
+            raise self._error(path, f"it is a link to {real!r}, which contains the link")
+        else:
+            self.copy(real, copy, (*roots, real))
+
+    def _copy_file(self, path: str, real: str, copy: str) -> None:
+        kind = kind_of(os.lstat(real).st_mode)
+        if kind is None:
+            copy_file(real, copy)
+        else:
+            self._skip(path, kind)
+
+    def _skip(self, path: str, kind: str) -> None:
+        self.skipped.append(f"{os.path.relpath(path, self._top)!r} ({kind})")
+
+    def _error(self, path: str, why: object) -> DataError:
+        return DataError(f"{os.path.relpath(path, self._top)!r} in it: {why}")
+
+
+def _is_below(path: str, directory: str) -> bool:
+    """Return True if a real path is a directory or is in it."""
+    return f"{path}/".startswith(f"{directory}/")
+
+
+_KINDS = {
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+
+
+def kind_of(mode: int) -> str | None:
+    """Return the kind of a file without content, such as `"a socket"`; `None` for other files."""
+    return _KINDS.get(stat.S_IFMT(mode))
 
 
 def replace_directory(new: Path, path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import logging
 import os
 import re
 import stat
@@ -43,6 +44,7 @@ from rhapsody.staging.fsutil import (
     copy_directory,
     copy_file,
     files_in,
+    kind_of,
     remove,
     replace_directory,
 )
@@ -50,6 +52,8 @@ from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
+
+log: logging.Logger = logging.getLogger(__name__)
 
 _MAX_NAMES = 5
 """Maximum number of files that a message names."""
@@ -92,8 +96,10 @@ def check_outputs(
             continue
         directory = isinstance(output, OutputDir)
         mode = _mode(task, name)
-        if mode is None:
-            missing.append(f"the directory {name!r}" if directory else repr(name))
+        kind = _dangling(sandbox, name) if mode is None else kind_of(mode)
+        if mode is None or kind is not None:
+            what = f"the directory {name!r}" if directory else repr(name)
+            missing.append(f"{what}, which is {kind}," if kind else what)
         elif stat.S_ISDIR(mode) is not directory:
             declared, wrote, cure = ("directory", "file", "OutputFile") if directory else (
                 "file", "directory", "OutputDir",
@@ -133,6 +139,14 @@ def _mode(task: TaskDescription, name: str) -> int | None:
         return None
 
 
+def _dangling(sandbox: str, name: str) -> str | None:
+    """Describe a missing output if there is a link of its name."""
+    try:
+        return f"a dangling link to {os.readlink(os.path.join(sandbox, name))!r}"
+    except OSError:
+        return None
+
+
 def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
     """Describe what a task left in its sandbox, for the error about missing outputs.
 
@@ -153,8 +167,12 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """Return the first few names, and the number of the others, as text."""
-    there = ", ".join(map(repr, names[:_MAX_NAMES])) or "nothing else"
-    return there + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
+    return _listed([repr(name) for name in names]) or "nothing else"
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _MAX_NAMES} more" if len(items) > _MAX_NAMES else ""
+    return ", ".join(items[:_MAX_NAMES]) + more
 
 
 def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:
@@ -669,28 +687,36 @@ class Results:
         self.places.take(task, {path: put.name for path, put in puts.items()})
         for path, put in puts.items():
             what = f"its {put.kind} {put.name!r}"
+            skipped: Sequence[str] = ()
             async with self._slots:
                 try:
                     if path not in there:
-                        await self._put(path, put)
+                        skipped = await self._put(path, put)
                 except Exception as error:  # such as a full disk or a read-only directory
                     raise DataError(
                         f"task {title!r} ({uid}) succeeded, but {what} could not be saved as "
                         f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)
+            if skipped:
+                log.warning(
+                    "task %r (%s): entries of its directory %r are not saved, because they have no "
+                    "content: %s",
+                    title, uid, put.name, _listed(skipped),
+                )  # fmt: skip
 
-    async def _put(self, path: Path, put: Put) -> None:
+    async def _put(self, path: Path, put: Put) -> Sequence[str]:
+        """Save a file or directory, and return the entries that were skipped."""
         part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
         run = self._threads.run
         stop = threading.Event()
         try:
             if isinstance(put.source, str):
-                await run(partial(_copy_in, put.source, put.root, part, path, stop))
-            else:
-                await run(partial(path.parent.mkdir, parents=True, exist_ok=True))
-                await put.source(part)
-                await run(partial(_rename, part, path))
+                return await run(partial(_copy_in, put.source, put.root, part, path, stop))
+            await run(partial(path.parent.mkdir, parents=True, exist_ok=True))
+            await put.source(part)
+            await run(partial(_rename, part, path))
+            return ()
         except BaseException:
             stop.set()
             with contextlib.suppress(OSError):
@@ -698,15 +724,19 @@ class Results:
             raise
 
 
-def _copy_in(source: str, root: str | None, part: Path, path: Path, stop: threading.Event) -> None:
+def _copy_in(
+    source: str, root: str | None, part: Path, path: Path, stop: threading.Event
+) -> Sequence[str]:
+    skipped: Sequence[str] = ()
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.isdir(source):
-        copy_directory(source, part, stop)
+        skipped = copy_directory(source, part, stop)
     else:
         copy_file(source, part, root)
     if not stop.is_set():
         _rename(part, path)
+    return skipped
 
 
 def _rename(part: Path, path: Path) -> None:
