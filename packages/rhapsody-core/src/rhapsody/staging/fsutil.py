@@ -20,7 +20,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
@@ -311,6 +312,96 @@ _KINDS = {
 def kind_of(mode: int) -> str | None:
     """Return the kind of a file without content, such as `"a socket"`; `None` for other files."""
     return _KINDS.get(stat.S_IFMT(mode))
+
+
+def replace_links(directory: str, kept: Collection[str]) -> None:
+    """Replace links in a sandbox with their targets before the rest of the sandbox is removed.
+
+    Afterwards, the links among the kept entries and in them lead only to kept entries and to files
+    outside all sandboxes.
+
+    Args:
+        directory: The sandbox. Its parent directory contains the other sandboxes.
+        kept: The names of the entries that are not removed.
+
+    Raises:
+        DataError: A target cannot be copied.
+        OSError: A link cannot be replaced.
+    """
+    links = _Links(os.path.realpath(directory), kept)
+    waiting = [os.path.join(links.root, name) for name in kept]
+    while waiting:
+        path = waiting.pop()
+        if os.path.islink(path):
+            links.replace(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            with os.scandir(path) as entries:
+                waiting += [entry.path for entry in entries if entry.is_symlink() or entry.is_dir()]
+
+
+class _Links:
+    """Links in one sandbox; see `replace_links`."""
+
+    def __init__(self, root: str, kept: Collection[str]) -> None:
+        self.root: str = root
+        self._kept = kept
+        self._work_dir = os.path.dirname(root)
+        self._copies: dict[str, str] = {}  # paths of copied directories, by their real paths
+
+    def replace(self, path: str) -> None:
+        """Replace a link with a copy of its target, or with a direct link to a kept target."""
+        real = os.path.realpath(path)
+        if not (os.path.exists(real) and self._is_in_sandbox(real)):
+            return
+        target = self._copies.get(real, real)
+        if self._is_kept(target):
+            text = os.path.relpath(target, os.path.dirname(path))
+            if text != os.readlink(path):
+                _replace_with(path, partial(os.symlink, text))
+        elif os.path.isdir(real):
+            self._copies[real] = path
+            _replace_with(path, partial(self._copy_directory, real))
+        else:
+            _replace_with(path, partial(self._copy_file, real))
+
+    def _is_in_sandbox(self, real: str) -> bool:
+        place = os.path.relpath(real, self._work_dir)
+        return os.sep in place and not place.startswith(os.pardir)
+
+    def _is_kept(self, real: str) -> bool:
+        name, *_ = os.path.relpath(real, self.root).split(os.sep)
+        return name in self._kept
+
+    def _copy_directory(self, real: str, copy: str) -> None:
+        """Copy a directory with links to its subdirectories, which `replace_links` replaces."""
+        os.mkdir(copy)
+        with os.scandir(real) as entries:
+            for entry in entries:
+                real, path = os.path.realpath(entry.path), os.path.join(copy, entry.name)
+                if entry.is_symlink() or entry.is_dir():
+                    os.symlink(real, path)
+                else:
+                    self._copy_file(real, path)
+
+    def _copy_file(self, real: str, copy: str) -> None:
+        if _is_below(real, self.root):  # the other name will be removed
+            with contextlib.suppress(OSError):  # the file system has no hard links
+                os.link(real, copy)
+                return
+        copy_file(real, copy)
+
+
+def _replace_with(path: str, make: Callable[[str], object]) -> None:
+    """Replace a link with what `make` creates at the path that it is called with."""
+    new = f"{os.path.dirname(path)}/.{uuid.uuid4().hex}.part"
+    try:
+        make(new)
+        if os.path.isdir(new) and not os.path.islink(new):
+            os.unlink(path)
+        os.rename(new, path)
+    except BaseException:
+        remove(new)
+        raise
 
 
 def replace_directory(new: Path, path: Path) -> None:

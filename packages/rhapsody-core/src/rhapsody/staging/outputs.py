@@ -658,7 +658,7 @@ class Results:
         return [
             replace(file, intermediate=True) if (file.uid, file.path.name) in self._read else file
             for file in self._saved.values()
-            if os.path.lexists(file.path)
+            if os.path.exists(file.path)
         ]
 
     def is_read(self, producer: str, name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from rhapsody.data import RESERVED, SavedFile
 from rhapsody.sdk.threads import ThreadPool, in_thread
-from rhapsody.staging.fsutil import remove_directory
+from rhapsody.staging.fsutil import remove_directory, replace_links
 
 Keep = Literal["results", "failed", "all", "none"]
 """Sandboxes that stay on disk after a run.
@@ -226,6 +226,9 @@ class SandboxKeeper:
             self._remove(path, () if declared is None else declared.stay | declared.until_end)
 
     def _finish(self) -> None:
+        if self._keep == "results":  # first, because links may lead to files in other sandboxes
+            for path, files in self._declared.items():
+                self._guard(path, partial(replace_links, path, self._kept_of(files)))
         for path, fate in self._fates.items():
             declared = self._declared.pop(path, None)
             if self._keep == "none" or fate is Disposition.REMOVE:
@@ -249,18 +252,20 @@ class SandboxKeeper:
             dropped: True if all other files have been removed before; see `drop`.
         """
         self._kept(declared.results.values())
-        if self._ended_well and (declared.until_end or not dropped):
-            self._remove(path, declared.stay)
-        elif not dropped:
-            self._remove(path, declared.stay | declared.until_end)
+        if not dropped or (self._ended_well and declared.until_end):
+            self._remove(path, self._kept_of(declared))
+
+    def _kept_of(self, declared: _Declared) -> set[str]:
+        return declared.stay if self._ended_well else declared.stay | declared.until_end
 
     def _remove(self, path: str, names: Collection[str] = ()) -> None:
-        """Remove a sandbox, or its content except some files."""
+        """Remove a sandbox, or its content except some files and the targets of links."""
+        self._guard(path, partial(_remove, path, names))
+
+    def _guard(self, path: str, action: Callable[[], object]) -> None:
+        """Perform an action on a sandbox, and log its first error."""
         try:
-            if os.path.basename(path).startswith(RESERVED):  # a single file; see `discard`
-                os.unlink(path)
-            else:
-                remove_directory(path, names)
+            action()
         except FileNotFoundError:
             pass  # it was never created, or the user has removed it
         except Exception as error:  # the error must neither end the thread nor reach user code
@@ -272,3 +277,12 @@ class SandboxKeeper:
                     error,
                     extra={"path": path},
                 )
+
+
+def _remove(path: str, names: Collection[str]) -> None:
+    if os.path.basename(path).startswith(RESERVED):  # a single file; see `discard`
+        os.unlink(path)
+        return
+    if names:
+        replace_links(path, names)
+    remove_directory(path, names)
