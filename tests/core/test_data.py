@@ -402,7 +402,7 @@ def test_linking_makes_the_file_available_and_twice_is_harmless(
     assert stat.S_IMODE(box.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "/x", "a\0b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../b", "../x", "/x", "a\0b"])
 def test_linking_under_a_name_that_could_leave_the_sandbox_is_refused(
     tmp_path: Path, source: Path, name: str
 ) -> None:

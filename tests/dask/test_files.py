@@ -71,6 +71,30 @@ async def test_files_are_sent_by_content_without_a_shared_file_system(
 
 
 @pytest.mark.parametrize("shared", [True, False])
+async def test_several_inputs_have_one_name(cluster: Any, tmp_path: Path, shared: bool) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.txt").write_text(f"{name}\n")
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=shared)
+        async with WorkflowEngine.create(backend=backend, results_dir=tmp_path) as flow:
+
+            @flow.executable_task
+            def join(one: InputFile, two: InputFile, out: OutputFile) -> str:
+                return f"cat {one} {two} > {out}; ls *"
+
+            @flow.function_task
+            def read(one: InputFile, two: InputFile) -> list[str]:
+                return [Path(one).read_text(), Path(two).read_text()]
+
+            files = [InputFile(tmp_path / name / "in.txt") for name in "ab"]
+            listed = await join(*files, OutputFile("kept/out.txt"))
+            assert listed == "in.txt\nout.txt\n\n2:\nin.txt\n"
+            assert (tmp_path / "kept/out.txt").read_text() == "a\nb\n"
+            assert await read(*files) == ["a\n", "b\n"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
 async def test_a_program_with_a_cwd_finds_its_files(
     cluster: Any, tmp_path: Path, shared: bool
 ) -> None:

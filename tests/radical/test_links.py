@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rhapsody import DataError
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody_radical.pilot import rp
 
@@ -29,6 +30,11 @@ def test_a_file_of_another_task_is_linked() -> None:
     assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": rp.LINK}
     directory = backend.link_explicit_data_deps(None, target, file_path="/data/set/")
     assert directory["target"] == "task:///set"
+    second = backend.link_explicit_data_deps(None, target, "2/in.txt", "/data/b/in.txt")
+    assert second["target"] == "task:///2/in.txt"
+    for name in ("../in.txt", "2/../../in.txt", "/in.txt"):
+        with pytest.raises(DataError):
+            backend.link_explicit_data_deps(None, target, name, "/data/in.txt")
 
 
 def test_a_link_without_a_name_or_source_is_rejected() -> None:

@@ -72,6 +72,36 @@ async def test_declared_outputs_stay_and_are_read_by_the_next_run(here: Path) ->
     assert names == ["both.txt", "made.txt", "made.txt"]
 
 
+async def test_several_inputs_with_one_name_are_part_of_the_key(here: Path) -> None:
+    for name in "ab":
+        (here / name).mkdir()
+        (here / name / "in.txt").write_text(f"{name}\n")
+
+    async def read(order: str, name: str | None = None) -> object:
+        async def program(flow: WorkflowEngine) -> object:
+            run = command(flow, here)
+
+            @flow.function_task
+            def join(*inputs: InputFile) -> str:
+                with (here / "log").open("a") as log:
+                    log.write("function\n")
+                return "".join(Path(file).read_text() for file in inputs)
+
+            inputs = [InputFile(f"{each}/in.txt", name=name if each == "b" else None)
+                      for each in order]  # fmt: skip
+            what = f"cat {'in.txt ' * ('a' in order or not name)}{name or '2/in.txt'}"
+            return await run("command", what, *inputs), await join(*inputs)
+
+        return await broken_off(program)
+
+    assert [await read("ab") for _ in range(2)] == [("a\nb\n", "a\nb\n")] * 2
+    assert ran(here) == ["command", "function"]
+    assert await read("ba") == ("b\na\n", "b\na\n")
+    assert ran(here) == ["command"] * 2 + ["function"] * 2
+    assert await read("ab", "b.txt") == ("a\nb\n", "a\nb\n")
+    assert ran(here) == ["command"] * 3 + ["function"] * 3
+
+
 async def test_a_change_after_a_good_run_reruns_nothing_upstream(here: Path) -> None:
     for word in ("one", "two"):
         async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:

@@ -253,16 +253,6 @@ async def test_two_dependencies_that_make_the_same_file_are_an_error_that_names_
         assert await reader(flow)(InputFile("made.txt"), left, [left]) == "made\n"
 
 
-async def test_two_inputs_of_one_name_are_an_error() -> None:
-    for place in ("a", "b"):
-        Path(place).mkdir()
-        Path(place, "same.txt").write_text(place)
-    async with engine(Machine()) as flow:
-        error = await outcome(reader(flow)(InputFile("a/same.txt"), InputFile("b/same.txt")))
-        assert isinstance(error, DataError)
-        assert "same.txt" in str(error)
-
-
 async def test_the_files_are_those_of_the_attempt_that_succeeded() -> None:
     async with engine(Machine(), retries=1) as flow:
 

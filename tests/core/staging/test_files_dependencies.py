@@ -127,14 +127,6 @@ async def test_an_output_with_the_name_of_an_input_leaves_the_input_alone(
     assert texts == ["raw\n", "RAW\n", "RAW\nRAW\n"]
 
 
-async def test_a_directory_is_not_read_and_written_under_one_name(
-    here: Path, flow: WorkflowEngine
-) -> None:
-    (here / "plots").mkdir()
-    with pytest.raises(DataError, match="rename one of them"):
-        await within(writer(flow)("word", OutputDir("out/plots"), InputFile("plots")))
-
-
 async def test_an_input_that_is_bound_to_its_producer_is_that_ones(flow: WorkflowEngine) -> None:
     write, read = writer(flow), reader(flow)
     ones = [write(word, OutputFile("a.txt")) for word in ("one", "two")]

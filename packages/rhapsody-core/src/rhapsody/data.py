@@ -40,6 +40,7 @@ __all__ = [
     "link_into",
     "make_sandbox",
     "moved",
+    "name_in_sandbox",
     "plain_name",
     "stderr_tail",
     "stdout_tail",
@@ -70,6 +71,22 @@ def plain_name(name: str) -> str:
         raise DataError(
             f"{name!r} is not a plain file name: use a name without directories, not '.' or '..'"
         )
+    return name
+
+
+def name_in_sandbox(name: str) -> str:
+    """Return a name, after checking that it can be the relative path of a file in a sandbox.
+
+    Raises:
+        DataError: A part of the path cannot be a name; see `plain_name`.
+    """
+    if "/" not in name:
+        return plain_name(name)
+    try:
+        for part in name.split("/"):
+            plain_name(part)
+    except DataError as error:
+        raise DataError(f"{name!r} is not a relative path in a sandbox: {error}") from None
     return name
 
 
@@ -163,11 +180,12 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
 
     Args:
         sandbox: The sandbox of the task that needs the file.
-        name: The name in the sandbox, without directories.
+        name: The name in the sandbox, or a relative path such as `2/in.txt`; its directories are
+            created.
         source: The path of the file.
 
     Raises:
-        DataError: The name is not a plain file name, another file has this name in the sandbox, or
+        DataError: The name leads out of the sandbox, another file has this name in the sandbox, or
             `source` does not exist.
     """
     origin = os.path.abspath(source)
@@ -175,9 +193,18 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
         raise DataError(
             f"cannot link {name!r} into {os.fspath(sandbox)!r}: {origin!r} does not exist"
         )
-    target = os.path.join(make_sandbox(sandbox), plain_name(name))
+    target = _target(sandbox, name)
     if not _link(origin, target) and not _same(origin, target):
         raise DataError(f"cannot link {origin!r} to {target!r}: another file exists there")
+
+
+def _target(sandbox: str | os.PathLike[str], name: str) -> str:
+    """Return the path of a file in a sandbox, after creating the directories above it."""
+    *directories, last = name_in_sandbox(name).split("/")
+    path = make_sandbox(sandbox)
+    for directory in directories:
+        path = make_sandbox(os.path.join(path, directory))  # refuses links, which lead elsewhere
+    return os.path.join(path, last)
 
 
 def link_all(
@@ -329,18 +356,25 @@ class InputFile(File):
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
-            the name of a file or directory that another task writes.
+            the name of a file or directory that another task writes. Another `InputFile`, such as
+            `future.file("out.txt")`, stands for the same file.
+        name: The name under which the task sees the file, without directories. Default: the base
+            name. If several inputs of a call have one name, the second one is in the directory
+            `2` of the sandbox, the third one in `3`, and so on.
 
     Raises:
-        DataError: `spec` is empty, is an invalid URL, or has no base name, such as `/`.
-        TypeError: `spec` is neither a string nor a path.
+        DataError: `spec` is empty, is an invalid URL, or has no base name, such as `/`; or `name`
+            is not a plain file name.
+        TypeError: `spec` is neither a string nor a path, or `name` is not a string.
 
     Attributes:
-        filename: The base name, under which the task sees the file.
+        filename: The base name. In a task with a sandbox, the path of the file relative to the
+            sandbox: the base name, `name`, or a path such as `2/in.txt`.
         filepath: In a task, the absolute path: in the task's sandbox, or the original path for a
             function without a sandbox. Outside tasks, the absolute path of a local file, the name
             of another task's file as it was given, or `None` for a URL, which is fetched when a
             task is about to run.
+        name: The name that was given for the sandbox, or `None`.
         remote_url: The URL.
         local_file: The existing path as it was given.
         other_task_file: The name as it was given.
@@ -348,30 +382,37 @@ class InputFile(File):
             URL.
     """
 
+    name: str | None
     remote_url: str | None
     local_file: str | None
     other_task_file: str | None
     expected_at: Path | None
 
-    def __init__(self, spec: str | os.PathLike[str]) -> None:
+    def __init__(self, spec: str | os.PathLike[str], *, name: str | None = None) -> None:
+        if isinstance(spec, InputFile):
+            for field_name in type(self).__match_args__:
+                object.__setattr__(self, field_name, getattr(spec, field_name))
+            if name is not None:
+                object.__setattr__(self, "name", _staged_name(spec, name))
+            return
         given = _text("InputFile", spec)
         url = local = other = None
         path: Path | None = None
         expected: Path | None = None
         if _URL.match(given) or is_data_url(given):
-            url, name = given, _name_in_url(given)
+            url, base = given, _name_in_url(given)
         else:
             expected = Path(os.path.abspath(given))
-            name = expected.name
+            base = expected.name
             if os.path.exists(given):
                 local, path = given, expected
-                if not name:
+                if not base:
                     raise DataError(
                         f"InputFile({given!r}) has no base name; use the path of a file or of a "
                         "directory other than '/'"
                     )
             else:
-                if name in ("", ".", "..") or "\0" in given:
+                if base in ("", ".", "..") or "\0" in given:
                     raise DataError(
                         f"InputFile({given!r}) does not name a file; use a URL, or the path of a "
                         "file or directory"
@@ -379,10 +420,11 @@ class InputFile(File):
                 other, path = given, Path(given)
         _set(
             self,
-            filename=name,
+            filename=base,
             filepath=path,
             _by_path=False,
             _producer=None,
+            name=None if name is None else _staged_name(given, name),
             remote_url=url,
             local_file=local,
             other_task_file=other,
@@ -391,7 +433,30 @@ class InputFile(File):
 
     def __repr__(self) -> str:
         spec = self.local_file or self.other_task_file or without_secrets(self.remote_url or "")
-        return f"InputFile({spec!r})"
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"InputFile({spec!r}{name})"
+
+
+def _staged_name(spec: object, name: object) -> str:
+    """Check the user's `name` argument of an input."""
+    if not isinstance(name, str):
+        raise TypeError(f"InputFile: name must be a string, got {name!r}")
+    try:
+        plain_name(name)
+    except DataError as error:
+        shown = without_secrets(spec) if isinstance(spec, str) else str(spec)
+        raise DataError(f"InputFile({shown!r}): name={error}") from None
+    if name.startswith(RESERVED):
+        raise DataError(
+            f"InputFile: name={name!r} cannot be used: names that begin with {RESERVED!r} are "
+            "reserved for backends; choose another name"
+        )
+    return name
+
+
+def staged_as(file: InputFile, filename: str) -> InputFile:
+    """Return a copy of an input with the path, relative to a task's sandbox, as its `filename`."""
+    return _changed(file, filename=filename)
 
 
 def found_at(file: InputFile, path: str) -> InputFile:
@@ -400,22 +465,6 @@ def found_at(file: InputFile, path: str) -> InputFile:
     The file itself is not copied.
     """
     return _changed(file, filepath=Path(path), _by_path=True, _producer=None)
-
-
-def renamed(file: InputFile) -> InputFile:
-    """Rename an input in the sandbox, because the task writes a file with the same name.
-
-    Returns:
-        The renamed copy of the input.
-    """
-    assert file.filepath is not None
-    name = separate_name(file.filename)
-    return _changed(file, filename=name, filepath=file.filepath.with_name(name))
-
-
-def separate_name(name: str) -> str:
-    """Return the new name of an input that has the same name as one of the task's outputs."""
-    return f"input-{name}"
 
 
 def input_from(producer: object, name: str) -> InputFile:
@@ -432,6 +481,7 @@ def input_from(producer: object, name: str) -> InputFile:
         filepath=Path(name),
         _by_path=False,
         _producer=producer,
+        name=None,
         remote_url=None,
         local_file=None,
         other_task_file=name,
@@ -600,10 +650,10 @@ class InputFiles(list[Path]):
     __slots__ = ("directory", "file")
 
     def __init__(self, file: InputFile, names: Iterable[str], *, directory: bool) -> None:
-        """Create the list from file names, which are relative to the sandbox of the bound input."""
+        """Create the list from file names, which are relative to the parent of the bound input."""
         assert file.filepath is not None
-        sandbox = file.filepath.parent
-        super().__init__(sorted(sandbox / name for name in names))
+        parent = file.filepath.parent
+        super().__init__(sorted(parent / name for name in names))
         self.file: InputFile = file
         self.directory: bool = directory
 
@@ -615,7 +665,11 @@ class InputFiles(list[Path]):
         """Return the arguments for a list command: the directory, or each of the files."""
         if self.directory:
             return [str(self.file)]
-        return [str(_changed(self.file, filename=path.name, filepath=path)) for path in self]
+        directory = os.path.dirname(self.file.filename)
+        return [
+            str(_changed(self.file, filename=os.path.join(directory, path.name), filepath=path))
+            for path in self
+        ]
 
     def __fspath__(self) -> str:
         if not self.directory:

@@ -23,6 +23,7 @@ from rhapsody.sdk import (
     link_all,
     link_into,
     make_sandbox,
+    name_in_sandbox,
     plain_name,
 )
 from rhapsody_dask.worker.messages import pack_files, unpack_files
@@ -31,7 +32,9 @@ from rhapsody_dask.worker.site import sees
 log: logging.Logger = logging.getLogger(__name__)
 
 Link = tuple[str, ...]
-"""`("link", name, path)` for one file, `("all", directory)` for all files in a directory."""
+"""`("link", name, path)` for one file, or `("all", directory)` for all files in a directory.
+
+The name may be a path relative to the sandbox."""
 
 
 class Links:
@@ -67,7 +70,7 @@ class Links:
         path = os.path.abspath(path)
         if not os.path.exists(path):
             raise DataError(f"cannot link {name!r} for {target['uid']}: no such file: {path!r}")
-        self._add(own, target, ("link", plain_name(name), path))
+        self._add(own, target, ("link", name_in_sandbox(name), path))
 
     def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
         """Register all files that a task left in its sandbox."""
@@ -129,7 +132,7 @@ def _write(directory: str, text: str) -> str:
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
-    """Return an archive of a task's linked files, and the names of the files."""
+    """Return an archive of a task's linked files, and the names of its files and directories."""
     found: dict[str, str] = {}
     for kind, *words in links:
         if kind == "link":
@@ -141,7 +144,7 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
                     found.setdefault(name, os.path.join(words[0], name))
     packed, left_out = pack_files(found.items())
     log_left_out("input files not sent to a worker", left_out)
-    return packed, list(found)
+    return packed, list(dict.fromkeys(name.partition("/")[0] for name in found))
 
 
 def log_left_out(what: str, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.sdk import link_into, plain_name
+from rhapsody.sdk import link_into, name_in_sandbox, plain_name
 from rhapsody_radical.descriptions import as_list
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Links:
             DataError: The name refers to a place outside the sandbox.
         """
         if file_path:
-            name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
+            name = name_in_sandbox(file_name or os.path.basename(file_path.rstrip("/")))
             directive = {"source": file_path, "target": f"{TASK}{name}", "action": "Transfer"}
         elif src_task is not None and file_name:
             name = plain_name(file_name)

@@ -179,7 +179,8 @@ class BaseExecutionBackend(ABC):
             src_task: The description of the attempt that produced the file, with at least `uid`,
                 `sandbox` and `metadata`; `None` if `file_path` is given.
             dst_task: The description of the task that needs the file; this method may modify it.
-            file_name: The name under which `dst_task` expects the file.
+            file_name: The name under which `dst_task` expects the file. With `file_path`, it may be
+                a path relative to the sandbox, such as `2/in.txt`; see `name_in_sandbox`.
             file_path: The absolute path of a file that the engine can read, or `None` if `src_task`
                 is given.
 

@@ -197,7 +197,7 @@ def unquoted_files(record: TaskRecord) -> str:
         return ""
     words = _shell_words(command)
     for file in (*record.args, *(record.kwargs or {}).values()):
-        name = file.filename if isinstance(file, File) else file
+        name = (getattr(file, "name", None) or file.filename) if isinstance(file, File) else file
         if not (isinstance(name, str) and (isinstance(file, File) or os.path.exists(name))):
             continue
         if shlex.quote(name) != name and name in command and not any(name in w for w in words):

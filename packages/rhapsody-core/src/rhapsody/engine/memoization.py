@@ -25,7 +25,7 @@ from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
-from rhapsody.staging.files import Origin, origins
+from rhapsody.staging.files import Origin, origins, outcomes, staged_names
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -328,13 +328,14 @@ def _refused(
 
 def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
     """Return the paths of a task's input files by name. For dry runs, which link no files."""
-    made_by = {key: left for key, each in scan.producers.items() if (left := each._outcome)}
+    task, sources, made_by = record.description, record.sources, outcomes(scan.producers)
+    staged = staged_names(task, scan.inputs, scan.outputs, sources, made_by)
     found: dict[str, Origin] = {}
     for file in scan.inputs:
         with suppress(DataError):  # it does not exist yet
-            found |= origins(record.description, [file], record.sources, made_by)
+            found |= origins(task, [file], sources, made_by, staged)
     return {
-        name: origin.path if origin.producer is None else origin.producer.path_of(name)
+        name: origin.path if origin.producer is None else origin.producer.path_of(origin.name)
         for name, origin in found.items()
     }
 

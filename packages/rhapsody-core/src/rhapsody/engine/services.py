@@ -24,7 +24,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note
-from rhapsody.staging.files import Stager, located
+from rhapsody.staging.files import Stager, located, outcomes, staged_names
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
@@ -232,14 +232,17 @@ class Values:
 
     def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
         """Add the replacement of each file in a task's arguments to `values`, under its `id`."""
-        sandbox, resolved = record.description.get("sandbox"), record.resolved
+        description, resolved, sources = record.description, record.resolved, record.sources
+        sandbox = description.get("sandbox")
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
+        made_by = outcomes(found.producers)
+        if sandbox is not None and found.inputs:
+            staged = staged_names(description, found.inputs, found.outputs, sources, made_by)
         for file in found.inputs:
-            producer = found.producers.get(id(file))
-            own = None if producer is None else producer._outcome
+            own = made_by.get(id(file))
             if sandbox is not None:
                 values[id(file)] = self._stager.bind(
-                    file, sandbox, record.sources, own, outputs=found.outputs, by_path=by_path
+                    file, sandbox, sources, own, staged=staged[id(file)], by_path=by_path
                 )
             elif resolved is not None:
                 values[id(file)] = located(file, resolved, own)

@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.data import File, InputFile, InputFiles, Output, moved
@@ -38,7 +39,7 @@ from rhapsody.errors import (
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
-from rhapsody.staging.files import Resolved, Stager
+from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -289,7 +290,7 @@ class TaskBuilder:
         self, record: TaskRecord, found: ArgumentScan, description: TaskDescription
     ) -> None:
         if found.inputs or found.outputs:
-            description["metadata"]["input_files"] = [f.filename for f in found.inputs]
+            description["metadata"]["input_files"] = [f.name or f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
             if found.outputs:
                 description["sandbox"] = self._stager.sandbox_path(record.uid)
@@ -486,7 +487,7 @@ class TaskBuilder:
             inputs,
             outputs,
             record.sources,
-            {key: left for key, future in made_by.items() if (left := future._outcome)},
+            outcomes(made_by),
         )
         if resolved.coming:
             fetching = self._fetch(record, backend, resolved, outputs)
@@ -516,7 +517,8 @@ class TaskBuilder:
         description, resolved = record.description, record.resolved
         if "sandbox" in description:
             return
-        if resolved is None or not self._stager.in_place(backend.backend, resolved):
+        inputs = record.found.inputs if record.found is not None else ()
+        if resolved is None or not self._stager.in_place(backend.backend, resolved, inputs):
             description["sandbox"] = self._stager.sandbox_path(record.uid)
         description["args"], description["kwargs"] = self._values.of(record)
 
@@ -539,6 +541,7 @@ class TaskBuilder:
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
     # Call the methods of `str` itself: the placeholders of dry runs refuse their own.
     if isinstance(command, str) and str.strip(command):
+        _require_names(record, (command,))
         return command
     words: list[Any] = []
     if isinstance(command, list):
@@ -546,13 +549,40 @@ def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
         if isinstance(next(iter(command), None), InputFile) and "/" not in words[0]:
             words[0] = f"./{words[0]}"  # a bare name is looked for on PATH
     if words and all(isinstance(word, str) for word in words) and str.__len__(words[0]):
+        _require_names(record, words)
         return words
+    lists = [word for word in words if isinstance(word, list | tuple)]
+    if lists and all(isinstance(item, File) for item in lists[0]):
+        raise ValueError(
+            f"executable task {record.task.name!r} ({record.future.uid}) returned a list command "
+            f"with a list of files in it, {lists[0]!r}; unpack the list of files, as in "
+            "['cat', *files]"
+        )
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
         f"executable task {record.task.name!r} ({record.future.uid}) must return its command, a "
         f"non-empty string for a shell or a list of strings, got {command!r}"
         + (f": make {wrong[0]} a string" if wrong else "")
     )
+
+
+def _require_names(record: TaskRecord, words: Sequence[str]) -> None:
+    """Raise an error if a command contains the `repr` of a file, as in an f-string with a list.
+
+    Raises:
+        ValueError: The command contains the `repr` of one of the task's files.
+    """
+    if record.found is None:
+        return
+    shown = [repr(file) for file in (*record.found.inputs, *record.found.outputs)]
+    shown.append(repr(Path(record.description["sandbox"])).removesuffix("')"))  # of `InputFiles`
+    wrong = next((t for t in shown if any(str.__contains__(word, t) for word in words)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"executable task {record.task.name!r} ({record.future.uid}) returned a command that "
+            f"contains {wrong} instead of a file name; convert each file of a list to text, as in "
+            "{' '.join(map(str, files))}"
+        )
 
 
 def _words(item: object) -> Sequence[object]:

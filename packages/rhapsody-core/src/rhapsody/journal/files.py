@@ -377,12 +377,16 @@ class Outputs:
 
 
 def has_files(sandbox: str) -> bool:
-    """Return True if a sandbox contains anything other than links and Rhapsody's own files."""
+    """Return True if a sandbox contains anything other than links and Rhapsody's own files.
+
+    Directories with numbers as names, in which inputs are linked, are searched as well.
+    """
     own = os.path.basename(sandbox)
     try:
         with os.scandir(sandbox) as entries:
             return any(
                 not (entry.is_symlink() or entry.name.startswith((RESERVED, f"{own}.")))
+                and (not entry.name.isdecimal() or entry.is_file() or has_files(entry.path))
                 for entry in entries
             )
     except OSError:  # it was never created

@@ -16,6 +16,7 @@ from rhapsody.data import (
     link_into,
     make_sandbox,
     moved,
+    name_in_sandbox,
     plain_name,
 )
 from rhapsody.errors import add_note, describe_error
@@ -82,8 +83,8 @@ __all__ = [
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "describe_error", "dumps",
     "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known", "link_all",
-    "link_into", "make_sandbox", "memory_in_bytes", "moved", "own_modules", "pack", "pack_call",
-    "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
+    "link_into", "make_sandbox", "memory_in_bytes", "moved", "name_in_sandbox", "own_modules",
+    "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
     "require_mpi4py", "require_unused", "require_version", "run_rank", "search_output", "seconds",
     "seconds_of_job",
     "sent_modules", "settable", "start_thread", "streams", "task_context", "task_environment",

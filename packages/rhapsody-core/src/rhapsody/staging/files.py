@@ -27,8 +27,7 @@ from rhapsody.data import (
     SavedFile,
     found_at,
     plain_name,
-    renamed,
-    separate_name,
+    staged_as,
     without_secrets,
 )
 from rhapsody.errors import CapabilityError, DataError
@@ -38,7 +37,7 @@ from rhapsody.staging.fsutil import disk_use, files_in
 from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
-from rhapsody.task import AttemptInfo, TaskDescription
+from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -69,8 +68,9 @@ class Resolved:
 
     Attributes:
         sources: The outcomes of the attempt's dependencies, without duplicates.
-        places: The locations of the inputs, by name.
-        coming: The pending fetches of inputs into the cache, by the name of the input.
+        staged: The path of each input in the sandbox, by the `id` of the input; see `staged_names`.
+        places: The locations of the inputs, by their paths in the sandbox.
+        coming: The pending fetches of inputs into the cache, by the same paths.
         targets: The destinations of the outputs, by name.
         reads: For each file of another task that the attempt reads, the sandbox and the file's
             name.
@@ -78,6 +78,7 @@ class Resolved:
     """
 
     sources: tuple[AttemptInfo, ...]
+    staged: Mapping[int, str]
     places: dict[str, InputPlace]
     coming: Mapping[str, asyncio.Task[str]]
     targets: dict[str, Target]
@@ -92,8 +93,19 @@ class Resolved:
         return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
-        """Return the inputs' paths by name; `None` marks inputs that this process cannot read."""
+        """Return the inputs' paths by their paths in the sandbox.
+
+        `None` marks inputs that this process cannot read.
+        """
         return {name: place.path for name, place in self.places.items()}
+
+
+def outcomes(producers: Mapping[int, TaskFuture[Any]]) -> dict[int, AttemptInfo]:
+    """Return the outcomes of the tasks that write inputs, by the `id` of the input.
+
+    Tasks without an outcome, as in dry runs, are left out.
+    """
+    return {key: left for key, future in producers.items() if (left := future._outcome)}
 
 
 def left_by(producer: AttemptInfo, name: str) -> str | None:
@@ -125,14 +137,16 @@ def as_source(producer: AttemptInfo) -> dict[str, Any]:
 
 
 class Origin(NamedTuple):
-    """Origin of an input. Exactly one of the attributes is not `None`.
+    """Origin of an input. Exactly one of `producer`, `path` and `url` is not `None`.
 
     Attributes:
+        name: The file's name at its origin.
         producer: The outcome of the task that wrote the file.
         path: The path of a file on disk.
         url: The URL of a remote file.
     """
 
+    name: str
     producer: AttemptInfo | None = None
     path: str | None = None
     url: str | None = None
@@ -143,13 +157,97 @@ class Origin(NamedTuple):
         return without_secrets(self.url) if self.url is not None else repr(self.path)
 
 
+def staged_names(
+    task: TaskDescription,
+    inputs: Sequence[InputFile],
+    outputs: Sequence[Output],
+    sources: Sequence[AttemptInfo],
+    made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
+) -> dict[int, str]:
+    """Return the path of each input relative to the task's sandbox, by the `id` of the input.
+
+    This is the input's name, unless another file has that name in the sandbox: an input with the
+    name of an output is renamed to `input-NAME`, and the second of several inputs with one name is
+    staged in the directory `2`, the third one in `3`, and so on. The files that match a pattern are
+    staged in one directory, and the path of the pattern is returned.
+
+    Args:
+        task: The task's description.
+        inputs: The task's input files.
+        outputs: The task's output files.
+        sources: The outcomes of the task's dependencies.
+        made_by: The outcomes of the tasks that write inputs, as far as these tasks are known, by
+            the `id` of the input.
+
+    Raises:
+        DataError: Two files have the same explicit name, or an explicit name is given for several
+            files.
+    """
+    names = [file.name or file.filename for file in inputs]
+    reserved = {*names, *(output.filename for output in outputs)}
+    patterns = any(source.matches for source in (*sources, *made_by.values()))
+    if len(reserved) == len(inputs) + len(outputs) and not patterns:
+        return dict(zip(map(id, inputs), names, strict=True))
+    found: dict[int, str] = {}
+    used: dict[str, object] = dict.fromkeys((output.filename for output in outputs), "an output")
+    for file in sorted(inputs, key=lambda file: file.name is None):  # explicit names come first
+        producer = made_by.get(id(file))
+        matched = _matched_by(file, sources if producer is None else (producer,))
+        which = file.filename, file.remote_url or file.expected_at
+        if producer is not None:
+            which = file.filename, producer.uid
+        if file.name is not None:
+            found[id(file)] = _explicitly(task, file, which, used, several=bool(matched))
+            continue
+        inside = list(dict.fromkeys(name for _, names in matched for name in names))
+        name = file.filename
+        if not inside:
+            name = f"input-{name}" if used.get(name) == "an output" else name
+            inside = [name]
+        for number in count(1):
+            directory = "" if number == 1 else f"{number}/"
+            if number > 1 and str(number) in reserved:
+                continue
+            if all(used.get(directory + each, which) == which for each in inside):
+                break
+        used.update((directory + each, which) for each in inside)
+        found[id(file)] = directory + name
+    return found
+
+
+def _explicitly(
+    task: TaskDescription,
+    file: InputFile,
+    which: object,
+    used: dict[str, object],
+    *,
+    several: bool,
+) -> str:
+    """Return the name that the user chose for an input, and add it to `used`."""
+    name = file.name
+    assert name is not None
+    if several:
+        raise DataError(
+            f"task {task['name']!r}: name={name!r} names one file, but {file.filename!r} is a "
+            "pattern; omit name="
+        )
+    if used.setdefault(name, which) != which:
+        other = "an output" if used[name] == "an output" else "another input"
+        raise DataError(
+            f"task {task['name']!r}: {file!r} has the name of {other} of the task; choose another "
+            "name, or omit name="
+        )
+    return name
+
+
 def origins(
     task: TaskDescription,
     inputs: Sequence[InputFile],
     sources: Sequence[AttemptInfo],
-    made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
+    made_by: Mapping[int, AttemptInfo],
+    staged: Mapping[int, str],
 ) -> dict[str, Origin]:
-    """Return the origin of each file that a task reads, by its name in the sandbox.
+    """Return the origin of each file that a task reads, by its path in the sandbox.
 
     Args:
         task: The task's description.
@@ -157,13 +255,15 @@ def origins(
         sources: The outcomes of the task's dependencies.
         made_by: The outcomes of the tasks that write inputs, as far as these tasks are known, by
             the `id` of the input.
+        staged: The path of each input in the sandbox; see `staged_names`.
 
     Raises:
-        DataError: A file has no origin or several origins, or two files have the same name.
+        DataError: A file has no origin or several origins, or several files that match a pattern
+            have the same name.
     """
     found: dict[str, Origin] = {}
     for file in inputs:
-        for name, origin in _each(task, file, sources, made_by.get(id(file))):
+        for name, origin in _each(task, file, sources, made_by.get(id(file)), staged[id(file)]):
             other = found.setdefault(name, origin)
             if other != origin:
                 raise DataError(
@@ -178,39 +278,45 @@ def _each(
     file: InputFile,
     sources: Sequence[AttemptInfo],
     producer: AttemptInfo | None,
+    staged: str,
 ) -> Iterator[tuple[str, Origin]]:
     producers = _matched_by(file, sources if producer is None else (producer,))
     for producer, names in producers:
         for name in names:
-            yield name, Origin(producer=producer)
+            yield os.path.join(os.path.dirname(staged), name), Origin(name, producer)
     if not producers:
-        yield file.filename, origin_of(task, file, sources, producer)
+        yield staged, origin_of(task, file, sources, producer)
 
 
 def as_several(
-    file: InputFile, sources: Sequence[AttemptInfo], producer: AttemptInfo | None = None
+    file: InputFile,
+    bound: InputFile,
+    sources: Sequence[AttemptInfo],
+    producer: AttemptInfo | None = None,
 ) -> InputFiles | InputFile:
     """Return the object that a task receives for an input: one file or several.
 
     Args:
-        file: The input, bound to the task's sandbox.
+        file: The input.
+        bound: The input, bound to the task's sandbox.
         sources: The outcomes of the task's dependencies.
         producer: The outcome of the task that writes this file; `None` if it is unknown.
     """
     if producer is not None:
         sources = (producer,)
     elif file.remote_url is not None or _is_absolute(file):
-        return file
+        return bound
     producers = _matched_by(file, sources)
     if producers:
-        return InputFiles(file, {n for _, names in producers for n in names}, directory=False)
+        return InputFiles(bound, {n for _, names in producers for n in names}, directory=False)
     name = file.filename
     wrote = [source.path_of(name) for source in sources if name in source.output_files]
     directory = wrote[0] if len(wrote) == 1 else ""
     if not os.path.isdir(directory):
-        return file
-    names = (os.path.join(name, each) for each in files_in(directory))
-    return InputFiles(file, names, directory=True)
+        return bound
+    staged = os.path.basename(bound.filename)
+    names = (os.path.join(staged, each) for each in files_in(directory))
+    return InputFiles(bound, names, directory=True)
 
 
 def located(
@@ -223,21 +329,22 @@ def located(
         resolved: The locations of the task's inputs, all of which this process can read.
         producer: The outcome of the task that writes this file; `None` if it is unknown.
     """
-    places = resolved.places
+    places, staged = resolved.places, resolved.staged[id(file)]
     sources = resolved.sources if producer is None else (producer,)
     matched = () if file.remote_url is not None else _matched_by(file, sources)
     names = dict.fromkeys(name for _, names in matched for name in names)
     if names:
-        found = [path for name in names if (path := places[name].path) is not None]
+        inside = (places[os.path.join(os.path.dirname(staged), name)] for name in names)
+        found = [place.path for place in inside if place.path is not None]
         pattern = os.path.join(os.path.dirname(found[0]), file.filename)
         return InputFiles(found_at(file, pattern), found, directory=False)
-    place = places[file.filename]
+    place = places[staged]
     path = place.path or ""
     bound = found_at(file, path)
     if not place.directory:
         return bound
-    inside = (os.path.join(path, each) for each in files_in(path))
-    return InputFiles(bound, inside, directory=True)
+    inner = (os.path.join(path, each) for each in files_in(path))
+    return InputFiles(bound, inner, directory=True)
 
 
 def _is_absolute(file: InputFile) -> bool:
@@ -266,13 +373,13 @@ def origin_of(
     name = file.filename
     if producer is not None:
         if name in producer.output_files:
-            return Origin(producer=producer)
+            return Origin(name, producer)
         raise DataError(
             f"task {task['name']!r}: missing input file {name!r}: task {producer.task} declared "
             "it, but did not write it"
         )
     if file.remote_url is not None:
-        return Origin(url=file.remote_url)
+        return Origin(name, url=file.remote_url)
     expected = str(file.expected_at)
     if not _is_absolute(file):
         producers = [source for source in sources if name in source.output_files]
@@ -283,9 +390,9 @@ def origin_of(
                 f"files, or pass future.file({name!r}) of one of them"
             )
         if producers:
-            return Origin(producer=producers[0])
+            return Origin(name, producers[0])
     if os.path.exists(expected):
-        return Origin(path=expected)
+        return Origin(name, path=expected)
     raise DataError(
         f"task {task['name']!r}: missing input file {name!r}: no earlier call declares it, and "
         f"there is no file {expected!r}. Call the task that writes it before this one, or correct "
@@ -423,7 +530,7 @@ class Stager:
         sources: Sequence[AttemptInfo] = (),
         producer: AttemptInfo | None = None,
         *,
-        outputs: Sequence[Output] = (),
+        staged: str | None = None,
         by_path: bool = True,
     ) -> File | InputFiles:
         """Return the object that a task receives for a file; see `File.bound_to`.
@@ -436,18 +543,17 @@ class Stager:
             sandbox: The task's sandbox.
             sources: The outcomes of the task's dependencies.
             producer: The outcome of the task that writes this file; `None` if it is unknown.
-            outputs: The task's outputs. If one has the same name, the input is renamed.
+            staged: The path of an input relative to the sandbox; see `staged_names`. Default: its
+                file name.
             by_path: See `File.bound_to`.
         """
-        bound = file.bound_to(sandbox, by_path=by_path)
-        if not isinstance(bound, InputFile):
-            return bound
+        if not isinstance(file, InputFile):
+            return file.bound_to(sandbox, by_path=by_path)
+        bound = file if staged is None else staged_as(file, staged)
+        bound = bound.bound_to(sandbox, by_path=by_path)
         if producer is not None or sources:
-            found = as_several(bound, sources, producer)
-            if isinstance(found, InputFiles):
-                return found
-        taken = any(output.filename == file.filename for output in outputs)
-        return renamed(bound) if taken else bound
+            return as_several(file, bound, sources, producer)
+        return bound
 
     # Before an attempt.
 
@@ -487,32 +593,36 @@ class Stager:
         places: dict[str, InputPlace] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
-        found = origins(task, inputs, sources, made_by)
-        for name, (producer, path, url) in found.items():
+        staged = staged_names(task, inputs, outputs, sources, made_by)
+        found = origins(task, inputs, sources, made_by, staged)
+        for to, (name, producer, path, url) in found.items():
             if url is not None:
-                coming[name] = self._fetcher.download(url, name)
+                coming[to] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[name] = InputPlace(path)
+                places[to] = InputPlace(path)
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
-                places[name] = InputPlace(
+                places[to] = InputPlace(
                     producer.path_of(name), missing=missing, directory=place.directory
                 )
             elif self._is_on(backend, producer):
-                places[name] = left_place(producer, name)
+                place = left_place(producer, name)
+                if to != name:  # the backend would look for a file with the new name
+                    place = _readable(task, place, name, to)
+                places[to] = place
             else:
                 place = left_place(producer, name)
                 if place.path is None:
-                    coming[name] = self._copied(task, producer, name)
+                    coming[to] = self._copied(task, producer, name)
                 else:
-                    places[name] = place._replace(producer=None)
+                    places[to] = place._replace(producer=None)
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
         sources = tuple({each.uid: each for each in (*sources, *made_by.values())}.values())
-        resolved = Resolved(sources, places, coming, {}, tuple(reads))
+        resolved = Resolved(sources, staged, places, coming, {}, tuple(reads))
         if not coming:
             self._complete(task, resolved, outputs)
         return resolved
@@ -540,12 +650,17 @@ class Stager:
         self, task: TaskDescription, resolved: Resolved, outputs: Sequence[Output]
     ) -> None:
         if outputs:
-            for name in resolved.places.keys() & {output.filename for output in outputs}:
-                _move_aside(task, name, resolved.places)
             resolved.targets.update(self.results.places.claim(task, outputs))
 
-    def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
+    def in_place(
+        self,
+        backend: BaseExecutionBackend,
+        resolved: Resolved,
+        inputs: Sequence[InputFile],
+    ) -> bool:
         """Return True if a function on this backend can read its inputs in place, without links."""
+        if any(file.name is not None for file in inputs):
+            return False
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # for all of its workers
         return shared and all(place.path is not None for place in resolved.places.values())
@@ -576,12 +691,21 @@ class Stager:
         try:
             for name, place in resolved.places.items():
                 producer = place.producer
-                backend.link_explicit_data_deps(
-                    src_task=None if producer is None else as_source(producer),
-                    dst_task=task,
-                    file_name=name,
-                    file_path=place.path if producer is None else None,
-                )
+                try:
+                    backend.link_explicit_data_deps(
+                        src_task=None if producer is None else as_source(producer),
+                        dst_task=task,
+                        file_name=name,
+                        file_path=place.path if producer is None else None,
+                    )
+                except (DataError, OSError) as error:
+                    if "/" not in name:
+                        raise
+                    raise DataError(
+                        f"backend {backend.name!r} cannot link input {name!r} of task "
+                        f"{task['name']!r} into a directory of the sandbox ({error}); give each "
+                        "input with this name another one, as in InputFile(..., name='a.txt')"
+                    ) from error
             if implicit:
                 self._link_implicitly(task, backend, resolved.sources, links)
         except BaseException:
@@ -868,22 +992,19 @@ class Stager:
         self._place.leave()
 
 
-def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
-    """Rename an input in the sandbox of a task that writes a file with the same name.
-
-    Otherwise the task would overwrite the original input through the link.
+def _readable(task: TaskDescription, place: InputPlace, name: str, to: str) -> InputPlace:
+    """Return the location of another task's file, as a path that is linked under another name.
 
     Raises:
-        DataError: The input cannot be renamed.
+        DataError: This process cannot read the file.
     """
-    place = places.pop(name)
-    other = separate_name(name)
-    if place.path is None or os.path.isdir(place.path) or other in places:
+    if place.path is None:
         raise DataError(
-            f"task {task['name']!r} reads {name!r} and writes an output with the same name; rename "
-            "one of them"
+            f"task {task['name']!r} cannot have its input {name!r} as {to!r}, because the sandbox "
+            "that contains it cannot be read on this machine; rename the file in the task that "
+            "writes it"
         )
-    places[other] = place._replace(producer=None)
+    return place._replace(producer=None)
 
 
 def _current(other: Path) -> Path:

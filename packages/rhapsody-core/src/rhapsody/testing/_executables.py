@@ -232,6 +232,20 @@ class Files(Suite):
                 await driver.run_one(task)
             assert not escaped.exists(), f"linking a file as {name!r} created {escaped}"
 
+    @check("files", "executables", "files", "shared_file_system")
+    async def test_files_are_linked_into_directories(self, driver: Driver) -> None:
+        outside = str(self.place / "in.txt")
+        Path(outside).write_text("content")
+        task = driver.command(["cat", "2/in.txt"])
+        try:
+            driver.backend.link_explicit_data_deps(
+                dst_task=task, file_name="2/in.txt", file_path=outside
+            )
+        except (ValueError, OSError):
+            pytest.skip("the backend links files only directly into the sandbox")
+        end = await driver.run_one(task)
+        assert end.stdout == "content", str(end)
+
     @check("files", "executables", "files")
     @pytest.mark.parametrize("how", ["explicit", "implicit"])
     async def test_files_of_another_task_are_linked(self, driver: Driver, how: str) -> None:
