@@ -56,6 +56,20 @@ async def test_tasks_do_not_share_the_state_of_a_function(
     assert await asyncio.gather(*flow.map(task, range(4))) == [[0], [1], [2], [3]]
 
 
+async def test_functions_of_a_loop_use_the_loops_variable_at_the_call(
+    flow: WorkflowEngine, raw: Any
+) -> None:
+    ours, theirs = [], []
+    for sample in range(3):
+
+        def name(_: Any) -> int:
+            return sample  # noqa: B023 - what is tested
+
+        ours.append(flow.function_task(name)(asyncio.sleep))
+        theirs.append(raw.submit(name, None, pure=False))
+    assert await asyncio.gather(*ours) == await asyncio.gather(*theirs) == [0, 1, 2]
+
+
 async def test_a_function_uses_the_last_uploaded_version_of_its_module(
     backend: DaskExecutionBackend,
     flow: WorkflowEngine,

@@ -163,8 +163,9 @@ class Submission:
             future = BlockFuture(loop=self.loop)
         else:
             future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
+        called = task.at_call() if task.has_closure else task
         record = (BlockRecord if is_block else TaskRecord)(
-            scheduler, task, future, number, args, kwargs or None, specific, dependencies, found,
+            scheduler, called, future, number, args, kwargs or None, specific, dependencies, found,
             current_scope.get(), repeats,
         )  # fmt: skip
         future._node = record

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
+from rhapsody.engine.closures import ClosureCopy, has_closure
 from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
 from rhapsody.environments import SETTINGS, environment_conflict
 from rhapsody.errors import add_note
@@ -81,6 +82,8 @@ class TaskFunction(Generic[P, R]):
         settings: The settings of the function's tasks.
         given: The settings in the code, without those of a profile.
         kind: `"function"`, `"executable"` or `"block"`.
+        has_closure: True if calls use copies of the function, with the values of its closure at the
+            call. See `at_call`.
     """
 
     # Slots, because each call reads many of them and `update_wrapper` makes the dict slow to read.
@@ -88,12 +91,14 @@ class TaskFunction(Generic[P, R]):
         "__dict__",
         "__weakref__",
         "_check",
+        "_copied",
         "accepted_by",
         "described",
         "direct",
         "engine",
         "function",
         "given",
+        "has_closure",
         "is_async",
         "kind",
         "name",
@@ -136,6 +141,8 @@ class TaskFunction(Generic[P, R]):
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check
         self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it
+        self.has_closure: bool = has_closure(function)
+        self._copied: ClosureCopy | None = None
         self._check = file_checker(function, call_checker(function))
 
     @overload
@@ -182,6 +189,27 @@ class TaskFunction(Generic[P, R]):
             ValueError: A value is out of range.
         """
         return make_task(self.engine, self.kind, self.function, self.given, dict(settings))
+
+    def at_call(self) -> TaskFunction[P, R]:
+        """Return a copy whose function has the present values of its closure.
+
+        The copy is reused until a variable of the closure is assigned.
+        """
+        copied = self._copied
+        if copied is None or not copied.is_current():
+            copied = self._copied = ClosureCopy(self)
+        task: TaskFunction[P, R] = copied.task
+        return task
+
+    def with_function(self, function: Callable[..., Any]) -> TaskFunction[P, R]:
+        """Return a copy with another function, which has the same code. For `ClosureCopy`."""
+        former = self if self._copied is None else self._copied.task  # has seen the backend
+        new: TaskFunction[P, R] = object.__new__(TaskFunction)
+        for name in TaskFunction.__slots__:
+            if name != "__weakref__":
+                setattr(new, name, getattr(former, name))
+        new.function, new.has_closure, new.template = function, False, None
+        return new
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
         """Count a failed future that was deleted without being awaited. Thread-safe."""

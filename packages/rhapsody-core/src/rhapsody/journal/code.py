@@ -46,7 +46,15 @@ from typing import Any
 
 from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, names_in
 from rhapsody.journal.values import UnhashableError, Values, counts
-from rhapsody.sdk.modules import MISSING, altered, content_of, file_of, spec_of, with_inner
+from rhapsody.sdk.modules import (
+    MISSING,
+    altered,
+    content_of,
+    file_of,
+    is_in_its_module,
+    spec_of,
+    with_inner,
+)
 
 LARGE_VALUE = 10_000
 """Size, as in `Values.size`, from which a value is digested only once per run."""
@@ -303,7 +311,7 @@ class CodeFingerprint:
             if part in parts:
                 continue
             if not isinstance(value, types.FunctionType):
-                named = isinstance(value, type) and _is_in_its_module(value)
+                named = isinstance(value, type) and is_in_its_module(value)
                 parts[part] = self._name(value) if named else self.value(value)
                 continue
             parts[part] = self._name(value)
@@ -385,7 +393,7 @@ class CodeFingerprint:
             kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
             # Functions of modules are imported; other functions travel with their closures.
             if not kept and not _is_script(variables.get("__name__")):
-                self.set_here = self.set_here or _is_in_its_module(function)
+                self.set_here = self.set_here or is_in_its_module(function)
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -412,15 +420,19 @@ class CodeFingerprint:
             The variable's value, or `None` for a memo.
         """
         value, memos = content_of(cell), self._program.memos
-        known = id(cell), ""
-        if known not in memos and not (
-            _is_empty(value) and name in self._program.names(code).filled
+        # Calls have their own cells, except for variables that are assigned with `nonlocal`.
+        owner: object = cell if value is None else value
+        known = id(owner), ""
+        if (
+            known not in memos
+            and (id(cell), "") not in memos
+            and not (_is_empty(value) and name in self._program.names(code).filled)
         ):
             self._used(part, value)
             self.cells.append((cell, value))
             return value
         self.parts[part] = "filled by the task"
-        memos[known] = cell
+        memos[known] = owner
         return None
 
     def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
@@ -451,7 +463,7 @@ class CodeFingerprint:
         """Return True if a function or class is found under its own name in a library's module."""
         if self._program.origins.own(file_of(function.__module__)):
             return False  # decorated with `functools.wraps`
-        return _is_in_its_module(function)
+        return is_in_its_module(function)
 
     def _class(self, cls: type, name: str) -> None:
         file = file_of(cls.__module__)
@@ -896,14 +908,6 @@ class CodeFingerprint:
 
 def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.CellType]]:
     return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-
-
-def _is_in_its_module(thing: types.FunctionType | type) -> bool:
-    """Return True if a function or class is found under its own name in its module."""
-    found: Any = sys.modules.get(thing.__module__)
-    for part in thing.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is thing
 
 
 def _resolved(name: str, package: str) -> str:

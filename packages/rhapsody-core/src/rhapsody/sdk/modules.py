@@ -435,6 +435,14 @@ def content_of(cell: types.CellType) -> Any:
         return MISSING
 
 
+def is_in_its_module(thing: types.FunctionType | type) -> bool:
+    """Return True if a function or class is found under its own name in its module."""
+    found: Any = sys.modules.get(thing.__module__)
+    for part in thing.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is thing
+
+
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
     """Yield a code object and all code objects nested in it, in source order."""
     todo = [code]
