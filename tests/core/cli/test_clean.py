@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import OutputFile, WorkflowEngine
+from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody.cli import main
 from rhapsody.resources import size_text
 from rhapsody.staging import runs
@@ -216,11 +216,9 @@ def test_another_programs_run_goes_when_that_was_killed(
         assert clean(capsys) == ["removed 0 runs, 0 B; 1 still running"]
         program.kill()
         program.wait()
-    assert clean(capsys, "--keep-results") == [
-        f"{name}  kept: it did not end properly, so its results are unknown",
-        "removed 0 runs, 0 B",
-    ]
-    assert clean(capsys)[-1].startswith("removed 1 run, ")
+    first, last = clean(capsys)
+    assert first.startswith(f"{name}  ")
+    assert last.startswith("removed 1 run, ")
     assert not (tmp_path / ".rhapsody").exists()
 
 
@@ -238,7 +236,7 @@ def test_a_run_of_another_host_stays_while_it_may_be_alive(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("keep", ["results", "all"])
-async def test_results_can_stay(
+async def test_results_stay_unless_they_are_to_be_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: str
 ) -> None:
     async with WorkflowEngine.create(keep_sandboxes=keep, record=True) as flow:  # type: ignore[arg-type]
@@ -247,32 +245,96 @@ async def test_results_can_stay(
         def write(out: OutputFile, code: int = 0) -> str:
             return f"echo x | tee {out} scratch; exit {code}"
 
+        @flow.executable_task
+        def read(file: InputFile) -> str:
+            return f"cat {file}"
+
         await within(write(OutputFile("kept.txt")))
+        write(OutputFile("intermediate.txt"))
+        await within(read(InputFile("intermediate.txt")))
         failed = write(OutputFile("failed.txt"), 3)
         await within(failed.ended())
         assert failed.exception() is not None
         flow.log.warning("careful")
     run = flow.work_dir.parent
-    assert clean(capsys, "--keep-results")[-1].startswith("removed 1 run, ")
-    assert sorted(path.name for path in run.rglob("*") if path.is_file()) == [
-        "kept.txt", "results.json", "run.jsonl",
-    ]  # fmt: skip
-    assert clean(capsys, "--keep-results") == ["removed 0 runs, 0 B"]
-    (file,) = run.rglob("kept.txt")
-    file.unlink()
-    clean(capsys, "--keep-results")
+    kept = [file.path.name for file in flow.results]
+    assert kept == ["kept.txt"] if keep == "results" else ["kept.txt", "intermediate.txt"]
+    first, second, last = clean(capsys)
+    assert first.endswith(f" (kept: {', '.join(kept)}, {2 * len(kept)} B)")
+    assert second.startswith("removed 1 run, ")
+    assert last.startswith(f"kept {len(kept)} result")
+    assert last.endswith("to remove results, too, run: rhapsody clean --results")
+    assert sorted(path.name for path in run.rglob("*") if path.is_file()) == sorted(
+        [*kept, "results.json", "run.jsonl"]
+    )
+    assert clean(capsys) == ["removed 0 runs, 0 B", last]
+    for command in (["runs"], ["status"], ["show", "1"], ["logs", "1"]):
+        assert main(command) == 0
+        assert capsys.readouterr().out
+    assert clean(capsys, "--results", "--dry-run")[-1].startswith("would remove 1 run, ")
+    assert clean(capsys, "--results")[-1].startswith("removed 1 run, ")
     assert not (tmp_path / ".rhapsody").exists()
 
 
-@pytest.mark.parametrize(
-    "listed", ["{", "[1]", '[{"path": 3}]', '[{"path": "../../../../outside"}]', '[{"path": "/"}]']
-)
-def test_a_list_of_results_that_says_something_else_removes_nothing_outside(
+@pytest.mark.asyncio
+async def test_a_run_goes_when_its_results_have_been_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with WorkflowEngine.create(record=True) as flow:
+        await within(flow.executable_task(lambda out: f"echo x > {out}")(OutputFile("kept.txt")))
+    (file,) = flow.work_dir.rglob("kept.txt")
+    file.rename(tmp_path / "kept.txt")
+    assert clean(capsys)[-1].startswith("removed 1 run, ")
+    assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+KILLED = """
+import asyncio, os
+from rhapsody import OutputFile, WorkflowEngine
+
+async def main():
+    async with WorkflowEngine.create(journal="j.sqlite") as flow:
+        @flow.executable_task
+        def write(out):
+            return f"echo x | tee {out} scratch"
+        await write(OutputFile("kept.txt"))
+        {end}
+    print(*(file.path for file in flow.results))
+
+asyncio.run(main())
+"""
+
+
+def test_results_of_a_killed_run_stay_if_a_later_run_has_reused_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flow.py").write_text(KILLED.replace("{end}", "os.kill(os.getpid(), 9)"))
+    command = [sys.executable, "flow.py"]
+    assert subprocess.run(command, cwd=tmp_path).returncode == -9
+    resumed = KILLED.replace("{end}", "pass")
+    (tmp_path / "flow.py").write_text(resumed.replace('"j.sqlite"', '"j.sqlite", resume=True'))
+    listed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert clean(capsys)[-1].startswith("kept 1 result, 2 B")
+    assert Path(listed.stdout.strip()).read_text() == "x\n"
+
+
+@pytest.mark.parametrize("listed", ["{", "[1]", '[{"file": "x"}]'])
+def test_a_run_with_a_malformed_list_of_results_stays_as_a_whole(
+    base: Path, capsys: pytest.CaptureFixture[str], listed: str
+) -> None:
+    (base / NAMES[0] / "engine.12345678" / "results.json").write_text(listed)
+    assert clean(capsys)[-1] == "removed 2 runs, 2.0 kB"
+    assert (base / NAMES[0] / "engine.12345678" / "box" / "data").exists()
+    assert clean(capsys, "--results")[-1].startswith("removed 1 run, ")
+
+
+@pytest.mark.parametrize("listed", ['[{"path": "../../../../outside"}]', '[{"path": "/"}]'])
+def test_a_list_of_results_never_leads_out_of_its_engines_directory(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], listed: str
 ) -> None:
     (tmp_path / "outside").write_text("precious")
     (base / NAMES[0] / "engine.12345678" / "results.json").write_text(listed)
-    clean(capsys, "--keep-results")
+    assert clean(capsys)[-1].startswith("removed 3 runs, ")
     assert (tmp_path / "outside").read_text() == "precious"
 
 

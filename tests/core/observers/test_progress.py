@@ -279,7 +279,7 @@ def test_the_account_names_stale_results_and_a_large_disk_use(
     assert "(make, task.000019)" in lines[20]
     assert lines[21:-1] == [
         "  ... and 2 more",
-        "3.0 GB in .rhapsody: rhapsody clean removes the files of ended runs",
+        "3.0 GB in .rhapsody: rhapsody clean removes old files except results",
     ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,10 @@ from rhapsody.resources import seconds, size_text
 if TYPE_CHECKING:
     from rhapsody.staging.runs import LeftRun
 
-HELP = "remove the directories of runs that have ended"
+HELP = "remove the directories of runs that have ended, except their results"
+
+MAX_NAMES = 3
+"""Maximum number of results that are named for each run."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +29,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY", help=text)
     text = "remove only runs that have not changed for this long, such as 30d, 12h or 45m"
     parser.add_argument("--older", metavar="AGE", help=text)
-    text = "keep output files that have no destination and that no task has read"
-    parser.add_argument("--keep-results", action="store_true", help=text)
+    text = "also remove results: output files that have no destination and that no task has read"
+    parser.add_argument("--results", action="store_true", help=text)
     text = "show what would be removed, and remove nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Remove the directories of runs that have ended, and print how much was removed.
+    """Remove the directories of runs that have ended, except results, and print what was removed.
 
-    With `--dry-run`, only print what would be removed.
+    With `--results`, also remove results. With `--dry-run`, only print what would be removed.
 
     Returns:
         The exit code.
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"no runs in {base}")
         return DONE
     stays: Counter[str] = Counter()
-    removed, size, alive, code = 0, 0, 0, DONE
+    total, alive, code = _Total(), 0, DONE
     for each in found:
         if each.state == "held":
             alive += 1
@@ -72,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             stays[f"changed in the last {arguments.older}"] += 1
         else:
             try:
-                freed = _clean(each, arguments.keep_results, arguments.dry_run)
+                _clean(each, total, results=arguments.results, dry=arguments.dry_run)
             except BlockingIOError:
                 alive += 1
             except FileNotFoundError:  # another process is removing it
@@ -80,46 +84,74 @@ def run(arguments: argparse.Namespace) -> int:
             except OSError as error:
                 complain(f"cannot remove {each.path}: {error}")
                 code = FAILED
-            else:
-                removed, size = removed + (freed is not None), size + (freed or 0)
     if not arguments.dry_run:
         tidy(base)
     verb = "would remove" if arguments.dry_run else "removed"
-    parts = [f"{verb} {removed} run{'s' * (removed != 1)}, {size_text(size)}"]
+    parts = [f"{verb} {_several(total.runs, 'run')}, {size_text(total.size)}"]
     rest = {"still running": alive, **stays}
     say("; ".join([*parts, *(f"{count} {what}" for what, count in rest.items() if count)]))
+    if total.results:
+        say(
+            f"kept {_several(total.results, 'result')}, {size_text(total.results_size)}; to remove "
+            "results, too, run: rhapsody clean --results"
+        )
     return code
 
 
-def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
-    """Remove a run's directory, and print the size of what was removed.
+@dataclass(slots=True)
+class _Total:
+    """Numbers of what was removed and kept.
+
+    Attributes:
+        runs: Number of runs from which something was removed.
+        size: Size in bytes of what was removed.
+        results: Number of results that were kept.
+        results_size: Size in bytes of these results.
+    """
+
+    runs: int = 0
+    size: int = 0
+    results: int = 0
+    results_size: int = 0
+
+
+def _clean(run: LeftRun, total: _Total, *, results: bool, dry: bool) -> None:
+    """Remove a run's directory, and print the size of what was removed and kept.
 
     Args:
         run: The ended run.
-        keep_results: True to keep the run's results.
-        dry: True to print the size without removing anything.
-
-    Returns:
-        The size in bytes, or `None` if there is nothing to remove or the list of results cannot be
-        read.
+        total: The numbers to which those of this run are added.
+        results: True to remove the run's results as well.
+        dry: True to print the sizes without removing anything.
 
     Raises:
         BlockingIOError: Another process has locked the run.
         OSError: A file cannot be removed.
     """
     try:
-        kept = run.results() if keep_results else set()
+        kept = {} if results else run.results()
     except (ValueError, OSError) as error:
-        say(f"{run.path.name}  kept: {error}")
-        return None
+        say(f"{run.path.name}  kept: {error}; to remove it, run: rhapsody clean --results")
+        return
     goes = run.goes(kept)
+    total.results += len(kept)
+    total.results_size += (kept_size := sum(kept.values()))
     if kept and not goes:
-        return None
+        return
     if not dry and not run.remove(iter(goes)):
         raise BlockingIOError(f"{run.path} is in use")
-    size = sum(goes.values())
-    say(f"{run.path.name}  {size_text(size)}{' (results kept)' if kept else ''}")
-    return size
+    total.runs += 1
+    total.size += (size := sum(goes.values()))
+    line = f"{run.path.name}  {size_text(size)}"
+    if kept:
+        names = [os.path.basename(path) for path in sorted(kept)]
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        line += f" (kept: {', '.join(names[:MAX_NAMES])}{more}, {size_text(kept_size)})"
+    say(line)
+
+
+def _several(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def base_of(directory: str) -> Path:

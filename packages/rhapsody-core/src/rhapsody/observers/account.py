@@ -405,10 +405,12 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     lines += _held_back(counts)
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
-        lines.append(f"the run's files: {shown(run)}")
+        count = sum(run in file.path.parents for file in summary.results)
+        some = f", including {count} result{'s' * (count != 1)}" if count else ""
+        lines.append(f"the run's files{some}: {shown(run)}")
     if summary.disk_use > LARGE_DISK_USE:
         base = run.parent if run is not directory else directory
-        hint = ": rhapsody clean removes the files of ended runs" if base.name == BASE else ""
+        hint = ": rhapsody clean removes old files except results" if base.name == BASE else ""
         lines.append(f"{size_text(summary.disk_use)} in {shown(base)}{hint}")
     how = numbers(counts, summary.stats.retried, summary.stats.recorded)
     return [*lines, f"rhapsody: {how} in {duration_text(summary.seconds)}"]

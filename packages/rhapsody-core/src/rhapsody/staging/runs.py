@@ -22,7 +22,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -434,16 +434,32 @@ LIST = "results.json"
 """Name of the file in an engine's directory that lists the engine's results, if there are any."""
 
 
-def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
-    """Write the list of the results that are below an engine's directory, if there are any."""
-    listed = [
-        {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
-        for file in files
-        if file.path.is_relative_to(work_dir)
-    ]
-    if listed:
+def write_lists(files: Iterable[SavedFile], base: Path) -> None:
+    """Add results that are in runs' directories to the lists of the engines that contain them.
+
+    Most files are in the directory of the engine that writes the list. The others were written by
+    earlier runs, whose results this run has reused.
+
+    Args:
+        files: The results.
+        base: The `.rhapsody` directory.
+    """
+    lists: dict[Path, dict[str, dict[str, str]]] = {}
+    for file in files:
+        if file.path.is_relative_to(base):
+            run, engine, *names = file.path.relative_to(base).parts
+            if names and NAME.fullmatch(run):
+                path = os.path.join(*names)
+                entry = {"path": path, "task": file.task, "uid": file.uid}
+                lists.setdefault(base / run / engine, {})[path] = entry
+    for engine_dir, entries in lists.items():
         with contextlib.suppress(OSError):  # a full disk must not prevent an engine from closing
-            (work_dir / LIST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+            with contextlib.suppress(ValueError, TypeError, KeyError, FileNotFoundError):
+                listed = json.loads((engine_dir / LIST).read_text(encoding="utf-8"))
+                entries = {entry["path"]: entry for entry in listed} | entries
+            new = engine_dir / f".{LIST}.{digits(4)}"
+            new.write_text(json.dumps(list(entries.values()), indent=1), encoding="utf-8")
+            os.replace(new, engine_dir / LIST)
 
 
 def read_list(work_dir: Path) -> set[str]:
@@ -516,7 +532,7 @@ class WorkDir:
     def close(self, results: Iterable[SavedFile]) -> None:
         """Write the list of results, and remove the engine's directory if it is new and empty."""
         if self._run is not None and self.settled:
-            write_list(results, self.path)
+            write_lists(results, self.base)
         if self._existed:
             return
         with contextlib.suppress(OSError):  # not empty, or never created
@@ -555,29 +571,36 @@ class LeftRun:
     state: LockState
     changed: float
 
-    def results(self) -> set[str]:
-        """Return the paths of the run's results that still exist, and of the files about them.
+    def results(self) -> dict[str, int]:
+        """Return the paths of the run's results that still exist, with their sizes in bytes.
 
-        These are the lists that name the results and, if there are results, the run's record.
+        The results of an engine that was killed are not known.
 
         Raises:
-            ValueError: The results are unknown, because the run did not end properly or a list is
-                malformed.
+            ValueError: A list of results is malformed.
+            OSError: A list of results cannot be read.
         """
-        if self.state != "free":
-            raise ValueError("it did not end properly, so its results are unknown")
-        found: set[str] = set()
-        for engine in _directories(self.path):
-            named = {os.path.normpath(os.path.join(engine, name)) for name in read_list(engine)}
-            there = {path for path in named if os.path.lexists(path)}
-            found |= {*there, str(engine / LIST)} if there else set()
-        record = str(self.path / RECORD)
-        return found | {record} if found and os.path.lexists(record) else found
+        return {
+            path: _size(path, shared=True)
+            for engine in _directories(self.path)
+            for name in read_list(engine)
+            if (path := os.path.normpath(engine / name)).startswith(f"{engine}{os.sep}")
+            and os.path.lexists(path)
+        }
 
-    def goes(self, kept: set[str]) -> dict[str, int]:
-        """Return the paths to remove in order to keep only `kept`, with their sizes in bytes."""
-        above = {str(parent) for path in kept for parent in Path(path).parents}
-        stays = kept | {str(self.lock)}
+    def goes(self, results: Collection[str]) -> dict[str, int]:
+        """Return the paths to remove, with their sizes in bytes, in order to keep only `results`.
+
+        If there are any results, the run's record and the lists of results are kept as well.
+        """
+        above = {str(parent) for path in results for parent in Path(path).parents}
+        stays = {*results, str(self.lock)}
+        if results:
+            lists = {
+                str(self.path / Path(path).relative_to(self.path).parts[0] / LIST)
+                for path in results
+            }
+            stays |= {str(self.path / RECORD), *lists}
         return {path: _size(path) for path in _others(self.path, stays, above)}
 
     def remove(self, paths: Iterator[str]) -> bool:
@@ -646,8 +669,13 @@ def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
             yield str(path)
 
 
-def _size(path: str) -> int:
-    """Return the size in bytes of a file or directory, without files that have other hard links."""
+def _size(path: str, *, shared: bool = False) -> int:
+    """Return the size in bytes of a file or directory.
+
+    Args:
+        path: The path.
+        shared: True to count files that have other hard links, too.
+    """
     paths = [path]
     for place, _, names in () if os.path.islink(path) else os.walk(path):
         paths += [os.path.join(place, name) for name in names]
@@ -655,6 +683,6 @@ def _size(path: str) -> int:
     for each in paths:
         with contextlib.suppress(OSError):
             status = os.lstat(each)
-            if status.st_nlink == 1:
+            if shared or status.st_nlink == 1:
                 size += status.st_size
     return size
