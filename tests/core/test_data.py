@@ -39,7 +39,7 @@ def test_an_existing_path_is_a_local_file_with_its_whole_absolute_path(here: Pat
     for spec in ("sub/in put.txt", here / "sub" / "in put.txt", Path("sub/in put.txt")):
         file = InputFile(spec)
         assert file.filename == "in put.txt"
-        assert file.filepath == file.expected_at == here / "sub" / "in put.txt"
+        assert file.filepath == here / "sub" / "in put.txt"
         assert file.local_file == str(spec)
         assert file.remote_url is None
         assert file.other_task_file is None
@@ -70,14 +70,12 @@ def test_a_directory_can_be_an_input(here: Path) -> None:
 def test_a_path_that_is_not_there_may_be_made_by_another_task(here: Path, spec: str) -> None:
     file = InputFile(spec)
     assert (file.other_task_file, file.filename) == (spec, "file.txt")
-    assert file.expected_at == Path(os.path.abspath(spec))
 
 
 def test_a_name_that_is_not_on_disk_is_another_tasks_file(here: Path) -> None:
     file = InputFile("out.txt")
     assert (file.filename, file.other_task_file) == ("out.txt", "out.txt")
     assert file.filepath == Path("out.txt")
-    assert file.expected_at == here / "out.txt"
     assert (file.local_file, file.remote_url) == (None, None)
     nested = InputFile("results/out.txt")
     assert (nested.filename, nested.other_task_file) == ("out.txt", "results/out.txt")

@@ -363,3 +363,59 @@ async def test_a_temporary_file_has_no_place() -> None:
         OutputFile("a.txt", temporary=1)  # type: ignore[arg-type]
     file = OutputFile("a.txt", temporary=True)
     assert eval(repr(file)) == file != OutputFile("a.txt")
+
+
+async def test_a_path_is_not_the_output_of_a_dependency_with_the_same_base_name(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "data").mkdir()
+    (here / "data/s1.csv").write_text("raw\n")
+    clean = writer(flow)("clean", OutputFile("clean/s1.csv"))
+    read, look = reader(flow), flow.function_task(lambda file, *others: Path(file).read_text())
+    for spec in ("data/s1.csv", "./data/s1.csv", here / "data/s1.csv"):
+        for task in (read, look):
+            assert await within(task(InputFile(spec), clean)) == "raw\n"
+            assert await within(task.options(after=clean)(InputFile(spec))) == "raw\n"
+    assert await within(read(InputFile("clean/s1.csv"), clean)) == "clean\n"
+    assert await within(read(InputFile("s1.csv"), clean)) == "clean\n"
+    with pytest.raises(DataError, match=r"pass future\.file\('s1\.csv'\)"):
+        await within(read(InputFile("other/s1.csv"), clean))
+
+
+async def test_a_file_that_is_saved_under_another_name_is_known_by_that_name(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    write, read = writer(flow), reader(flow)
+    look = flow.function_task(lambda file, *others: (Path(file).name, Path(file).read_text()))
+
+    @flow.executable_task
+    def join(files: Any, out: OutputFile) -> str:
+        return f"cat {' '.join(map(str, files))} > {out}"
+
+    made = {name: write(name, OutputFile("out.txt", save=f"results/{name}.txt")) for name in "ab"}
+    assert await within(read(InputFile("results/a.txt"))) == "a\n"
+    assert await within(look(InputFile(here / "results/b.txt"))) == ("out.txt", "b\n")
+    joined = join([InputFile(f"results/{name}.txt") for name in "ab"], OutputFile("all/both"))
+    await within(joined)
+    assert (here / "all/both").read_text() == "a\nb\n"
+    assert await within(read(InputFile("out.txt"), made["a"])) == "a\n"
+    assert await within(read(made["b"].file("out.txt"))) == "b\n"
+    assert await within(read(InputFile("results/b.txt"), made["b"])) == "b\n"
+
+
+async def test_a_pattern_with_a_path_is_that_of_the_dependencies_with_this_destination(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    @flow.executable_task
+    def make(name: str, out: OutputFile) -> str:
+        return f"echo {name} > {name}.csv"
+
+    @flow.function_task
+    def names(files: Any, *after: Any) -> list[str]:
+        return [path.name for path in files]
+
+    tables = [make(name, OutputFile("tables/*.csv", many=True)) for name in "ab"]
+    other = make("c", OutputFile("other/*.csv", many=True))
+    futures = (*tables, other)
+    assert await within(names(InputFile("tables/*.csv"), *futures)) == ["a.csv", "b.csv"]
+    assert await within(names(InputFile("*.csv"), *futures)) == ["a.csv", "b.csv", "c.csv"]

@@ -78,16 +78,16 @@ async def test_a_file_on_disk_is_linked_by_its_whole_path(
     assert (sandbox / "in.txt").read_text() == "disk"
 
 
-async def test_a_relative_file_is_the_one_of_the_directory_it_was_named_in(
+async def test_a_relative_path_starts_in_the_directory_in_which_the_engine_was_created(
     work: Path, backend: Linking, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "in.txt").write_text("there")
+    (tmp_path / "in.txt").write_text("elsewhere")
+    stager = Stager(work)
     later = InputFile("later.txt")
-    file = InputFile("in.txt")
     (here / "later.txt").write_text("later")
     monkeypatch.chdir(tmp_path)
-    stager = Stager(work)
-    sandbox = await link(stager, describe(stager), backend, [file, later])
+    sandbox = await link(stager, describe(stager), backend, [InputFile("in.txt"), later])
     assert (sandbox / "in.txt").read_text() == "there"
     assert (sandbox / "later.txt").read_text() == "later"
 
@@ -109,13 +109,18 @@ async def test_the_outputs_of_dependencies_come_before_the_disk(
     }
 
 
-async def test_a_path_in_front_of_a_dependencys_file_is_left_out_as_it_is_for_outputs(
-    work: Path, backend: Linking
+@pytest.mark.parametrize("spec", ["out/x.txt", "./x.txt", "out/../x.txt"])
+async def test_a_path_means_itself_whatever_dependencies_write(
+    work: Path, backend: Linking, here: Path, spec: str
 ) -> None:
     stager = Stager(work)
-    source = ended(stager, writes={"x.txt": "fresh"})
-    sandbox = await link(stager, describe(stager), backend, [InputFile("out/x.txt")], [source])
-    assert (sandbox / "x.txt").read_text() == "fresh"
+    source = ended(stager, writes={"x.txt": "theirs"})
+    with pytest.raises(DataError, match=r"missing .*dependency .*pass future\.file\('x\.txt'\)"):
+        await link(stager, describe(stager), backend, [InputFile(spec)], [source])
+    (here / "out").mkdir()
+    (here / spec).write_text("mine")
+    sandbox = await link(stager, describe(stager), backend, [InputFile(spec)], [source])
+    assert (sandbox / "x.txt").read_text() == "mine"
 
 
 async def test_an_absolute_path_means_itself_whatever_dependencies_write(

@@ -65,7 +65,7 @@ async def test_a_dependent_gets_the_directory_and_a_sorted_list_of_what_is_in_it
     flow: WorkflowEngine,
 ) -> None:
     made = shell(flow)(PLOTS, OutputDir("plots/"))
-    for name in ("plots", "plots/", "results/plots"):
+    for name in ("plots", "plots/"):
         value, texts, where = await within(listing(flow)(InputFile(name), made))
         assert isinstance(value, InputFiles)
         assert isinstance(value, list)

@@ -345,14 +345,19 @@ class InputFile(File):
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    If an earlier call of the same engine declared the file, a task that receives it depends on that
-    call and reads the file that the call writes. A file that was declared with a destination is
-    identified by that destination, as a relative or absolute path; other files are identified by
-    their names alone. If several calls declared the file, the task depends on the most recent of
-    them. `future.file(name)` selects one of the calls explicitly.
+    A path, which is a name with a directory part such as `data/a.csv` or `./a.csv`, stands for the
+    file at that path, or for the output with that destination if an earlier call declared it. A
+    plain name such as `a.csv` stands for the first of:
 
-    If no earlier call declared the file, it is looked up on disk. For a relative path, the outputs
-    of the task's other dependencies are first searched for a file with the same base name.
+    1. a declared output of the call's own dependencies (arguments and `after=`),
+    2. the output that the same coroutine, block or thread declared last before the call,
+    3. the output of the only call of the engine that has declared this name,
+    4. the file in the directory in which the engine was created.
+
+    A task depends on the call that writes its input. If a plain name could stand for the outputs of
+    several calls of other coroutines, the call raises `DataError`; `future.file(name)` selects the
+    output of one call. Relative paths start at the directory in which the engine was created, also
+    if the current directory was changed since.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
@@ -363,30 +368,27 @@ class InputFile(File):
             `2` of the sandbox, the third one in `3`, and so on.
 
     Raises:
-        DataError: `spec` is empty, is an invalid URL, or has no base name, such as `/`; or `name`
-            is not a plain file name.
+        DataError: `spec` is empty, is an invalid URL, begins with `~`, or has no base name, such as
+            `/`; or `name` is not a plain file name.
         TypeError: `spec` is neither a string nor a path, or `name` is not a string.
 
     Attributes:
         filename: The base name. In a task with a sandbox, the path of the file relative to the
             sandbox: the base name, `name`, or a path such as `2/in.txt`.
         filepath: In a task, the absolute path: in the task's sandbox, or the original path for a
-            function without a sandbox. Outside tasks, the absolute path of a local file, the name
-            of another task's file as it was given, or `None` for a URL, which is fetched when a
-            task is about to run.
+            function without a sandbox. Outside tasks, the absolute path of a file that exists in
+            the current directory, the name of another file as it was given, or `None` for a URL,
+            which is fetched when a task is about to run.
         name: The name that was given for the sandbox, or `None`.
         remote_url: The URL.
-        local_file: The existing path as it was given.
-        other_task_file: The name as it was given.
-        expected_at: The path on disk that is used if no dependency writes the file; `None` for a
-            URL.
+        local_file: The path as it was given, if it exists when this object is created.
+        other_task_file: The name as it was given, if it does not exist yet.
     """
 
     name: str | None
     remote_url: str | None
     local_file: str | None
     other_task_file: str | None
-    expected_at: Path | None
 
     def __init__(self, spec: str | os.PathLike[str], *, name: str | None = None) -> None:
         if isinstance(spec, InputFile):
@@ -398,14 +400,15 @@ class InputFile(File):
         given = _text("InputFile", spec)
         url = local = other = None
         path: Path | None = None
-        expected: Path | None = None
         if _URL.match(given) or is_data_url(given):
             url, base = given, _name_in_url(given)
         else:
-            expected = Path(os.path.abspath(given))
-            base = expected.name
+            _require_no_tilde("InputFile", given)
+            base = os.path.basename(given.rstrip("/"))
+            if base in ("", ".", ".."):
+                base = os.path.basename(os.path.abspath(given))
             if os.path.exists(given):
-                local, path = given, expected
+                local, path = given, Path(os.path.abspath(given))
                 if not base:
                     raise DataError(
                         f"InputFile({given!r}) has no base name; use the path of a file or of a "
@@ -428,7 +431,6 @@ class InputFile(File):
             remote_url=url,
             local_file=local,
             other_task_file=other,
-            expected_at=expected,
         )
 
     def __repr__(self) -> str:
@@ -459,6 +461,17 @@ def staged_as(file: InputFile, filename: str) -> InputFile:
     return _changed(file, filename=filename)
 
 
+def given_path(file: InputFile) -> str:
+    """Return the path or name of an input as the user gave it; empty for a URL."""
+    return file.local_file or file.other_task_file or ""
+
+
+def output_name(file: InputFile) -> str | None:
+    """Return the plain name by which an input may refer to an output; `None` for a path or URL."""
+    name = given_path(file).rstrip("/")
+    return None if "/" in name or name in ("", ".", "..") else name
+
+
 def found_at(file: InputFile, path: str) -> InputFile:
     """Return a copy of an `InputFile` object with the path at which a function reads the file.
 
@@ -485,7 +498,6 @@ def input_from(producer: object, name: str) -> InputFile:
         remote_url=None,
         local_file=None,
         other_task_file=name,
-        expected_at=None,
     )
     return file
 
@@ -765,16 +777,21 @@ def _place(kind: str, save: object) -> str | Literal[False] | None:
     if save is True:
         return "./"
     text = _text(f"{kind}: save", save)
-    if text.split("/")[0] == "~":
-        raise DataError(
-            f"{kind}: '~' in {text!r} is not expanded; write save=f\"{{Path.home()}}{text[1:]}\""
-        )
+    _require_no_tilde(kind, text, "save=")
     if "\0" in text or (not os.path.isabs(text) and os.path.normpath(text).split("/")[0] == ".."):
         raise DataError(
             f"{kind}: save={text!r} is outside the engine's results_dir; use an "
             "absolute path, or set WorkflowEngine.create(results_dir=...)"
         )
     return text
+
+
+def _require_no_tilde(kind: str, given: str, option: str = "") -> None:
+    if given.split("/")[0] == "~":
+        raise DataError(
+            f"{kind}: '~' in {given!r} is not expanded; write {option}"
+            f'f"{{Path.home()}}{given[1:]}"'
+        )
 
 
 def _declared(kind: str, given: str) -> str:

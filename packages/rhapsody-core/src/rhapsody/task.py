@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, S
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
@@ -165,6 +165,30 @@ class AttemptInfo:
         if self.paths is not None and name in self.paths:
             return self.paths[name]
         return os.path.join(self.sandbox or "", name)
+
+
+class Written(NamedTuple):
+    """Output of ended tasks that an input stands for.
+
+    Attributes:
+        attempts: The last attempts of the tasks that declared the output: one, or several if they
+            declared one pattern. Several that declared one file are an error.
+        name: The name or pattern that they declared.
+        bound: True if only this output is meant. Otherwise, an output with the input's name that a
+            dependency wrote takes precedence.
+    """
+
+    attempts: tuple[AttemptInfo, ...]
+    name: str
+    bound: bool
+
+
+class Declaration(NamedTuple):
+    """Output that an input stands for, with the calls that declared it; see `Written`."""
+
+    futures: tuple[TaskFuture[Any], ...]
+    name: str
+    bound: bool
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, Output
-from rhapsody.task import TaskFuture
+from rhapsody.task import Declaration, TaskFuture
 
 T = TypeVar("T")
 
@@ -42,7 +42,8 @@ unsearched container is an error.
 MAX_CHECKED_CONTAINERS = 1000
 """Maximum number of containers inside an unsearched container that are checked for futures."""
 
-_NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
+
+_NO_PRODUCERS: Mapping[int, Declaration] = MappingProxyType({})
 
 
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
@@ -66,7 +67,7 @@ class ArgumentScan:
         inputs: The declared input files.
         outputs: The declared output files and directories.
         inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
-        producers: The futures of the calls that write the inputs, by the `id` of each input.
+        producers: The declared outputs that inputs stand for, by the `id` of each input.
     """
 
     __slots__ = ("_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers")
@@ -76,7 +77,7 @@ class ArgumentScan:
         self.inputs: list[InputFile] = []
         self.outputs: list[Output] = []
         self.inexact: bool = False
-        self.producers: Mapping[int, TaskFuture[Any]] = _NO_PRODUCERS
+        self.producers: Mapping[int, Declaration] = _NO_PRODUCERS
         self._literals: list[literal[Any]] = []
         self._touched: set[int] = set()  # ids of the containers around futures and files
 

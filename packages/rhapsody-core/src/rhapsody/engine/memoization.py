@@ -25,7 +25,7 @@ from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
-from rhapsody.staging.files import Origin, origins, outcomes, staged_names
+from rhapsody.staging.files import Origin, Stager, outcomes
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -42,6 +42,7 @@ class Memoization:
         background: The runner of lookups, and of awaitables that hooks return.
         stage_out: The object that completes a task with its recorded result and files.
         values: The object that replaces futures and files in arguments.
+        stager: The stager, which finds the input files of tasks that do not run.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
 
@@ -53,6 +54,7 @@ class Memoization:
         background: Background,
         stage_out: StageOut,
         values: Values,
+        stager: Stager,
         *,
         implicit_data: bool,
     ) -> None:
@@ -62,6 +64,7 @@ class Memoization:
         self._background = background
         self._stage_out = stage_out
         self._values = values
+        self._stager = stager
         self._implicit_data = implicit_data
         self._warned = False
         self._unlooked: list[TaskRecord] = []
@@ -241,7 +244,7 @@ class Memoization:
         found["implicit"], found["texts"] = (), record.texts()
         found["shares_memory"] = record.backend.shares_memory
         if record.found is not None and record.backend.dry:
-            found["inputs"] = _inputs(record, record.found)
+            found["inputs"] = _inputs(record, record.found, self._stager)
         if self._implicit_data and "sandbox" in found:
             found["implicit"] = tuple(
                 each.sandbox for each in record.sources if each.sandbox and not each.output_files
@@ -326,14 +329,14 @@ def _refused(
     return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
 
 
-def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
+def _inputs(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str, str | None]:
     """Return the paths of a task's input files by name. For dry runs, which link no files."""
     task, sources, made_by = record.description, record.sources, outcomes(scan.producers)
-    staged = staged_names(task, scan.inputs, scan.outputs, sources, made_by)
+    staged = stager.staged_names(task, scan.inputs, scan.outputs, sources, made_by)
     found: dict[str, Origin] = {}
     for file in scan.inputs:
         with suppress(DataError):  # it does not exist yet
-            found |= origins(task, [file], sources, made_by, staged)
+            found |= stager.origins(task, [file], sources, made_by, staged)
     return {
         name: origin.path if origin.producer is None else origin.producer.path_of(origin.name)
         for name, origin in found.items()

@@ -24,7 +24,7 @@ from rhapsody.engine.task_function import TaskFunction
 from rhapsody.staging.files import Resolved
 from rhapsody.staging.outputs import Target
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
+from rhapsody.task import AttemptInfo, Declaration, TaskDescription, TaskFuture
 
 _FUTURE_STATES = {
     FutureState.DONE: TasksMainStates.DONE,
@@ -104,13 +104,12 @@ class Repetition:
 
     Attributes:
         attempt: Uid of the attempt, in this run, for which the recorded result was found.
-        producers: The futures of the calls that produce the repeated call's inputs, as in
-            `ArgumentScan`.
+        producers: The outputs that the repeated call's inputs stand for, as in `ArgumentScan`.
         readers: Uids of the tasks that have requested the files so far.
     """
 
     attempt: str
-    producers: Mapping[int, TaskFuture[Any]]
+    producers: Mapping[int, Declaration]
     readers: set[str] = field(default_factory=set)
 
 

@@ -135,6 +135,7 @@ class Runtime:
             background,
             self.stage_out,
             values,
+            stager,
             implicit_data=options.implicit_data,
         )
         self.task_builder: TaskBuilder = TaskBuilder(

@@ -24,7 +24,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note
-from rhapsody.staging.files import Stager, located, outcomes, staged_names
+from rhapsody.staging.files import Stager, located, outcomes
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
@@ -237,7 +237,9 @@ class Values:
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         made_by = outcomes(found.producers)
         if sandbox is not None and found.inputs:
-            staged = staged_names(description, found.inputs, found.outputs, sources, made_by)
+            staged = self._stager.staged_names(
+                description, found.inputs, found.outputs, sources, made_by
+            )
         for file in found.inputs:
             own = made_by.get(id(file))
             if sandbox is not None:

@@ -44,9 +44,8 @@ class Regeneration:
     """
 
     def __init__(self, stage_out: StageOut, record: TaskRecord) -> None:
-        inputs = record.found.inputs if record.found is not None else ()
         producers = record.found.producers if record.found is not None else {}
-        self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
+        self._reads = [(each, name) for futures, name, _ in producers.values() for each in futures]
         self._stage_out = stage_out
         self.call: tuple[
             TaskFunction[Any, Any], tuple[Any, ...], dict[str, Any], Mapping[str, Any] | None

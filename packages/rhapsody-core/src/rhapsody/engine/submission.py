@@ -1,8 +1,9 @@
 """Submission of calls: each call becomes a future for the user and a task for the scheduler.
 
-A call declares its output files, and depends on the earlier calls that declared its input files. A
-file is identified by its destination or, if it has none, by its name. If a later call declares the
-same output file again, only calls made after it read the new version.
+A call declares its output files, and depends on the earlier calls that declared its input files. An
+output is identified by its destination or, if it has none, by its name. `DeclaredFiles` decides
+which output an input stands for. The decision is made at the call: if a later call declares the
+same output again, only calls made after it read the new version.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import dataclasses
 import os
 import threading
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
+from itertools import chain
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from rhapsody.aio import on_loop
-from rhapsody.data import InputFile, Output, OutputDir, SavedFile
+from rhapsody.data import InputFile, Output, OutputDir, SavedFile, given_path, output_name
 from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
@@ -29,6 +32,7 @@ from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.pushdown import PushDown, RemoteFuture
 from rhapsody.engine.record import BlockRecord, Repetition, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.sequences import Sequences
 from rhapsody.engine.settings import Settings, TaskDefaults
 from rhapsody.engine.states import FutureState
 from rhapsody.engine.task_function import TaskFunction
@@ -36,15 +40,18 @@ from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import DataError, describe_error
 from rhapsody.staging.files import Stager
 from rhapsody.staging.fsutil import RealPaths
-from rhapsody.task import TaskFuture
+from rhapsody.task import Declaration, TaskFuture
 
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "rhapsody_scope", default=None
 )
 
 Producer = TaskFuture[Any]
-Producers = Mapping[int, Producer]
-"""Producers of a call's inputs, by the `id` of each input."""
+Producers = Mapping[int, Declaration]
+"""Declared outputs that a call's inputs stand for, by the `id` of each input."""
+
+_MAX_NAMES = 5
+"""Maximum number of tasks that a message names."""
 
 _loop_of = methodcaller("get_loop")
 _all_plain = PLAIN.issuperset
@@ -135,7 +142,8 @@ class Submission:
             TypeError: A future is in a part of the arguments that is not searched for futures.
             ValueError: A container in the arguments contains itself, or containers are nested too
                 deeply.
-            DataError: An input is a temporary file that was removed.
+            DataError: An input is a temporary file that was removed, or could stand for the outputs
+                of several calls.
             asyncio.CancelledError: The block that makes the call was canceled.
         """
         scheduler, is_block = self._scheduler, task.kind == "block"
@@ -203,17 +211,18 @@ class Submission:
 
         Raises:
             RuntimeError: A future belongs to another loop, or to a block around this call.
+            DataError: See `DeclaredFiles.producers`.
         """
         dependencies = tuple(found.futures) if found is not None else ()
         if task.settings.after:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
         if found is not None and found.inputs and task.prefix == "task":
             if repeats is None:
-                producers: Producers = self.declared.producers(found.inputs, dependencies)
+                found.producers = self.declared.producers(task.name, found.inputs, dependencies)
             else:
-                producers = repeats.producers
-            found.producers = producers
-            dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
+                found.producers = repeats.producers
+            writers = chain.from_iterable(each.futures for each in found.producers.values())
+            dependencies = tuple(dict.fromkeys((*dependencies, *writers)))
         if not {self.loop}.issuperset(map(_loop_of, dependencies)):
             foreign = next(each for each in dependencies if each.get_loop() is not self.loop)
             raise RuntimeError(
@@ -255,7 +264,9 @@ class Submission:
                 "call tasks on the thread of the engine's event loop or in a synchronous "
                 "@flow.block"
             )
-        return on_loop(self.loop, partial(task, *args, **kwargs))
+        future: TaskFuture[Any] = on_loop(self.loop, partial(task, *args, **kwargs))
+        self.declared.called_on_thread(future)
+        return future
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
         """Count a failed future that was deleted without being awaited. Thread-safe."""
@@ -358,21 +369,31 @@ class DeclaredFiles:
     def __init__(self, stager: Stager) -> None:
         self._stager = stager
         self._directory = stager.results.directory
+        self._bases = tuple(dict.fromkeys((str(self._directory), str(stager.directory))))
         self._real = RealPaths()
-        self._latest: dict[str, Producer] = {}
+        self._calls: dict[str, dict[int, Producer]] = {}  # by destination or name, then by number
+        self._sequences = Sequences()
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
     def add(self, future: Producer, outputs: Iterable[Output]) -> None:
         """Add the files that a call declares as outputs."""
         declared: dict[str, str | None] = {}
+        keys = []
         for output in outputs:
             place = declared[output.filename] = self._place(output)
             if not output.many:  # several calls may declare the same pattern
-                self._latest[place or output.filename] = future
+                keys.append(place or output.filename)
+                self._calls.setdefault(keys[-1], {})[future._number] = future
             if output.temporary:
                 self._temporary[future._number, output.filename] = _Temporary()
         future._declared = declared
+        self._sequences.add(future._number, keys)
         future.add_done_callback(self._ended)
+
+    def called_on_thread(self, future: Producer) -> None:
+        """Let the sequence of this thread continue after a call, which was made on the loop."""
+        if getattr(future, "_declared", None):
+            self._sequences.continue_at(future._number)
 
     def _place(self, output: Output) -> str | None:
         if not output.save:
@@ -397,8 +418,9 @@ class DeclaredFiles:
         stub._outcome = outcome
         stub.set_result(None)
         for name, place in future._declared.items():
-            if self._latest.get(place or name) is future:
-                self._latest[place or name] = stub
+            calls = self._calls.get(place or name, {})
+            if calls.get(future._number) is future:
+                calls[future._number] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
         """Return files of earlier runs at the destinations of tasks that failed or were canceled.
@@ -408,42 +430,54 @@ class DeclaredFiles:
         """
         fresh = {str(file.path) for file in saved}
         found = []
-        for place, future in self._latest.items():
+        for place, calls in self._calls.items():
+            future = next(reversed(calls.values()))
             failed = future.cancelled() or (future.done() and future._exception is not None)
             if failed and os.path.isabs(place) and os.path.lexists(place) and place not in fresh:
                 found.append(SavedFile(Path(place), future.name, future.uid))
         return found
 
     def producers(
-        self, inputs: Iterable[InputFile], dependencies: Iterable[asyncio.Future[Any]]
-    ) -> dict[int, Producer]:
-        """Return the producers of a new call's inputs, by the `id` of each input.
+        self, task: str, inputs: Iterable[InputFile], dependencies: Iterable[asyncio.Future[Any]]
+    ) -> dict[int, Declaration]:
+        """Return the declared outputs that a new call's inputs stand for, by `id` of each input.
 
-        A dependency that the user passes takes precedence over other calls. If two such
-        dependencies declare the same file, the file has no producer.
+        An output of a dependency that the user passes takes precedence over those of other calls.
+
+        Args:
+            task: The name of the task that is called.
+            inputs: The input files of the call.
+            dependencies: The dependencies that the user passes.
 
         Raises:
-            DataError: An input is a temporary file that was removed.
+            DataError: An input is a temporary file that was removed, or could stand for the outputs
+                of several calls.
         """
-        passed: dict[str, Producer | None] | None = None
-        found: dict[int, Producer] = {}
+        passed: dict[str, Declaration] | None = None
+        found: dict[int, Declaration] = {}
         for file in inputs:
-            producer = file._producer
-            if producer is None and file.remote_url is None:
+            declared: Declaration | None = None
+            if file._producer is not None:
+                declared = Declaration((file._producer,), given_path(file), bound=True)
+            elif file.remote_url is None:
                 if passed is None:
                     passed = _declared_by(dependencies)
-                if passed or self._latest:
-                    producer = self._producer(file, passed)
-            if producer is not None:
-                found[id(file)] = producer
-                temporary = self._temporary.get((producer._number, file.filename))
-                if temporary is not None and temporary.removed:
-                    raise DataError(
-                        f"temporary file {file.filename!r} of {producer.name!r} ({producer.uid}) "
-                        "was removed after its last reader had finished; call all tasks that read "
-                        "it before you await one of them, or omit temporary=True"
-                    )
+                if passed or self._calls:
+                    declared = self._declaration(task, file, passed)
+            if declared is not None:
+                found[id(file)] = declared
+                for producer in declared.futures:
+                    self._require_present(producer, declared.name)
         return found
+
+    def _require_present(self, producer: Producer, name: str) -> None:
+        temporary = self._temporary.get((producer._number, name))
+        if temporary is not None and temporary.removed:
+            raise DataError(
+                f"temporary file {name!r} of {producer.name!r} ({producer.uid}) "
+                "was removed after its last reader had finished; call all tasks that read "
+                "it before you await one of them, or omit temporary=True"
+            )
 
     def read(self, reader: Producer, inputs: Iterable[InputFile], made_by: Producers) -> None:
         """Register a new call as a reader of the temporary files among its inputs.
@@ -454,12 +488,12 @@ class DeclaredFiles:
             made_by: The producers of the inputs; see `producers`.
         """
         for file in inputs if self._temporary else ():
-            producer = made_by.get(id(file))
-            if producer is not None:
-                temporary = self._temporary.get((producer._number, file.filename))
+            futures, name, _ = made_by.get(id(file), ((), "", True))
+            for producer in futures:
+                temporary = self._temporary.get((producer._number, name))
                 if temporary is not None:
                     temporary.unfinished += 1
-                    done = partial(self._has_read, temporary, producer, file.filename)
+                    done = partial(self._has_read, temporary, producer, name)
                     reader.add_done_callback(done)
 
     def _has_read(
@@ -472,30 +506,55 @@ class DeclaredFiles:
         if not (temporary.unfinished or temporary.needed) and outcome is not None:
             temporary.removed = self._stager.discard(outcome.path_of(name)) or temporary.removed
 
-    def _producer(self, file: InputFile, passed: Mapping[str, Producer | None]) -> Producer | None:
-        given = file.local_file or file.other_task_file or ""
-        paths = {os.path.join(self._directory, given), str(file.expected_at)}
-        keys = [self._real.of(os.path.normpath(path)) for path in paths]
-        if given == file.filename:
-            keys.append(given)
+    def _declaration(
+        self, task: str, file: InputFile, passed: Mapping[str, Declaration]
+    ) -> Declaration | None:
+        """Return the declared output that an input stands for, or `None` if there is none."""
+        given, plain = given_path(file), output_name(file)
+        keys = [self._real.of(os.path.normpath(os.path.join(b, given))) for b in self._bases]
+        if plain is not None:
+            keys.insert(0, plain)
         for key in keys:
             if key in passed:
-                return passed[key]
-        found = [self._latest[key] for key in keys if key in self._latest]
-        return max(found, key=lambda future: future._number) if found else None
+                return passed[key]._replace(bound=plain is None)
+        known = {key: calls for key in keys if (calls := self._calls.get(key))}
+        if not known:
+            return None
+        number = None if plain is None else self._sequences.latest(known)
+        if number is None:
+            latest = {next(reversed(calls)) for calls in known.values()}
+            number = max(latest)
+            if plain is not None and len(latest.union(known.get(plain, ()))) > 1:
+                if any(fnmatchcase(plain, key) for key in passed):
+                    return None  # the dependency may have written it
+                raise self._ambiguous(task, plain, known)
+        key = next(key for key, calls in known.items() if number in calls)
+        future = known[key][number]
+        name = next(name for name, place in future._declared.items() if (place or name) == key)
+        return Declaration((future,), name, bound=plain is None)
+
+    def _ambiguous(
+        self, task: str, name: str, known: Mapping[str, Mapping[int, Producer]]
+    ) -> DataError:
+        futures = {number: future for calls in known.values() for number, future in calls.items()}
+        names = [f"{future.name!r} ({future.uid})" for _, future in sorted(futures.items())]
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        return DataError(
+            f"task {task!r}: input file {name!r} could be that of {len(names)} calls, which other "
+            f"coroutines, blocks or threads made: {', '.join(names[:_MAX_NAMES])}{more}; pass "
+            f"future.file({name!r}) of one of them, or InputFile('./{name}') for the file on disk"
+        )
 
 
-def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return the dependency that declares each file, by the file's name and by its destination.
-
-    The value is `None` for a file that several dependencies declare.
-    """
-    found: dict[str, Producer | None] = {}
+def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Declaration]:
+    """Return the outputs that dependencies declare, by name and by destination."""
+    found: dict[str, Declaration] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):
             continue
         declared: Mapping[str, str | None] = getattr(future, "_declared", {})
         for name, place in declared.items():
             for key in (name,) if place is None else (name, place):
-                found[key] = None if key in found else future
+                others: Sequence[Producer] = found[key].futures if key in found else ()
+                found[key] = Declaration((*others, future), name, bound=False)
     return found

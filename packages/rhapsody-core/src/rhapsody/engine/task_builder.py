@@ -277,7 +277,8 @@ class TaskBuilder:
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:
             passed = found.futures.keys() | record.task.settings.after
-            named = {each for each in found.producers.values() if each not in passed}
+            writers = (each for declared in found.producers.values() for each in declared.futures)
+            named = {each for each in writers if each not in passed}
         sources = [
             left
             for future in record.dependencies

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +26,8 @@ from rhapsody.data import (
     OutputDir,
     SavedFile,
     found_at,
+    given_path,
+    output_name,
     plain_name,
     staged_as,
     without_secrets,
@@ -37,7 +39,7 @@ from rhapsody.staging.fsutil import disk_use, files_in
 from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
-from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
+from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -100,12 +102,16 @@ class Resolved:
         return {name: place.path for name, place in self.places.items()}
 
 
-def outcomes(producers: Mapping[int, TaskFuture[Any]]) -> dict[int, AttemptInfo]:
-    """Return the outcomes of the tasks that write inputs, by the `id` of the input.
+def outcomes(producers: Mapping[int, Declaration]) -> dict[int, Written]:
+    """Return the outputs that inputs stand for, by the `id` of the input.
 
     Tasks without an outcome, as in dry runs, are left out.
     """
-    return {key: left for key, future in producers.items() if (left := future._outcome)}
+    return {
+        key: Written(attempts, declared.name, declared.bound)
+        for key, declared in producers.items()
+        if (attempts := tuple(left for each in declared.futures if (left := each._outcome)))
+    }
 
 
 def left_by(producer: AttemptInfo, name: str) -> str | None:
@@ -162,7 +168,8 @@ def staged_names(
     inputs: Sequence[InputFile],
     outputs: Sequence[Output],
     sources: Sequence[AttemptInfo],
-    made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
+    made_by: Mapping[int, Written],
+    directory: str,
 ) -> dict[int, str]:
     """Return the path of each input relative to the task's sandbox, by the `id` of the input.
 
@@ -176,8 +183,8 @@ def staged_names(
         inputs: The task's input files.
         outputs: The task's output files.
         sources: The outcomes of the task's dependencies.
-        made_by: The outcomes of the tasks that write inputs, as far as these tasks are known, by
-            the `id` of the input.
+        made_by: The outputs that inputs stand for, by the `id` of the input.
+        directory: The directory at which relative paths start.
 
     Raises:
         DataError: Two files have the same explicit name, or an explicit name is given for several
@@ -185,17 +192,18 @@ def staged_names(
     """
     names = [file.name or file.filename for file in inputs]
     reserved = {*names, *(output.filename for output in outputs)}
-    patterns = any(source.matches for source in (*sources, *made_by.values()))
+    writers = chain.from_iterable(written.attempts for written in made_by.values())
+    patterns = any(source.matches for source in (*sources, *writers))
     if len(reserved) == len(inputs) + len(outputs) and not patterns:
         return dict(zip(map(id, inputs), names, strict=True))
     found: dict[int, str] = {}
     used: dict[str, object] = dict.fromkeys((output.filename for output in outputs), "an output")
     for file in sorted(inputs, key=lambda file: file.name is None):  # explicit names come first
-        producer = made_by.get(id(file))
-        matched = _matched_by(file, sources if producer is None else (producer,))
-        which = file.filename, file.remote_url or file.expected_at
-        if producer is not None:
-            which = file.filename, producer.uid
+        attempts, declared = _writers(file, sources, made_by.get(id(file)))
+        matched = _matched_by(declared, attempts)
+        which: object = file.remote_url or _path_on_disk(file, directory)
+        if attempts:
+            which = declared, *(attempt.uid for attempt in attempts)
         if file.name is not None:
             found[id(file)] = _explicitly(task, file, which, used, several=bool(matched))
             continue
@@ -205,13 +213,13 @@ def staged_names(
             name = f"input-{name}" if used.get(name) == "an output" else name
             inside = [name]
         for number in count(1):
-            directory = "" if number == 1 else f"{number}/"
+            folder = "" if number == 1 else f"{number}/"
             if number > 1 and str(number) in reserved:
                 continue
-            if all(used.get(directory + each, which) == which for each in inside):
+            if all(used.get(folder + each, which) == which for each in inside):
                 break
-        used.update((directory + each, which) for each in inside)
-        found[id(file)] = directory + name
+        used.update((folder + each, which) for each in inside)
+        found[id(file)] = folder + name
     return found
 
 
@@ -244,8 +252,9 @@ def origins(
     task: TaskDescription,
     inputs: Sequence[InputFile],
     sources: Sequence[AttemptInfo],
-    made_by: Mapping[int, AttemptInfo],
+    made_by: Mapping[int, Written],
     staged: Mapping[int, str],
+    directory: str,
 ) -> dict[str, Origin]:
     """Return the origin of each file that a task reads, by its path in the sandbox.
 
@@ -253,9 +262,9 @@ def origins(
         task: The task's description.
         inputs: The task's input files.
         sources: The outcomes of the task's dependencies.
-        made_by: The outcomes of the tasks that write inputs, as far as these tasks are known, by
-            the `id` of the input.
+        made_by: The outputs that inputs stand for, by the `id` of the input.
         staged: The path of each input in the sandbox; see `staged_names`.
+        directory: The directory at which relative paths start.
 
     Raises:
         DataError: A file has no origin or several origins, or several files that match a pattern
@@ -263,7 +272,8 @@ def origins(
     """
     found: dict[str, Origin] = {}
     for file in inputs:
-        for name, origin in _each(task, file, sources, made_by.get(id(file)), staged[id(file)]):
+        written, to = made_by.get(id(file)), staged[id(file)]
+        for name, origin in _each(task, file, sources, written, to, directory):
             other = found.setdefault(name, origin)
             if other != origin:
                 raise DataError(
@@ -277,22 +287,48 @@ def _each(
     task: TaskDescription,
     file: InputFile,
     sources: Sequence[AttemptInfo],
-    producer: AttemptInfo | None,
+    written: Written | None,
     staged: str,
+    directory: str,
 ) -> Iterator[tuple[str, Origin]]:
-    producers = _matched_by(file, sources if producer is None else (producer,))
-    for producer, names in producers:
+    attempts, declared = _writers(file, sources, written)
+    matched = _matched_by(declared, attempts)
+    for producer, names in matched:
         for name in names:
             yield os.path.join(os.path.dirname(staged), name), Origin(name, producer)
-    if not producers:
-        yield staged, origin_of(task, file, sources, producer)
+    if not matched:
+        wrote = [attempt for attempt in attempts if declared in attempt.output_files]
+        if len(wrote) == 1:
+            yield staged, Origin(declared, wrote[0])
+        elif attempts:
+            raise _writers_error(task, file, declared, wrote or attempts)
+        else:
+            yield staged, _outside(task, file, sources, directory)
+
+
+def _writers(
+    file: InputFile, sources: Sequence[AttemptInfo], written: Written | None
+) -> tuple[Sequence[AttemptInfo], str]:
+    """Return the attempts whose output an input stands for, and the output's name.
+
+    Args:
+        file: The input.
+        sources: The outcomes of the task's dependencies.
+        written: The output that the input stood for when the task was called, or `None`.
+    """
+    name = output_name(file)
+    if name is not None and not (written is not None and written.bound):
+        wrote = [s for s in sources if name in s.output_files or name in (s.matches or ())]
+        if wrote or written is None:
+            return wrote, name
+    return ((), "") if written is None else (written.attempts, written.name)
 
 
 def as_several(
     file: InputFile,
     bound: InputFile,
     sources: Sequence[AttemptInfo],
-    producer: AttemptInfo | None = None,
+    written: Written | None = None,
 ) -> InputFiles | InputFile:
     """Return the object that a task receives for an input: one file or several.
 
@@ -300,17 +336,13 @@ def as_several(
         file: The input.
         bound: The input, bound to the task's sandbox.
         sources: The outcomes of the task's dependencies.
-        producer: The outcome of the task that writes this file; `None` if it is unknown.
+        written: The output that the input stood for when the task was called, or `None`.
     """
-    if producer is not None:
-        sources = (producer,)
-    elif file.remote_url is not None or _is_absolute(file):
-        return bound
-    producers = _matched_by(file, sources)
-    if producers:
-        return InputFiles(bound, {n for _, names in producers for n in names}, directory=False)
-    name = file.filename
-    wrote = [source.path_of(name) for source in sources if name in source.output_files]
+    attempts, declared = _writers(file, sources, written)
+    matched = _matched_by(declared, attempts)
+    if matched:
+        return InputFiles(bound, {n for _, names in matched for n in names}, directory=False)
+    wrote = [each.path_of(declared) for each in attempts if declared in each.output_files]
     directory = wrote[0] if len(wrote) == 1 else ""
     if not os.path.isdir(directory):
         return bound
@@ -320,18 +352,18 @@ def as_several(
 
 
 def located(
-    file: InputFile, resolved: Resolved, producer: AttemptInfo | None = None
+    file: InputFile, resolved: Resolved, written: Written | None = None
 ) -> InputFiles | InputFile:
     """Return the object that a function receives for an input that it reads in place.
 
     Args:
         file: The input.
         resolved: The locations of the task's inputs, all of which this process can read.
-        producer: The outcome of the task that writes this file; `None` if it is unknown.
+        written: The output that the input stood for when the task was called, or `None`.
     """
     places, staged = resolved.places, resolved.staged[id(file)]
-    sources = resolved.sources if producer is None else (producer,)
-    matched = () if file.remote_url is not None else _matched_by(file, sources)
+    attempts, declared = _writers(file, resolved.sources, written)
+    matched = _matched_by(declared, attempts)
     names = dict.fromkeys(name for _, names in matched for name in names)
     if names:
         inside = (places[os.path.join(os.path.dirname(staged), name)] for name in names)
@@ -347,56 +379,57 @@ def located(
     return InputFiles(bound, inner, directory=True)
 
 
-def _is_absolute(file: InputFile) -> bool:
-    return os.path.isabs(file.local_file or file.other_task_file or "")
-
-
 def _matched_by(
-    file: InputFile, sources: Sequence[AttemptInfo]
+    declared: str, attempts: Sequence[AttemptInfo]
 ) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
-    """Return the dependencies that declared an input's pattern, each with the matching names."""
-    name = file.filename
-    return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
+    """Return the attempts that declared a pattern, each with the names that match it."""
+    return [(a, a.matches[declared]) for a in attempts if a.matches and declared in a.matches]
 
 
-def origin_of(
-    task: TaskDescription,
-    file: InputFile,
-    sources: Sequence[AttemptInfo],
-    producer: AttemptInfo | None = None,
+def _writers_error(
+    task: TaskDescription, file: InputFile, declared: str, attempts: Sequence[AttemptInfo]
+) -> DataError:
+    """Return the error for an output that several dependencies wrote, or a single one did not."""
+    if len(attempts) > 1:
+        return DataError(
+            f"task {task['name']!r}: input file {file.filename!r} is written by two of its "
+            f"dependencies, {attempts[0].task} and {attempts[1].task}; rename one of the "
+            f"files, or pass future.file({declared!r}) of one of them"
+        )
+    return DataError(
+        f"task {task['name']!r}: missing input file {file.filename!r}: task {attempts[0].task} "
+        "declared it, but did not write it"
+    )
+
+
+def _path_on_disk(file: InputFile, directory: str) -> str:
+    return os.path.normpath(os.path.join(directory, given_path(file)))
+
+
+def _outside(
+    task: TaskDescription, file: InputFile, sources: Sequence[AttemptInfo], directory: str
 ) -> Origin:
-    """Return the origin of a task's input: a dependency, a URL or a path on disk.
+    """Return the origin of an input that no task of the engine writes.
 
     Raises:
-        DataError: The input has no origin, or two of the dependencies wrote it.
+        DataError: There is no file at this path.
     """
     name = file.filename
-    if producer is not None:
-        if name in producer.output_files:
-            return Origin(name, producer)
-        raise DataError(
-            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} declared "
-            "it, but did not write it"
-        )
     if file.remote_url is not None:
         return Origin(name, url=file.remote_url)
-    expected = str(file.expected_at)
-    if not _is_absolute(file):
-        producers = [source for source in sources if name in source.output_files]
-        if len(producers) > 1:
-            raise DataError(
-                f"task {task['name']!r}: input file {name!r} is written by two of its "
-                f"dependencies, {producers[0].task} and {producers[1].task}; rename one of the "
-                f"files, or pass future.file({name!r}) of one of them"
-            )
-        if producers:
-            return Origin(name, producers[0])
+    expected = _path_on_disk(file, directory)
     if os.path.exists(expected):
         return Origin(name, path=expected)
+    cure = "Call the task that writes it before this one, or correct the path"
+    other = next((source for source in sources if name in source.output_files), None)
+    if other is not None:
+        cure = (
+            f"Its dependency {other.task} wrote {name!r}, which has another path: to read that "
+            f"file, pass future.file({name!r})"
+        )
     raise DataError(
         f"task {task['name']!r}: missing input file {name!r}: no earlier call declares it, and "
-        f"there is no file {expected!r}. Call the task that writes it before this one, or correct "
-        "the path"
+        f"there is no file {expected!r}. {cure}"
     )
 
 
@@ -434,6 +467,8 @@ class Stager:
         fetch_limit: The argument `limit` of `Fetcher`.
 
     Attributes:
+        directory: The current directory when the engine was created, at which relative paths of
+            inputs start.
         results: Files that tasks wrote and that are kept.
         disk_use: After `close`, the size of the directory of runs in bytes; 0 if this engine has
             left nothing there.
@@ -465,10 +500,10 @@ class Stager:
         self._place = WorkDir(work_dir, in_run)
         self._settle_in()
         self._backends = {} if backends is None else backends
-        current = _current(self.work_dir)
-        needed = (Path(os.path.abspath(work_dir)), current, Path(os.path.expanduser("~")))
+        self.directory: Path = _current(self.work_dir)
+        needed = (Path(os.path.abspath(work_dir)), self.directory, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
-        self.results: Results = Results(results_dir or current, needed, threads)
+        self.results: Results = Results(results_dir or self.directory, needed, threads)
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
@@ -528,7 +563,7 @@ class Stager:
         file: File,
         sandbox: str,
         sources: Sequence[AttemptInfo] = (),
-        producer: AttemptInfo | None = None,
+        written: Written | None = None,
         *,
         staged: str | None = None,
         by_path: bool = True,
@@ -542,7 +577,7 @@ class Stager:
             file: The file object.
             sandbox: The task's sandbox.
             sources: The outcomes of the task's dependencies.
-            producer: The outcome of the task that writes this file; `None` if it is unknown.
+            written: The output that the input stood for when the task was called, or `None`.
             staged: The path of an input relative to the sandbox; see `staged_names`. Default: its
                 file name.
             by_path: See `File.bound_to`.
@@ -551,11 +586,31 @@ class Stager:
             return file.bound_to(sandbox, by_path=by_path)
         bound = file if staged is None else staged_as(file, staged)
         bound = bound.bound_to(sandbox, by_path=by_path)
-        if producer is not None or sources:
-            return as_several(file, bound, sources, producer)
-        return bound
+        return as_several(file, bound, sources, written)
 
     # Before an attempt.
+
+    def staged_names(
+        self,
+        task: TaskDescription,
+        inputs: Sequence[InputFile],
+        outputs: Sequence[Output],
+        sources: Sequence[AttemptInfo],
+        made_by: Mapping[int, Written],
+    ) -> dict[int, str]:
+        """Return the path of each input in the sandbox; see the function `staged_names`."""
+        return staged_names(task, inputs, outputs, sources, made_by, str(self.directory))
+
+    def origins(
+        self,
+        task: TaskDescription,
+        inputs: Sequence[InputFile],
+        sources: Sequence[AttemptInfo],
+        made_by: Mapping[int, Written],
+        staged: Mapping[int, str],
+    ) -> dict[str, Origin]:
+        """Return the origins of a task's inputs; see the function `origins`."""
+        return origins(task, inputs, sources, made_by, staged, str(self.directory))
 
     def resolve(
         self,
@@ -564,7 +619,7 @@ class Stager:
         inputs: Sequence[InputFile],
         outputs: Sequence[Output],
         sources: Sequence[AttemptInfo],
-        made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
+        made_by: Mapping[int, Written] = MappingProxyType({}),
     ) -> Resolved:
         """Find the files that an attempt reads, and start fetching the remote ones.
 
@@ -576,8 +631,7 @@ class Stager:
             inputs: The input files among the attempt's arguments.
             outputs: The output files among the attempt's arguments.
             sources: The outcomes of the attempt's dependencies, in argument order.
-            made_by: The outcomes of the tasks that write inputs, as far as these tasks are known,
-                by the `id` of the input.
+            made_by: The outputs that inputs stand for, by the `id` of the input.
 
         Returns:
             The locations of the files, and the fetches to wait for.
@@ -593,8 +647,8 @@ class Stager:
         places: dict[str, InputPlace] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
-        staged = staged_names(task, inputs, outputs, sources, made_by)
-        found = origins(task, inputs, sources, made_by, staged)
+        staged = self.staged_names(task, inputs, outputs, sources, made_by)
+        found = self.origins(task, inputs, sources, made_by, staged)
         for to, (name, producer, path, url) in found.items():
             if url is not None:
                 coming[to] = self._fetcher.download(url, name)
@@ -607,21 +661,26 @@ class Stager:
                 places[to] = InputPlace(
                     producer.path_of(name), missing=missing, directory=place.directory
                 )
-            elif self._is_on(backend, producer):
-                place = left_place(producer, name)
-                if to != name:  # the backend would look for a file with the new name
-                    place = _readable(task, place, name, to)
-                places[to] = place
             else:
                 place = left_place(producer, name)
-                if place.path is None:
+                on_it, copies = (
+                    self._is_on(backend, producer),
+                    backend.capabilities.copies_files_out,
+                )
+                if on_it and to == name:
+                    places[to] = place
+                elif on_it and not (copies and place.path is None):
+                    # The backend would look for a file with the new name.
+                    places[to] = _readable(task, place, name, to)
+                elif place.path is None:
                     coming[to] = self._copied(task, producer, name)
                 else:
                     places[to] = place._replace(producer=None)
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
-        sources = tuple({each.uid: each for each in (*sources, *made_by.values())}.values())
+        writers = chain.from_iterable(written.attempts for written in made_by.values())
+        sources = tuple({each.uid: each for each in (*sources, *writers)}.values())
         resolved = Resolved(sources, staged, places, coming, {}, tuple(reads))
         if not coming:
             self._complete(task, resolved, outputs)
