@@ -20,6 +20,7 @@ ORDER = [
     "aio",
     "states",
     "compat",
+    "copying",
     "data",
     "context",
     "resources",

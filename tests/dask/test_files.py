@@ -95,6 +95,38 @@ async def test_several_inputs_have_one_name(cluster: Any, tmp_path: Path, shared
 
 
 @pytest.mark.parametrize("shared", [True, False])
+async def test_only_copies_of_inputs_may_change(cluster: Any, tmp_path: Path, shared: bool) -> None:
+    raw = tmp_path / "raw.txt"
+    raw.write_text("raw\n")
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=shared)
+        async with WorkflowEngine.create(backend=backend, results_dir=tmp_path) as flow:
+
+            @flow.executable_task
+            def append(file: InputFile, out: OutputFile) -> str:
+                return f"echo more >> {file} && cp {file} {out}"
+
+            @flow.function_task
+            def change(file: InputFile) -> str:
+                with open(file, "a") as opened:
+                    opened.write("more\n")
+                return Path(file).read_text()
+
+            copied = InputFile(raw, copy=True)
+            await append(copied, OutputFile("kept/out.txt"))
+            assert (tmp_path / "kept/out.txt").read_text() == "raw\nmore\n"
+            assert await change(copied) == "raw\nmore\n"
+            assert raw.read_text() == "raw\n"
+            if shared:
+                for call in (append(InputFile(raw), OutputFile("out.txt")), change(InputFile(raw))):
+                    with pytest.raises(DataError, match="copy=True"):
+                        await call
+            else:  # the workers have their own copies
+                await append(InputFile(raw), OutputFile("out.txt"))
+                assert raw.read_text() == "raw\n"
+
+
+@pytest.mark.parametrize("shared", [True, False])
 async def test_a_program_with_a_cwd_finds_its_files(
     cluster: Any, tmp_path: Path, shared: bool
 ) -> None:

@@ -32,6 +32,8 @@ def test_a_file_of_another_task_is_linked() -> None:
     assert directory["target"] == "task:///set"
     second = backend.link_explicit_data_deps(None, target, "2/in.txt", "/data/b/in.txt")
     assert second["target"] == "task:///2/in.txt"
+    copied = backend.link_explicit_data_deps(None, target, "in", "/data/in.txt", copy=True)
+    assert copied == {"source": "/data/in.txt", "target": "task:///in", "action": rp.COPY}
     for name in ("../in.txt", "2/../../in.txt", "/in.txt"):
         with pytest.raises(DataError):
             backend.link_explicit_data_deps(None, target, name, "/data/in.txt")

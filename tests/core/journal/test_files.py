@@ -102,6 +102,21 @@ async def test_several_inputs_with_one_name_are_part_of_the_key(here: Path) -> N
     assert ran(here) == ["command"] * 3 + ["function"] * 3
 
 
+async def test_a_task_that_changes_a_copy_of_its_input_is_recorded(here: Path) -> None:
+    (here / "raw.txt").write_text("raw\n")
+
+    async def program(flow: WorkflowEngine) -> None:
+        run = command(flow, here)
+        what, raw = "echo more >> raw.txt; mv raw.txt out.txt", InputFile("raw.txt", copy=True)
+        await run("change", what, raw, OutputFile("results/out.txt"))
+
+    for text in ("raw\n", "raw\n", "new\n"):
+        (here / "raw.txt").write_text(text)
+        await broken_off(program)
+        assert (here / "results/out.txt").read_text() == f"{text}more\n"
+    assert ran(here) == ["change"] * 2
+
+
 async def test_a_change_after_a_good_run_reruns_nothing_upstream(here: Path) -> None:
     for word in ("one", "two"):
         async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody import DataError, OutputFile, WorkflowEngine
-from rhapsody.staging.fsutil import copy_file
+from rhapsody.copying import copy_file
 from tests._support.saving import writer
 from tests._support.scripted import within
 from tests._support.small_backend import SmallBackend

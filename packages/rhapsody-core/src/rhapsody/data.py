@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from rhapsody.copying import copy_file
 from rhapsody.errors import DataError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "OutputDir",
     "OutputFile",
     "SavedFile",
+    "copy_into",
     "end_of_file",
     "is_data_url",
     "link_all",
@@ -196,6 +198,37 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
     target = _target(sandbox, name)
     if not _link(origin, target) and not _same(origin, target):
         raise DataError(f"cannot link {origin!r} to {target!r}: another file exists there")
+
+
+def copy_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:
+    """Copy a file or directory into a sandbox for a task that may change it.
+
+    Backends call this in `link_explicit_data_deps` if `copy` is true. The copy shares blocks with
+    the original if the file system supports this. The user can write to it, whatever the mode of
+    the original. In a directory, links are replaced with copies of their targets.
+
+    Args:
+        sandbox: The sandbox of the task that needs the file, which is created if necessary.
+        name: The name in the sandbox; see `link_into`.
+        source: The path of the file.
+
+    Raises:
+        DataError: The name leads out of the sandbox, or the file cannot be copied, for example
+            because a file of that name exists.
+    """
+    target = _target(sandbox, name)
+    try:
+        if os.path.isdir(source):
+            shutil.copytree(source, target, copy_function=_copy_writable)
+        else:
+            _copy_writable(source, target)
+    except (OSError, DataError) as error:
+        raise DataError(f"cannot copy {os.fspath(source)!r} to {target!r}: {error}") from error
+
+
+def _copy_writable(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    copy_file(source, target)
+    os.chmod(target, stat.S_IMODE(os.stat(target).st_mode) | 0o600)
 
 
 def _target(sandbox: str | os.PathLike[str], name: str) -> str:
@@ -366,11 +399,14 @@ class InputFile(File):
         name: The name under which the task sees the file, without directories. Default: the base
             name. If several inputs of a call have one name, the second one is in the directory
             `2` of the sandbox, the third one in `3`, and so on.
+        copy: True to give each attempt of the task its own copy, which it may change. A task that
+            changes another input fails.
 
     Raises:
         DataError: `spec` is empty, is an invalid URL, begins with `~`, or has no base name, such as
             `/`; or `name` is not a plain file name.
-        TypeError: `spec` is neither a string nor a path, or `name` is not a string.
+        TypeError: `spec` is neither a string nor a path, `name` is not a string, or `copy` is not a
+            bool.
 
     Attributes:
         filename: The base name. In a task with a sandbox, the path of the file relative to the
@@ -380,22 +416,33 @@ class InputFile(File):
             the current directory, the name of another file as it was given, or `None` for a URL,
             which is fetched when a task is about to run.
         name: The name that was given for the sandbox, or `None`.
+        copy: True if the task receives a copy.
         remote_url: The URL.
         local_file: The path as it was given, if it exists when this object is created.
         other_task_file: The name as it was given, if it does not exist yet.
     """
 
     name: str | None
+    copy: bool
     remote_url: str | None
     local_file: str | None
     other_task_file: str | None
 
-    def __init__(self, spec: str | os.PathLike[str], *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        copy: bool = False,
+    ) -> None:
+        if not isinstance(copy, bool):
+            raise TypeError(f"InputFile: copy must be True or False, got {copy!r}")
         if isinstance(spec, InputFile):
             for field_name in type(self).__match_args__:
                 object.__setattr__(self, field_name, getattr(spec, field_name))
             if name is not None:
                 object.__setattr__(self, "name", _staged_name(spec, name))
+            object.__setattr__(self, "copy", copy or spec.copy)
             return
         given = _text("InputFile", spec)
         url = local = other = None
@@ -428,6 +475,7 @@ class InputFile(File):
             _by_path=False,
             _producer=None,
             name=None if name is None else _staged_name(given, name),
+            copy=copy,
             remote_url=url,
             local_file=local,
             other_task_file=other,
@@ -436,7 +484,8 @@ class InputFile(File):
     def __repr__(self) -> str:
         spec = self.local_file or self.other_task_file or without_secrets(self.remote_url or "")
         name = "" if self.name is None else f", name={self.name!r}"
-        return f"InputFile({spec!r}{name})"
+        copy = ", copy=True" if self.copy else ""
+        return f"InputFile({spec!r}{name}{copy})"
 
 
 def _staged_name(spec: object, name: object) -> str:
@@ -495,6 +544,7 @@ def input_from(producer: object, name: str) -> InputFile:
         _by_path=False,
         _producer=producer,
         name=None,
+        copy=False,
         remote_url=None,
         local_file=None,
         other_task_file=name,

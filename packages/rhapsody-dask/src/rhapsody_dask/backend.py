@@ -627,14 +627,16 @@ class DaskExecutionBackend(ManagedBackend):
         dst_task: Any = None,
         file_name: str | None = None,
         file_path: str | None = None,
+        *,
+        copy: bool = False,
     ) -> None:
-        """Register an input file for a task; the worker creates the link when the task starts.
+        """Register an input file for a task; the worker links or copies it when the task starts.
 
         Raises:
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
             DataError: The file does not exist, or the name refers to a place outside the sandbox.
         """
-        self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
+        self._links.explicit(self._own(), src_task, dst_task, file_name, file_path, copy=copy)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Register all files that another task left in its sandbox, except its output streams."""

@@ -19,6 +19,7 @@ from rhapsody import DataError, TaskDescription
 from rhapsody.sdk import (
     OUTPUT_FILES,
     RESERVED,
+    copy_into,
     in_thread,
     link_all,
     link_into,
@@ -32,9 +33,11 @@ from rhapsody_dask.worker.site import sees
 log: logging.Logger = logging.getLogger(__name__)
 
 Link = tuple[str, ...]
-"""`("link", name, path)` for one file, or `("all", directory)` for all files in a directory.
+"""`("link", name, path)`, `("private", name, path)` for a copy, or `("all", directory)` for all
+files in a directory.
 
-The name may be a path relative to the sandbox."""
+The name may be a path relative to the sandbox.
+"""
 
 
 class Links:
@@ -44,7 +47,14 @@ class Links:
         self._links: dict[str, list[Link]] = {}
 
     def explicit(
-        self, own: str, source: Any, target: Any, name: str | None, path: str | None
+        self,
+        own: str,
+        source: Any,
+        target: Any,
+        name: str | None,
+        path: str | None,
+        *,
+        copy: bool = False,
     ) -> None:
         """Register one input file of a task.
 
@@ -54,6 +64,7 @@ class Links:
             target: The task that needs the file.
             name: The file's name in the sandbox.
             path: The path of an external file.
+            copy: True if the task receives a copy that it may change.
 
         Raises:
             ValueError: Neither `path` nor both `source` and `name` are given.
@@ -70,7 +81,7 @@ class Links:
         path = os.path.abspath(path)
         if not os.path.exists(path):
             raise DataError(f"cannot link {name!r} for {target['uid']}: no such file: {path!r}")
-        self._add(own, target, ("link", name_in_sandbox(name), path))
+        self._add(own, target, ("private" if copy else "link", name_in_sandbox(name), path))
 
     def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
         """Register all files that a task left in its sandbox."""
@@ -135,7 +146,7 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
     """Return an archive of a task's linked files, and the names of its files and directories."""
     found: dict[str, str] = {}
     for kind, *words in links:
-        if kind == "link":
+        if kind in ("link", "private"):
             found.setdefault(words[0], words[1])
             continue
         with suppress(FileNotFoundError):  # the task left no files
@@ -165,6 +176,8 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     for kind, *words in links:
         if kind == "link":
             link_into(directory, words[0], words[1])
+        elif kind == "private":
+            copy_into(directory, words[0], words[1])
         else:
             link_all(words[0], directory)
     if task.get("capture") == "files":

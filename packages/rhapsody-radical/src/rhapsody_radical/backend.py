@@ -826,8 +826,12 @@ class RadicalExecutionBackend(ManagedBackend):
         dst_task: Any = None,
         file_name: str | None = None,
         file_path: str | None = None,
+        *,
+        copy: bool = False,
     ) -> dict[str, Any]:
         """Add a RADICAL-Pilot staging directive for one file to a task.
+
+        The file is copied if `copy` is true; otherwise it is linked.
 
         Returns:
             The staging directive.
@@ -836,7 +840,7 @@ class RadicalExecutionBackend(ManagedBackend):
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
             DataError: The name refers to a place outside the sandbox.
         """
-        return self._links.add_file(src_task, dst_task, file_name, file_path)
+        return self._links.add_file(src_task, dst_task, file_name, file_path, copy=copy)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Make a task start with links to all files in another task's sandbox."""

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.sdk import link_into, name_in_sandbox, plain_name
+from rhapsody.sdk import copy_into, link_into, name_in_sandbox, plain_name
 from rhapsody_radical.descriptions import as_list
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Links:
         dst_task: Any,
         file_name: str | None,
         file_path: str | None,
+        *,
+        copy: bool = False,
     ) -> dict[str, Any]:
         """Append the staging directive for one file to the target's `input_staging`.
 
@@ -42,7 +44,8 @@ class Links:
         """
         if file_path:
             name = name_in_sandbox(file_name or os.path.basename(file_path.rstrip("/")))
-            directive = {"source": file_path, "target": f"{TASK}{name}", "action": "Transfer"}
+            action = "Copy" if copy else "Transfer"
+            directive = {"source": file_path, "target": f"{TASK}{name}", "action": action}
         elif src_task is not None and file_name:
             name = plain_name(file_name)
             source = f"{PILOT}{src_task['uid']}/{name}"
@@ -113,7 +116,7 @@ class Links:
 
 
 def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
-    """Create links in a sandbox to the files that directives name.
+    """Create links in a sandbox to the files that directives name, or copies of them.
 
     Raises:
         DataError: A file does not exist, or its name is taken in the sandbox.
@@ -122,4 +125,5 @@ def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> No
         source = directive["source"]
         if source.startswith(PILOT):
             source = os.path.realpath(os.path.join(pilot_sandbox, source.removeprefix(PILOT)))
-        link_into(sandbox, directive["target"].removeprefix(TASK), source)
+        put = copy_into if directive["action"] == "Copy" else link_into
+        put(sandbox, directive["target"].removeprefix(TASK), source)

@@ -175,6 +175,10 @@ class BaseExecutionBackend(ABC):
 
         Called by the engine on its loop, once per file, before `submit_tasks`.
 
+        A backend whose method has a further parameter `copy` supports inputs with `copy=True`. For
+        these, the engine calls the method on another thread with `file_path` and `copy=True`, and
+        the task must receive a copy of its own that it can write to; see `rhapsody.sdk.copy_into`.
+
         Args:
             src_task: The description of the attempt that produced the file, with at least `uid`,
                 `sandbox` and `metadata`; `None` if `file_path` is given.

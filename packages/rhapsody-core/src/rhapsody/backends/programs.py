@@ -22,6 +22,7 @@ from rhapsody.backends.base import CompletedExecutable, Session
 from rhapsody.data import (
     OUTPUT_FILES,
     RESERVED,
+    copy_into,
     end_of_file,
     link_all,
     link_into,
@@ -52,8 +53,10 @@ class SharedSandboxes:
         dst_task: Any = None,
         file_name: str | None = None,
         file_path: str | None = None,
+        *,
+        copy: bool = False,
     ) -> None:
-        """Link a file into the sandbox of the task that needs it.
+        """Link a file into the sandbox of the task that needs it, or copy it if `copy` is true.
 
         Raises:
             ValueError: Neither `file_path` nor both `src_task` and `file_name` are given.
@@ -67,7 +70,8 @@ class SharedSandboxes:
             raise ValueError(
                 "link_explicit_data_deps requires file_path, or src_task and file_name"
             )
-        link_into(self.sandbox_of(dst_task), name, source)
+        put = copy_into if copy else link_into
+        put(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Link the files of `src_task`, except captured output, into the sandbox of `dst_task`."""

@@ -39,6 +39,7 @@ from rhapsody.errors import (
 )
 from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
 from rhapsody.resources import Resources
+from rhapsody.staging.files import InputChangedError
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import format_error, users_part
@@ -257,6 +258,32 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
     error.stdout = error.stdout or stdout_tail(report)
     error.sandbox = error.sandbox or report.get("sandbox")
     return error
+
+
+def input_changed(
+    record: TaskRecord, changed: Mapping[str, str], error: BaseException | None
+) -> InputChangedError:
+    """Return the error for a task whose input files have changed while it waited or ran.
+
+    Args:
+        record: The task.
+        changed: The paths of the files, by their paths in the sandbox.
+        error: The error of the attempt, which becomes the cause; `None` if the attempt succeeded.
+    """
+    path = next(iter(changed.values()))
+    state = "changed" if os.path.exists(path) else "disappeared"
+    others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    what = "its function"
+    if record.command is not None:
+        what = f"its command {_shown(hidden(record, str(record.command)))!r}"
+    also = "" if error is None else f" The attempt also failed: {describe_error(error)}"
+    changing = InputChangedError(
+        f"the input file {path!r}{others} of {record.named()} {state} while the task waited or "
+        f"ran: {what}, another task or another program may have written to it. Check the file. To "
+        f"let a task change its input, pass it a copy: InputFile(..., copy=True).{also}"
+    )
+    changing.__cause__ = error
+    return changing
 
 
 def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) -> BaseException:

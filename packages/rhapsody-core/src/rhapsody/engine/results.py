@@ -15,7 +15,7 @@ from rhapsody.data import Output
 from rhapsody.engine import error_messages
 from rhapsody.engine.record import TaskRecord
 from rhapsody.errors import DataError
-from rhapsody.staging.files import Stager
+from rhapsody.staging.files import InputChangedError, Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo
@@ -57,6 +57,7 @@ class Results:
         else:
             value = report.get("stdout")
         if record.found is not None or record.resolved is not None:
+            error = self.input_changed(record, error) or error
             try:
                 self._check_files(record, failed=error is not None)
             except Exception as mistake:  # a declared file is missing: the attempt failed
@@ -64,6 +65,20 @@ class Results:
                 return None, mistake  # no local name: this frame is in its traceback
         self.keep(record, report, succeeded=error is None, done=error is None, value=value)
         return value, error
+
+    def input_changed(
+        self, record: TaskRecord, error: BaseException | None
+    ) -> InputChangedError | None:
+        """Return an error if an input file has changed since the attempt was prepared.
+
+        Args:
+            record: The task, whose attempt has ended.
+            error: The error of the attempt, or `None` if the attempt succeeded.
+        """
+        if record.resolved is None or record.task.settings.service:
+            return None
+        changed = self._stager.changed_inputs(record.resolved)
+        return error_messages.input_changed(record, changed, error) if changed else None
 
     def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
         """Check the output files of a successful attempt, and register its input files as read.

@@ -50,6 +50,7 @@ from rhapsody.errors import (
     blame,
 )
 from rhapsody.plugins.specs import Stats
+from rhapsody.staging.files import InputChangedError
 from rhapsody.states import TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture
 
@@ -452,8 +453,9 @@ class Scheduler:
             self._end_of_settled(record, main, report)
         elif record.state.work is _CANCELING:
             self._results.keep(record, report, succeeded=False)
-            verdict = record.verdict
-            self._attempt_failed(record, verdict or error_messages.of_attempt(record, report))
+            verdict = record.verdict or error_messages.of_attempt(record, report)
+            changed = self._results.input_changed(record, verdict)
+            self._attempt_failed(record, changed or verdict)
         elif main is CANCELED:
             self._results.keep(record, report, succeeded=True)
             self._move(record, Transition.STOPPED, error_messages.cancelled_elsewhere(record))
@@ -560,6 +562,9 @@ class Scheduler:
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
         """Retry a task whose attempt has failed, or give up if it has no attempt left."""
         record.verdict = None
+        if isinstance(error, InputChangedError):
+            self.fail(record, error)  # another attempt or a fallback would hide the change
+            return
         if isinstance(error, LOST):
             self.stats.lost += 1
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)

@@ -173,6 +173,10 @@ class TaskBuilder:
                     )
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description)
+                if resolved is not None and resolved.copies:
+                    copying = self._copy(record, backend, resolved)
+                    self._background.spawn(copying, f"copies for {record.uid}")
+                    return False
             return True
         except KeyboardInterrupt:
             raise
@@ -509,6 +513,17 @@ class TaskBuilder:
         try:
             await self._stager.fetched(description, resolved, outputs)
         except Exception as error:  # an input file is not available: only this task fails
+            self._scheduler.refuse(record, error)
+        else:
+            self._scheduler.requeue(record, backend)
+
+    async def _copy(self, record: TaskRecord, backend: BackendHandle, resolved: Resolved) -> None:
+        description = record.description
+        if not description:
+            return  # canceled before this began
+        try:
+            await self._stager.copy(description, backend.backend, resolved)
+        except Exception as error:  # a file cannot be copied: only this task fails
             self._scheduler.refuse(record, error)
         else:
             self._scheduler.requeue(record, backend)

@@ -145,6 +145,12 @@ class Fetcher:
             stop.set()
             raise
 
+    def forget(self, path: str) -> None:
+        """Fetch a file again when it is next needed, because the copy in the cache has changed."""
+        for origin, fetch in tuple(self._fetches.items()):
+            if fetch.done() and not fetch.cancelled() and fetch.result() == path:
+                del self._fetches[origin]
+
     async def close(self, *, remove: bool) -> None:
         """Cancel running downloads and, with `remove`, remove the cache directory."""
         fetches = [fetch for fetch in self._fetches.values() if not fetch.done()]

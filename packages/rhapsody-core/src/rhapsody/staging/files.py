@@ -7,7 +7,9 @@ links files into the sandbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
+import inspect
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +37,7 @@ from rhapsody.data import (
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.fsutil import disk_use, files_in
+from rhapsody.staging.fsutil import disk_use, files_in, remove_directory
 from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
@@ -44,6 +46,14 @@ from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
     from rhapsody.plugins.specs import TaskFiles
+
+
+class InputChangedError(DataError):
+    """An input file of a task changed while the task waited or ran.
+
+    The task is not retried, and its fallback is not used, because another attempt would read the
+    changed file.
+    """
 
 
 class InputPlace(NamedTuple):
@@ -56,12 +66,15 @@ class InputPlace(NamedTuple):
         missing: If the file is missing, the outcome of the task that wrote it in an earlier run;
             otherwise `None`.
         directory: True for a directory that a dependency created.
+        stamp: The size and modification time of a file, with which a change is detected; `None`
+            for a directory, or if this process cannot read the file.
     """
 
     path: str | None
     producer: AttemptInfo | None = None
     missing: AttemptInfo | None = None
     directory: bool = False
+    stamp: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,7 @@ class Resolved:
         sources: The outcomes of the attempt's dependencies, without duplicates.
         staged: The path of each input in the sandbox, by the `id` of the input; see `staged_names`.
         places: The locations of the inputs, by their paths in the sandbox.
+        copies: The paths, in the sandbox, of the inputs that are copied for each attempt.
         coming: The pending fetches of inputs into the cache, by the same paths.
         targets: The destinations of the outputs, by name.
         reads: For each file of another task that the attempt reads, the sandbox and the file's
@@ -82,6 +96,7 @@ class Resolved:
     sources: tuple[AttemptInfo, ...]
     staged: Mapping[int, str]
     places: dict[str, InputPlace]
+    copies: frozenset[str]
     coming: Mapping[str, asyncio.Task[str]]
     targets: dict[str, Target]
     reads: tuple[tuple[str, str], ...]
@@ -122,11 +137,42 @@ def left_by(producer: AttemptInfo, name: str) -> str | None:
 def left_place(producer: AttemptInfo, name: str) -> InputPlace:
     """Return the location of a file in the sandbox of an ended task on the same backend."""
     path = producer.path_of(name)
+    found = _stat(path) if producer.sandbox else None
+    if found is None:
+        return InputPlace(None, producer)
+    directory = stat.S_ISDIR(found.st_mode)
+    return InputPlace(path, producer, directory=directory, stamp=_stamp(found))
+
+
+def _at(path: str) -> InputPlace:
+    """Return the location of a file that no attempt on the same backend wrote."""
+    return InputPlace(path, stamp=_stamp(_stat(path)))
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        mode = os.stat(path).st_mode if producer.sandbox else 0
+        return os.stat(path)
     except (OSError, ValueError):
-        mode = 0
-    return InputPlace(path if mode else None, producer, directory=stat.S_ISDIR(mode))
+        return None
+
+
+def _stamp(found: os.stat_result | None) -> tuple[int, int] | None:
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def changed_inputs(resolved: Resolved) -> dict[str, str]:
+    """Return the paths of inputs that have changed since they were found, by staged path.
+
+    Directories, inputs that are copied, and files that this process cannot read are not checked.
+    """
+    return {
+        name: place.path
+        for name, place in resolved.places.items()
+        if place.stamp is not None and place.path is not None and name not in resolved.copies
+        if _stamp(_stat(place.path)) != place.stamp
+    }
 
 
 def as_source(producer: AttemptInfo) -> dict[str, Any]:
@@ -150,12 +196,14 @@ class Origin(NamedTuple):
         producer: The outcome of the task that wrote the file.
         path: The path of a file on disk.
         url: The URL of a remote file.
+        copy: True if each attempt receives a copy.
     """
 
     name: str
     producer: AttemptInfo | None = None
     path: str | None = None
     url: str | None = None
+    copy: bool = False
 
     def __str__(self) -> str:
         if self.producer is not None:
@@ -201,9 +249,9 @@ def staged_names(
     for file in sorted(inputs, key=lambda file: file.name is None):  # explicit names come first
         attempts, declared = _writers(file, sources, made_by.get(id(file)))
         matched = _matched_by(declared, attempts)
-        which: object = file.remote_url or _path_on_disk(file, directory)
+        which: object = file.copy, file.remote_url or _path_on_disk(file, directory)
         if attempts:
-            which = declared, *(attempt.uid for attempt in attempts)
+            which = file.copy, declared, *(attempt.uid for attempt in attempts)
         if file.name is not None:
             found[id(file)] = _explicitly(task, file, which, used, several=bool(matched))
             continue
@@ -295,15 +343,17 @@ def _each(
     matched = _matched_by(declared, attempts)
     for producer, names in matched:
         for name in names:
-            yield os.path.join(os.path.dirname(staged), name), Origin(name, producer)
+            origin = Origin(name, producer, copy=file.copy)
+            yield os.path.join(os.path.dirname(staged), name), origin
     if not matched:
         wrote = [attempt for attempt in attempts if declared in attempt.output_files]
         if len(wrote) == 1:
-            yield staged, Origin(declared, wrote[0])
+            yield staged, Origin(declared, wrote[0], copy=file.copy)
         elif attempts:
             raise _writers_error(task, file, declared, wrote or attempts)
         else:
-            yield staged, _outside(task, file, sources, directory)
+            origin = _outside(task, file, sources, directory)
+            yield staged, origin._replace(copy=True) if file.copy else origin
 
 
 def _writers(
@@ -504,6 +554,7 @@ class Stager:
         needed = (Path(os.path.abspath(work_dir)), self.directory, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
         self.results: Results = Results(results_dir or self.directory, needed, threads)
+        self._threads = threads
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
@@ -649,27 +700,31 @@ class Stager:
         reads: list[tuple[str, str]] = []
         staged = self.staged_names(task, inputs, outputs, sources, made_by)
         found = self.origins(task, inputs, sources, made_by, staged)
-        for to, (name, producer, path, url) in found.items():
+        copies = frozenset(to for to, origin in found.items() if origin.copy)
+        if copies and not _takes_copies(backend):
+            raise CapabilityError(
+                f"task {task['name']!r} has an input with copy=True, but backend {backend.name!r} "
+                "does not copy inputs; use another backend, or copy the file in the task"
+            )
+        for to, (name, producer, path, url, _) in found.items():
             if url is not None:
                 coming[to] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[to] = InputPlace(path)
+                places[to] = _at(str(path))
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
-                places[to] = InputPlace(
-                    producer.path_of(name), missing=missing, directory=place.directory
+                places[to] = place._replace(
+                    path=producer.path_of(name), producer=None, missing=missing
                 )
             else:
                 place = left_place(producer, name)
-                on_it, copies = (
-                    self._is_on(backend, producer),
-                    backend.capabilities.copies_files_out,
-                )
-                if on_it and to == name:
+                on_it = self._is_on(backend, producer)
+                copied_out = place.path is None and backend.capabilities.copies_files_out
+                if on_it and to == name and to not in copies:
                     places[to] = place
-                elif on_it and not (copies and place.path is None):
+                elif on_it and not copied_out:
                     # The backend would look for a file with the new name.
                     places[to] = _readable(task, place, name, to)
                 elif place.path is None:
@@ -681,7 +736,7 @@ class Stager:
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
         writers = chain.from_iterable(written.attempts for written in made_by.values())
         sources = tuple({each.uid: each for each in (*sources, *writers)}.values())
-        resolved = Resolved(sources, staged, places, coming, {}, tuple(reads))
+        resolved = Resolved(sources, staged, places, copies, coming, {}, tuple(reads))
         if not coming:
             self._complete(task, resolved, outputs)
         return resolved
@@ -702,7 +757,7 @@ class Stager:
                 `Places.claim`.
         """
         for name, fetch in resolved.coming.items():
-            resolved.places[name] = InputPlace(await asyncio.shield(fetch))
+            resolved.places[name] = _at(await asyncio.shield(fetch))
         self._complete(task, resolved, outputs)
 
     def _complete(
@@ -718,7 +773,7 @@ class Stager:
         inputs: Sequence[InputFile],
     ) -> bool:
         """Return True if a function on this backend can read its inputs in place, without links."""
-        if any(file.name is not None for file in inputs):
+        if any(file.name is not None or file.copy for file in inputs):
             return False
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # for all of its workers
@@ -749,6 +804,8 @@ class Stager:
         links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
             for name, place in resolved.places.items():
+                if name in resolved.copies:
+                    continue  # see `copy`
                 producer = place.producer
                 try:
                     backend.link_explicit_data_deps(
@@ -770,6 +827,29 @@ class Stager:
         except BaseException:
             self._links.pop(task["uid"], None)
             raise
+
+    async def copy(
+        self, task: TaskDescription, backend: BaseExecutionBackend, resolved: Resolved
+    ) -> None:
+        """Copy inputs into an attempt's sandbox, on another thread. Called after `link`.
+
+        Raises:
+            DataError: A file cannot be copied.
+        """
+        await self._threads.run(partial(self._copy, task, backend, resolved))
+
+    def _copy(
+        self, task: TaskDescription, backend: BaseExecutionBackend, resolved: Resolved
+    ) -> None:
+        link: Any = backend.link_explicit_data_deps  # `copy` is optional for backends
+        try:
+            for name in sorted(resolved.copies):
+                path = resolved.places[name].path
+                link(src_task=None, dst_task=task, file_name=name, file_path=path, copy=True)
+        finally:
+            if task["uid"] not in self._links and self._keep != "all":  # canceled meanwhile
+                with contextlib.suppress(OSError):
+                    remove_directory(task["sandbox"])
 
     def require_capable(
         self,
@@ -845,6 +925,16 @@ class Stager:
         return source.backend == backend.name if known is None else known is backend
 
     # After an attempt.
+
+    def changed_inputs(self, resolved: Resolved) -> dict[str, str]:
+        """Return the inputs of an attempt that have changed; see `changed_inputs`.
+
+        A fetched file that has changed is fetched again for later tasks.
+        """
+        changed = changed_inputs(resolved)
+        for path in changed.values():
+            self._fetcher.forget(path)
+        return changed
 
     def was_read(self, resolved: Resolved) -> None:
         """Record that a successful attempt has read its inputs.
@@ -1064,6 +1154,12 @@ def _readable(task: TaskDescription, place: InputPlace, name: str, to: str) -> I
             "writes it"
         )
     return place._replace(producer=None)
+
+
+def _takes_copies(backend: BaseExecutionBackend) -> bool:
+    """Return True if a backend can copy an input into a sandbox."""
+    parameters = inspect.signature(backend.link_explicit_data_deps).parameters.values()
+    return any(each.name == "copy" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def _current(other: Path) -> Path:

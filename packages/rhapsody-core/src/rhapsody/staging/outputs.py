@@ -36,13 +36,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import ThreadPool
 from rhapsody.staging.fsutil import (
     RealPaths,
     copy_directory,
-    copy_file,
     files_in,
     kind_of,
     remove,

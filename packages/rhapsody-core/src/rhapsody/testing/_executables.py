@@ -246,6 +246,23 @@ class Files(Suite):
         end = await driver.run_one(task)
         assert end.stdout == "content", str(end)
 
+    @check("files", "executables", "files", "shared_file_system")
+    async def test_only_copies_of_inputs_may_change(self, flow: WorkflowEngine) -> None:
+        outside = self.place / "in.txt"
+        outside.write_text("content\n")
+
+        @flow.executable_task
+        async def append(file: InputFile) -> str:
+            return f"echo more >> {file}; cat {file}"
+
+        try:
+            assert await append(InputFile(outside, copy=True)) == "content\nmore\n"
+        except CapabilityError:
+            pytest.skip("link_explicit_data_deps has no parameter copy")
+        assert outside.read_text() == "content\n"
+        with pytest.raises(DataError):
+            await append(InputFile(outside))
+
     @check("files", "executables", "files")
     @pytest.mark.parametrize("how", ["explicit", "implicit"])
     async def test_files_of_another_task_are_linked(self, driver: Driver, how: str) -> None:

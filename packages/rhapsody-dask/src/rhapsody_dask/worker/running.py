@@ -40,6 +40,7 @@ from rhapsody.sdk import (
     TaskProgram,
     TaskService,
     WorkerLoop,
+    copy_into,
     describe_error,
     link_all,
     link_into,
@@ -305,6 +306,8 @@ def _prepare(running: Running) -> str:
     for kind, *words in more.get("links", ()):
         if kind == "link":
             link_into(path, words[0], words[1])
+        elif kind == "private":
+            copy_into(path, words[0], words[1])
         elif kind == "all":
             link_all(words[0], path)
         else:
