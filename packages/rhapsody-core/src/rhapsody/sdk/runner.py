@@ -10,6 +10,11 @@ its own modules (`rhapsody.sdk.modules`), each call names the versions with whic
 be enough: modules contain locks and caches, a class must stay the same class from call to call, and
 a function may import a module when it runs.
 
+Classes of the script are sent by value. A worker uses a copy of its own for each call, so that a
+call sees the class as it was when the program made the call, and does not see changes made by
+others. An object that is returned is an instance of the program's class, which is not changed
+(`ScriptClasses`).
+
 This file needs only the standard library and cloudpickle, so that it can be sent to machines
 without Rhapsody and run there. Messages consist of built-in types, except for the user's own
 values, and begin with `PROTOCOL_VERSION`.
@@ -22,6 +27,7 @@ import contextvars
 import hashlib
 import importlib
 import io
+import itertools
 import linecache
 import os
 import pickle
@@ -40,8 +46,9 @@ from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
-from types import CodeType, CoroutineType
+from types import CodeType, CoroutineType, ModuleType
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 __all__ = [
     "PROTOCOL_VERSION", "REFERENCE", "RUNNER_FILE", "CallResult", "CallSpec", "Captured",
@@ -184,6 +191,7 @@ class Runner:
         cure: The remedy for a result that cannot be pickled, for messages.
         own_files: Path prefixes of files whose frames are removed from the start of tracebacks.
         note: A note to add to each exception, such as the rank of this process; empty for none.
+        forwards: True if results may be unpickled by other workers, which may lack the classes.
     """
 
     worker: str = "its worker"
@@ -191,6 +199,7 @@ class Runner:
     cure: str = "return data that can be pickled"
     own_files: tuple[str, ...] = (__file__,)
     note: str = ""
+    forwards: bool = False
 
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed.
@@ -225,23 +234,34 @@ class Runner:
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
         """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
+        classes = script_classes()
+        now, received = classes.now, Received(classes, self.forwards)
+        now.received = received
         try:
-            function, args, kwargs = self.load(call)
-        except BaseException as error:  # loading runs the objects' own code
-            _add_note(error, f"while task {name!r} was unpacked {self.place}")
-            return False, self.pack_error(error), False
-        try:
-            value = function(*args, **kwargs)
-            if type(value) is CoroutineType:
-                value = self.wait(value)
-        except BaseException as error:  # whatever a task raises is its result
-            return False, self.pack_error(error), False
+            try:
+                function, args, kwargs = self.load(call)
+            except BaseException as error:  # loading runs the objects' own code
+                _add_note(error, f"while task {name!r} was unpacked {self.place}")
+                return False, self.pack_error(error), False
+            now.received = None  # the function may unpickle results of calls that it makes itself
+            try:
+                value = function(*args, **kwargs)
+                if type(value) is CoroutineType:
+                    value = self.wait(value)
+            except BaseException as error:  # whatever a task raises is its result
+                now.received = received
+                return False, self.pack_error(error), False
+            finally:
+                del function, args, kwargs
+            now.received = received
+            try:
+                return True, self.pack(value), type(value) in PLAIN
+            except BaseException as error:  # pickling runs the objects' own code
+                return False, self.pack_error(self.refusal(name, value, error)), False
         finally:
-            del function, args, kwargs
-        try:
-            return True, self.pack(value), type(value) in PLAIN
-        except BaseException as error:  # pickling runs the objects' own code
-            return False, self.pack_error(self.refusal(name, value, error)), False
+            now.received = None
+            if received.found:
+                received.release()
 
     def failed(self, error: BaseException, output: Output | None = None) -> CallResult:
         """Return the outcome of a call that failed."""
@@ -964,14 +984,34 @@ def pickler() -> Any:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
         reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+        classes = script_classes()
 
         def with_file(code: CodeType) -> Any:
             kind, args = reduce_code(code)
             file = code.co_filename
             return kind, tuple(file if each == "<dynamic-code>" else each for each in args)
 
+        # cloudpickle does not find globals in the body of a class when it sends this file by value.
         table = ChainMap({CodeType: with_file}, cloudpickle.Pickler.dispatch_table)
-        _own.pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+
+        class Pickler(cloudpickle.Pickler):  # type: ignore[misc,unused-ignore]
+            """Pickler of cloudpickle that keeps file names, and the identity of classes."""
+
+            dispatch_table = table
+
+            def reducer_override(self, value: Any) -> Any:
+                if not issubclass(type(value), type):
+                    return super().reducer_override(value)
+                received = classes.now.received
+                known = None if received is None else received.reduced(value)
+                if known is not None:
+                    return known
+                reduced = super().reducer_override(value)
+                if type(reduced) is tuple and len(reduced) == 6:  # a class that is sent by value
+                    return classes.reduced(value, reduced)
+                return reduced
+
+        _own.pickler = Pickler
     return _own.pickler
 
 
@@ -980,12 +1020,239 @@ class _Own:
 
     pickler: Any = None
     modules: Any = None
+    classes: Any = None
 
     def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
         return type(self), ()
 
 
 _own = _Own()
+
+
+CLASSES = "_rhapsody_classes"
+"""Name of a module that contains the functions to which pickles refer for classes of the script.
+
+It is not the name of this file, which may be sent to a worker that cannot import Rhapsody.
+"""
+
+
+class ScriptClasses:
+    """Classes that pickles contain by value, such as those of the script. Thread-safe.
+
+    cloudpickle also recognizes a class that a process has sent or received before, but resets it to
+    the state in the pickle, even while other threads use it. Here, the program finds its class by
+    the name, or by an id if no name refers to it, and leaves it unchanged. A worker takes a copy of
+    the class for each call, and resets that copy before the call (`Received`). Copies are reused,
+    because modules of the worker may keep instances: successive calls use the same class.
+
+    Attributes:
+        now: The present thread's `Received`, in the attribute `received`; `None` except while a
+            call is unpickled or its result is pickled.
+        here: The function to which pickles refer for a class.
+        define: The function to which pickles refer for the attributes of a class.
+    """
+
+    def __init__(self, here: Callable[..., Any], define: Callable[..., Any]) -> None:
+        self.here = here
+        self.define = define
+        self.now = _Now()
+        self._undefined: dict[int, Any] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._ids: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._known: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._copies: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
+        self._busy: set[int] = set()
+        self._automatic: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
+
+    def reduced(self, cls: Any, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return how to pickle a class by value, given how cloudpickle does it."""
+        make, args, state, _, _, setter = reduced
+        module, name = cls.__module__, cls.__qualname__
+        reference = self._id(cls), module, name if named(module, name) is cls else None
+        if self.now.received is not None:  # `pack_error` unpickles its pickle
+            self.now.received.found[reference[0]] = cls
+        *args, _, _ = args  # without cloudpickle's own id of the class
+        if len(args) == 4:  # not an enum
+            attributes = {**args[3], "__qualname__": name}
+            if "__slots__" in vars(cls) and not issubclass(cls, tuple):  # they cannot be set later
+                attributes["__slots__"] = cls.__slots__
+            args[3] = attributes
+        shape = type(cls), *cls.__bases__
+        arguments = reference, shape, make, (*args, None, None)
+        return self.here, arguments, (setter, state), None, None, self.define
+
+    def take(self, reference: Any, shape: Any, make: Any, args: Any) -> Any:
+        """Return the program's class for a reference, or a new one if the program has none."""
+        identity, module, name = reference
+        cls = None if name is None else named(module, name)
+        if cls is None:
+            cls = self.known(identity)
+        if cls is not None:
+            return cls
+        if make is None:
+            raise LookupError(
+                f"class {name!r} of {module!r} no longer exists in the program: keep the class "
+                "under its name until the call has ended"
+            )
+        cls = make(*args)
+        self._undefined[id(cls)] = cls, identity
+        return cls
+
+    def copy(self, identity: str, shape: Any, make: Any, args: Any) -> Any:
+        """Return a copy of a class that no other call uses, which is to be defined.
+
+        Args:
+            identity: The class's id.
+            shape: The metaclass and the base classes.
+            make: The function that makes the class.
+            args: The function's arguments.
+        """
+        self._renew_if_forked()
+        with self._lock:
+            for number in itertools.count():
+                cls = self._copies.get((identity, number))
+                if cls is None:
+                    break
+                if id(cls) not in self._busy and (type(cls), *cls.__bases__) == shape:
+                    self._busy.add(id(cls))
+                    break
+        if cls is None:
+            cls = make(*args)
+            with self._lock:
+                self._automatic[cls] = frozenset(vars(cls))
+                self._copies[identity, number] = cls
+                self._busy.add(id(cls))
+        self._undefined[id(cls)] = cls, None
+        return cls
+
+    def release(self, classes: Iterable[Any]) -> None:
+        """Make copies available to other calls."""
+        with self._lock:
+            self._busy.difference_update(map(id, classes))
+
+    def set_state(self, cls: Any, definition: Any) -> None:
+        """Set the attributes of a class that `take` or `copy` returned, if it is not defined."""
+        _, identity = self._undefined.pop(id(cls), (None, ""))
+        if identity == "":  # the receiver's class
+            return
+        setter, state = definition
+        if identity is None:
+            for name in vars(cls).keys() - self._automatic[cls] - state[0].keys():
+                delattr(cls, name)
+            assert self.now.received is not None
+            self.now.received.defined(cls, definition)
+        setter(cls, state)
+        if identity is not None:
+            with self._lock:
+                self._ids[cls] = identity
+                self._known.setdefault(identity, cls)
+
+    def known(self, identity: str) -> Any:
+        """Return the class that this process has sent with an id, or `None`."""
+        self._renew_if_forked()
+        return self._known.get(identity)
+
+    def _renew_if_forked(self) -> None:
+        if self._process != os.getpid():  # a forked child is a separate program
+            self._begin()
+
+    def _id(self, cls: Any) -> str:
+        self._renew_if_forked()
+        with self._lock:
+            identity = self._ids.get(cls)
+            if identity is None:
+                identity = self._ids[cls] = os.urandom(16).hex()
+                self._known[identity] = cls
+        return identity
+
+
+class _Now(threading.local):
+    received: Received | None = None
+
+
+class Received:
+    """Copies of the program's classes that one call on a worker uses.
+
+    Args:
+        classes: The classes of this process.
+        forwards: See `Runner.forwards`.
+    """
+
+    __slots__ = ("_classes", "_forwards", "_parts", "found")
+
+    def __init__(self, classes: ScriptClasses, forwards: bool) -> None:
+        self._classes = classes
+        self._forwards = forwards
+        self._parts: dict[int, tuple[tuple[Any, ...], Any]] = {}
+        self.found: dict[str, Any] = {}
+
+    def take(self, reference: Any, shape: Any, make: Any, args: Any) -> Any:
+        """Return the call's copy of a class, which is new or was used by an earlier call."""
+        identity = reference[0]
+        cls = self.found.get(identity)
+        if cls is None:
+            cls = self.found[identity] = self._classes.copy(identity, shape, make, args)
+            self._parts[id(cls)] = (reference, shape, make, args), None
+        return cls
+
+    def defined(self, cls: Any, definition: Any) -> None:
+        """Keep the definition of a class, for other workers that receive objects of the class."""
+        self._parts[id(cls)] = self._parts[id(cls)][0], definition
+
+    def reduced(self, cls: Any) -> tuple[Any, ...] | None:
+        """Return how to pickle a class that the program has sent; `None` for other classes."""
+        parts = self._parts.get(id(cls))
+        if parts is None:
+            return None
+        arguments, definition = parts
+        classes = self._classes
+        if not self._forwards and arguments[0][2] is not None:
+            return classes.here, arguments[:1]
+        return classes.here, arguments, definition, None, None, classes.define
+
+    def release(self) -> None:
+        """Make the copies available to other calls."""
+        self._classes.release(self.found.values())
+
+
+def named(module: str, name: str) -> Any:
+    """Return the class that a name in a module refers to; `None` if the class has another name."""
+    value: Any = sys.modules.get(module)
+    for word in name.split("."):
+        value = getattr(value, word, None)
+    if isinstance(value, type) and (value.__module__, value.__qualname__) == (module, name):
+        return value
+    return None
+
+
+def script_classes() -> ScriptClasses:
+    """Return the classes of scripts in this process."""
+    if _own.classes is None:
+        if CLASSES not in sys.modules:  # if this file is sent by value, it exists several times
+            sys.modules[CLASSES] = _classes_module()
+        _own.classes = sys.modules[CLASSES].classes
+    classes: ScriptClasses = _own.classes
+    return classes
+
+
+def _classes_module() -> ModuleType:
+    def here(reference: Any, shape: Any = (), make: Any = None, args: Any = ()) -> Any:
+        received = classes.now.received
+        takes = classes if received is None else received
+        return takes.take(reference, shape, make, args)
+
+    def define(cls: Any, definition: Any) -> None:
+        classes.set_state(cls, definition)
+
+    module, classes = ModuleType(CLASSES), ScriptClasses(here, define)
+    here.__module__ = define.__module__ = CLASSES
+    here.__qualname__, define.__qualname__ = here.__name__, define.__name__
+    vars(module).update(classes=classes, here=here, define=define)
+    return module
 
 
 def loads(packed: Any) -> Any:
@@ -1107,6 +1374,9 @@ def _vars(error: BaseException) -> dict[str, Any]:
 def _add_note(error: BaseException, note: str) -> None:
     notes = _vars(error).get("__notes__")
     _vars(error)["__notes__"] = [*notes, note] if type(notes) is list else [note]
+
+
+script_classes()  # before anything is unpickled
 
 
 def main(order: str, outcome: str) -> None:

@@ -299,6 +299,23 @@ class Functions(Suite):
             )
         assert small == ["program"] and big[0] == 0, "the program's own objects were changed"
 
+    @check("isolation", "sync_functions", COPIES)
+    async def test_tasks_do_not_share_classes(self, driver: Driver) -> None:
+        cell, cell_error, grow, fail = _classes()
+        program = cell(1)
+        for scale in range(2):
+            cell.scale = scale
+            end = await driver.run_one(driver.call(grow, program))
+            assert end.state is DONE, str(end)
+            grown, seen = end.value
+            assert type(grown) is cell, f"the result is not of the program's class: {grown!r}"
+            assert grown.number == 2
+            assert seen == scale, f"the class did not have the attributes of the program: {end}"
+            assert cell.scale == scale, "the result changed the program's class"
+        end = await driver.run_one(driver.call(fail, program))
+        assert type(end.error) is cell_error, f"not the program's exception class: {end.error!r}"
+        assert end.error.args == (1,)
+
     @check("functions-on-several-ranks", "mpi_functions")
     async def test_a_function_runs_on_every_rank(self, driver: Driver) -> None:
         end = await self._on_two_ranks(driver, driver.call(_work.rank_size_and_sum, 10))
@@ -375,3 +392,26 @@ def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
         ("a bound argument", functools.partial(collect, held=bound), bound),
         ("a global variable", with_global, variable),
     ]
+
+
+def _classes() -> tuple[Any, type[Exception], Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return a class, an exception class, and functions that create objects of the classes."""
+
+    class Cell:
+        __slots__ = ("number",)
+        scale = 0
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    class CellError(Exception):
+        pass
+
+    def grow(cell: Cell) -> tuple[Cell, int]:
+        seen, Cell.scale = Cell.scale, 99
+        return Cell(cell.number + 1), seen
+
+    def fail(cell: Cell) -> None:
+        raise CellError(cell.number)
+
+    return Cell, CellError, grow, fail

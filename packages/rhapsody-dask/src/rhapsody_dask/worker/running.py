@@ -226,6 +226,7 @@ class _Runner(Runner):
 
     worker = "the worker"
     own_files = OWN_FILES
+    forwards = True  # a result may stay here until other workers need it
 
     def __init__(self, running: Running) -> None:
         self.place = f"on worker {running.site.address}"
