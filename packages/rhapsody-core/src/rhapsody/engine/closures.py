@@ -49,17 +49,20 @@ class ClosureCopy:
         task: The copy.
     """
 
-    __slots__ = ("_cells", "task")
+    __slots__ = ("_cells", "_functions", "task")
 
     def __init__(self, task: Any) -> None:
         copying = _Copying(type(task))
         copying.read(task)
         self._cells: tuple[tuple[types.CellType, object], ...] = copying.compared()
+        self._functions = [(each, _made_of(each)) for each in copying.functions]
         self.task: Any = copying.copy(task)
 
     def is_current(self) -> bool:
-        """Return True if the variables of the closure have not been assigned since."""
-        return all(content_of(cell) is content for cell, content in self._cells)
+        """Return True if the variables and the defaults of the functions are the same as before."""
+        return all(content_of(cell) is content for cell, content in self._cells) and all(
+            _made_of(function) == parts for function, parts in self._functions
+        )
 
 
 class _Copying:
@@ -67,10 +70,14 @@ class _Copying:
 
     Args:
         decorated: The class of decorated functions.
+
+    Attributes:
+        functions: The functions that are copied.
     """
 
     def __init__(self, decorated: type) -> None:
         self._decorated = decorated
+        self.functions: list[types.FunctionType] = []
         self._contents: dict[int, tuple[types.CellType, object]] = {}  # by the ids of the cells
         self._shared: set[int] = set()  # ids of the cells that are not copied
         self._read: set[int] = set()
@@ -90,6 +97,7 @@ class _Copying:
             self._read.add(id(value))
             if not _has_cells(value):
                 return
+            self.functions.append(value)
             code = value.__code__
             written = _written(code)
             for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
@@ -162,6 +170,15 @@ class _Copying:
             attributes = {**attributes, "__wrapped__": wrapped}
         copied.__dict__ = attributes  # shared, because functions may assign their attributes
         return copied
+
+
+def _made_of(function: types.FunctionType) -> tuple[object, ...]:
+    """Return what a program can replace in a function; the ids of objects represent them."""
+    return (
+        id(function.__code__),
+        id(function.__defaults__),
+        *map(id, (function.__kwdefaults__ or {}).values()),
+    )
 
 
 @lru_cache(256)
