@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, JournalError, NoopExecutionBackend, OutputFile, WorkflowEngine
+from rhapsody import (
+    InputFile,
+    JournalError,
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    OutputFile,
+    WorkflowEngine,
+)
 from rhapsody.backends import ManagedBackend
 from rhapsody.journal import store
 from tests._support.recorded import LOG, broken_off, chain, engine, note, ran, tasks
@@ -250,24 +257,60 @@ async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples(
         assert sorted(later[2:]) == [3, 4]
 
 
-async def test_what_a_function_does_to_its_arguments_is_not_part_of_its_key() -> None:
-    async def program(flow: WorkflowEngine, given: list[int]) -> int:
+@pytest.mark.parametrize("executor", ["thread", "process"])
+async def test_a_function_in_this_process_that_changes_an_argument_is_not_recorded(
+    executor: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
         @flow.function_task
-        def add(numbers: list[int], place: str) -> int:
-            numbers.append(99)
-            Path(place).touch()
+        def load() -> list[int]:
+            return [1]
+
+        @flow.function_task
+        def add(numbers: list[int], number: int) -> int:
+            numbers.append(number)
             note("add")
             return sum(numbers)
 
-        found: int = await add(given, "out.txt")
+        @flow.function_task
+        def total(numbers: list[int]) -> int:
+            note("total")
+            return sum(numbers)
+
+        loaded = load()
+        return [await add(loaded, 2), await add(loaded, number=3), await total([4])]
+
+    def backend() -> LocalExecutionBackend:
+        return LocalExecutionBackend(executor, resources={"workers": 1})
+
+    first = await broken_off(program, backends=[backend()])
+    assert await broken_off(program, backends=[backend()]) == first
+    named: list[Any] = [each.args for each in caplog.records if "is not recorded" in each.msg]
+    if executor == "thread":
+        assert first == [3, 6, 4]
+        assert ran() == {"add": 4, "total": 1}
+        assert [name for name, _ in named] == ["add", "add"]  # one line in each run
+        assert all("'numbers'" in reason for _, reason in named)
+    else:
+        assert first == [3, 4, 4]
+        assert ran() == {"add": 2, "total": 1}
+        assert not named
+
+
+async def test_files_that_arguments_name_may_appear_while_a_function_runs() -> None:
+    async def program(flow: WorkflowEngine) -> int:
+        @flow.function_task
+        def touch(places: list[str]) -> int:
+            Path(places[0]).touch()
+            note("touch")
+            return 1
+
+        found: int = await touch(["out.txt"])
         return found
 
-    await broken_off(lambda flow: program(flow, [1]))
-    async with engine() as flow:
-        assert await program(flow, [1]) == 100
-    async with engine(resume=True) as flow:
-        assert await program(flow, [1, 99]) == 199
-    assert ran() == {"add": 2}
+    await broken_off(program)
+    assert await broken_off(program) == 1
+    assert ran() == {"touch": 1}
 
 
 async def test_a_variable_around_a_function_counts_with_its_value_at_each_call() -> None:

@@ -289,6 +289,9 @@ class TaskDescription(_RequiredKeys, total=False):
             string that is the same for the same call in a run that resumes this one, and the
             digests of the files that its arguments name, by path. A file that did not exist yet is
             missing. Absent if the results of the task are not recorded.
+        keep_arguments: A function that copies the arguments for a later attempt. A backend that
+            runs functions in the engine's process calls it right before `function`, on the same
+            thread. Passed only to backends with `shares_memory`, if the task may be retried.
         ready: The readiness condition of a service; see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
@@ -325,6 +328,7 @@ class TaskDescription(_RequiredKeys, total=False):
     scope: str
     trace_context: dict[str, str]
     identity: tuple[str, Mapping[str, str]]
+    keep_arguments: Callable[[], None]
     ready: str | Callable[..., Any]
     return_value: Any
     stdout: str

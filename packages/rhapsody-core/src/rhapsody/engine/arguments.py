@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from itertools import islice
 from pathlib import PurePath
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,8 @@ MAX_DEPTH = 100
 PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray, range})
 """Types that contain no futures or files."""
 
+
+_IMMUTABLE = PLAIN - {bytearray}
 
 EXACT = frozenset({list, tuple, dict, set})
 
@@ -101,7 +104,11 @@ class ArgumentScan:
         return args, kwargs
 
     def fill(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[int, Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: dict[int, Any],
+        replaced: Mapping[int, Any] | None = None,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with futures and files replaced and `literal` marks removed.
 
@@ -112,8 +119,12 @@ class ArgumentScan:
             kwargs: The keyword arguments.
             values: The replacement of each future and file, by its `id`. This method adds the
                 values of `literal` marks.
+            replaced: The replacement of other objects, by their `id`. See `KeptArguments`.
         """
         values.update((id(mark), mark.value) for mark in self._literals)
+        if replaced:
+            values = {key: replaced.get(id(value), value) for key, value in values.items()}
+            values |= replaced
         if self._touched:
             filled = _Rebuild(self._touched, {}, values, _replaced)
             return tuple(map(filled, args)), {key: filled(each) for key, each in kwargs.items()}
@@ -121,6 +132,94 @@ class ArgumentScan:
             tuple(map(values.get, map(id, args), args)),
             {key: values.get(id(value), value) for key, value in kwargs.items()},
         )
+
+    def leaves(self, value: Any) -> Iterator[Any]:
+        """Yield the objects that the task receives in an argument, without files.
+
+        Containers of futures and files are left out, because each attempt receives copies of them.
+        """
+        if id(value) in self._touched:
+            for child in _children(value) or ():
+                yield from self.leaves(child)
+        elif asyncio.isfuture(value):
+            yield value.result()
+        elif type(value) is literal:
+            yield value.value
+        elif not isinstance(value, File):
+            yield value
+
+
+class KeptArguments:
+    """Copies of a call's arguments, for attempts after one that has changed them in place.
+
+    Only objects that can be pickled are copied. The task receives the copies only if an earlier
+    attempt has changed the originals, which the program and other tasks may share.
+
+    Args:
+        values: The arguments that can change in place, each with its position or name.
+
+    Attributes:
+        replaced: The copies of changed arguments for the next attempt, by the `id` of the original.
+        consumed: Position or name of an iterator that cannot be copied, or `None`.
+    """
+
+    __slots__ = ("_pickles", "_values", "consumed", "replaced")
+
+    def __init__(self, values: list[tuple[int | str, Any]]) -> None:
+        self._values = values
+        self._pickles: list[bytes | None] | None = None
+        self.replaced: dict[int, Any] = {}
+        self.consumed: int | str | None = None
+
+    def keep(self) -> None:
+        """Copy the arguments. Called right before the first attempt, by the backend."""
+        if self._pickles is None:
+            self._pickles = [_pickled(value) for _, value in self._values]
+            for (name, value), packed in zip(self._values, self._pickles, strict=True):
+                if packed is None and isinstance(value, Iterator):
+                    self.consumed = name
+
+    def restore(self) -> list[int | str]:
+        """Make copies of the arguments that have changed, for the next attempt.
+
+        Returns:
+            The positions and names of these arguments.
+        """
+        changed: dict[int | str, None] = {}
+        for (name, value), packed in zip(self._values, self._pickles or (), strict=False):
+            if packed is not None and _pickled(value) != packed:
+                self.replaced[id(value)] = pickle.loads(packed)  # noqa: S301 - pickled by `keep`
+                changed[name] = None
+        return list(changed)
+
+
+def _pickled(value: object) -> bytes | None:
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:  # pickling runs the objects' own code
+        return None
+
+
+def kept_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], found: ArgumentScan | None
+) -> KeptArguments | None:
+    """Return an object that can restore a call's arguments, or `None` if none of them can change.
+
+    Args:
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        found: The futures and files in the arguments, or `None`. The futures must be done.
+    """
+    if found is None and not kwargs and _IMMUTABLE.issuperset(map(type, args)):
+        return None
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    values = [
+        (name, leaf)
+        for name, value in named
+        for leaf in ((value,) if found is None else found.leaves(value))
+        if type(leaf) not in _IMMUTABLE and not isinstance(leaf, type | FunctionType | PurePath)
+    ]
+    return KeptArguments(values) if values else None
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:

@@ -39,6 +39,7 @@ from rhapsody.errors import (
 )
 from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
 from rhapsody.resources import Resources
+from rhapsody.sdk.calls import argument_name
 from rhapsody.staging.files import InputChangedError
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
@@ -368,6 +369,15 @@ def of_unstoppable_work(record: TaskRecord, error: BaseException) -> BaseExcepti
         f"{error}; backend {record.backend.name!r} cannot stop it, so it continues to run and "
         "occupies its slot. Run such functions in processes, which can be stopped: "
         'LocalExecutionBackend("process")'
+    )
+
+
+def not_retried(record: TaskRecord, argument: int | str) -> str:
+    """Return the note for an error after which a task is not retried, because of an iterator."""
+    return (
+        f"not retried, because the attempt may have consumed its "
+        f"{argument_name(record.task.function, argument)}, an iterator that cannot be copied; pass "
+        "a list instead"
     )
 
 

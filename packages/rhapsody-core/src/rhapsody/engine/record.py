@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from rhapsody.aio import Timer, on_loop
 from rhapsody.engine import states
-from rhapsody.engine.arguments import ArgumentScan
+from rhapsody.engine.arguments import ArgumentScan, KeptArguments
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
@@ -127,6 +127,7 @@ class TaskRecord:
         "found",
         "future",
         "identity",
+        "kept",
         "kwargs",
         "label",
         "limits",
@@ -188,6 +189,7 @@ class TaskRecord:
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
         self.identity: tuple[str, Mapping[str, str]] | None = None
+        self.kept: KeptArguments | None = None  # for retries in this process
         self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: BlockRecord | None = None
         self.found: ArgumentScan | None = found  # futures and files in the arguments
@@ -237,7 +239,7 @@ class TaskRecord:
     def clear(self) -> None:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
         self.dependencies = self.args = self.sources = ()
-        self.kwargs = self.specific = self.found = self.resolved = self.verdict = None
+        self.kwargs = self.specific = self.found = self.resolved = self.verdict = self.kept = None
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:

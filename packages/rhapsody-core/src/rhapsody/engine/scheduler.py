@@ -47,6 +47,7 @@ from rhapsody.errors import (
     DependencyFailureError,
     InsufficientWalltimeError,
     TaskLostError,
+    add_note,
     blame,
 )
 from rhapsody.plugins.specs import Stats
@@ -588,10 +589,14 @@ class Scheduler:
             with which the task then fails: `error`, or the one that the user's `wait` raised.
         """
         try:
-            return self._retry_delay(record, error), error
+            delay = self._retry_delay(record, error)
         except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
             blame(mistake, error, f"`wait` in the retries of {record.named()}")
             return None, mistake
+        if delay is not None and record.kept is not None and record.kept.consumed is not None:
+            add_note(error, error_messages.not_retried(record, record.kept.consumed))
+            return None, error
+        return delay, error
 
     def _retry_delay(self, record: TaskRecord, error: BaseException) -> float | None:
         settings, tries = record.task.settings, record.tries

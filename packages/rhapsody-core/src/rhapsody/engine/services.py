@@ -204,9 +204,12 @@ class Values:
             stands_in: Function that returns the replacement for a service's future. Default: the
                 future is replaced with its value.
         """
-        found = record.found
+        found, kept = record.found, record.kept
+        replaced = None if kept is None else kept.replaced
         if found is None:
-            return record.args, record.kwargs or {}
+            if not replaced:
+                return record.args, record.kwargs or {}
+            return ArgumentScan().fill(record.args, record.kwargs or {}, {}, replaced)
         if record.pushed or stands_in is not None or self._services.any:
             values = {id(each): self._value(record, each, stands_in) for each in found.futures}
         else:
@@ -216,7 +219,7 @@ class Values:
             }
         if found.inputs or found.outputs:
             self._bind_files(record, found, values)
-        return found.fill(record.args, record.kwargs or {}, values)
+        return found.fill(record.args, record.kwargs or {}, values, replaced)
 
     def _value(
         self,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rhapsody.data import File, InputFile, InputFiles, Output, moved
 from rhapsody.engine import error_messages
-from rhapsody.engine.arguments import ArgumentScan, texts_in
+from rhapsody.engine.arguments import ArgumentScan, KeptArguments, kept_arguments, texts_in
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.memoization import Memoization
@@ -39,6 +39,7 @@ from rhapsody.errors import (
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
+from rhapsody.sdk.calls import argument_name
 from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
@@ -98,9 +99,11 @@ class TaskBuilder:
         self._engine = engine
         self._backends = backends
         self._timeout = options.timeout
+        self._retries = options.retries
         self._lost_retries = options.lost_retries
         self._implicit_data = options.implicit_data
         self._quiet = quiet
+        self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
         self._held_back: set[str] = set()  # backends for which a held-back task was logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
@@ -113,6 +116,8 @@ class TaskBuilder:
                     return False
                 if task.direct is backend and record.found is None and record.specific is None:
                     self._describe(record)
+                    if task.may_retry and backend.shares_memory:
+                        self._keep_arguments(record)
                     record.backend = backend
                     record.stage = PREPARED
                     return True
@@ -173,6 +178,8 @@ class TaskBuilder:
                     )
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description)
+                if task.may_retry and backend.shares_memory:
+                    self._keep_arguments(record)
                 if resolved is not None and resolved.copies:
                     copying = self._copy(record, backend, resolved)
                     self._background.spawn(copying, f"copies for {record.uid}")
@@ -214,8 +221,29 @@ class TaskBuilder:
             description["scope"] = record.scope
         if record.found is not None:
             self._describe_files(record, record.found, description)
-            if task.kind != "executable":
-                description["args"], description["kwargs"] = self._values.of(record)
+        if (record.found is not None or record.kept is not None) and task.kind != "executable":
+            if record.kept is not None:
+                self._restore_arguments(record, record.kept)
+            description["args"], description["kwargs"] = self._values.of(record)
+
+    def _keep_arguments(self, record: TaskRecord) -> None:
+        """Have the backend copy the arguments right before an attempt that may be retried."""
+        if record.kept is None:
+            record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
+        if record.kept is not None:
+            record.description["keep_arguments"] = record.kept.keep
+
+    def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:
+        """Restore the arguments that earlier attempts have changed; log the first of each task."""
+        changed = kept.restore()
+        if changed and record.task.name not in self._restored:
+            self._restored.add(record.task.name)
+            names = [argument_name(record.task.function, each) for each in changed]
+            log.warning(
+                "%s: attempt %d changed its %s in place; attempt %d starts from the value that "
+                "the first attempt received. To avoid this, copy what the function changes",
+                record.named(), record.attempt - 1, " and ".join(names), record.attempt,
+            )  # fmt: skip
 
     def _template(self, task: TaskFunction[Any, Any]) -> tuple[TaskDescription, bool]:
         """Create and store the part of the description that all calls of a task function share.
@@ -246,6 +274,10 @@ class TaskBuilder:
             or settings.environment
             or settings.capture == "files"
             or callable(settings.resources)
+        )
+        policies = settings.retries or self._retries or ()
+        task.may_retry = task.kind == "function" and (
+            any(policy.attempts for policy in policies) or bool(settings.other_backends)
         )
         task.template = template, plain
         return task.template

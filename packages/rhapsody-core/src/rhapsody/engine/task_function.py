@@ -101,6 +101,7 @@ class TaskFunction(Generic[P, R]):
         "has_closure",
         "is_async",
         "kind",
+        "may_retry",
         "name",
         "optional",
         "prefix",
@@ -137,6 +138,7 @@ class TaskFunction(Generic[P, R]):
         recording = {"cache": settings.cache, "version": settings.version}
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
+        self.may_retry: bool = False  # set with `template`
         self.described: Any = None  # see `rhapsody.engine.task_calls`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check

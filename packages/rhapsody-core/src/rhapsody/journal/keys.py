@@ -22,9 +22,13 @@ from rhapsody.environments import SETTINGS
 from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
+from rhapsody.sdk.calls import argument_name
+from rhapsody.sdk.generators import is_generator
 from rhapsody.sdk.modules import MISSING, content_of
 
 _CODE = (types.FunctionType, type)
+
+_IMMUTABLE = frozenset((int, float, bool, str, bytes, type(None), complex, range))
 
 _VARIABLES = "variables set by the program"
 
@@ -57,7 +61,10 @@ class Key(NamedTuple):
         paths: The strings and paths in the arguments that may name files, each with the digest
             of its file, or `None` if there is no readable file.
         watched: The parts of the key that must not change until the task has ended, by name: the
-            task's input files, and the environment variables that a command inherits.
+            task's input files, the environment variables that a command inherits, and the parts of
+            `arguments`.
+        arguments: The arguments that a function in this process may change in place, by the names
+            of their parts.
     """
 
     digest: bytes
@@ -65,6 +72,7 @@ class Key(NamedTuple):
     code: bytes | None
     paths: Mapping[str, bytes | None]
     watched: Mapping[str, str]
+    arguments: Mapping[str, object]
 
 
 class _Known(NamedTuple):
@@ -166,6 +174,7 @@ class Keys:
         found.begin(task.get("sandbox") or "")
         parts = {"name": task["name"]}
         function = None
+        shared: dict[str, object] = {}
         if task["function"] is None:
             self._command(task, found, parts)
             for text in texts:
@@ -174,9 +183,13 @@ class Keys:
             function = _taken_apart(task["function"], found, parts)
         for number, value in enumerate(task["args"], 1):
             parts[f"argument {number}"] = found.value(value)
+            if type(value) not in _IMMUTABLE and not is_generator(value):
+                shared[f"argument {number}"] = value
         for name, value in sorted(task["kwargs"].items()):
             shown = name if name.isidentifier() else repr(name)  # not taken for a position
             parts[f"argument {shown}"] = found.value(value)
+            if type(value) not in _IMMUTABLE and not is_generator(value):
+                shared[f"argument {shown}"] = value
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
             raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is unknown")
@@ -212,7 +225,11 @@ class Keys:
         watched = {f"input file {name}": parts[f"input file {name}"] for name in inputs}
         if task["function"] is None and _VARIABLES in parts:
             watched[_VARIABLES] = parts[_VARIABLES]
-        return Key(self.digest(text, code, found.paths), text, code, found.paths, watched)
+        if not task.get("shares_memory", False):
+            shared = {}  # it receives copies
+        watched.update((name, parts[name]) for name in shared)
+        digest = self.digest(text, code, found.paths)
+        return Key(digest, text, code, found.paths, watched, shared)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key, computed from its parts, code digest and files.
@@ -326,6 +343,26 @@ class Keys:
                 raise UnhashableError(
                     "the program changed os.environ while the task waited or ran, so that the task "
                     "may have inherited either value; pass environment={...} to the task instead"
+                )
+
+    def require_same_arguments(self, task: Mapping[str, Any], key: Key) -> None:
+        """Raise an error if a function has changed its arguments since its key was computed.
+
+        Args:
+            task: The task's description.
+            key: The task's key.
+
+        Raises:
+            UnhashableError: An argument has changed.
+        """
+        self._fingerprint.begin(task.get("sandbox") or "")
+        for name, value in key.arguments.items():
+            if self._fingerprint.value(value) != key.watched[name]:
+                word = name.removeprefix("argument ")
+                shown = argument_name(task["function"], int(word) - 1 if word.isdigit() else word)
+                raise UnhashableError(
+                    f"its {shown} changed in place while it waited or ran; copy what the function "
+                    "changes"
                 )
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:

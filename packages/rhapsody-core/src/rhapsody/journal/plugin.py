@@ -428,6 +428,8 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
+            if key.arguments:
+                self._keys.require_same_arguments(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if paths and (now := self._keys.files(paths)) != paths:

@@ -202,6 +202,26 @@ def parts(task: TaskDescription) -> dict[str, Any]:
     return found
 
 
+def argument_name(function: object, argument: int | str) -> str:
+    """Return the name of an argument for messages, such as `argument 'values'`.
+
+    Args:
+        function: The function that is called.
+        argument: The position of the argument, starting at 0, or its name.
+    """
+    if isinstance(argument, int):
+        try:
+            signature = inspect.signature(cast("Callable[..., Any]", function))
+        except (TypeError, ValueError):  # no signature: builtins
+            return f"argument {argument + 1}"
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [each.name for each in signature.parameters.values() if each.kind in positional]
+        if argument >= len(names):
+            return f"argument {argument + 1}"
+        argument = names[argument]
+    return f"argument {argument!r}"
+
+
 def unpack(packed: bytes) -> CallResult:
     """Unpickle the outcome of a call, as returned by `Runner.run`.
 

@@ -127,6 +127,8 @@ class ThreadWorkers(JobRunner):
         try:
             enter_task(context)  # not reset, because each job has its own context
             record_in(job.recorder)
+            if "keep_arguments" in task:
+                task["keep_arguments"]()
             begin, start = meter.begin(task["name"]), time.time()
             try:
                 value = function(*task["args"], **task["kwargs"])
@@ -211,6 +213,8 @@ class SharedThread(JobRunner):
         assert job.context is not None
         enter_task(job.context)
         record_in(job.recorder)
+        if "keep_arguments" in job.task:
+            job.task["keep_arguments"]()
         start = time.time()
         try:
             return await function(*args, **kwargs)
@@ -311,6 +315,8 @@ class ExecutorCall:
         try:
             if job.task.get("environment"):
                 raise no_environment(job)
+            if "keep_arguments" in task:
+                task["keep_arguments"]()
             meter = _local.meter
             begin, start = meter.begin(task["name"]), time.time()
             try:
