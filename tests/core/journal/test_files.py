@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,79 @@ async def test_a_task_that_changes_a_copy_of_its_input_is_recorded(here: Path) -
         await broken_off(program)
         assert (here / "results/out.txt").read_text() == f"{text}more\n"
     assert ran(here) == ["change"] * 2
+
+
+async def test_coroutines_with_the_same_names_read_their_own_files_in_every_run(
+    here: Path,
+) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> Any:
+        run = command(flow, here)
+
+        async def sample(name: str) -> str:
+            run(name, f"echo {name} > made.txt", OutputFile("made.txt"))
+            await asyncio.sleep(0)  # so that the calls of the coroutines alternate
+            found: str = await run(f"{name}{word}", "cat made.txt", InputFile("made.txt"))
+            return found
+
+        return await asyncio.gather(sample("a"), sample("b"))
+
+    assert await broken_off(partial(program, word="1")) == ["a\n", "b\n"]
+    assert await broken_off(partial(program, word="2")) == ["a\n", "b\n"]
+    assert ran(here) == ["a", "a1", "a2", "b", "b1", "b2"]
+    for path in (here / ".rhapsody").rglob("made.txt"):
+        path.unlink()
+    assert await broken_off(partial(program, word="3")) == ["a\n", "b\n"]
+    assert ran(here) == ["a", "a", "a1", "a2", "a3", "b", "b", "b1", "b2", "b3"]
+
+
+@pytest.mark.parametrize("left", ["everything", "results", "nothing"])
+async def test_a_file_that_was_saved_under_another_name_is_read_by_the_next_run(
+    here: Path, left: str
+) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> str:
+        run = command(flow, here)
+        run("make", "echo content > out.txt", OutputFile("out.txt", save="results/s1.txt"))
+        found: str = await run(word, "cat s1.txt", InputFile("results/s1.txt"))
+        return found
+
+    await broken_off(partial(program, word="one"))
+    if left != "everything":
+        for path in (here / ".rhapsody").rglob("out.txt"):
+            path.unlink()
+    if left == "nothing":
+        (here / "results/s1.txt").unlink()
+    assert await broken_off(partial(program, word="two")) == "content\n"
+    assert (here / "results/s1.txt").read_text() == "content\n"
+    assert ran(here) == ["make"] * (2 if left == "nothing" else 1) + ["one", "two"]
+
+
+@pytest.mark.parametrize("moves", [(False, True), (True, False)])
+async def test_a_change_of_directory_changes_no_key_and_no_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch, moves: tuple[bool, bool]
+) -> None:
+    (here / "other/data").mkdir(parents=True)
+    for name in ("in.txt", "data/in.txt"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("right\n")
+        (here / "other" / name).write_text("wrong\n")
+
+    async def program(flow: WorkflowEngine, move: bool) -> str:
+        run = command(flow, here)
+        if move:
+            monkeypatch.chdir("other")
+        one = run("one", "cat in.txt > one.txt", InputFile("in.txt"), OutputFile("out/one.txt"))
+        await one
+        inputs = [InputFile(f"{place}.txt") for place in ("data/in", "out/one", "./in")]
+        two = "cat in.txt one.txt 2/in.txt"
+        found: str = await run("two", two, *inputs)
+        monkeypatch.chdir(here)
+        return found
+
+    for move in moves:
+        assert await broken_off(partial(program, move=move)) == "right\n" * 3
+    assert ran(here) == ["one", "two"]
+    assert (here / "out/one.txt").read_text() == "right\n"
+    assert not (here / "other/out").exists()
 
 
 async def test_a_change_after_a_good_run_reruns_nothing_upstream(here: Path) -> None:

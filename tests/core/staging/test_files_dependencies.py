@@ -419,3 +419,29 @@ async def test_a_pattern_with_a_path_is_that_of_the_dependencies_with_this_desti
     futures = (*tables, other)
     assert await within(names(InputFile("tables/*.csv"), *futures)) == ["a.csv", "b.csv"]
     assert await within(names(InputFile("*.csv"), *futures)) == ["a.csv", "b.csv", "c.csv"]
+
+
+async def test_all_paths_start_where_the_engine_was_created(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "other").mkdir()
+    (here / "in.txt").write_text("right\n")
+    (here / "other/in.txt").write_text("wrong\n")
+    early = InputFile("in.txt")
+    async with WorkflowEngine.create() as flow:
+        look = flow.function_task(lambda file, *others: Path(file).read_text())
+        copy = flow.executable_task(lambda file, out: f"cat {file} > {out}")
+
+        @flow.function_task
+        def move() -> None:
+            monkeypatch.chdir("other")  # on a thread, for the whole process
+
+        await within(move())
+        assert Path.cwd() == here / "other"
+        for file in (early, InputFile("in.txt"), InputFile("./in.txt")):
+            assert await within(look(file)) == "right\n"
+        copied = copy(InputFile("in.txt"), OutputFile("results/out.txt"))
+        assert await within(reader(flow)(InputFile("results/out.txt"))) == "right\n"
+        assert await within(flow.save(copied, "saved/")) == [here / "saved/out.txt"]
+        assert flow.results[0].path == here / "results/out.txt"
+    assert sorted(path.name for path in (here / "other").iterdir()) == ["in.txt"]
