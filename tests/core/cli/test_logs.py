@@ -71,7 +71,7 @@ def test_shortened_output_is_reported(records: Records, capsys: pytest.CaptureFi
     records.write(NAME, call(1, "part"), end(1, 0, 0, 1, stdout="x" * PRINTED))
     text, error = output(capsys, "part")
     assert text == "x" * PRINTED
-    assert f"only the last {PRINTED} characters of the standard output were recorded" in error
+    assert f"only the last {PRINTED} characters of the standard output are available" in error
     assert 'capture="files"' in error
 
 
@@ -113,7 +113,7 @@ def test_output_that_was_not_kept(records: Records, capsys: pytest.CaptureFixtur
     settings = {"capture": False}
     records.write(NAME, call(1, "part", settings=settings), end(1, 0, 0, 1, exit_code=0))
     error = output(capsys, "part", code=1)[1]
-    assert "because the task has capture=False; capture=True keeps its end" in error
+    assert "because the task has capture=False; capture=True keeps it" in error
 
 
 def test_json_has_a_stable_form(

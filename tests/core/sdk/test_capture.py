@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +16,8 @@ import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.sdk.capture import MAX_CAPTURED
+from rhapsody.sdk import capture
+from rhapsody.sdk.capture import MAX_CAPTURED, TruncatedText
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
 from rhapsody.testing import Driver
@@ -132,7 +134,7 @@ async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None
     assert end.stdout is not None
     text, _, note = end.stdout.partition("\n")
     assert text == "x" * MAX_CAPTURED
-    assert note == f"[truncated: all {MAX_CAPTURED + 5} characters are in {path}]\n"
+    assert f"{MAX_CAPTURED + 5} characters, which are in {path} until" in note
     assert Path(path).read_text() == "x" * MAX_CAPTURED + "\nend\n"  # noqa: ASYNC240
 
 
@@ -149,10 +151,10 @@ async def test_without_a_sandbox_it_goes_to_one_that_is_made_for_it(
     assert end.stdout is not None
     path = tmp_path / end.uid / ".rhapsody.stdout"
     assert end.task["sandbox"] == str(path.parent)
-    assert end.stdout.endswith(
-        f"\n[truncated: all {MAX_CAPTURED // 2 * 3} characters are in {path}]\n"
-    )
-    assert MAX_CAPTURED < len(end.stdout) < MAX_CAPTURED + 300
+    assert f"{MAX_CAPTURED // 2 * 3} characters, which are in {path} until" in end.stdout
+    assert isinstance(end.stdout, TruncatedText)
+    assert pickle.loads(pickle.dumps(end.stdout)).whole() == path.read_text()
+    assert MAX_CAPTURED < len(end.stdout) < MAX_CAPTURED + 400
     assert len(path.read_text()) == MAX_CAPTURED // 2 * 3
 
 
@@ -172,3 +174,25 @@ async def test_programs_that_a_function_starts_are_not_kept(driver: Driver) -> N
     end = await driver.run_one(driver.call(subprocess.run, ["true"], check=True))
     assert end.stdout == ""
     assert OUTPUT_FILES == (".rhapsody.stdout", ".rhapsody.stderr")
+
+
+async def test_the_rest_of_much_output_is_kept_compressed_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capture, "MAX_CAPTURED", 10)
+    monkeypatch.setattr(capture, "MAX_PACKED", 1000)
+    for size in (8, 10, 11, 100):
+        record = capture.Record(None)
+        for _ in range(size):
+            record.write("ä")
+        text = record.result()
+        assert (type(text) is TruncatedText) is (size > 10)
+        assert text[:10] == "ä" * min(size, 10)
+        assert not isinstance(text, TruncatedText) or text.whole() == "ä" * size
+    record = capture.Record(None)
+    for number in range(100_000):
+        record.write(f"{hash(number / 3)}")
+    text = record.result()
+    assert isinstance(text, TruncatedText)
+    assert text.whole() == text
+    assert "rhapsody logs" not in text

@@ -1,7 +1,7 @@
 """`rhapsody logs`: prints the output of a task, also while the task is running.
 
 The output of an executable is in files in its sandbox, as long as the sandbox exists. Otherwise,
-the record contains the end of the output.
+the record contains the output, or its end and the place of the whole output in a compressed file.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         return DONE
     attempt = _attempt(task, arguments.attempt)
     if arguments.json:
-        say_json(_json(task, attempt, arguments.streams))
+        say_json(_json(reader.path, task, attempt, arguments.streams))
         return DONE
-    with _Files(attempt, arguments.streams) as files:
+    with _Files(reader.path, attempt, arguments.streams) as files:
         files.copy(printer)
         files.copy_recorded(printer)
     if not printer.written:
@@ -158,13 +158,15 @@ class _Files(ExitStack):
     An open file remains readable when the sandbox is removed at the end of the task.
 
     Args:
+        record: The path of the record.
         attempt: The attempt.
         streams: The streams.
     """
 
-    def __init__(self, attempt: Attempt, streams: Sequence[Stream]) -> None:
+    def __init__(self, record: Path, attempt: Attempt, streams: Sequence[Stream]) -> None:
         super().__init__()
         self.attempt = attempt
+        self._record = record
         self._streams = streams
         self._files: dict[Stream, tuple[IO[bytes], codecs.IncrementalDecoder]] = {}
 
@@ -184,18 +186,32 @@ class _Files(ExitStack):
 
     def copy_recorded(self, printer: _Printer) -> None:
         """Write the recorded output of the streams that were not read from files."""
-        limit = _limit()
         for stream in self._streams:
-            text = getattr(self.attempt, stream)
+            text, complete = recorded(self._record, self.attempt, stream)
             if stream in self._files or not text:
                 continue
             printer.write(stream, text)
-            if len(text) >= limit:
+            if not complete:
                 flush_stdout()
                 complain(
-                    f"only the last {limit} characters of the {STREAMS[stream]} were recorded; "
-                    'executables with capture="files" keep all of it'
+                    f"only the last {len(text)} characters of the {STREAMS[stream]} are available; "
+                    'tasks with capture="files" keep all of it in files'
                 )
+
+
+def recorded(record: Path, attempt: Attempt, stream: Stream) -> tuple[str | None, bool]:
+    """Return the recorded output of an attempt, and True if it is the whole output."""
+    from rhapsody.history.outputs import read_output
+
+    end, place = (
+        (attempt.stdout, attempt.stdout_at)
+        if stream == "stdout"
+        else (attempt.stderr, attempt.stderr_at)
+    )
+    whole = None if place is None else read_output(record, place)
+    if whole is not None:
+        return whole, True
+    return end, end is not None and len(end) < _limit()
 
 
 def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printer) -> None:
@@ -211,7 +227,7 @@ def _follow(reader: RecordReader, key: str, number: int | None, printer: _Printe
         attempt = None if current is None else attempts.get(current)
         if attempt is not None:
             if files is None:
-                files = _Files(attempt, printer.streams)
+                files = _Files(reader.path, attempt, printer.streams)
                 if started:
                     printer.begin(attempt.number)
                 started = True
@@ -247,7 +263,7 @@ def _reason(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> tuple
     if task.settings.get("capture") is False:
         return (
             f"the {what} of {task.key} was not kept, because the task has capture=False; "
-            'capture=True keeps its end, and capture="files" all of it',
+            "capture=True keeps it",
             FAILED,
         )
     if attempt.state is TasksMainStates.RUNNING:
@@ -279,7 +295,9 @@ def _or(what: str) -> str:
     return what.replace(" and ", " or ")
 
 
-def _json(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> dict[str, Any]:
+def _json(
+    record: Path, task: TaskRun, attempt: Attempt, streams: Sequence[Stream]
+) -> dict[str, Any]:
     """Return the output of an attempt as JSON; `complete` is false if only the end is known."""
     found: dict[str, Any] = {"task": task.key, "attempt": attempt.number}
     for stream in STREAMS:
@@ -290,9 +308,8 @@ def _json(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> dict[st
             text = Path(path or "").read_text("utf-8", "replace")
             found[stream] = {"text": text, "path": path, "complete": attempt.ended is not None}
         except (OSError, ValueError):
-            text = getattr(attempt, stream)
-            if text is None and _reason(task, attempt, [stream])[1] == DONE:
-                text = ""  # it wrote nothing
-            complete = text is not None and len(text) < _limit()
-            found[stream] = {"text": text, "path": None, "complete": complete}
+            recorded_text, complete = recorded(record, attempt, stream)
+            if recorded_text is None and _reason(task, attempt, [stream])[1] == DONE:
+                recorded_text, complete = "", True  # it wrote nothing
+            found[stream] = {"text": recorded_text, "path": None, "complete": complete}
     return found

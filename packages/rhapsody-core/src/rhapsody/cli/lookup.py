@@ -123,8 +123,9 @@ def run_json(run: RunRecord) -> dict[str, Any]:
 
 
 def attempt_json(attempt: Attempt) -> dict[str, Any]:
-    """Return an attempt as JSON."""
+    """Return an attempt as JSON. The whole output is for `rhapsody logs`."""
     found = attempt._asdict()
+    del found["stdout_at"], found["stderr_at"]
     error = attempt.error
     found["state"] = str(attempt.state)
     if error is not None:

@@ -20,11 +20,12 @@ from dataclasses import asdict
 from functools import partial
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
 from rhapsody.errors import DependencyFailureError, text_of
 from rhapsody.history import FORMAT
+from rhapsody.history.outputs import OutputStore
 from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, merged, secrets_of
 from rhapsody.plugins.manager import CORE, installed
 from rhapsody.plugins.specs import (
@@ -35,6 +36,7 @@ from rhapsody.plugins.specs import (
     TaskCall,
     TaskEvent,
 )
+from rhapsody.sdk.capture import TruncatedText
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames
 
@@ -68,8 +70,23 @@ def _common_time(seconds: float) -> str:
 
 
 Line = str | Callable[[], str]
-"""A line, or a function that returns it, which reads the sizes of files and must not be called on
-the loop."""
+"""A line, or a function that returns it, which uses files and must not be called on the loop."""
+
+
+class _LongOutput(NamedTuple):
+    """Output of an attempt that is longer than what the record contains.
+
+    Attributes:
+        name: `"stdout"` or `"stderr"`.
+        text: The output.
+        secrets: The secrets to mask.
+        whole: True if the whole output is kept.
+    """
+
+    name: str
+    text: str
+    secrets: Secrets
+    whole: bool
 
 
 _Unfinished = tuple[float | None, str | None, TaskEvent | None]
@@ -83,9 +100,11 @@ class Encoder:
 
     Args:
         engine: The uid of the engine, or `None` for the first engine of a record.
+        outputs: The store for whole output.
     """
 
-    def __init__(self, engine: str | None) -> None:
+    def __init__(self, engine: str | None, outputs: OutputStore) -> None:
+        self._outputs = outputs
         self._engine = "" if engine is None else f',"engine":{_dumps(engine)}'
         self._unfinished: dict[str, _Unfinished] = {}  # attempts, by the uids of their tasks
         self._new: list[str] = []  # uids of those that may not have a line yet
@@ -219,18 +238,25 @@ class Encoder:
             line += self._error(uid, error)
         if sandbox is not None:
             line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
+        outputs: list[_LongOutput] | None = None
         if stdout:
-            text = self._last(uid, stdout)
-            line += f',"stdout":{encode_basestring_ascii(text)}'
+            if len(stdout) > PRINTED:
+                outputs = [self._long(uid, "stdout", stdout)]
+            else:
+                line += f',"stdout":{encode_basestring_ascii(self._masked(uid, stdout))}'
         if stderr:
-            text = self._last(uid, stderr)
-            line += f',"stderr":{encode_basestring_ascii(text)}'
+            if len(stderr) > PRINTED:
+                outputs = [*(outputs or ()), self._long(uid, "stderr", stderr)]
+            else:
+                line += f',"stderr":{encode_basestring_ascii(self._masked(uid, stderr))}'
         if usage:
             line += f',"usage":{_dumps(usage)}'
         if resources:
             line += f',"resources":{_dumps(resources)}'
         if not retried and self._secrets:
             self._secrets.pop(uid, None)
+        if outputs is not None:
+            return partial(_with_outputs, line, outputs, self._outputs, files)
         if files is not None:
             return partial(_with_files, line, files)
         return line + "}\n"
@@ -266,11 +292,17 @@ class Encoder:
         found = mask(text[: MESSAGE + longest], secrets)
         return found[: len(found) - longest]
 
+    def _long(self, uid: str, name: str, text: str) -> _LongOutput:
+        if isinstance(text, TruncatedText):
+            whole = self._outputs.reserve(text.size)
+        elif not (whole := self._outputs.reserve(len(text))):
+            # Do not keep the text until the line is written.
+            return _LongOutput(name, self._last(uid, text), (), whole)
+        return _LongOutput(name, text, self._secrets_of(uid), whole)
+
     def _last(self, uid: str, text: str) -> str:
-        """Return the end of an output, without secrets or parts of them."""
+        """Return the end of a long output, without secrets or parts of them."""
         secrets = self._secrets_of(uid)
-        if len(text) <= PRINTED:
-            return mask(text, secrets)
         longest = len(secrets[0][0]) if secrets else 0
         return mask(text[-PRINTED - longest :], secrets)[longest:]
 
@@ -305,6 +337,19 @@ def _line(event: str, given: Mapping[str, Any]) -> str:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
+
+
+def _with_outputs(
+    line: str, outputs: Sequence[_LongOutput], store: OutputStore, files: AttemptFiles | None
+) -> str:
+    """Return the line of an attempt, completed with its long outputs and its files."""
+    for output in outputs:
+        text = output.text.whole() if isinstance(output.text, TruncatedText) else output.text
+        text = mask(text, output.secrets)
+        line += f',"{output.name}":{encode_basestring_ascii(text[-PRINTED:])}'
+        if output.whole and (place := store.add(text)) is not None:
+            line += f',"{output.name}_at":[{place[0]},{place[1]}]'
+    return f"{line}}}\n" if files is None else _with_files(line, files)
 
 
 def _with_files(line: str, files: AttemptFiles) -> str:

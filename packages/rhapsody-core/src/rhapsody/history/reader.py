@@ -26,6 +26,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError
 from rhapsody.history import FORMAT
+from rhapsody.history.outputs import Place
 from rhapsody.staging.fsutil import state_of
 from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
@@ -234,6 +235,9 @@ class Attempt(NamedTuple):
         resources: The resources that a function requested for this attempt.
         inputs: The declared input files.
         outputs: The declared files that the attempt wrote.
+        stdout_at: The place of the whole standard output, for `read_output`, if `stdout` is only
+            its end.
+        stderr_at: The same for standard error.
     """
 
     number: int = 1
@@ -257,6 +261,8 @@ class Attempt(NamedTuple):
     resources: Mapping[str, Any] | None = None
     inputs: tuple[FileRecord, ...] = ()
     outputs: tuple[FileRecord, ...] = ()
+    stdout_at: Place | None = None
+    stderr_at: Place | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -687,7 +693,17 @@ def _attempt(line: Mapping[str, Any]) -> Attempt:
         get("retried", False), get("skipped", False), get("exit_code"), _error(get("error")),
         get("sandbox"), get("stdout"), get("stderr"), get("stdout_path"), get("stderr_path"),
         get("usage"), get("resources"), _files(get("inputs")), _files(get("outputs")),
+        _output_place(get("stdout_at")), _output_place(get("stderr_at")),
     )  # fmt: skip
+
+
+def _output_place(given: Sequence[int] | None) -> Place | None:
+    if given is None:
+        return None
+    offset, size = given
+    if not (isinstance(offset, int) and isinstance(size, int) and offset >= 0 and size >= 0):
+        raise TypeError(f"place {given!r}")
+    return offset, size
 
 
 def _unfinished(line: Mapping[str, Any], default: int) -> Attempt:

@@ -38,6 +38,7 @@ from rhapsody.history.lines import (
     run_end_line,
     run_line,
 )
+from rhapsody.history.outputs import OutputStore
 from rhapsody.journal.files import on_network
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskCall, TaskEvent, hookimpl
 from rhapsody.sdk.threads import start_thread
@@ -71,6 +72,7 @@ class RecordFile:
 
     Attributes:
         path: The argument `path`.
+        outputs: The store for the whole output of tasks.
 
     Raises:
         BlockingIOError: Another process is writing the file.
@@ -88,6 +90,7 @@ class RecordFile:
         self._file: int | None = os.open(path, flags, 0o600)
         try:
             _write(self._file, self._begin(self._file, profile, fresh=fresh))
+            self.outputs: OutputStore = OutputStore(path, fresh=fresh)
         except BaseException:
             os.close(self._file)
             raise
@@ -149,8 +152,10 @@ class RecordFile:
             return
         try:
             text = "".join([each if isinstance(each, str) else each() for each in lines])
-            _write(self._file, text)
             if self._network:  # other hosts see what has reached the server
+                self.outputs.sync()
+            _write(self._file, text)
+            if self._network:
                 os.fdatasync(self._file)
         except Exception as error:  # a full disk, or a fault in encoding
             log.error(
@@ -164,6 +169,7 @@ class RecordFile:
         if file is not None:
             with contextlib.suppress(OSError):
                 os.close(file)
+            self.outputs.close()
 
 
 def _write(file: int, text: str) -> None:
@@ -204,7 +210,7 @@ class _Record:
         self._engines.add(engine.uid)
         self._backends.update(dict.fromkeys(engine.backends))
         file.put([engine_line(engine)])
-        return file, Encoder(None if first else engine.uid)
+        return file, Encoder(None if first else engine.uid, file.outputs)
 
     def _open(self, profile: str | None) -> None:
         if self._given is not None:

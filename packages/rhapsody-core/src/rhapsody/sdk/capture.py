@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -28,6 +29,9 @@ __all__ = ["CapturedOutput", "Recorder", "recording", "streams"]
 
 MAX_CAPTURED = 1 << 20
 """Maximum number of characters of one stream of a task that are kept in memory."""
+
+MAX_PACKED = 4 << 20
+"""Maximum size in bytes, after compression, of the rest of such a stream."""
 
 MAX_TEES = 16
 """Number of the most recent wrappers of standard streams, which are not freed.
@@ -44,12 +48,42 @@ Capture = bool | Literal["files", "quiet"]
 """The setting `capture` of a task."""
 
 
+class TruncatedText(str):
+    """Output that is too large to be kept in memory: its beginning, and a note about the rest.
+
+    Args:
+        beginning: The beginning of the output.
+        note: The note, which follows it.
+        rest: The rest of the output, compressed with zlib; `None` if it was not kept.
+        size: The number of characters of the output.
+    """
+
+    def __new__(
+        cls, beginning: str, note: str = "", rest: bytes | None = None, size: int = 0
+    ) -> TruncatedText:
+        made = super().__new__(cls, beginning + note)
+        made._kept = len(beginning)
+        made._rest = rest
+        made.size = size
+        return made
+
+    _kept: int
+    _rest: bytes | None
+    size: int
+
+    def whole(self) -> str:
+        """Return the whole output or, if its rest was not kept, its beginning and the note."""
+        if self._rest is None:
+            return str(self)
+        return self[: self._kept] + zlib.decompress(self._rest).decode("utf-8", "replace")
+
+
 class Record:
     """Text that one task prints to one stream.
 
     Args:
-        path: The file to which all text is written once it exceeds `MAX_CAPTURED`. Without a file,
-            the text beyond `MAX_CAPTURED` is dropped.
+        path: The file to which all text is written once it exceeds `MAX_CAPTURED`. With or without
+            a file, the text beyond `MAX_CAPTURED` is kept compressed, up to `MAX_PACKED`.
         whole: True to write all text to the file, whatever its size; `result` then returns the
             path.
     """
@@ -59,6 +93,8 @@ class Record:
         self._whole = whole and path is not None
         self._parts: list[str] = []
         self._size = 0
+        self._packed = bytearray()  # the text beyond `MAX_CAPTURED`, compressed
+        self._packer: Any = None
         self._file: TextIO | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -78,6 +114,18 @@ class Record:
                 text = text[MAX_CAPTURED - kept :]
             if self._path is not None:
                 self._spill(self._path).write(text)
+            if not self._whole:
+                self._pack(text, first=kept <= MAX_CAPTURED)
+
+    def _pack(self, text: str, *, first: bool) -> None:
+        """Compress text, unless the compressed text would become too large."""
+        if first and self._packer is None:
+            self._packer = zlib.compressobj(1)
+        if self._packer is not None:
+            self._packed += self._packer.compress(text.encode("utf-8", "replace"))
+            if len(self._packed) > MAX_PACKED:
+                self._packer = None
+                self._packed.clear()
 
     @property
     def in_file(self) -> bool:
@@ -95,10 +143,18 @@ class Record:
             self._parts = []
             if self._file is not None:
                 self._file.close()
-                return f"{text}\n[truncated: all {self._size} characters are in {self._path}]\n"
             if self._size > MAX_CAPTURED:
-                return f"{text}\n[truncated: the whole output has {self._size} characters]\n"
+                return self._truncated(text)
             return text
+
+    def _truncated(self, text: str) -> TruncatedText:
+        note, rest = f"[truncated: the whole output has {self._size} characters", None
+        if self._file is not None:
+            note += f", which are in {self._path} until the sandbox is removed"
+        if self._packer is not None:
+            rest = bytes(self._packed + self._packer.flush())
+            note += "; `rhapsody logs` prints all of it if the run is recorded"
+        return TruncatedText(text, f"\n{note}]\n", rest, self._size)
 
     def _spill(self, path: str) -> TextIO:
         if self._file is None:
