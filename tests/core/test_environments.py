@@ -134,7 +134,7 @@ async def test_modules_are_loaded_before_the_command(
 
         @flow.executable_task(modules=["tool/1.0", "other"], environment=environment)
         def show(end: str = "") -> str:
-            return f"echo $TOOL $OTHER {end}"
+            return f"echo $TOOL ${{OTHER:-}} {end}"
 
         assert await within(show("| cat")) == "tool/1.0 other/1.0\n"
         path = make_environment(tmp_path / "env")
@@ -291,7 +291,8 @@ async def test_apptainer_uses_gpus_only_if_they_are_requested(
         assert words[:5] == [
             str(programs / "singularity"), "exec", "--pwd", str(tmp_path), "--nv",
         ]  # fmt: skip
-        assert words[-4:] == [str(image), "/bin/sh", "-c", "echo *"]
+        assert words[-7:-4] == [str(image), "/bin/sh", "-c"]
+        assert words[-1].endswith("echo *")
         registry = flow.executable_task(container="docker://ubuntu:24.04")
         words = (await within(registry(lambda: ["true"])())).splitlines()
         assert words[-2:] == ["docker://ubuntu:24.04", "true"]
@@ -308,7 +309,8 @@ async def test_docker_runs_as_the_user(programs: Path, tmp_path: Path) -> None:
 
         words = (await within(show())).splitlines()
         assert words[:3] == [str(programs / "docker"), "run", "--rm"]
-        assert words[-4:] == ["python:3.12", "/bin/sh", "-c", "echo *"]
+        assert words[-7:-4] == ["python:3.12", "/bin/sh", "-c"]
+        assert words[-1].endswith("echo *")
         assert {f"{os.getuid()}:{os.getgid()}", "--env=TOKEN", "--env=PORT"} <= {*words}
         assert "secret" not in " ".join(words)
 

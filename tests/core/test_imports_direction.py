@@ -29,6 +29,7 @@ ORDER = [
     "task",
     "capabilities",
     "sdk",
+    "shells",
     "environments",
     "tracebacks",
     "plugins",

@@ -494,3 +494,25 @@ async def test_the_sandbox_of_a_failed_task_has_its_traceback_without_secrets(
     assert place.endswith(", in draw")
     assert "ValueError: no data for <API_TOKEN>\nrhapsody: raised in draw(" in text
     assert "not-to-be" not in text.replace('raise ValueError("no data for not-to-be-shown")', "")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("yes | head -n 1", "set +o pipefail"),
+        ("echo a | grep b", "|| [ $? = 1 ]"),
+        ("echo $NOT_SET", "${NAME:-}"),
+        ("grep a missing_file", None),
+        ("exit 1", None),
+    ],
+)
+async def test_a_failure_that_only_a_strict_shell_sees_has_a_hint(
+    flow: WorkflowEngine, command: str, hint: str | None
+) -> None:
+    run = flow.executable_task(lambda: command)
+    error = await failure(run())
+    assert isinstance(error, TaskFailedError)
+    assert ("hint: " in str(error)) == (hint is not None)
+    assert hint is None or hint in str(error)
+    plain = await failure(run.options(shell=["sh", "-c"])()) if hint == "|| [ $? = 1 ]" else None
+    assert plain is None or "hint: " not in str(plain)

@@ -228,7 +228,7 @@ async def test_a_builder_runs_again_for_each_attempt_or_keeps_its_command() -> N
         future = command()
         backend.failed(await backend.given("command"), OSError("once"))
         second = await backend.given("command", attempt=2)
-        assert second["executable"] == "work"
+        assert second["arguments"][-1].endswith("work")
         backend.done(second, "done\n")
         assert await future == "done\n"
         assert len(calls) in (1, 2)

@@ -1,8 +1,9 @@
 """Software environments of executables: containers, conda and virtual environments, modules.
 
-Just before the engine submits a task, `wrap_command` replaces its command with a shell script that
-enters the environment and runs the command there. Backends therefore need no code for environments.
-The journal and error messages use the command without the script.
+Just before the engine submits a task, `wrap_command` replaces its command: a string with the words
+that run it in a shell, see `rhapsody.shells`, and a command that needs an environment with a shell
+script that enters the environment and runs the command there. Backends therefore need no code for
+either. The journal and error messages use the original command.
 
 The script chooses the container program and initializes environment modules on the machine that
 runs the task, because it may be another machine than the engine's. `environment_fault` finds the
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.sdk.executables import THREAD_COUNTS
+from rhapsody.shells import shell_words
 from rhapsody.task import TaskDescription
 
 SETTINGS = ("container", "conda", "venv", "modules")
@@ -194,13 +196,37 @@ def environment_fault(task: Mapping[str, Any], *, shared: bool, here: bool) -> s
 # The script.
 
 
-def wrap_command(task: TaskDescription) -> None:
-    """Replace the command of an executable task with one that runs it in its environment."""
-    if not in_environment(task):
-        return
-    executable, arguments = str(task["executable"]), task.get("arguments")
-    words = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+def wrap_command(task: TaskDescription, *, here: bool) -> None:
+    """Replace the command of an executable task with one that runs it in its environment.
+
+    Afterwards, the command is a program with arguments.
+
+    Args:
+        task: The task's description.
+        here: True if the task runs on this machine.
+
+    Raises:
+        CapabilityError: The command is too long for the task's other settings.
+    """
     container, conda, venv = task.get("container"), task.get("conda"), task.get("venv")
+    arguments = task.get("arguments")
+    if arguments is None:
+        words = shell_words(task, here=here and container is None)
+    else:
+        words = [str(task["executable"]), *arguments]
+    if in_environment(task):
+        words = _in_environment(task, words, container, conda, venv)
+    task["executable"], task["arguments"] = words[0], words[1:]
+
+
+def _in_environment(
+    task: TaskDescription,
+    words: list[str],
+    container: str | None,
+    conda: str | None,
+    venv: str | None,
+) -> list[str]:
+    """Return the words of a script that enters an environment and runs a command there."""
     script = ""
     if "modules" in task:
         script += _MODULES.replace("NAMES", shlex.join(task["modules"]))
@@ -216,11 +242,7 @@ def wrap_command(task: TaskDescription) -> None:
         script += 'exec "$@"\n'
     # Modules and conda packages come with scripts for bash.
     shell = "/bin/sh" if conda is None and "modules" not in task else "bash"
-    words = [shell, "-c", script, "rhapsody", *words]
-    if arguments is None:
-        task["executable"] = f"exec {shlex.join(words)}"
-    else:
-        task["executable"], task["arguments"] = words[0], words[1:]
+    return [shell, "-c", script, "rhapsody", *words]
 
 
 def _container(task: TaskDescription, container: str) -> str:

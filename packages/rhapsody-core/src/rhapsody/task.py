@@ -251,8 +251,9 @@ class TaskDescription(_RequiredKeys, total=False):
         name: The task's name for display; not unique.
         function: The function to call with `args` and `kwargs`, or `None` for an
             executable. May be synchronous or a coroutine function.
-        executable: A shell command if `arguments` is absent, otherwise the program
-            to run without a shell. `None` for a function.
+        executable: The program to run. A shell command if `arguments` is absent, as in hooks; the
+            engine passes each command to backends as a program with arguments. `None` for a
+            function.
         is_service: True if the task runs until it is canceled.
         task_backend_specific_kwargs: The user's settings for this backend.
         arguments: The program's arguments, without the program itself.
@@ -260,6 +261,8 @@ class TaskDescription(_RequiredKeys, total=False):
         timeout: Seconds that this attempt may run. Enforced by the engine; a hint for backends.
         attempt: The number of the attempt, starting at 1.
         environment: Variables to add to the task's environment.
+        shell: The shell of a command that is a string: `"bash"`, `"sh"` or the words that precede
+            the command. The engine has already changed the command so that this shell runs it.
         stdin: Text for standard input; absent means empty input.
         sandbox: The path, on the engine's file system, of the directory in which the task runs or,
             with `cwd`, of the directory that contains the task's files. The backend creates the
@@ -317,6 +320,7 @@ class TaskDescription(_RequiredKeys, total=False):
     timeout: float
     attempt: int
     environment: dict[str, str]
+    shell: str | tuple[str, ...]
     stdin: str
     sandbox: str
     cwd: str

@@ -171,5 +171,5 @@ def _program(task: TaskDescription, directory: str) -> TaskDescription:
             program[key] = task[key]  # type: ignore[literal-required]
     if "container" not in task:  # as for other functions; a container may not have it
         program["cwd"] = os.getcwd()
-    wrap_command(program)
+    wrap_command(program, here=True)  # a list, which needs no shell
     return program

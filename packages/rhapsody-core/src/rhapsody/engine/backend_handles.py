@@ -51,6 +51,7 @@ class BackendHandle:
     Attributes:
         capabilities: The backend's declared capabilities.
         dry: True if the backend completes tasks without running them.
+        here: True if the backend runs commands on this machine.
         shares_memory: True if the backend runs functions in the process of the engine.
         may_end: True if the backend has a limited walltime; see the backend's `seconds_left`.
         states: The backend's `StateMapper`.
@@ -63,6 +64,7 @@ class BackendHandle:
         "backend",
         "capabilities",
         "dry",
+        "here",
         "may_end",
         "name",
         "native",
@@ -76,6 +78,7 @@ class BackendHandle:
         self.name: str = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
+        self.here: bool = type(backend).name == EMBEDDED
         self.shares_memory: bool = getattr(backend, "shares_memory", False) is True
         self.may_end: bool = not self.dry and backend.seconds_left() is not None
         self.states: Any = backend.get_task_states_map()
@@ -123,8 +126,8 @@ class BackendHandle:
                 "functions with several ranks run in the program's own Python environment: omit "
                 "container, conda, venv and modules, or use an executable"
             )
-        shared, here = self.capabilities.shared_file_system, type(self.backend).name == EMBEDDED
-        return environment_fault(description, shared=shared, here=here)
+        shared = self.capabilities.shared_file_system
+        return environment_fault(description, shared=shared, here=self.here)
 
     def unknown_settings(self, description: TaskDescription) -> list[Any]:
         """Return the keys of `task_backend_specific_kwargs` that the backend does not know."""

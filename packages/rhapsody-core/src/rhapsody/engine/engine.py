@@ -168,6 +168,7 @@ class WorkflowEngine(OlderNames):
         retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
         timeout: float | str | None = None,
+        shell: str | Sequence[str] = "bash",
         observers: Iterable[object] = (),
         max_pending: int | None = None,
         push_down: bool = True,

@@ -41,12 +41,17 @@ from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
 from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.staging.files import InputChangedError
+from rhapsody.shells import SHELLS
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import format_error, users_part
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
 _SIGNALS = {int(each): each for each in signal.Signals}
+
+_GREP = re.compile(r"\b[a-z]*grep\b")
+_UNSET = re.compile(r": (unbound variable|parameter not set)$", re.MULTILINE)
+"""Messages of bash and other shells in English."""
 
 _SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
 _LIST_SPLITS = re.compile(r"[\n=]")
@@ -185,7 +190,36 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
 
 def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a newline and a hint about a failed command, or an empty string."""
-    return unquoted_files(record) or _missing_files(record, report)
+    return unquoted_files(record) or _missing_files(record, report) or _shell_hint(record, report)
+
+
+def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
+    """Return a hint about a command that a strict shell ended, although no program had an error.
+
+    Returns:
+        A newline and the hint, or an empty string if there is none.
+    """
+    command = record.command.words if record.command is not None else None
+    if not isinstance(command, str) or record.description.get("shell") not in SHELLS:
+        return ""
+    code = report.get("exit_code")
+    if code == 128 + signal.SIGPIPE and "|" in command:
+        return (
+            "\nhint: a program in the pipeline was still writing when its reader, such as head, "
+            "had ended; if this is intended, write `set +o pipefail` before the pipeline"
+        )
+    printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
+    if code == 1 and not printed and _GREP.search(command):
+        return (
+            "\nhint: grep ends with exit code 1 if no line matches; if this is not a failure, "
+            "write `grep ... || [ $? = 1 ]`"
+        )
+    if _UNSET.search(printed):
+        return (
+            "\nhint: the shell stops at variables that are not set; write ${NAME:-} where a "
+            "variable may be missing, or set it with environment={...}"
+        )
+    return ""
 
 
 def unquoted_files(record: TaskRecord) -> str:

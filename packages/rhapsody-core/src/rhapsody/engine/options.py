@@ -27,6 +27,8 @@ from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress
 from rhapsody.resources import seconds
+from rhapsody.shells import DEFAULT as SHELL
+from rhapsody.shells import Shell, shell_setting
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import RetryPolicy, as_policies
 
@@ -189,6 +191,7 @@ class EngineSettings(TypedDict, total=False):
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
     timeout: float | str | None
+    shell: str | Sequence[str]
     observers: Iterable[object]
     max_pending: int | None
     push_down: bool
@@ -277,6 +280,14 @@ class EngineOptions:
         'Time limit of each attempt of a task: seconds, or text such as `"3 min"` or '
         '`"1h30m"`. Services run until they are canceled.',
         lambda value: seconds("timeout", value),
+    )
+    shell: Shell = _option(
+        SHELL,
+        'Shell that runs commands that are strings: `"bash"` stops at the first failed command, at '
+        "a failure in a pipeline and at variables that are not set (`set -euo pipefail`), and is "
+        '`sh` (`set -eu`) on a machine or in a container without bash. `"sh"` is the same with '
+        '`sh`. A list such as `["zsh", "-e", "-c"]` contains the words that precede the command.',
+        shell_setting,
     )
     observers: Iterable[object] = _option(
         (), "Objects or modules whose functions are marked with `rhapsody.hookimpl`."

@@ -59,7 +59,9 @@ NOT_IN_FILES = {
     "uid": "set it in the program",
     "profile": "select a profile with default_profile at the top of the file",
     "resume": "use rhapsody run --resume, or set it in the program",
-    **dict.fromkeys(("retries", "lost_retries", "timeout"), "write it in the table defaults"),
+    **dict.fromkeys(
+        ("retries", "lost_retries", "timeout", "shell"), "write it in the table defaults"
+    ),
 }
 """Engine options that the table `engine` does not accept, each with the alternative."""
 
@@ -67,7 +69,7 @@ ENGINE = tuple(name for name in OPTIONS if name not in NOT_IN_FILES)
 PATHS = frozenset({"work_dir", "results_dir", "trace", "record", "journal"})
 
 RESOURCES = tuple(Resources.__dataclass_fields__)
-OF_THE_ENGINE = ("retries", "lost_retries", "timeout")
+OF_THE_ENGINE = ("retries", "lost_retries", "timeout", "shell")
 """Settings of tasks whose defaults are options of the engine."""
 
 DEFAULTS = (

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from rhapsody import environments
 from rhapsody.resources import Resources, changed_fields, seconds
+from rhapsody.shells import Shell, shell_setting
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
 NO_FALLBACK: Any = object()
@@ -57,6 +58,11 @@ class TaskSettings(TypedDict, total=False):
         version: A string that replaces the function's code in the key of a recorded result, so
             that the result is reused until the version changes, even if the code changes.
         environment: Variables to add to the task's environment.
+        shell: The shell that runs a command that is a string. `"bash"` stops at the first failed
+            command, at a failure in a pipeline and at variables that are not set (`set -euo
+            pipefail`), and is `sh` (`set -eu`) on a machine or in a container without bash.
+            `"sh"` is the same with `sh`. A list such as `["zsh", "-e", "-c"]` contains the words
+            that precede the command. Default: the engine's. Not for functions.
         stdin: Text for an executable's standard input.
         cwd: An existing directory in which an executable runs instead of its sandbox. A relative
             path starts at the directory that was current when the engine was created. Input
@@ -106,6 +112,7 @@ class TaskSettings(TypedDict, total=False):
     cache: bool
     version: str | None
     environment: Mapping[str, str] | None
+    shell: str | Sequence[str] | None
     stdin: str | None
     cwd: str | os.PathLike[str] | None
     container: str | os.PathLike[str] | None
@@ -227,6 +234,10 @@ def _environment(value: object) -> dict[str, str] | None:
     return dict(value)
 
 
+def _shell(value: object) -> Shell | None:
+    return None if value is None else shell_setting(value)
+
+
 def _cwd(value: object) -> str | None:
     if value is None:
         return None
@@ -339,6 +350,7 @@ class Settings:
     cache: bool = _setting(True, flag("cache"))
     version: str | None = _setting(None, _text("version"))
     environment: Mapping[str, str] | None = _setting(None, _environment)
+    shell: Shell | None = _setting(None, _shell)
     stdin: str | None = _setting(None, _text("stdin"))
     cwd: str | None = _setting(None, _cwd)
     container: str | None = _setting(None, environments.path_setting("container"))

@@ -102,6 +102,7 @@ class TaskBuilder:
         self._retries = options.retries
         self._lost_retries = options.lost_retries
         self._implicit_data = options.implicit_data
+        self._shell = options.shell
         self._quiet = quiet
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
         self._held_back: set[str] = set()  # backends for which a held-back task was logged
@@ -177,7 +178,7 @@ class TaskBuilder:
                         record.description, backend.backend, resolved, implicit=implicit
                     )
                 if not backend.dry and task.kind == "executable":
-                    wrap_command(record.description)
+                    wrap_command(record.description, here=backend.here)
                 if task.may_retry and backend.shares_memory:
                     self._keep_arguments(record)
                 if resolved is not None and resolved.copies:
@@ -344,12 +345,12 @@ class TaskBuilder:
                 builder = self._background.spawn(waiting, record.uid, at_once=True)
                 record.future.add_done_callback(lambda _: builder.cancel())  # canceled
                 return False
-            _set_command(record, _checked_command(record, command), texts)
+            self._set_command(record, _checked_command(record, command), texts)
         else:
             words = former.words
             if record.found is not None:  # the command may name files in the former sandbox
                 words = _moved(words, former.sandbox, sandbox)
-            _set_command(record, words, former.texts)
+            self._set_command(record, words, former.texts)
         return True
 
     async def _await_command(
@@ -365,9 +366,20 @@ class TaskBuilder:
             self._scheduler.refuse(record, error)
             return
         if record.state.work is WorkState.READY:
-            _set_command(record, built, texts)
+            self._set_command(record, built, texts)
             record.stage = BUILT
             self._scheduler.requeue(record, backend)
+
+    def _set_command(
+        self, record: TaskRecord, words: str | list[str], texts: tuple[str, ...]
+    ) -> None:
+        description = record.description
+        record.command = Command(words, description["sandbox"], texts)
+        if isinstance(words, str):
+            description["executable"] = words
+            description["shell"] = record.task.settings.shell or self._shell
+        else:
+            description["executable"], description["arguments"] = words[0], words[1:]
 
     # Hooks.
 
@@ -648,15 +660,6 @@ def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[st
     if isinstance(command, str):
         return moved(command, former, sandbox)
     return [moved(word, former, sandbox) for word in command]
-
-
-def _set_command(record: TaskRecord, words: str | list[str], texts: tuple[str, ...]) -> None:
-    description = record.description
-    record.command = Command(words, description["sandbox"], texts)
-    if isinstance(words, str):
-        description["executable"] = words
-    else:
-        description["executable"], description["arguments"] = words[0], words[1:]
 
 
 def _check_prepared(plugin: str, description: TaskDescription) -> None:

@@ -349,6 +349,8 @@ def _checked_task(
             f"cwd={settings.cwd!r} applies only to executable tasks, because functions share the "
             "current directory of their process; pass the path as an argument"
         )
+    if kind == "function" and settings.shell is not None:
+        raise TypeError(f"shell={settings.shell!r} applies only to commands, not to functions")
     selected = {name: value for name in SETTINGS if (value := getattr(settings, name))}
     conflict = environment_conflict(selected)
     if conflict is not None:

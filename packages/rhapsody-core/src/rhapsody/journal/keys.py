@@ -267,7 +267,10 @@ class Keys:
         if sandbox:
             words = [_without(sandbox, word) if sandbox in word else word for word in words]
         words = [self.program.portable(word) for word in words]
-        text = ascii((words, "arguments" in task))  # not as a value, whose texts may name files
+        how: tuple[object, ...] = ("arguments" in task,)
+        if "arguments" not in task:  # the shell determines which failures end the command
+            how += (task.get("shell"),)
+        text = ascii((words, *how))  # not as a value, whose texts may name files
         parts["command"] = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).hexdigest()
 
     def _files_named(

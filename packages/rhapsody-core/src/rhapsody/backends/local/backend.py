@@ -180,7 +180,7 @@ def check_shell(task: TaskDescription) -> None:
         ValueError: `shell` does not match the command.
     """
     wanted = task["task_backend_specific_kwargs"].get("shell")
-    by_shell = "arguments" not in task
+    by_shell = "shell" in task or "arguments" not in task
     if wanted not in (None, by_shell):
         command = (
             "a string, which a shell runs" if by_shell else "a list, which runs without a shell"
