@@ -516,3 +516,80 @@ async def test_a_failure_that_only_a_strict_shell_sees_has_a_hint(
     assert hint is None or hint in str(error)
     plain = await failure(run.options(shell=["sh", "-c"])()) if hint == "|| [ $? = 1 ]" else None
     assert plain is None or "hint: " not in str(plain)
+
+
+def program(folder: Path, first: str) -> str:
+    """Return the path of a script with a first line."""
+    path = folder / "script"
+    path.write_bytes(f"{first}\necho a\n".encode())
+    path.chmod(0o700)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ("#!/bin/sh\r", "carriage return"),
+        ("#!/usr/bin/env sh\r", "carriage return"),
+        ("#!/no/such/program -x", "interpreter '/no/such/program'"),
+        ("#!/usr/bin/env no-such-program", "interpreter 'no-such-program'"),
+    ],
+)
+@pytest.mark.parametrize("form", ["list", "string", "relative", "container"])
+async def test_a_script_that_cannot_be_started_names_its_interpreter(
+    flow: WorkflowEngine, tmp_path: Path, first: str, said: str, form: str
+) -> None:
+    path = program(tmp_path, first)
+    commands: dict[str, Any] = {
+        "list": [path, "b"],
+        "string": f"echo a | {path} b",
+        "relative": f"cp {path} own; chmod +x own; ./own",
+        "container": ["sh", "-c", 'exec "$@"', "x", path],  # as below scripts of environments
+    }
+    error = await failure(flow.executable_task(lambda: commands[form])())
+    assert said in str(error)
+    assert "script" in str(error) or "own" in str(error)
+
+
+async def test_a_script_without_an_interpreter_is_no_program(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    path = program(tmp_path, "")
+    error = await failure(flow.executable_task(lambda: [path])())
+    assert isinstance(error, OSError)
+    assert "first line" in str(error)
+
+
+async def test_a_list_that_is_too_long_says_so(flow: WorkflowEngine) -> None:
+    for command in (["true", "x" * 200_000], ["true", *["x" * 1000] * 10_000]):
+        error = await failure(flow.executable_task(lambda command=command: command)())
+        assert isinstance(error, OSError)
+        assert "Linux accepts" in str(error)
+    error = await failure(flow.executable_task(lambda: f"env true {'x ' * 2_000_000}")())
+    assert isinstance(error, TaskFailedError)
+    assert "hint: Linux accepts" in str(error)
+
+
+async def test_the_script_sets_the_variables_that_the_program_has_set(
+    flow: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "solver").write_text("#!/bin/sh\necho solver $MODE ${HOME-none}\n")
+    (tools / "solver").chmod(0o700)
+    before = dict(os.environ)
+    monkeypatch.setenv("PATH", f"{tools}:{before['PATH']}")
+    monkeypatch.setenv("MODE", "a b")
+    monkeypatch.setenv("API_TOKEN", "secret value")
+    monkeypatch.delenv("HOME")
+    future = flow.executable_task(lambda: "solver; exit 4")()
+    error = await failure(future)
+    assert isinstance(error, TaskFailedError)
+    script = Path(str(future.sandbox), ".rhapsody.again")
+    assert "secret value" not in script.read_text()
+    for more, printed in (({}, ""), ({"API_TOKEN": "x"}, "solver a b none\n")):
+        again = subprocess.run(
+            ["sh", script], env=before | more, capture_output=True, text=True, check=False
+        )
+        assert again.stdout == printed
+    assert again.returncode == 4

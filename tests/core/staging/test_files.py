@@ -161,6 +161,29 @@ async def test_list_commands_take_files_and_paths(machine: Any) -> None:
 
 
 @on_machines
+async def test_a_name_that_begins_with_a_dash_is_no_option(machine: Any) -> None:
+    Path("-n.txt").write_text("10\n9\n")
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def sort(file: InputFile, out: OutputFile) -> list[Any]:
+            return ["sort", file, "-o", out]
+
+        @flow.executable_task
+        def show(files: InputFile, *, text: bool) -> Any:
+            return f"cat {files}" if text else ["cat", files]
+
+        called = sort(InputFile("-n.txt"), OutputFile("-out.txt"))
+        await within(called)
+        assert called.files["-out.txt"].filename == "-out.txt"
+        many = flow.executable_task(lambda out: "echo a > ./-a.csv; echo b > ./-b.csv")
+        written = many(OutputFile("*.csv", many=True)).file("*.csv")
+        for text in (True, False):
+            assert await within(show(called.file("-out.txt"), text=text)) == "10\n9\n"
+            assert await within(show(written, text=text)) == "a\nb\n"
+
+
+@on_machines
 async def test_files_are_found_in_keywords_and_containers(machine: Any) -> None:
     for name in ("a.txt", "b.txt", "c.txt"):
         Path(name).write_text(name)

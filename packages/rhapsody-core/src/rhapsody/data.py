@@ -328,6 +328,11 @@ The name must not look like an option or contain characters that are special to 
 AnyFile = TypeVar("AnyFile", bound="File")
 
 
+def not_an_option(path: str) -> str:
+    """Return a path that does not begin with a dash."""
+    return f"./{path}" if path.startswith("-") else path
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class File:
     """Common base of input and output files. Immutable.
@@ -356,9 +361,10 @@ class File:
     def __str__(self) -> str:
         """Return the file's path.
 
-        Outside tasks, and in commands that run in the sandbox, return the file's name instead.
+        Outside tasks, and in commands that run in the sandbox, return the file's name instead. A
+        name that begins with a dash follows `./`, so that it does not look like an option.
         """
-        return str(self.filepath) if self._by_path else self.filename
+        return str(self.filepath) if self._by_path else not_an_option(self.filename)
 
     def __fspath__(self) -> str:
         if self.filepath is None:

@@ -86,7 +86,8 @@ def shell_words(task: TaskDescription, *, here: bool) -> list[str]:
     Raises:
         CapabilityError: The command is too long for the task's other settings.
     """
-    shell, text = task.get("shell", DEFAULT), str(task["executable"])
+    shell = shell_setting(task.get("shell", DEFAULT))  # a hook may have changed it
+    text = str(task["executable"])
     option = "-c"
     if isinstance(shell, tuple):
         words, option, before = list(shell[:-1]), shell[-1], ""

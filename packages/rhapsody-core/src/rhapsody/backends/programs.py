@@ -15,7 +15,9 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from rhapsody.backends.base import CompletedExecutable, Session
@@ -171,9 +173,10 @@ def write_script(task: TaskDescription) -> str:
 def write_again(task: TaskDescription) -> str:
     """Write a script, in a task's sandbox, with which the user can run the task again.
 
-    The script sets the task's environment variables and thread counts. It does not set
-    `CUDA_VISIBLE_DEVICES` or variables whose names look secret; the user must set them before
-    running the script. Only the user can read the script.
+    The script sets the variables that this program has set in its environment, the task's
+    environment variables and thread counts. It does not set `CUDA_VISIBLE_DEVICES` or variables
+    whose names look secret; the user must set them before running the script. Only the user can
+    read the script.
 
     Returns:
         The path of the script.
@@ -185,10 +188,12 @@ def write_again(task: TaskDescription) -> str:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
     untraced = cast("TaskDescription", {**task, "trace_context": {}})
-    secret, variables = _parted(task_environment(untraced, cores=resources.cores))
+    added, removed = changed_variables()
+    secret, variables = _parted(added | task_environment(untraced, cores=resources.cores))
     command = _command(task, variables)
     asked = "".join(f': "${{{name}:?set it first: secrets are not saved}}"\n' for name in secret)
     asked += f"export {' '.join(secret)}\n" if secret else ""
+    asked += f"unset {' '.join(removed)}\n" if removed else ""
     gpus = "# Set CUDA_VISIBLE_DEVICES: the task had GPUs.\n" if resources.gpus else ""
     stdin = task.get("stdin")
     given = "</dev/null" if stdin is None else f"<<'{END}'\n{stdin}\n{END}"
@@ -201,12 +206,33 @@ def write_again(task: TaskDescription) -> str:
     return path
 
 
+_at_import = dict(os.environ)
+
+
+def changed_variables() -> tuple[dict[str, str], list[str]]:
+    """Return the environment variables that this program has set, and the names of removed ones.
+
+    On Linux, they are compared with those with which the process was started, elsewhere with those
+    that existed when Rhapsody was imported. (`setproctitle` overwrites the former; more variables
+    are then set.)
+    """
+    former = _at_import
+    with suppress(OSError):
+        pairs = os.fsdecode(Path("/proc/self/environ").read_bytes()).split("\0")
+        former = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    changed = {name: value for name, value in os.environ.items() if former.get(name) != value}
+    removed = [name for name in _at_import | former if name not in os.environ and _valid(name)]
+    return changed, removed
+
+
+def _valid(name: str) -> bool:
+    return name.isascii() and name.isidentifier()  # in a shell
+
+
 def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Split variables into those with secret-looking names that a shell accepts, and the others."""
     secret = {
-        name: value
-        for name, value in variables.items()
-        if looks_secret(name) and name.isascii() and name.isidentifier()  # valid in a shell
+        name: value for name, value in variables.items() if looks_secret(name) and _valid(name)
     }
     return secret, {name: value for name, value in variables.items() if name not in secret}
 

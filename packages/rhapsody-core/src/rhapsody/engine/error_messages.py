@@ -14,6 +14,7 @@ import os
 import re
 import reprlib
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,9 @@ from rhapsody.errors import (
 from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
 from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
+from rhapsody.sdk.executables import interpreter_fault
+from rhapsody.shells import MAX_ARGUMENT, SHELLS
 from rhapsody.staging.files import InputChangedError
-from rhapsody.shells import SHELLS
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import format_error, users_part
@@ -190,7 +192,36 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
 
 def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a newline and a hint about a failed command, or an empty string."""
-    return unquoted_files(record) or _missing_files(record, report) or _shell_hint(record, report)
+    return (
+        unquoted_files(record)
+        or _missing_files(record, report)
+        or _start_hint(record, report)
+        or _shell_hint(record, report)
+    )
+
+
+def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
+    """Return a hint about a program of a command that a shell could not start.
+
+    Returns:
+        A newline and the hint, or an empty string if there is none.
+    """
+    command = record.command.words if record.command is not None else None
+    if not command or report.get("exit_code") not in _MEANINGS:
+        return ""
+    if sum(map(len, command)) > MAX_ARGUMENT:
+        return (
+            "\nhint: Linux accepts about 2 MB for all arguments of a program; use a loop, or pass "
+            "the names on standard input, as in `printf '%s\\n' {files} | xargs wc`"
+        )
+    sandbox: str = report.get("sandbox") or record.description.get("sandbox") or ""
+    place = record.description.get("cwd") or sandbox
+    for word in dict.fromkeys(_pieces(command)[:MAX_CHECKED_WORDS]):
+        path = os.path.join(place, word) if "/" in word else shutil.which(word)
+        fault = None if path is None else interpreter_fault(path)
+        if fault is not None:
+            return f"\nhint: {fault}"
+    return ""
 
 
 def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
@@ -257,11 +288,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     sandbox: str = report.get("sandbox") or described or ""
     if not command or record.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
-    if isinstance(command, str):
-        found = [*_shell_words(command), *_SHELL_SPLITS.split(command)]
-    else:
-        found = _LIST_SPLITS.split("\n".join(command))
-    words = dict.fromkeys(found[:MAX_CHECKED_WORDS])
+    words = dict.fromkeys(_pieces(command)[:MAX_CHECKED_WORDS])
     missing = [word for word in words if word and _is_missing(word, sandbox)][:3]
     if not missing:
         return ""
@@ -272,9 +299,16 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     )
 
 
+def _pieces(command: str | list[str]) -> list[str]:
+    """Return the parts of a command that may be names of files."""
+    if isinstance(command, str):
+        return [*_shell_words(command), *_SHELL_SPLITS.split(command[:MAX_ARGUMENT])]
+    return _LIST_SPLITS.split("\n".join(command))
+
+
 def _shell_words(command: str) -> list[str]:
     try:
-        return shlex.split(command)
+        return shlex.split(command[:MAX_ARGUMENT])  # slow for long commands
     except ValueError:  # unbalanced quotes
         return []
 

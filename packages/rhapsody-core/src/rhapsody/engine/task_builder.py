@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Se
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhapsody.data import File, InputFile, InputFiles, Output, moved
+from rhapsody.data import File, InputFile, InputFiles, Output, moved, not_an_option
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, KeptArguments, kept_arguments, texts_in
 from rhapsody.engine.backend_handles import BackendHandle, find
@@ -653,7 +653,10 @@ def _words(item: object) -> Sequence[object]:
         return (str(item),)
     if isinstance(item, InputFiles):
         return item.words()
-    return (os.fspath(item),) if isinstance(item, os.PathLike) else (item,)
+    if isinstance(item, os.PathLike):
+        path = os.fspath(item)
+        return (not_an_option(path) if isinstance(path, str) else path,)
+    return (item,)
 
 
 def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[str]:

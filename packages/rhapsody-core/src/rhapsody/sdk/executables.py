@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -278,6 +279,64 @@ def working_directory(task: TaskDescription) -> str:
     raise FileNotFoundError(errno.ENOENT, f"{what} does not exist; create it first")
 
 
+MAX_FIRST_LINE = 256
+"""Number of bytes of a script that the system reads to find its interpreter."""
+
+
+def interpreter_fault(path: str) -> str | None:
+    """Return why a program that exists cannot be started; `None` if no reason is known.
+
+    Args:
+        path: The path of the program.
+    """
+    try:
+        with open(path, "rb") as file:
+            start, newline, _ = file.read(MAX_FIRST_LINE).partition(b"\n")
+    except OSError:
+        return None
+    if not start.startswith(b"#!"):
+        return None
+    if newline and start.endswith(b"\r"):
+        return (
+            f"the first line of {path!r} ends with a carriage return, which counts as a part of "
+            "the interpreter's name: save the file with Unix line ends"
+        )
+    name, *words = os.fsdecode(start[2:]).split() or [""]
+    if not os.path.exists(name):
+        return f"the interpreter {name!r} of {path!r} does not exist"
+    if os.path.basename(name) == "env" and len(words) == 1 and shutil.which(words[0]) is None:
+        return f"the interpreter {words[0]!r} of {path!r} is not on PATH"
+    return None
+
+
+def start_fault(error: OSError, command: Sequence[str], directory: str, search: str | None) -> str:
+    """Return the end of the message of an error that the start of a program has raised.
+
+    Args:
+        error: The error.
+        command: The program and its arguments.
+        directory: The program's working directory.
+        search: The directories in which the program is looked for, as in `PATH`.
+    """
+    if error.errno == errno.E2BIG:
+        size = sum(len(os.fsencode(word)) + 1 for word in command)
+        return (
+            f" (its {len(command) - 1} arguments have {size} bytes; Linux accepts 128 KiB for each "
+            "and about 2 MB for all): write the names to a file, or pass them on standard input, "
+            "as xargs does"
+        )
+    name = command[0]
+    path = os.path.join(directory, name) if "/" in name else shutil.which(name, path=search)
+    if path is None or not os.path.isfile(path):
+        return ""
+    if error.errno == errno.ENOENT:
+        fault = interpreter_fault(path)
+        return f": {fault or f'{path!r} exists, but not the loader that it needs'}"
+    if error.errno == errno.ENOEXEC:
+        return f": {path!r} is not a program; a script needs a first line such as #!/bin/sh"
+    return ""
+
+
 class TaskProgram:
     """Program of an executable task. Creating the object starts the program.
 
@@ -338,7 +397,12 @@ class TaskProgram:
                 )
             except OSError as error:  # the same `errno` makes it the same subclass
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
-                raise OSError(error.errno, reason, error.filename) from None
+                path = environment.get("PATH", os.environ.get("PATH"))
+                raise OSError(
+                    error.errno,
+                    reason + start_fault(error, command, place, path),
+                    error.filename,
+                ) from None
             except ValueError as error:
                 raise ValueError(
                     f"task {task['name']!r} cannot start {executable!r:.200}: {error}"
