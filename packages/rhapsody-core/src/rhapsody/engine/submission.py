@@ -540,9 +540,10 @@ class DeclaredFiles:
         names = [f"{future.name!r} ({future.uid})" for _, future in sorted(futures.items())]
         more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
         return DataError(
-            f"task {task!r}: input file {name!r} could be that of {len(names)} calls, which other "
-            f"coroutines, blocks or threads made: {', '.join(names[:_MAX_NAMES])}{more}; pass "
-            f"future.file({name!r}) of one of them, or InputFile('./{name}') for the file on disk"
+            f"task {task!r}: input file {name!r} is ambiguous: {len(names)} calls of other "
+            f"coroutines, blocks or threads declared it, {', '.join(names[:_MAX_NAMES])}{more}; "
+            f"pass future.file({name!r}) of one of them, or InputFile('./{name}') for the file on "
+            "disk"
         )
 
 
