@@ -144,11 +144,6 @@ def left_place(producer: AttemptInfo, name: str) -> InputPlace:
     return InputPlace(path, producer, directory=directory, stamp=_stamp(found))
 
 
-def _at(path: str) -> InputPlace:
-    """Return the location of a file that no attempt on the same backend wrote."""
-    return InputPlace(path, stamp=_stamp(_stat(path)))
-
-
 def _stat(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
@@ -197,6 +192,7 @@ class Origin(NamedTuple):
         path: The path of a file on disk.
         url: The URL of a remote file.
         copy: True if each attempt receives a copy.
+        stamp: For a file on disk, see `InputPlace`.
     """
 
     name: str
@@ -204,6 +200,7 @@ class Origin(NamedTuple):
     path: str | None = None
     url: str | None = None
     copy: bool = False
+    stamp: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if self.producer is not None:
@@ -238,6 +235,8 @@ def staged_names(
         DataError: Two files have the same explicit name, or an explicit name is given for several
             files.
     """
+    if len(inputs) == 1 and not outputs and inputs[0].name is None:
+        return {id(inputs[0]): inputs[0].filename}
     names = [file.name or file.filename for file in inputs]
     reserved = {*names, *(output.filename for output in outputs)}
     writers = chain.from_iterable(written.attempts for written in made_by.values())
@@ -323,7 +322,7 @@ def origins(
         written, to = made_by.get(id(file)), staged[id(file)]
         for name, origin in _each(task, file, sources, written, to, directory):
             other = found.setdefault(name, origin)
-            if other != origin:
+            if other[:-1] != origin[:-1]:  # a file that changes now is still the same file
                 raise DataError(
                     f"task {task['name']!r} has two inputs named {name!r}: "
                     f"{other} and {origin}; rename one of them"
@@ -468,8 +467,8 @@ def _outside(
     if file.remote_url is not None:
         return Origin(name, url=file.remote_url)
     expected = _path_on_disk(file, directory)
-    if os.path.exists(expected):
-        return Origin(name, path=expected)
+    if (found := _stat(expected)) is not None:
+        return Origin(name, path=expected, stamp=_stamp(found))
     cure = "Call the task that writes it before this one, or correct the path"
     other = next((source for source in sources if name in source.output_files), None)
     if other is not None:
@@ -706,12 +705,12 @@ class Stager:
                 f"task {task['name']!r} has an input with copy=True, but backend {backend.name!r} "
                 "does not copy inputs; use another backend, or copy the file in the task"
             )
-        for to, (name, producer, path, url, _) in found.items():
+        for to, (name, producer, path, url, _, stamp) in found.items():
             if url is not None:
                 coming[to] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[to] = _at(str(path))
+                places[to] = InputPlace(path, stamp=stamp)
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
@@ -757,7 +756,8 @@ class Stager:
                 `Places.claim`.
         """
         for name, fetch in resolved.coming.items():
-            resolved.places[name] = _at(await asyncio.shield(fetch))
+            path = await asyncio.shield(fetch)
+            resolved.places[name] = InputPlace(path, stamp=_stamp(_stat(path)))
         self._complete(task, resolved, outputs)
 
     def _complete(
