@@ -262,19 +262,22 @@ async def test_apptainer_binds_the_sandbox_and_the_inputs(programs: Path, tmp_pa
     image = tmp_path / "image.sif"
     image.write_bytes(b"")
     (tmp_path / "data.txt").write_text("")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/data.txt").write_text("")
     async with WorkflowEngine.create(work_dir=tmp_path / "work") as flow:
 
         @flow.executable_task(container=image)
-        def show(file: InputFile) -> list[Any]:
-            return ["wc", file]
+        def show(*files: InputFile) -> list[Any]:
+            return ["wc", *files]
 
-        called = show(InputFile(tmp_path / "data.txt"))
-        data = tmp_path / "data.txt"
+        data, more = tmp_path / "data.txt", tmp_path / "more/data.txt"
+        called = show(InputFile(data), InputFile(more))
         words = (await within(called)).splitlines()
         sandbox = called.sandbox
         assert words == [
-            str(programs / "apptainer"), "exec", "--pwd", sandbox, "--bind", f"{data}:{data}",
-            "--bind", f"{sandbox}:{sandbox}", str(image), "wc", "data.txt",
+            str(programs / "apptainer"), "exec", "--pwd", sandbox, "--bind", f"{more}:{more}",
+            "--bind", f"{data}:{data}", "--bind", f"{sandbox}:{sandbox}", str(image), "wc",
+            "data.txt", "2/data.txt",
         ]  # fmt: skip
 
 

@@ -73,7 +73,7 @@ docker) bind=--volume user=$(id -u):$(id -g); set -- DOCKER "$@" ;;
 *) bind=--bind; set -- IMAGE "$@" ;;
 esac
 bound=:
-for path in "$sandbox" "$place" "$sandbox"/* "$sandbox"/.[!.]*; do
+for path in "$sandbox" "$place" "$sandbox"/* "$sandbox"/.[!.]* "$sandbox"/[0-9]*/*; do
     case $path in "$sandbox"/*) [ -h "$path" ] && path=$(readlink "$path") || continue ;; esac
     case $path in /*) ;; *) continue ;; esac
     case $bound in *:"$path":*) continue ;; esac
