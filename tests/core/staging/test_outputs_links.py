@@ -96,13 +96,22 @@ async def test_a_link_to_an_input_in_a_kept_directory_is_replaced_with_a_copy(he
     assert os.readlink(directory / "user") == str(here / "data.txt")
 
 
-@pytest.mark.parametrize("output", [OutputFile("out.csv"), OutputFile("out.csv", save="results/")])
+@pytest.mark.parametrize(
+    "output",
+    [
+        OutputFile("out.csv"),
+        OutputFile("out.csv", save="results/"),
+        OutputFile("o*.csv", many=True),
+        OutputFile("results/o*.csv", many=True),
+    ],
+)
 async def test_an_output_that_is_a_link_to_an_input_is_refused(
     here: Path, flow: WorkflowEngine, output: OutputFile
 ) -> None:
     (here / "in.csv").write_text("1")
+    command = "touch other.csv; ln -s in.csv out.csv"
     with pytest.raises(DataError, match=r"is a link to .*, outside the sandbox"):
-        await within(shell(flow)("ln -s in.csv out.csv", output, InputFile("in.csv")))
+        await within(shell(flow)(command, output, InputFile("in.csv")))
 
 
 async def test_the_target_of_a_link_is_found_by_the_next_run(here: Path) -> None:

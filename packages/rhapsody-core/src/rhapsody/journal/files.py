@@ -290,7 +290,10 @@ class Outputs:
         for name, path in files.paths.items():
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
-                raise UnhashableError(f"its output {name!r} cannot be read on this machine")
+                why = "cannot be read on this machine"
+                if os.path.isdir(path):
+                    why = "contains links to directories, pipes, sockets or unreadable files"
+                raise UnhashableError(f"its output {name!r} {why}")
             # `of` checks each path once, and returns no digest for a directory.
             there = digest in (self._digests.of(path), self._digests.of(files.places.get(name, "")))
             kept[name] = {

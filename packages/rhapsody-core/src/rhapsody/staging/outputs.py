@@ -130,13 +130,17 @@ def _mode(task: TaskDescription, name: str) -> int | None:
             return mode
         real = os.path.realpath(path)
         if not real.startswith(os.path.realpath(os.path.dirname(path)) + os.sep):
-            raise DataError(
-                f"task {task['name']!r}: its output file {name!r} is a link to {real!r}, outside "
-                "the sandbox; write the file itself"
-            )
+            raise _outside(task, name, real)
         return os.stat(real).st_mode
     except OSError:
         return None
+
+
+def _outside(task: TaskDescription, name: str, real: str) -> DataError:
+    return DataError(
+        f"task {task['name']!r}: its output file {name!r} is a link to {real!r}, outside the "
+        "sandbox; write the file itself"
+    )
 
 
 def _dangling(sandbox: str, name: str) -> str | None:
@@ -186,14 +190,19 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
         given: Names of files that were put into the sandbox for the attempt, which do not match.
 
     Raises:
-        DataError: No file matches.
+        DataError: No file matches, or the task has made a link out of the sandbox that matches.
     """
     place = task.get("sandbox", "")
     wrote, others = [], []
     matches = re.compile(fnmatch.translate(pattern)).match
     for entry in sorted(_made_in(place), key=lambda entry: entry.name):
         hidden = entry.name.startswith(".") and not pattern.startswith(".")
-        if entry.name in given or hidden or _leaves(entry, place):
+        if entry.name in given or hidden:
+            continue
+        if _leaves(entry, place):
+            # Backends link files by absolute paths, so the task itself has made relative links.
+            if matches(entry.name) and not os.path.isabs(os.readlink(entry.path)):
+                raise _outside(task, entry.name, os.path.realpath(entry.path))
             continue
         if matches(entry.name) and entry.is_file():
             wrote.append(entry.name)
