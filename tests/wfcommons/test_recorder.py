@@ -114,6 +114,30 @@ async def test_files_have_their_sizes_and_are_those_that_others_read(
 
 
 @pytest.mark.asyncio
+async def test_an_input_is_not_the_output_of_a_parent_with_the_same_base_name(
+    tmp_path: Path, written: Callable[[], Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/s1.csv").write_text("raw data")
+    async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
+
+        @flow.executable_task
+        def clean(out: OutputFile) -> str:
+            return f"echo > {out}"
+
+        @flow.executable_task
+        def show(file: InputFile, *_: Any) -> str:
+            return f"cat {file}"
+
+        await show(InputFile("data/s1.csv"), clean(OutputFile("clean/s1.csv")))
+    tasks = by_name(written())
+    assert [file.size for file in tasks["clean"].outputs] == [1]
+    assert [file.size for file in tasks["show"].inputs] == [8]
+    assert tasks["show"].inputs != tasks["clean"].outputs
+
+
+@pytest.mark.asyncio
 async def test_what_did_not_run_is_left_out_and_what_failed_is_not(
     tmp_path: Path, written: Callable[[], Instance]
 ) -> None:

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +104,8 @@ class WfCommonsRecorder:
                     run.local = True
                     _, self._cores[backend.name] = backend.cores_in_use()
                 if event.sandbox is not None and (run.reads or run.writes):
-                    self._look_at_files(run, event.sandbox)
+                    paths = {} if event.files is None else event.files.inputs
+                    self._look_at_files(run, event.sandbox, paths)
 
     @hookimpl
     def rhapsody_workflow_finished(self) -> None:
@@ -123,17 +124,23 @@ class WfCommonsRecorder:
                 error,
             )
 
-    def _look_at_files(self, run: _Run, sandbox: str) -> None:
+    def _look_at_files(self, run: _Run, sandbox: str, paths: Mapping[str, str | None]) -> None:
         made: dict[str, RecordedFile] = {}
         for parent in run.parents:
             made |= self._runs[parent].outputs if parent in self._runs else {}
-        run.inputs = {name: made.get(name) or self._file(sandbox, name) for name in run.reads}
+        for name in run.reads:
+            path, file = paths.get(name), made.get(name)
+            if file is None or path is not None:
+                found = self._file(path or os.path.join(sandbox, name), name)
+                if file is None or file.id != found.id:  # `file` has the size of a removed file
+                    file = found
+            run.inputs[name] = file
         names = [name for name in run.writes if not _PATTERN.search(name)]
-        run.outputs = {name: self._file(sandbox, name) for name in names}
+        run.outputs = {name: self._file(os.path.join(sandbox, name), name) for name in names}
 
-    def _file(self, sandbox: str, name: str) -> RecordedFile:
-        """Return the record of a file in a sandbox. Links to one file share the record's id."""
-        path = os.path.realpath(os.path.join(sandbox, name))
+    def _file(self, path: str, name: str) -> RecordedFile:
+        """Return the record of a file. Links to one file share the record's id."""
+        path = os.path.realpath(path)
         size = os.path.getsize(path) if os.path.isfile(path) else None
         return RecordedFile(self._ids.of(path, name), size)
 
