@@ -16,9 +16,10 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.data import link_all, link_into, make_sandbox
+from rhapsody.data import link_into, make_sandbox
 from rhapsody.engine.engine import Starting
 from rhapsody.task import TaskDescription
+from rhapsody.undeclared import copy_all
 from tests._support.small_backend import SmallBackend
 
 LIMIT = 30.0
@@ -61,7 +62,8 @@ class Machine(SmallBackend):
         link_into(dst_task["sandbox"], file_name, path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        link_all(src_task["sandbox"], dst_task["sandbox"])
+        left_out = src_task.get("left_out", ())
+        copy_all(src_task["sandbox"], dst_task["sandbox"], left_out)
 
 
 def local_threads() -> BaseExecutionBackend:

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
+from rhapsody import undeclared
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.data import InputFile, OutputFile, link_all, link_into
+from rhapsody.data import InputFile, OutputFile, link_into
 from rhapsody.staging import files
 from rhapsody.task import AttemptInfo, TaskDescription
+from rhapsody.undeclared import copy_all
 
 FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)
 
@@ -62,7 +66,8 @@ class Linking(ManagedBackend):
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         self.implicit.append((src_task["uid"], dst_task["uid"]))
-        link_all(src_task["sandbox"], dst_task["sandbox"])
+        left_out = src_task.get("left_out", ())
+        copy_all(src_task["sandbox"], dst_task["sandbox"], left_out)
 
 
 def describe(stager: Stager, uid: str = "e.task.000002.1", name: str = "reader") -> TaskDescription:
@@ -120,5 +125,15 @@ async def link(
         resolved = stager.resolve(task, backend, inputs or [], outputs or [], sources or [])
         if resolved.coming:
             await stager.fetched(task, resolved, outputs or [])
-        stager.link(task, backend, resolved, implicit=implicit)
+        stager.link(task, backend, resolved)
+        left = [s for s in resolved.sources if s.sandbox and not s.output_files]
+        left = [s for s in left if implicit and stager.has_left(s, backend)]
+        if left and backend.capabilities.sandboxes:
+            await stager.copy(task, backend, resolved, left)
     return Path(task["sandbox"])
+
+
+def no_clones(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Make copies as on a file system that cannot share blocks, and with a lower limit."""
+    monkeypatch.setattr(undeclared, "COPY_LIMIT", limit)
+    monkeypatch.setattr(undeclared, "clone", lambda *_: False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import pickle
 import stat
@@ -21,7 +20,6 @@ from rhapsody.data import (
     OutputDir,
     OutputFile,
     end_of_file,
-    link_all,
     link_into,
     make_sandbox,
 )
@@ -448,45 +446,6 @@ def test_where_there_are_no_links_files_and_directories_are_copied(
     with pytest.raises(DataError, match="another file exists there"):
         link_into(box, "mine", source)
     assert (box / "mine").read_text() == "mine"
-
-
-def test_linking_all_takes_any_name_but_the_backends_own(tmp_path: Path) -> None:
-    first, second = tmp_path / "first box", tmp_path / "second"
-    first.mkdir()
-    for name in ("plain", "with space", "new\nline", "$(id)", "-rf", ".rhapsody.stdout", "taken"):
-        (first / name).write_text(name)
-    (first / "folder").mkdir()
-    (first / "folder" / "inner").write_text("inner")
-    second.mkdir()
-    (second / "taken").write_text("mine")
-    linked = link_all(first, second)
-    assert linked == ["$(id)", "-rf", "folder", "new\nline", "plain", "with space"]
-    for name in ("plain", "with space", "new\nline", "$(id)", "-rf"):
-        assert (second / name).read_text() == name
-    assert (second / "folder" / "inner").read_text() == "inner"
-    assert (second / "taken").read_text() == "mine"
-    assert not (second / ".rhapsody.stdout").exists()
-    assert link_all(first, second) == []
-
-
-def test_linking_all_of_an_empty_or_missing_sandbox_makes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "missing"):
-        assert link_all(tmp_path / name, tmp_path / "box") == []
-    assert not (tmp_path / "box").exists()
-
-
-def test_a_file_can_be_handed_on_through_a_chain_longer_than_the_systems_limit_of_links(
-    tmp_path: Path,
-) -> None:
-    boxes = [tmp_path / f"box{number}" for number in range(60)]
-    boxes[0].mkdir()
-    (boxes[0] / "data.txt").write_text("data")
-    (boxes[0] / "relative").symlink_to("data.txt")
-    for before, after in itertools.pairwise(boxes):
-        link_all(before, after)
-    assert (boxes[-1] / "data.txt").read_text() == "data"
-    assert (boxes[-1] / "relative").read_text() == "data"
 
 
 def test_a_file_in_a_command_is_its_name(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ ORDER = [
     "compat",
     "copying",
     "data",
+    "undeclared",
     "context",
     "resources",
     "masking",

@@ -258,3 +258,33 @@ async def test_commands_run_in_environments_of_the_workers(cluster: Any, tmp_pat
                 with pytest.raises(TaskFailedError, match="no virtual environment in /none"):
                     await show.options(venv="/none")()
     assert (tmp_path / "out.txt").read_text() == "from outside\n"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_each_dependent_changes_its_own_copy_of_undeclared_files(
+    cluster: Any, tmp_path: Path, shared: bool
+) -> None:
+    (tmp_path / "in.txt").write_text("in\n")
+    async with asyncio.timeout(60):
+        backend = DaskExecutionBackend(cluster=cluster, shared_file_system=shared)
+        async with WorkflowEngine.create(backend=backend) as flow:
+
+            @flow.executable_task
+            async def start(source: InputFile) -> str:
+                return "echo start > out.txt; mkdir d; echo 0 > d/log; ln -s out.txt latest"
+
+            @flow.executable_task
+            async def step(name: str, former: object) -> str:
+                return f"echo {name} >> out.txt; echo {name} > d/log; touch {name}"
+
+            @flow.executable_task
+            async def look(*former: object) -> str:
+                return "cat out.txt d/log latest in.txt"
+
+            first = start(InputFile(tmp_path / "in.txt"))
+            one, two = step("one", first), step("two", first)
+            assert (await look(one)).split() == ["start", "one", "one", "start", "one", "in"]
+            assert (await look(two)).split() == ["start", "two", "two", "start", "two", "in"]
+            assert (await look(first)).split() == ["start", "0", "start", "in"]
+            with pytest.raises(DataError, match=r"d|out\.txt|latest"):
+                await look(one, two)

@@ -56,17 +56,68 @@ def test_an_implicit_link_names_its_source() -> None:
     assert commands[1].startswith("export SRC_TASK_SANDBOX=")
 
 
-def test_an_implicit_link_does_not_change_the_tasks_variables(tmp_path: Path) -> None:
-    (tmp_path / "a.1").mkdir()
-    (tmp_path / "a.1" / "it's made").touch()
+def run(place: Path, *sources: dict[str, Any], command: str = "ls") -> Any:
+    """Run the `pre_exec` commands for some dependencies, and a command, as RADICAL-Pilot does."""
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": "true"}}
-    RadicalExecutionBackend().link_implicit_data_deps({"uid": "a.1"}, target)
-    lines = [*target["task_backend_specific_kwargs"]["pre_exec"], 'echo "$src $name"', "ls"]
-    done = subprocess.run(
-        ["sh", "-c", "\n".join(lines)],
-        cwd=tmp_path,
-        env={**os.environ, "RP_PILOT_SANDBOX": str(tmp_path), "src": "mine", "name": "too"},
+    backend = RadicalExecutionBackend()
+    for source in sources:
+        backend.link_implicit_data_deps(source, target)
+    lines = [f"{line} || exit 1" for line in target["task_backend_specific_kwargs"]["pre_exec"]]
+    (place / "b").mkdir(exist_ok=True)
+    return subprocess.run(
+        ["sh", "-c", "\n".join([*lines, command])],
+        cwd=place / "b",
+        env={**os.environ, "RP_PILOT_SANDBOX": str(place), "src": "mine", "name": "too"},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines() == ["mine too", "a.1", "it's made"]
+
+
+def test_implicit_copies_do_not_change_the_tasks_variables(tmp_path: Path) -> None:
+    (tmp_path / "a.1").mkdir()
+    (tmp_path / "a.1" / "it's made").touch()
+    done = run(tmp_path, {"uid": "a.1"}, command='echo "$src $name"; ls')
+    assert done.stdout.splitlines() == ["mine too", "it's made"]
+
+
+def test_a_dependent_changes_only_its_own_copy(tmp_path: Path) -> None:
+    source, outside = tmp_path / "a.1", tmp_path / "outside"
+    (source / "d").mkdir(parents=True)
+    for path in (outside, source / "out.txt", source / "d" / "log", source / "-rf"):
+        path.write_text("old\n")
+    (source / "input").symlink_to(outside)
+    (source / "latest").symlink_to("out.txt")
+    (source / "a.1.out").touch()
+    (source / ".rhapsody.stdout").touch()
+    done = run(
+        tmp_path, {"uid": "a.1"}, command="echo new >> latest; echo new > d/log; cat out.txt; ls"
+    )
+    assert done.stdout.splitlines() == ["old", "new", "-rf", "d", "input", "latest", "out.txt"]
+    assert (source / "out.txt").read_text() == (source / "d/log").read_text() == "old\n"
+    assert (tmp_path / "b" / "input").samefile(outside)
+    assert (tmp_path / "b" / "input").is_symlink()
+
+
+def test_two_dependencies_that_left_different_files_of_one_name_fail_the_task(
+    tmp_path: Path,
+) -> None:
+    for uid in ("a.1", "a.2", "a.3"):
+        (tmp_path / uid).mkdir()
+        (tmp_path / uid / "same").write_text("same")
+        (tmp_path / uid / "given").write_text(uid)
+    (tmp_path / "a.3" / "same").write_text("other")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "given").write_text("declared")
+    done = run(tmp_path, {"uid": "a.1"}, {"uid": "a.2"}, command="cat given same")
+    assert done.stdout == "declaredsame"
+    done = run(tmp_path, {"uid": "a.1"}, {"uid": "a.3"})
+    assert done.returncode != 0
+    assert "'same'" in done.stderr
+
+
+def test_the_engine_can_leave_out_names(tmp_path: Path) -> None:
+    (tmp_path / "a.1").mkdir()
+    for name in ("one", "the other"):
+        (tmp_path / "a.1" / name).touch()
+    done = run(tmp_path, {"uid": "a.1", "left_out": ["the other"]})
+    assert done.stdout == "one\n"

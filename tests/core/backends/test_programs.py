@@ -86,7 +86,7 @@ def test_a_file_from_outside_and_one_of_a_task_are_linked(tmp_path: Path) -> Non
     }
 
 
-def test_all_that_a_task_left_is_linked_but_what_it_printed(tmp_path: Path) -> None:
+def test_all_that_a_task_left_is_copied_but_what_it_printed(tmp_path: Path) -> None:
     backend = Linking()
     source, target = (description(uid, sandbox=str(tmp_path / uid)) for uid in "ab")
     backend.link_implicit_data_deps(source, target)  # it left nothing

@@ -152,7 +152,7 @@ async def fetch(stager: Stager, *urls: str, uid: str = "e.task.000001.1") -> Pat
     async with asyncio.timeout(30):
         resolved = stager.resolve(task, Linking(), [InputFile(u) for u in urls], [], [])
         await stager.fetched(task, resolved, [])
-        stager.link(task, Linking(), resolved, implicit=False)
+        stager.link(task, Linking(), resolved)
     return Path(task["sandbox"])
 
 

@@ -38,7 +38,6 @@ __all__ = [
     "copy_into",
     "end_of_file",
     "is_data_url",
-    "link_all",
     "link_into",
     "make_sandbox",
     "moved",
@@ -55,7 +54,7 @@ RESERVED = ".rhapsody."
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
 """Names of the files in a sandbox that contain a task's output.
 
-They are not linked into the sandboxes of dependent tasks.
+They are not copied into the sandboxes of dependent tasks.
 """
 
 STDERR_TAIL = 2000
@@ -238,45 +237,6 @@ def _target(sandbox: str | os.PathLike[str], name: str) -> str:
     for directory in directories:
         path = make_sandbox(os.path.join(path, directory))  # refuses links, which lead elsewhere
     return os.path.join(path, last)
-
-
-def link_all(
-    source: str | os.PathLike[str],
-    sandbox: str | os.PathLike[str],
-) -> list[str]:
-    """Link all entries of one sandbox into another, which is created if necessary.
-
-    Backends call this in `link_implicit_data_deps`. Entries whose names exist in the target are
-    skipped, and so are the backends' own files, such as those with a task's output. The source need
-    not exist.
-
-    Args:
-        source: The sandbox to link from.
-        sandbox: The sandbox to link into.
-
-    Returns:
-        The names that were linked.
-    """
-    root = os.path.abspath(source)
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-    entries = [entry for entry in entries if not entry.name.startswith(RESERVED)]
-    if not entries:
-        return []
-    target_root = make_sandbox(sandbox)
-    linked = []
-    for entry in entries:
-        origin = entry.path
-        if entry.is_symlink():
-            # Link to the file itself: a long chain of tasks would exceed the number of links that
-            # the system follows.
-            target = os.readlink(origin)
-            origin = target if os.path.isabs(target) else origin
-        if _link(origin, os.path.join(target_root, entry.name)):
-            linked.append(entry.name)
-    return linked
 
 
 def _link(origin: str, target: str) -> bool:

@@ -138,6 +138,8 @@ class AttemptInfo:
             and the uid of the attempt that reads the files.
         host: The worker or host that ran the attempt, as the backend names it.
         usage: The resources that the attempt has used, if the backend reports them.
+        inherited: The undeclared files and directories that the attempt received from its
+            dependencies: the path of the original, by name.
     """
 
     uid: str
@@ -154,6 +156,7 @@ class AttemptInfo:
     make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
     host: str | None = None
     usage: Usage | None = None
+    inherited: Mapping[str, str] | None = None
 
     @property
     def task(self) -> str:

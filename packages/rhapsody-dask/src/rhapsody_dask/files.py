@@ -10,7 +10,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rhapsody.sdk import (
     RESERVED,
     copy_into,
     in_thread,
-    link_all,
     link_into,
     make_sandbox,
     name_in_sandbox,
@@ -33,8 +31,8 @@ from rhapsody_dask.worker.site import sees
 log: logging.Logger = logging.getLogger(__name__)
 
 Link = tuple[str, ...]
-"""`("link", name, path)`, `("private", name, path)` for a copy, or `("all", directory)` for all
-files in a directory.
+"""`("link", name, path)`, `("private", name, path)` for a copy, or `("undeclared", directory,
+*left_out)` for copies of all other files in a sandbox.
 
 The name may be a path relative to the sandbox.
 """
@@ -85,7 +83,8 @@ class Links:
 
     def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
         """Register all files that a task left in its sandbox."""
-        self._add(own, target, ("all", os.path.abspath(source_of(source, own))))
+        left_out = source.get("left_out", ())
+        self._add(own, target, ("undeclared", os.path.abspath(source_of(source, own)), *left_out))
 
     def _add(self, own: str, target: Any, link: Link) -> None:
         uid = target["uid"]
@@ -143,19 +142,42 @@ def _write(directory: str, text: str) -> str:
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
-    """Return an archive of a task's linked files, and the names of its files and directories."""
+    """Return an archive of the files that a task receives, and the names of the linked ones.
+
+    The worker does not return the linked files. It returns the others: the task may change its
+    copies of them.
+    """
     found: dict[str, str] = {}
+    linked = []
     for kind, *words in links:
         if kind in ("link", "private"):
             found.setdefault(words[0], words[1])
+            linked.append(words[0])
             continue
-        with suppress(FileNotFoundError):  # the task left no files
-            for name in sorted(os.listdir(words[0])):
-                if not name.startswith(RESERVED):
-                    found.setdefault(name, os.path.join(words[0], name))
+        for name, path in _undeclared(words[0], words[1:]):
+            if found.setdefault(name, path) is path and _target_of(path) is not None:
+                linked.append(name)
     packed, left_out = pack_files(found.items())
     log_left_out("input files not sent to a worker", left_out)
-    return packed, list(dict.fromkeys(name.partition("/")[0] for name in found))
+    return packed, list(dict.fromkeys(name.partition("/")[0] for name in linked))
+
+
+def _undeclared(directory: str, left_out: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and paths of the files that a task left in its sandbox."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:  # the task left no files
+        return []
+    names = [name for name in names if not name.startswith(RESERVED) and name not in left_out]
+    return [(name, os.path.join(directory, name)) for name in names]
+
+
+def _target_of(path: str) -> str | None:
+    """Return the target of a link to a file elsewhere, such as an input; otherwise `None`."""
+    if not (os.path.islink(path) and os.path.exists(path)):
+        return None
+    target = os.readlink(path)
+    return target if os.path.isabs(target) else None
 
 
 def log_left_out(what: str, names: Sequence[str]) -> None:
@@ -176,10 +198,14 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     for kind, *words in links:
         if kind == "link":
             link_into(directory, words[0], words[1])
-        elif kind == "private":
+            continue
+        if kind == "private":
             copy_into(directory, words[0], words[1])
-        else:
-            link_all(words[0], directory)
+            continue
+        for name, path in _undeclared(words[0], words[1:]):
+            target = _target_of(path)
+            if target is not None and not os.path.lexists(os.path.join(directory, name)):
+                link_into(directory, name, target)
     if task.get("capture") == "files":
         task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
     task["sandbox"] = directory

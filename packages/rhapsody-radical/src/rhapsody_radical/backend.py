@@ -843,5 +843,5 @@ class RadicalExecutionBackend(ManagedBackend):
         return self._links.add_file(src_task, dst_task, file_name, file_path, copy=copy)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Make a task start with links to all files in another task's sandbox."""
+        """Make a task start with copies of all files in another task's sandbox."""
         self._links.add_all(src_task, dst_task)

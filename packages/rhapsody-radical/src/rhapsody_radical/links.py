@@ -16,6 +16,38 @@ if TYPE_CHECKING:
 PILOT = "pilot:///"
 TASK = "task:///"
 
+_COPY = """(
+done=".rhapsody.copied.$SRC_TASK_ID" copied=.rhapsody.copied code=0
+if ! mkdir ".rhapsody.copying.$SRC_TASK_ID" 2>/dev/null; then
+    until [ -e "$done" ]; do sleep 0.1; done
+    exit "$(cat "$done")"
+fi
+for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do
+    [ -e "$src" ] || [ -L "$src" ] || continue
+    name="${src##*/}"
+    case "$name" in "$SRC_TASK_ID"*|.rhapsody.*|LEFT_OUT) continue;; esac
+    if [ -e "$name" ] || [ -L "$name" ]; then
+        [ -L "$src" ] && continue
+        grep -qxF -e "$name" "$copied" 2>/dev/null || continue
+        diff -r "$src" "./$name" >/dev/null 2>&1 && continue
+        echo "'$name' was left by two dependencies of this task; one is $SRC_TASK_ID." >&2
+        echo "Pass them an OutputFile with different names." >&2
+        code=1
+        break
+    fi
+    cp -RPp --reflink=auto "$src" "./$name" || { code=1; break; }
+    echo "$name" >> "$copied"
+done
+echo "$code" > "$done.new"
+mv "$done.new" "$done"
+exit "$code"
+)"""
+"""Shell command that copies the files of one task. Of several ranks, the first copies all files.
+
+The names of copied files are in `.rhapsody.copied`. Other existing files are declared inputs, which
+take precedence. A link is copied as a link, and is skipped if its name is taken.
+"""
+
 
 class Links:
     """Links to create in the sandboxes of tasks that have not been submitted."""
@@ -63,21 +95,17 @@ class Links:
         return directive
 
     def add_all(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Append `pre_exec` commands that link another task's files into a task's sandbox.
+        """Append `pre_exec` commands that copy another task's files into a task's sandbox.
 
         RADICAL-Pilot's own files, whose names begin with the task's uid, and Rhapsody's own files
-        (`.rhapsody.*`) are not linked. Names may contain spaces, and the sandbox may be empty.
+        (`.rhapsody.*`) are not copied. Names may contain spaces, and the sandbox may be empty.
         """
         self._note(src_task, dst_task)
+        left_out = "".join(f"|{shlex.quote(name)}" for name in src_task.get("left_out", ()))
         commands = [
             f"export SRC_TASK_ID={shlex.quote(src_task['uid'])}",
             'export SRC_TASK_SANDBOX="$RP_PILOT_SANDBOX/$SRC_TASK_ID"',
-            (
-                '(for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
-                '[ -e "$src" ] || continue; name="${src##*/}"; '
-                'case "$name" in "$SRC_TASK_ID"*|.rhapsody.*) continue;; esac; '
-                '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done)'
-            ),
+            _COPY.replace("|LEFT_OUT", left_out),
         ]
         specific = dst_task.setdefault("task_backend_specific_kwargs", {})
         specific["pre_exec"] = [*as_list(specific.get("pre_exec")), *commands]

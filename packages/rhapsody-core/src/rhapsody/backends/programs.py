@@ -26,7 +26,6 @@ from rhapsody.data import (
     RESERVED,
     copy_into,
     end_of_file,
-    link_all,
     link_into,
     make_sandbox,
 )
@@ -36,6 +35,7 @@ from rhapsody.sdk.executables import TaskProgram, task_environment, working_dire
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
+from rhapsody.undeclared import copy_all
 
 __all__ = ["LocalPrograms", "SharedSandboxes"]
 
@@ -76,8 +76,9 @@ class SharedSandboxes:
         put(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Link the files of `src_task`, except captured output, into the sandbox of `dst_task`."""
-        link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
+        """Copy the files of `src_task`, except captured output, into the sandbox of `dst_task`."""
+        left_out = src_task.get("left_out", ())
+        copy_all(self.sandbox_of(src_task), self.sandbox_of(dst_task), left_out)
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
         """Return the path of a task's sandbox: the one in its description, or `own_sandbox`."""

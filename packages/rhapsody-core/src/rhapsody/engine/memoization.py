@@ -245,10 +245,8 @@ class Memoization:
         found["shares_memory"] = record.backend.shares_memory
         if record.found is not None and record.backend.dry:
             found["inputs"] = _inputs(record, record.found, self._stager)
-        if self._implicit_data and "sandbox" in found:
-            found["implicit"] = tuple(
-                each.sandbox for each in record.sources if each.sandbox and not each.output_files
-            )
+        if record.left and "sandbox" in found:
+            found["implicit"] = tuple(source.sandbox for source in record.left)
         services = [each for each in record.dependencies if is_service(each)]
         if services:
             self._name_services(services, record, found)

@@ -228,8 +228,8 @@ class EngineOptions:
     )
     implicit_data: bool = _option(
         True,
-        "If a dependency declares no output files, link all files in its sandbox into the "
-        "sandboxes of its dependents.",
+        "If a task declares no output files, copy all files in its sandbox into the sandboxes of "
+        "the tasks that receive its future as an argument.",
         flag("implicit_data"),
     )
     backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = _option(

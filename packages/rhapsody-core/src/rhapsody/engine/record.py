@@ -130,6 +130,7 @@ class TaskRecord:
         "kept",
         "kwargs",
         "label",
+        "left",
         "limits",
         "native",
         "number",
@@ -202,6 +203,7 @@ class TaskRecord:
         self.tries: Tries | None = None  # failed attempts, if there were any
         self.repeats: Repetition | None = repeats  # set if the call repeats a recorded one
         self.sources: Sequence[AttemptInfo] = ()  # of dependencies that left files in sandboxes
+        self.left: Sequence[AttemptInfo] = ()  # those whose undeclared files the task receives
         self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
 
     def named(self) -> str:
@@ -238,7 +240,7 @@ class TaskRecord:
 
     def clear(self) -> None:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
-        self.dependencies = self.args = self.sources = ()
+        self.dependencies = self.args = self.sources = self.left = ()
         self.kwargs = self.specific = self.found = self.resolved = self.verdict = self.kept = None
         self.description = NOT_DESCRIBED
 

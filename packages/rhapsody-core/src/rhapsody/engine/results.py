@@ -107,7 +107,7 @@ class Results:
         """
         if record.backend.capabilities.shared_file_system and not record.backend.dry:
             resolved = record.resolved
-            given = resolved.places.keys() if resolved is not None else ()
+            given = self._stager.given(record.description, resolved)
             try:
                 matches = check_outputs(record.description, outputs, given=given)
             except DataError as error:
@@ -149,6 +149,7 @@ class Results:
             outcome.host = str(host)
         if sandbox is not None:
             outcome.sandbox = sandbox
+            outcome.inherited = self._stager.inherited(record.uid)
             outputs = record.found.outputs if record.found is not None else ()
             if outputs:
                 outcome.matches = record.matches()

@@ -151,8 +151,9 @@ class TaskBuilder:
                 record.stage = RESOLVED
                 found = record.found
                 has_files = found is not None and bool(found.inputs or found.outputs)
-                if record.sources and not has_files:
-                    has_files = self._implicit(record, backend)
+                if record.left:
+                    record.left = self._left(record, backend)
+                    has_files = has_files or bool(record.left)
                 # A backend that runs nothing reads nothing.
                 if has_files and not backend.dry and not self._resolved(record, backend):
                     return False
@@ -172,19 +173,17 @@ class TaskBuilder:
                     self._background.spawn(again, f"files for {record.uid}")
                     return False
                 record.stage = PREPARED
-                if resolved is not None:
-                    implicit = self._implicit(record, backend)
-                    self._stager.link(
-                        record.description, backend.backend, resolved, implicit=implicit
-                    )
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description, here=backend.here)
                 if task.may_retry and backend.shares_memory:
                     self._keep_arguments(record)
-                if resolved is not None and resolved.copies:
-                    copying = self._copy(record, backend, resolved)
-                    self._background.spawn(copying, f"copies for {record.uid}")
-                    return False
+                if resolved is not None:
+                    self._stager.link(record.description, backend.backend, resolved)
+                    left = record.left if "sandbox" in record.description else ()
+                    if resolved.copies or left:
+                        copying = self._copy(record, backend, resolved, left)
+                        self._background.spawn(copying, f"copies for {record.uid}")
+                        return False
             return True
         except KeyboardInterrupt:
             raise
@@ -308,21 +307,29 @@ class TaskBuilder:
     def _note_sources(self, record: TaskRecord) -> None:
         """Set the `sources` of a task: the attempts of dependencies that left a sandbox.
 
-        Dependencies that are needed only to produce an input file are excluded.
+        Dependencies that are needed only to produce an input file are excluded. `left` is set to
+        the sources that were passed as arguments and declare no output files.
         """
         found = record.found
+        arguments: Set[asyncio.Future[Any]] = frozenset()
+        if found is not None and self._implicit_data:
+            arguments = found.futures.keys()
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:
             passed = found.futures.keys() | record.task.settings.after
             writers = (each for declared in found.producers.values() for each in declared.futures)
             named = {each for each in writers if each not in passed}
-        sources = [
-            left
-            for future in record.dependencies
-            if isinstance(future, TaskFuture) and future not in named
-            if (left := future._outcome) is not None and left.sandbox is not None
-        ]
-        record.sources = sources
+        sources, left = [], []
+        for future in record.dependencies:
+            if not isinstance(future, TaskFuture) or future in named:
+                continue
+            outcome = future._outcome
+            if outcome is None or outcome.sandbox is None:
+                continue
+            sources.append(outcome)
+            if future in arguments and not outcome.output_files:
+                left.append(outcome)
+        record.sources, record.left = sources, left
 
     def _describe_files(
         self, record: TaskRecord, found: ArgumentScan, description: TaskDescription
@@ -515,13 +522,11 @@ class TaskBuilder:
                 self._uid, backend.name, left, record.named(), needs,
             )  # fmt: skip
 
-    def _implicit(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        return (
-            self._implicit_data
-            and backend.capabilities.sandboxes
-            and "sandbox" in record.description
-            and any(source.sandbox is not None for source in record.sources)
-        )
+    def _left(self, record: TaskRecord, backend: BackendHandle) -> Sequence[AttemptInfo]:
+        """Return the dependencies whose undeclared files the task receives on a backend."""
+        if not backend.capabilities.sandboxes:
+            return ()
+        return [one for one in record.left if self._stager.has_left(one, backend.backend)]
 
     def _resolved(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Find the files of a task; return `False` while some of them are being fetched."""
@@ -561,12 +566,18 @@ class TaskBuilder:
         else:
             self._scheduler.requeue(record, backend)
 
-    async def _copy(self, record: TaskRecord, backend: BackendHandle, resolved: Resolved) -> None:
+    async def _copy(
+        self,
+        record: TaskRecord,
+        backend: BackendHandle,
+        resolved: Resolved,
+        left: Sequence[AttemptInfo],
+    ) -> None:
         description = record.description
         if not description:
             return  # canceled before this began
         try:
-            await self._stager.copy(description, backend.backend, resolved)
+            await self._stager.copy(description, backend.backend, resolved, left)
         except Exception as error:  # a file cannot be copied: only this task fails
             self._scheduler.refuse(record, error)
         else:

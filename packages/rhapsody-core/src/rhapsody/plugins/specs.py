@@ -456,7 +456,7 @@ class TaskFiles:
         paths: The path of each declared file, by name.
         matches: The names of the files that match each declared pattern, by pattern.
         places: The destination of each saved file by name; see `OutputFile`.
-        shared: True if the task declared no files, so that dependents see the whole sandbox.
+        shared: True if the task declared no files, so that dependents receive all of its files.
         stays: True if the sandbox stays on disk, because of `keep_sandboxes` or because the result
             is a path in it.
         missing: Names of a recorded task's files that no longer exist. The recorded task runs again
@@ -545,8 +545,8 @@ class LookupTask(TaskDescription):
         inputs: The paths of the task's input files by name. The files come from disk, other tasks
             and URLs, and are not in the task's sandbox yet. The path is `None` for a file that
             cannot be read on the engine's host. The mapping must not be modified.
-        implicit: The sandboxes of dependencies that declare no output files and are visible to the
-            task as a whole; see `implicit_data` of `WorkflowEngine.create`.
+        implicit: The sandboxes of dependencies that declare no output files, and whose files the
+            task receives; see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
         shares_memory: True if the task's backend runs functions in the process of the engine.
     """

@@ -13,7 +13,6 @@ from rhapsody.data import (
     RESERVED,
     copy_into,
     end_of_file,
-    link_all,
     link_into,
     make_sandbox,
     moved,
@@ -75,19 +74,21 @@ from rhapsody.sdk.services import (
 )
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 from rhapsody.task import Reference, TaskKind, is_async, task_kind
+from rhapsody.undeclared import copy_all
 
 __all__ = [
     "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED",
     "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment",
-    "Launch", "Mailbox", "Meter", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready",
-    "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
+    "Launch", "Mailbox", "Meter", "Output", "Program", "ProtocolVersionError", "Readiness",
+    "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
-    "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copy_into", "describe_error",
-    "dumps", "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known", "link_all",
-    "link_into", "make_sandbox", "memory_in_bytes", "moved", "name_in_sandbox", "own_modules",
-    "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
-    "require_mpi4py", "require_unused", "require_version", "run_rank", "search_output", "seconds",
-    "seconds_of_job", "sent_modules", "settable", "start_thread", "streams", "task_context",
-    "task_environment", "task_kind", "time_needed", "too_early", "trimmed", "unpack",
-    "unpack_error", "wait_until", "without_own_frames", "working_directory",
+    "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copy_all", "copy_into",
+    "describe_error", "dumps", "end_of_file", "finish", "in_thread", "is_async",
+    "is_cancelling", "known", "link_into", "make_sandbox", "memory_in_bytes", "moved",
+    "name_in_sandbox", "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts",
+    "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
+    "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable",
+    "start_thread", "streams", "task_context", "task_environment", "task_kind", "time_needed",
+    "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "without_own_frames",
+    "working_directory",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import glob
 import inspect
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
@@ -38,10 +38,12 @@ from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use, files_in, remove_directory
+from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
 from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
+from rhapsody.undeclared import left_in
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -91,6 +93,7 @@ class Resolved:
         reads: For each file of another task that the attempt reads, the sandbox and the file's
             name.
         matches: The files that match each declared pattern; empty before the attempt has succeeded.
+        linked: The states of undeclared files to which links in the sandbox may lead, by path.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -101,6 +104,7 @@ class Resolved:
     targets: dict[str, Target]
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    linked: dict[str, FileState] = field(default_factory=dict)
 
     def missing(self) -> list[AttemptInfo]:
         """Return the outcomes of the tasks that wrote the missing inputs in earlier runs."""
@@ -162,16 +166,25 @@ def changed_inputs(resolved: Resolved) -> dict[str, str]:
 
     Directories, inputs that are copied, and files that this process cannot read are not checked.
     """
-    return {
+    changed = {
         name: place.path
         for name, place in resolved.places.items()
         if place.stamp is not None and place.path is not None and name not in resolved.copies
         if _stamp(_stat(place.path)) != place.stamp
     }
+    undeclared = {
+        path: path for path, state in resolved.linked.items() if file_state(path) != state
+    }
+    return changed | undeclared
 
 
-def as_source(producer: AttemptInfo) -> dict[str, Any]:
-    """Return the part of a task's description that a backend needs to link the task's files."""
+def as_source(producer: AttemptInfo, left_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return the part of a task's description that a backend needs to link the task's files.
+
+    Args:
+        producer: The outcome of the task.
+        left_out: Names of undeclared files that the dependent does not receive.
+    """
     return {
         "uid": producer.uid,
         "sandbox": producer.sandbox,
@@ -180,6 +193,7 @@ def as_source(producer: AttemptInfo) -> dict[str, Any]:
             "input_files": [],
             "output_files": list(producer.output_files),
         },
+        **({"left_out": sorted(left_out)} if left_out else {}),
     }
 
 
@@ -490,11 +504,19 @@ _THREADS = 4
 
 @dataclass(slots=True)
 class _Links:
-    """Files and sandboxes that must not be removed while an attempt runs."""
+    """Files and sandboxes that an attempt uses.
+
+    Attributes:
+        sources: The keepers of the sandboxes that must not be removed while the attempt runs.
+        fetched: True if inputs of the attempt were fetched into the cache.
+        inheritance: The undeclared files that the attempt receives.
+        needs: The sandboxes to which links in the attempt's sandbox may lead.
+    """
 
     sources: tuple[object, ...] = ()
-    implicit: tuple[Sandbox, ...] = ()
     fetched: bool = False
+    inheritance: Inheritance | None = None
+    needs: tuple[Sandbox, ...] = ()
 
 
 class Stager:
@@ -556,6 +578,7 @@ class Stager:
         self._threads = threads
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
+        self._originals: dict[str, FileState] = {}  # of undeclared files that may be linked
         self._cache_stays = keep == "all"
         self._claim: UidClaim | None = None
         self._taken: frozenset[str] = frozenset()
@@ -784,8 +807,6 @@ class Stager:
         task: TaskDescription,
         backend: BaseExecutionBackend,
         resolved: Resolved,
-        *,
-        implicit: bool,
     ) -> None:
         """Link the files that an attempt reads into its sandbox. Called just before submission.
 
@@ -795,13 +816,11 @@ class Stager:
             task: The attempt's description.
             backend: The backend to which the attempt will be submitted.
             resolved: The locations of the attempt's inputs.
-            implicit: True if all files in the sandboxes of dependencies that declare no output
-                files are linked as well.
         """
         if "sandbox" not in task:
             return  # the attempt reads its inputs in place; `resolved` keeps them on disk
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
-        links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
+        self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
             for name, place in resolved.places.items():
                 if name in resolved.copies:
@@ -822,34 +841,9 @@ class Stager:
                         f"{task['name']!r} into a directory of the sandbox ({error}); give each "
                         "input with this name another one, as in InputFile(..., name='a.txt')"
                     ) from error
-            if implicit:
-                self._link_implicitly(task, backend, resolved.sources, links)
         except BaseException:
             self._links.pop(task["uid"], None)
             raise
-
-    async def copy(
-        self, task: TaskDescription, backend: BaseExecutionBackend, resolved: Resolved
-    ) -> None:
-        """Copy inputs into an attempt's sandbox, on another thread. Called after `link`.
-
-        Raises:
-            DataError: A file cannot be copied.
-        """
-        await self._threads.run(partial(self._copy, task, backend, resolved))
-
-    def _copy(
-        self, task: TaskDescription, backend: BaseExecutionBackend, resolved: Resolved
-    ) -> None:
-        link: Any = backend.link_explicit_data_deps  # `copy` is optional for backends
-        try:
-            for name in sorted(resolved.copies):
-                path = resolved.places[name].path
-                link(src_task=None, dst_task=task, file_name=name, file_path=path, copy=True)
-        finally:
-            if task["uid"] not in self._links and self._keep != "all":  # canceled meanwhile
-                with contextlib.suppress(OSError):
-                    remove_directory(task["sandbox"])
 
     def require_capable(
         self,
@@ -899,26 +893,85 @@ class Stager:
             "or return the file's content"
         )
 
-    def _link_implicitly(
+    def has_left(self, source: AttemptInfo, backend: BaseExecutionBackend) -> bool:
+        """Return True if a dependency may have left files that a task on a backend can receive."""
+        sandbox, same = source.sandbox or "", self._is_on(backend, source)
+        if os.path.isdir(sandbox):
+            return (same or backend.capabilities.shared_file_system) and bool(left_in(sandbox))
+        return same
+
+    async def copy(
         self,
         task: TaskDescription,
         backend: BaseExecutionBackend,
-        sources: Iterable[AttemptInfo],
+        resolved: Resolved,
+        left: Sequence[AttemptInfo] = (),
+    ) -> None:
+        """Copy files into an attempt's sandbox, on another thread. Called after `link`.
+
+        Args:
+            task: The attempt's description.
+            backend: The backend to which the attempt will be submitted.
+            resolved: The locations of the attempt's inputs, some of which are copied.
+            left: The dependencies whose undeclared files are copied, unless an input has the same
+                name; `has_left` is true for each of them.
+
+        Raises:
+            DataError: Two dependencies left files with the same name; an undeclared file that is
+                too large to be copied has been changed; or a file cannot be copied.
+        """
+        links = self._links[task["uid"]]
+        await self._threads.run(partial(self._copy, task, backend, resolved, left, links))
+
+    def _copy(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        resolved: Resolved,
+        left: Sequence[AttemptInfo],
         links: _Links,
     ) -> None:
-        can = backend.capabilities
-        if not (can.sandboxes or can.files):
-            return
-        linked = []
-        for source in sources:
-            if source.output_files or not source.sandbox:
-                continue
-            reachable = can.shared_file_system and os.path.isdir(source.sandbox)
-            if reachable or self._is_on(backend, source):
-                backend.link_implicit_data_deps(as_source(source), task)
-                if isinstance(source.keeper, Sandbox):
-                    linked.append(source.keeper)
-        links.implicit = tuple(linked)
+        link: Any = backend.link_explicit_data_deps  # `copy` is optional for backends
+        try:
+            for name in sorted(resolved.copies):
+                path = resolved.places[name].path
+                link(src_task=None, dst_task=task, file_name=name, file_path=path, copy=True)
+            if left:
+                self._copy_undeclared(task, backend, resolved, left, links)
+        finally:
+            if task["uid"] not in self._links and self._keep != "all":  # canceled meanwhile
+                with contextlib.suppress(OSError):
+                    remove_directory(task["sandbox"])
+
+    def _copy_undeclared(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        resolved: Resolved,
+        left: Sequence[AttemptInfo],
+        links: _Links,
+    ) -> None:
+        here = [source for source in left if os.path.isdir(source.sandbox or "")]
+        taken = {name.partition("/")[0] for name in resolved.places}
+        inheritance = links.inheritance = inherit(task["name"], here, taken)
+        for path, state in inheritance.linked.items():
+            if self._originals.get(path, state) != state:
+                raise DataError(
+                    f"task {task['name']!r} needs {path!r}, which another task has changed through "
+                    "a link. Declare the file as an OutputFile of the task that writes it, and "
+                    "pass it as InputFile(..., copy=True) to the task that changes it"
+                )
+            if path in inheritance.large:
+                self._originals[path] = state
+        resolved.linked.update(inheritance.linked)
+        links.needs = tuple(
+            source.keeper
+            for source in left
+            if source.uid in inheritance.linked_uids and isinstance(source.keeper, Sandbox)
+        )
+        for source in left:
+            left_out = inheritance.left_out.get(source.uid, ())
+            backend.link_implicit_data_deps(as_source(source, left_out), task)
 
     def _is_on(self, backend: BaseExecutionBackend, source: AttemptInfo) -> bool:
         known = self._backends.get(source.backend or "")
@@ -935,6 +988,19 @@ class Stager:
         for path in changed.values():
             self._fetcher.forget(path)
         return changed
+
+    def inherited(self, uid: str) -> Mapping[str, str] | None:
+        """Return the undeclared files that an attempt received; see `AttemptInfo.inherited`."""
+        links = self._links.get(uid)
+        return None if links is None or links.inheritance is None else links.inheritance.origins
+
+    def given(self, task: TaskDescription, resolved: Resolved | None) -> set[str]:
+        """Return the names of files that an attempt received and has not changed."""
+        given = set() if resolved is None else set(resolved.places)
+        links = self._links.get(task["uid"])
+        if links is not None and links.inheritance is not None:
+            given.update(links.inheritance.unchanged(task["sandbox"]))
+        return given
 
     def was_read(self, resolved: Resolved) -> None:
         """Record that a successful attempt has read its inputs.
@@ -1043,13 +1109,13 @@ class Stager:
         if result_is_path:
             self.results.add(files.values())
             self._sandboxes.note(sandbox, Disposition.STAY)
-            for source in links.implicit:
+            for source in links.needs:
                 source.spare()
             return None
         if not outputs:
-            return self._sandboxes.hold(sandbox, Disposition.REMOVE, links.implicit)
+            return self._sandboxes.hold(sandbox, Disposition.REMOVE, links.needs)
         self._declare(sandbox, outputs, matches or {}, files, recorded=recorded)
-        return self._sandboxes.hold(sandbox, Disposition.PRODUCT, links.implicit)
+        return self._sandboxes.hold(sandbox, Disposition.PRODUCT, links.needs)
 
     def _declare(
         self,

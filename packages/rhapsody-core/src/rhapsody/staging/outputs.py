@@ -73,8 +73,8 @@ def check_outputs(
         task: The attempt's description.
         outputs: The outputs among the attempt's arguments.
         backend: The backend that ran the attempt; `None` if the sandbox is on this file system.
-        given: Names of files that were put into the sandbox for the attempt. Patterns do not match
-            these files.
+        given: Names of files that were put into the sandbox for the attempt, and that the attempt
+            has not changed. These are not outputs.
 
     Returns:
         The names of the files that match each pattern, by pattern.
@@ -95,7 +95,7 @@ def check_outputs(
             matches[name] = _matching(task, name, given)
             continue
         directory = isinstance(output, OutputDir)
-        mode = _mode(task, name)
+        mode = None if name in given else _mode(task, name)
         kind = _dangling(sandbox, name) if mode is None else kind_of(mode)
         if mode is None or kind is not None:
             what = f"the directory {name!r}" if directory else repr(name)

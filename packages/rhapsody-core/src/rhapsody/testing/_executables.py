@@ -10,6 +10,7 @@ import stat
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.data import InputFile, OutputDir, OutputFile
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 from rhapsody.testing._suite import (
     DONE,
@@ -264,21 +266,54 @@ class Files(Suite):
             await append(InputFile(outside))
 
     @check("files", "executables", "files")
-    @pytest.mark.parametrize("how", ["explicit", "implicit"])
-    async def test_files_of_another_task_are_linked(self, driver: Driver, how: str) -> None:
-        first, empty = await driver.run(
-            driver.command("echo 1 > one; echo 2 > 'and two'"), driver.command("true")
-        )
+    async def test_files_of_another_task_are_linked(self, driver: Driver) -> None:
+        first = await driver.run_one(driver.command("echo 1 > one; echo 2 > 'and two'"))
         assert first.state is DONE, str(first)
-        task, backend = driver.command("cat one 'and two'"), driver.backend
-        if how == "implicit":
-            backend.link_implicit_data_deps(first.task, task)
-            backend.link_implicit_data_deps(empty.task, task)
-        else:
-            for name in ("one", "and two"):
-                backend.link_explicit_data_deps(src_task=first.task, dst_task=task, file_name=name)
+        task, link = driver.command("cat one 'and two'"), driver.backend.link_explicit_data_deps
+        for name in ("one", "and two"):
+            link(src_task=first.task, dst_task=task, file_name=name)
         end = await driver.run_one(task)
         assert end.stdout == "1\n2\n", str(end)
+
+    @check("files", "executables", "files")
+    async def test_undeclared_files_of_another_task_are_copied(self, driver: Driver) -> None:
+        leave = "mkdir d; echo 1 > one; echo 2 > 'd/and two'; echo 3 > unwanted"
+        first, empty = await driver.run(driver.command(leave), driver.command("true"))
+        assert first.state is DONE, str(first)
+        change = "ls; echo {} >> one; echo {} >> 'd/and two'; cat one 'd/and two'"
+        tasks = [driver.command(change.format(name, name)) for name in "ab"]
+        source: Any = {**first.task, "left_out": ["unwanted"]}
+        for task in tasks:
+            await in_thread(partial(driver.backend.link_implicit_data_deps, source, task))
+            await in_thread(partial(driver.backend.link_implicit_data_deps, empty.task, task))
+        ends = await driver.run(*tasks)
+        for end, name in zip(ends, "ab", strict=True):
+            assert (end.stdout or "").split() == ["d", "one", "1", name, "2", name], (
+                f"each task must receive its own copies, which it can change: {end}"
+            )
+
+    @check("files", "executables", "files")
+    async def test_dependents_do_not_share_undeclared_files(self, flow: WorkflowEngine) -> None:
+        @flow.executable_task
+        async def start() -> str:
+            return "echo start > out.txt"
+
+        @flow.executable_task
+        async def step(name: str, former: object) -> str:
+            return f"echo {name} >> out.txt; cat out.txt"
+
+        @flow.executable_task
+        async def merge(*former: object) -> str:
+            return "cat out.txt"
+
+        first = start()
+        both = step("a", first), step("b", first)
+        for future, name in zip(both, "ab", strict=True):
+            assert (await future).split() == ["start", name]
+        again = await step("c", both[0])
+        assert again.split() == ["start", "a", "c"]
+        with pytest.raises(Exception, match=r"out\.txt"):
+            await merge(*both)
 
     @check("files", "executables", "copies_files_out")
     async def test_a_file_is_copied_out(self, driver: Driver) -> None:

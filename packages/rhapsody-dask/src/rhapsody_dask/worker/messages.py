@@ -241,6 +241,9 @@ def file_here(kind: Any, state: dict[str, Any]) -> Any:
 def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
     """Pack files and directories, given as pairs of a name and a path.
 
+    A link to another packed file of the same directory stays a link. For other links, the files to
+    which they lead are packed.
+
     Returns:
         The archive, and the names of entries that were left out: dangling links, links that lead
         out of a directory, pipes and devices. Sockets are left out as well, but not named.
@@ -256,13 +259,23 @@ def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
             return None
         return entry
 
+    paths = dict(files)
     with tarfile.open(fileobj=target, mode="w") as archive:
-        for name, path in files:
+        for name, path in paths.items():
             try:
-                archive.add(os.path.realpath(path), name, filter=fits)
+                real = path if _stays_link(path, paths) else os.path.realpath(path)
+                archive.add(real, name, filter=fits)
             except FileNotFoundError:
                 left_out.append(name)
     return target.getvalue(), sorted(left_out)
+
+
+def _stays_link(path: str, paths: Mapping[str, str]) -> bool:
+    if not os.path.islink(path):
+        return False
+    directory, target = os.path.dirname(path), os.path.normpath(os.readlink(path))
+    first = target.partition("/")[0]
+    return paths.get(first) == os.path.join(directory, first) and os.path.exists(path)
 
 
 def unpack_files(packed: Any, directory: str) -> None:

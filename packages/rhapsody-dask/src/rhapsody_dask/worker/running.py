@@ -40,9 +40,9 @@ from rhapsody.sdk import (
     TaskProgram,
     TaskService,
     WorkerLoop,
+    copy_all,
     copy_into,
     describe_error,
-    link_all,
     link_into,
     make_sandbox,
     moved,
@@ -309,8 +309,8 @@ def _prepare(running: Running) -> str:
             link_into(path, words[0], words[1])
         elif kind == "private":
             copy_into(path, words[0], words[1])
-        elif kind == "all":
-            link_all(words[0], path)
+        elif kind == "undeclared":
+            copy_all(words[0], path, words[1:])
         else:
             unpack_files(running.values[words[0]].payload, path)
     return path
