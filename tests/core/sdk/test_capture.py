@@ -18,6 +18,7 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.sdk import capture
 from rhapsody.sdk.capture import MAX_CAPTURED, TruncatedText
+from rhapsody.sdk.runner import MAX_TEXT, PROTOCOL_VERSION, CallSpec, Captured
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
 from rhapsody.testing import Driver
@@ -196,3 +197,20 @@ async def test_the_rest_of_much_output_is_kept_compressed_up_to_a_limit(
     assert isinstance(text, TruncatedText)
     assert text.whole() == text
     assert "rhapsody logs" not in text
+    assert text.endswith(f"{hash(99_998 / 3)}{hash(99_999 / 3)}")
+    assert len(text) < capture.MAX_END + 200
+
+
+def _print_much() -> None:
+    print("beginning" + "x" * MAX_TEXT + "end", end="")
+
+
+async def test_of_much_output_in_another_process_the_beginning_and_the_end_are_kept() -> None:
+    order = CallSpec(PROTOCOL_VERSION, "task", "task", 1, None, None, 0, {}, True, None, {})
+    with Captured(order) as output:
+        _print_much()
+    assert output.stdout is not None
+    assert output.stdout.startswith("beginningx")
+    assert output.stdout.endswith("xend")
+    assert f"12 of {MAX_TEXT + 12} bytes are omitted" in output.stdout
+    assert MAX_TEXT < len(output.stdout) < MAX_TEXT + 100

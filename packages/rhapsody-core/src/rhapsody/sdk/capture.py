@@ -33,6 +33,9 @@ MAX_CAPTURED = 1 << 20
 MAX_PACKED = 4 << 20
 """Maximum size in bytes, after compression, of the rest of such a stream."""
 
+MAX_END = 4000
+"""Number of last characters that are kept of a stream whose rest is larger than that."""
+
 MAX_TEES = 16
 """Number of the most recent wrappers of standard streams, which are not freed.
 
@@ -53,7 +56,7 @@ class TruncatedText(str):
 
     Args:
         beginning: The beginning of the output.
-        note: The note, which follows it.
+        note: The note, which follows it, and the end of the output if the rest was not kept.
         rest: The rest of the output, compressed with zlib; `None` if it was not kept.
         size: The number of characters of the output.
     """
@@ -95,6 +98,7 @@ class Record:
         self._size = 0
         self._packed = bytearray()  # the text beyond `MAX_CAPTURED`, compressed
         self._packer: Any = None
+        self._end = ""  # the end of the text if the compressed text became too large
         self._file: TextIO | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -123,9 +127,11 @@ class Record:
             self._packer = zlib.compressobj(1)
         if self._packer is not None:
             self._packed += self._packer.compress(text.encode("utf-8", "replace"))
-            if len(self._packed) > MAX_PACKED:
-                self._packer = None
-                self._packed.clear()
+            if len(self._packed) <= MAX_PACKED:
+                return
+            self._packer = None
+            self._packed.clear()
+        self._end = (self._end + text[-MAX_END:])[-MAX_END:]
 
     @property
     def in_file(self) -> bool:
@@ -154,7 +160,9 @@ class Record:
         if self._packer is not None:
             rest = bytes(self._packed + self._packer.flush())
             note += "; `rhapsody logs` prints all of it if the run is recorded"
-        return TruncatedText(text, f"\n{note}]\n", rest, self._size)
+        else:
+            note += f"; its last {len(self._end)} characters follow"
+        return TruncatedText(text, f"\n{note}]\n{self._end}", rest, self._size)
 
     def _spill(self, path: str) -> TextIO:
         if self._file is None:

@@ -922,15 +922,19 @@ class Captured(Output):
             os.dup2(kept, number)
             os.close(kept)
             size = os.fstat(file).st_size
-            text = (
-                path if self.directory else os.pread(file, MAX_TEXT, 0).decode("utf-8", "replace")
-            )
+            setattr(self, name, path if self.directory else _read_output(file, size))
             os.close(file)
-            if size > MAX_TEXT and not self.directory:
-                text += f"\n[truncated: the whole output has {size} bytes]\n"
-            setattr(self, name, text)
 
         return restore
+
+
+def _read_output(file: int, size: int) -> str:
+    """Return the text of a file or, if it is longer than `MAX_TEXT`, its beginning and end."""
+    if size <= MAX_TEXT:
+        return os.pread(file, size, 0).decode("utf-8", "replace")
+    half = MAX_TEXT // 2
+    parts = [os.pread(file, half, start).decode("utf-8", "replace") for start in (0, size - half)]
+    return f"\n[truncated: {size - 2 * half} of {size} bytes are omitted here]\n".join(parts)
 
 
 def _temporary_file() -> int:
