@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -43,12 +43,14 @@ Contest = Callable[[int], Coroutine[Any, Any, float] | float]
 """Function that runs a number of programs and returns the seconds it took."""
 
 
-async def ours(size: int, *, command: Any, file: bool = False) -> float:
-    """Run executable tasks on the local backend."""
+async def ours(
+    size: int, *, command: Any, file: bool = False, shell: Sequence[str] | None = None
+) -> float:
+    """Run executable tasks on the local backend, strings in bash or another shell."""
     backend = LocalExecutionBackend(resources={"cores": CORES})
     async with WorkflowEngine.create(backend, handle_signals=False) as flow:
 
-        @flow.executable_task
+        @flow.executable_task(shell=shell)
         async def program(*_: Any) -> Any:
             return command
 
@@ -180,10 +182,12 @@ MEASURES: dict[str, dict[str, Contest]] = {
     },
     "shell": {
         "rhapsody": partial(ours, command=SHELL),
+        "rhapsody, sh": partial(ours, command=SHELL, shell=["/bin/sh", "-c"]),
         "subprocess.run": partial(run_in_threads, command=SHELL),
     },
     "file": {
         "rhapsody": partial(ours, command=WRITES, file=True),
+        "rhapsody, sh": partial(ours, command=WRITES, file=True, shell=["/bin/sh", "-c"]),
         "subprocess.run": partial(run_in_threads, command=WRITES, file=True),
     },
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, WorkflowEngine
+from rhapsody.cli import main
 from rhapsody.data import SavedFile
 from rhapsody.observers import progress
 from rhapsody.observers.account import Counts, Row, account
@@ -227,6 +228,20 @@ def test_what_programs_print_is_among_the_lines_and_what_functions_print_comes_o
     assert lines.count("simulate 000006 | not two") == 1
     assert (done.stdout + done.stderr).count("loading 1") == 1
     assert " | " not in run(PIPELINE, "-v", "--dry-run").stderr
+
+
+WARNS = """
+async def main(flow):
+    await flow.executable_task(lambda: "echo careful >&2", name="warn")()
+"""
+
+
+def test_the_standard_error_of_a_command_that_succeeded_is_shown(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "warn 000001 | careful" in run(WARNS, "-v").stderr.splitlines()
+    assert main(["show", "1"]) == 0
+    assert "careful" in capsys.readouterr().out
 
 
 def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
