@@ -17,7 +17,7 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.outputs import check_outputs, leads_into
-from rhapsody.task import AttemptInfo
+from rhapsody.task import AttemptInfo, Written
 from tests._support.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -278,6 +278,21 @@ async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     assert far.copies == 1
     assert here.explicit[0]["path"].startswith(str(work))
     await stager.close()
+
+
+async def test_a_file_of_a_distant_backend_may_be_read_there_under_another_name(
+    work: Path,
+) -> None:
+    far = Distant("far")
+    stager = Stager(work, backends={"far": far})
+    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("out.txt",), backend="far")
+    file, task = InputFile("results/s1.txt"), describe(stager)
+    made_by = {id(file): Written((source,), "out.txt", bound=True)}
+    resolved = stager.resolve(task, far, [file], [], [], made_by)
+    await stager.fetched(task, resolved, [])
+    stager.link(task, far, resolved)
+    assert [(link["src"], link["name"]) for link in far.explicit] == [(None, "s1.txt")]
+    assert Path(far.explicit[0]["path"]).read_text() == "out.txt of u.1"
 
 
 # Implicit data.
