@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rhapsody_radical.wire import Channel, Outbox, Records, Worker
+from rhapsody.sdk import copied_classes
+from rhapsody_radical.wire import Channel, Outbox, Records, Worker, dumps, loads
 
 
 @pytest.fixture
@@ -85,3 +86,19 @@ def test_a_worker_thread_rejects_calls_after_its_end() -> None:
         worker.submit(lambda: 3)
     worker.post(lambda: done.append(4))
     assert done == [2]
+
+
+def test_results_of_calls_in_the_client_are_of_the_programs_classes() -> None:
+    class Cell:
+        scale = 1
+
+    def name(thing: object) -> None:
+        return None
+
+    packed = dumps(Cell(), name)
+    with copied_classes():  # as the client does
+        cell = loads(packed, name)
+        type(cell).scale = 99
+        packed = dumps([cell], name)
+    (result,) = loads(packed, name)
+    assert (type(result), Cell.scale) == (Cell, 1)

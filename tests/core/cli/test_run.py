@@ -226,6 +226,48 @@ def test_functions_and_classes_of_the_script_travel_to_worker_processes_and_back
     assert (done.returncode, done.stdout) == (0, "loaded\nPoint(x=11)\n"), done.stderr
 
 
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_recorded_objects_are_of_the_scripts_classes(executor: str, tmp_path: Path) -> None:
+    script = """
+    from dataclasses import dataclass
+
+    factor = 1
+
+    @dataclass(slots=True)
+    class Point:
+        x: int
+
+        def size(self):
+            return factor * self.x
+
+    @dataclass(slots=True, frozen=True)
+    class Frozen:
+        x: int
+
+    async def main(flow):
+        global factor
+
+        @flow.function_task
+        def make(x):
+            with open("ran.txt", "a") as log:
+                print(x, file=log)
+            return [Point(x), Frozen(x), lambda: x]  # pickle does not accept the function
+
+        size = Point.size
+        point, frozen, function = await make(1)
+        factor = 10
+        assert (type(point), type(frozen), Point.size) == (Point, Frozen, size)
+        print(point, frozen, function(), point.size(), Point(2).size())
+    """
+    (tmp_path / "script.py").write_text(dedent(script))
+    for arguments in ((), ("--resume",)):
+        command = [sys.executable, "-m", "rhapsody", "run", "script.py", *arguments]
+        command += ["-o", f"executor={executor}"]
+        printed = subprocess.check_output(command, cwd=tmp_path, text=True, timeout=60)
+        assert printed == "Point(x=1) Frozen(x=1) 1 10 20\n"
+    assert (tmp_path / "ran.txt").read_text() == "1\n"
+
+
 def test_a_plain_main_is_called_with_an_engine(run: Run) -> None:
     script = """
     import rhapsody

@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+from rhapsody.sdk import pickler
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Record(dict[str, Any]):
             ) from None
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(pickler()):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, name: Callable[[Any], Any]) -> None:
         super().__init__(file)
         self._name = name

@@ -316,3 +316,32 @@ async def test_objects_of_slotted_and_other_classes_come_through(
         assert (values[5].more, values[6].a, values[8].item, values[10].n) == (3, 1, 1, 1)
         assert values[11] is s.Color.RED
         assert values[11].text == "red"
+
+
+async def test_structs_of_msgspec_come_through(script: Script, flow: WorkflowEngine) -> None:
+    json = pytest.importorskip("msgspec").json
+    s = script("""
+        import msgspec
+
+        class Item(msgspec.Struct):
+            a: int
+            b: list = []
+
+        class Child(Item, frozen=True, kw_only=True, tag="child", rename="camel"):
+            some_name: int
+            other: "Item | None" = None
+
+            def twice(self):
+                return 2 * self.some_name
+
+        def make():
+            return [Item(1), Child(2, some_name=3, other=Item(4))]
+
+        def use(values):
+            return values, values[1].twice(), msgspec.json.encode(values), Item(5).b
+    """)
+    made = await flow.function_task(s.make)()
+    again, twice, text, empty = await flow.function_task(s.use)(made)
+    assert again == made == s.make()
+    assert [*map(type, again)] == [s.Item, s.Child]
+    assert (twice, text, empty) == (6, json.encode(made), [])

@@ -21,6 +21,7 @@ from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store
 from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.sdk.modules import own_modules
+from rhapsody.sdk.runner import dumps
 from rhapsody.staging.outputs import leads_into
 
 T = TypeVar("T")
@@ -450,11 +451,9 @@ class Journal:
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception:  # cloudpickle also stores objects that pickle cannot find by name
-            import cloudpickle  # type: ignore[import-untyped]
-
+        except Exception:  # `dumps` also stores objects that pickle cannot find by name
             try:
-                packed = cloudpickle.dumps(value)
+                packed = dumps(value)
             except Exception as error:
                 self._refuse(name, f"its result cannot be pickled: {describe_error(error)}")
                 return None

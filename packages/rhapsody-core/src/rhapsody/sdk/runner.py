@@ -53,7 +53,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 __all__ = [
     "PROTOCOL_VERSION", "REFERENCE", "RUNNER_FILE", "CallResult", "CallSpec", "Captured",
     "Environment", "Meter", "Output",
-    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "dumps", "known",
+    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "copied_classes", "dumps",
+    "known",
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
@@ -1054,11 +1055,11 @@ class ScriptClasses:
             call is unpickled or its result is pickled.
         here: The function to which pickles refer for a class.
         define: The function to which pickles refer for the attributes of a class.
+        struct: The function to which pickles refer for a new class of msgspec.
     """
 
-    def __init__(self, here: Callable[..., Any], define: Callable[..., Any]) -> None:
-        self.here = here
-        self.define = define
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        self.here, self.define, self.struct = functions
         self.now = _Now()
         self._undefined: dict[int, Any] = {}
         self._begin()
@@ -1080,13 +1081,15 @@ class ScriptClasses:
         if self.now.received is not None:  # `pack_error` unpickles its pickle
             self.now.received.found[reference[0]] = cls
         *args, _, _ = args  # without cloudpickle's own id of the class
-        if len(args) == 4:  # not an enum
+        if hasattr(cls, "__struct_config__"):
+            make, args = self.struct, _struct_parts(cls)
+        elif len(args) == 4:  # not an enum
             attributes = {**args[3], "__qualname__": name}
             if "__slots__" in vars(cls) and not issubclass(cls, tuple):  # they cannot be set later
                 attributes["__slots__"] = cls.__slots__
             args[3] = attributes
         shape = type(cls), *cls.__bases__
-        arguments = reference, shape, make, (*args, None, None)
+        arguments = reference, shape, make, (*args, None, None)  # as cloudpickle's functions expect
         return self.here, arguments, (setter, state), None, None, self.define
 
     def take(self, reference: Any, shape: Any, make: Any, args: Any) -> Any:
@@ -1243,6 +1246,21 @@ def script_classes() -> ScriptClasses:
     return classes
 
 
+@contextmanager
+def copied_classes() -> Iterator[None]:
+    """Use copies of the script's classes for what this thread unpickles and pickles.
+
+    For calls that do not use a `Runner`.
+    """
+    classes = script_classes()
+    received = classes.now.received = Received(classes, forwards=False)
+    try:
+        yield
+    finally:
+        classes.now.received = None
+        received.release()
+
+
 def _classes_module() -> ModuleType:
     def here(reference: Any, shape: Any = (), make: Any = None, args: Any = ()) -> Any:
         received = classes.now.received
@@ -1252,11 +1270,41 @@ def _classes_module() -> ModuleType:
     def define(cls: Any, definition: Any) -> None:
         classes.set_state(cls, definition)
 
-    module, classes = ModuleType(CLASSES), ScriptClasses(here, define)
-    here.__module__ = define.__module__ = CLASSES
-    here.__qualname__, define.__qualname__ = here.__name__, define.__name__
-    vars(module).update(classes=classes, here=here, define=define)
+    def struct(name: str, fields: Any, options: Any, *_: None) -> Any:
+        import msgspec  # type: ignore[import-not-found,unused-ignore]
+
+        return msgspec.defstruct(
+            name, [(field, kind, msgspec.field(**more)) for field, kind, more in fields], **options
+        )
+
+    functions = here, define, struct
+    module, classes = ModuleType(CLASSES), ScriptClasses(*functions)
+    vars(module)["classes"] = classes
+    for function in functions:
+        function.__module__, function.__qualname__ = CLASSES, function.__name__
+        setattr(module, function.__name__, function)
     return module
+
+
+def _struct_parts(cls: Any) -> list[Any]:
+    """Return how to create a class of msgspec again, because its fields cannot be set later."""
+    names, defaults, positional = cls.__struct_fields__, cls.__struct_defaults__, cls.__match_args__
+    default = dict(zip(reversed(names), reversed(defaults), strict=False))
+    own = vars(cls).get("__annotations__", {})
+    fields = []
+    for name in filter(own.__contains__, names):
+        value: Any = default.get(name)
+        if hasattr(value, "factory"):
+            more = {"default_factory": value.factory}
+        else:
+            more = {"default": value} if name in default else {}
+        fields.append((name, own[name], more))
+    config = cls.__struct_config__
+    options = {name: getattr(config, name) for name in dir(config) if not name.startswith("_")}
+    options["bases"], options["module"] = cls.__bases__, cls.__module__
+    options["kw_only"] = not any(name in positional for name, *_ in fields)
+    options["rename"] = dict(zip(names, cls.__struct_encode_fields__, strict=True))
+    return [cls.__name__, fields, options]
 
 
 def loads(packed: Any) -> Any:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody.sdk import start_thread
+from rhapsody.sdk import copied_classes, start_thread
 from rhapsody_radical.client.raptor import Raptors
 from rhapsody_radical.client.session import Objects
 from rhapsody_radical.client.tasks import Send
@@ -57,10 +57,11 @@ class Calls:
         """
 
         def answer() -> None:
-            try:
-                self.reply(number, self._called(uid, packed))
-            except BaseException as error:  # sent to the program
-                self.reply(number, error, good=False)
+            with copied_classes():
+                try:
+                    self.reply(number, self._called(uid, packed))
+                except BaseException as error:  # sent to the program
+                    self.reply(number, error, good=False)
 
         try:
             start_thread(answer, f"rhapsody-radical-call-{number}")
