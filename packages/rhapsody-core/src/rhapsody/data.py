@@ -693,10 +693,12 @@ class InputFiles(list[Path]):
         """Return the arguments for a list command: the directory, or each of the files."""
         if self.directory:
             return [str(self.file)]
-        directory = os.path.dirname(self.file.filename)
+        assert self.file.filepath is not None
+        directory, parent = os.path.dirname(self.file.filename), self.file.filepath.parent
+        names = [os.path.join(directory, os.path.relpath(path, parent)) for path in self]
         return [
-            str(_changed(self.file, filename=os.path.join(directory, path.name), filepath=path))
-            for path in self
+            str(_changed(self.file, filename=name, filepath=path))
+            for name, path in zip(names, self, strict=True)
         ]
 
     def __fspath__(self) -> str:

@@ -250,7 +250,7 @@ class Values:
                     file, sandbox, sources, own, staged=staged[id(file)], by_path=by_path
                 )
             elif resolved is not None:
-                values[id(file)] = located(file, resolved, own)
+                values[id(file)] = located(file, resolved, sources, own)
         if sandbox is not None:
             for output in found.outputs:
                 values[id(output)] = output.bound_to(sandbox, by_path=by_path)

@@ -32,7 +32,6 @@ from rhapsody.data import (
     output_name,
     plain_name,
     staged_as,
-    without_secrets,
 )
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import ThreadPool, in_thread
@@ -216,11 +215,6 @@ class Origin(NamedTuple):
     copy: bool = False
     stamp: tuple[int, int] | None = None
 
-    def __str__(self) -> str:
-        if self.producer is not None:
-            return f"the file that task {self.producer.task} wrote"
-        return without_secrets(self.url) if self.url is not None else repr(self.path)
-
 
 def staged_names(
     task: TaskDescription,
@@ -268,7 +262,7 @@ def staged_names(
         if file.name is not None:
             found[id(file)] = _explicitly(task, file, which, used, several=bool(matched))
             continue
-        inside = list(dict.fromkeys(name for _, names in matched for name in names))
+        inside = [path for path, _, _ in matched]
         name = file.filename
         if not inside:
             name = f"input-{name}" if used.get(name) == "an output" else name
@@ -328,20 +322,15 @@ def origins(
         directory: The directory at which relative paths start.
 
     Raises:
-        DataError: A file has no origin or several origins, or several files that match a pattern
-            have the same name.
+        DataError: A file has no origin or several origins.
     """
-    found: dict[str, Origin] = {}
-    for file in inputs:
-        written, to = made_by.get(id(file)), staged[id(file)]
-        for name, origin in _each(task, file, sources, written, to, directory):
-            other = found.setdefault(name, origin)
-            if other[:-1] != origin[:-1]:  # a file that changes now is still the same file
-                raise DataError(
-                    f"task {task['name']!r} has two inputs named {name!r}: "
-                    f"{other} and {origin}; rename one of them"
-                )
-    return found
+    return {
+        path: origin
+        for file in inputs
+        for path, origin in _each(
+            task, file, sources, made_by.get(id(file)), staged[id(file)], directory
+        )
+    }
 
 
 def _each(
@@ -354,10 +343,9 @@ def _each(
 ) -> Iterator[tuple[str, Origin]]:
     attempts, declared = _writers(file, sources, written)
     matched = _matched_by(declared, attempts)
-    for producer, names in matched:
-        for name in names:
-            origin = Origin(name, producer, copy=file.copy)
-            yield os.path.join(os.path.dirname(staged), name), origin
+    for path, producer, name in matched:
+        origin = Origin(name, producer, copy=file.copy)
+        yield os.path.join(os.path.dirname(staged), path), origin
     if not matched:
         wrote = [attempt for attempt in attempts if declared in attempt.output_files]
         if len(wrote) == 1:
@@ -404,7 +392,7 @@ def as_several(
     attempts, declared = _writers(file, sources, written)
     matched = _matched_by(declared, attempts)
     if matched:
-        return InputFiles(bound, {n for _, names in matched for n in names}, directory=False)
+        return InputFiles(bound, [path for path, _, _ in matched], directory=False)
     wrote = [each.path_of(declared) for each in attempts if declared in each.output_files]
     directory = wrote[0] if len(wrote) == 1 else ""
     if not os.path.isdir(directory):
@@ -415,21 +403,24 @@ def as_several(
 
 
 def located(
-    file: InputFile, resolved: Resolved, written: Written | None = None
+    file: InputFile,
+    resolved: Resolved,
+    sources: Sequence[AttemptInfo],
+    written: Written | None = None,
 ) -> InputFiles | InputFile:
     """Return the object that a function receives for an input that it reads in place.
 
     Args:
         file: The input.
         resolved: The locations of the task's inputs, all of which this process can read.
+        sources: The outcomes of the task's dependencies.
         written: The output that the input stood for when the task was called, or `None`.
     """
     places, staged = resolved.places, resolved.staged[id(file)]
-    attempts, declared = _writers(file, resolved.sources, written)
+    attempts, declared = _writers(file, sources, written)
     matched = _matched_by(declared, attempts)
-    names = dict.fromkeys(name for _, names in matched for name in names)
-    if names:
-        inside = (places[os.path.join(os.path.dirname(staged), name)] for name in names)
+    if matched:
+        inside = (places[os.path.join(os.path.dirname(staged), path)] for path, _, _ in matched)
         found = [place.path for place in inside if place.path is not None]
         pattern = os.path.join(os.path.dirname(found[0]), file.filename)
         return InputFiles(found_at(file, pattern), found, directory=False)
@@ -444,9 +435,22 @@ def located(
 
 def _matched_by(
     declared: str, attempts: Sequence[AttemptInfo]
-) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
-    """Return the attempts that declared a pattern, each with the names that match it."""
-    return [(a, a.matches[declared]) for a in attempts if a.matches and declared in a.matches]
+) -> list[tuple[str, AttemptInfo, str]]:
+    """Return the files that match a pattern, which tasks declared.
+
+    Returns:
+        For each file, the path under which it is staged, relative to the directory for all of them;
+        the attempt that wrote it; and its name. The second file with a name is staged in the
+        directory `2`, the third one in `3`, and so on.
+    """
+    found: dict[str, tuple[AttemptInfo, str]] = {}
+    for attempt in attempts:
+        for name in (attempt.matches or {}).get(declared, ()):
+            path, number = name, 2
+            while path in found:
+                path, number = f"{number}/{name}", number + 1
+            found[path] = attempt, name
+    return [(path, *file) for path, file in found.items()]
 
 
 def _writers_error(
