@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,22 @@ async def test_functions_of_a_loop_use_the_loops_variable_at_the_call(
         ours.append(flow.function_task(name)(asyncio.sleep))
         theirs.append(raw.submit(name, None, pure=False))
     assert await asyncio.gather(*ours) == await asyncio.gather(*theirs) == [0, 1, 2]
+
+
+async def test_a_generator_of_the_program_is_refused(flow: WorkflowEngine) -> None:
+    rng, imported = random.Random(0), random.random
+
+    def draw(rng: random.Random) -> float:
+        return rng.random()
+
+    with pytest.raises(ValueError, match="'rng'"):
+        await flow.function_task(lambda: rng.random())()
+    task = flow.function_task(draw)
+    await task(rng)
+    with pytest.raises(ValueError, match="'rng'"):
+        await task(rng)
+    own = flow.function_task(lambda number: imported())
+    assert len(set(await asyncio.gather(*flow.map(own, range(5))))) == 5
 
 
 async def test_a_function_uses_the_last_uploaded_version_of_its_module(

@@ -31,7 +31,8 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 """Types that contain no futures or files."""
 
 
-_IMMUTABLE = PLAIN - {bytearray}
+IMMUTABLE = PLAIN - {bytearray}
+"""Types whose instances cannot change in place."""
 
 EXACT = frozenset({list, tuple, dict, set})
 
@@ -210,14 +211,14 @@ def kept_arguments(
         kwargs: The keyword arguments.
         found: The futures and files in the arguments, or `None`. The futures must be done.
     """
-    if found is None and not kwargs and _IMMUTABLE.issuperset(map(type, args)):
+    if found is None and not kwargs and IMMUTABLE.issuperset(map(type, args)):
         return None
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     values = [
         (name, leaf)
         for name, value in named
         for leaf in ((value,) if found is None else found.leaves(value))
-        if type(leaf) not in _IMMUTABLE and not isinstance(leaf, type | FunctionType | PurePath)
+        if type(leaf) not in IMMUTABLE and not isinstance(leaf, type | FunctionType | PurePath)
     ]
     return KeptArguments(values) if values else None
 

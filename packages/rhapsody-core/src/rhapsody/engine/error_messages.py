@@ -449,6 +449,31 @@ def not_retried(record: TaskRecord, argument: int | str) -> str:
     )
 
 
+_CURE = "pass one generator per call (rng.spawn(n) of NumPy makes them) or a seed as an argument"
+
+
+def captured_generator(record: TaskRecord, backend: BackendHandle, name: str) -> ValueError:
+    """Return the error for a function that would be sent to a worker with a generator."""
+    variable = f"the variable {name!r}" if name else "its arguments"
+    return ValueError(
+        f"task {record.task.name!r} uses a random number generator of the program, in {variable}. "
+        f"Each call on backend {backend.name!r} would receive a copy in the same state and "
+        f"draw the same numbers; {_CURE}"
+    )
+
+
+def generator_sent_again(
+    record: TaskRecord, backend: BackendHandle, argument: int | str, generator: object
+) -> ValueError:
+    """Return the error for a generator in the state in which another call has received it."""
+    return ValueError(
+        f"task {record.task.name!r}: {argument_name(record.task.function, argument)} is a random "
+        f"number generator ({type(generator).__name__}) that another call on backend "
+        f"{backend.name!r} has received in the same state, so both would draw the same "
+        f"numbers; {_CURE}, or a copy if this is intended"
+    )
+
+
 def cancelled_elsewhere(record: TaskRecord) -> str:
     """Return the message for the cancellation of a task by something other than its engine."""
     return (

@@ -8,16 +8,24 @@ call of `advance`. If a step has to wait, the task leaves its dispatcher's queue
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import logging
 import os
+import pickle
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.data import File, InputFile, InputFiles, Output, moved, not_an_option
 from rhapsody.engine import error_messages
-from rhapsody.engine.arguments import ArgumentScan, KeptArguments, kept_arguments, texts_in
+from rhapsody.engine.arguments import (
+    IMMUTABLE,
+    ArgumentScan,
+    KeptArguments,
+    kept_arguments,
+    texts_in,
+)
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.memoization import Memoization
@@ -40,6 +48,7 @@ from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.calls import argument_name
+from rhapsody.sdk.generators import captured_generator, is_generator
 from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
@@ -47,6 +56,9 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
 """Stages of a task's preparation (`TaskRecord.stage`)."""
+
+MAX_GENERATORS = 1000
+"""Number of generators of random numbers that are remembered after they were sent to a worker."""
 
 _KEYS = TaskDescription.__required_keys__
 
@@ -104,6 +116,7 @@ class TaskBuilder:
         self._implicit_data = options.implicit_data
         self._shell = options.shell
         self._quiet = quiet
+        self._generators: dict[int, tuple[Any, bytes]] = {}  # those sent and their states, by id
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
         self._held_back: set[str] = set()  # backends for which a held-back task was logged
 
@@ -117,8 +130,7 @@ class TaskBuilder:
                     return False
                 if task.direct is backend and record.found is None and record.specific is None:
                     self._describe(record)
-                    if task.may_retry and backend.shares_memory:
-                        self._keep_arguments(record)
+                    self._check_arguments(record, backend)
                     record.backend = backend
                     record.stage = PREPARED
                     return True
@@ -175,8 +187,8 @@ class TaskBuilder:
                 record.stage = PREPARED
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description, here=backend.here)
-                if task.may_retry and backend.shares_memory:
-                    self._keep_arguments(record)
+                if task.kind == "function":
+                    self._check_arguments(record, backend)
                 if resolved is not None:
                     self._stager.link(record.description, backend.backend, resolved)
                     left = record.left if "sandbox" in record.description else ()
@@ -226,12 +238,44 @@ class TaskBuilder:
                 self._restore_arguments(record, record.kept)
             description["args"], description["kwargs"] = self._values.of(record)
 
-    def _keep_arguments(self, record: TaskRecord) -> None:
-        """Have the backend copy the arguments right before an attempt that may be retried."""
-        if record.kept is None:
-            record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
-        if record.kept is not None:
-            record.description["keep_arguments"] = record.kept.keep
+    def _check_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Prepare for a function that changes its arguments in place.
+
+        In this process, the backend copies the arguments right before an attempt that may be
+        retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
+        """
+        if not backend.shares_memory:
+            args, kwargs = record.description["args"], record.description["kwargs"]
+            if kwargs or not IMMUTABLE.issuperset(map(type, args)):
+                self._check_generators(record, backend, [*enumerate(args), *kwargs.items()])
+        elif record.task.may_retry:
+            if record.kept is None:
+                record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
+            if record.kept is not None:
+                record.description["keep_arguments"] = record.kept.keep
+
+    def _check_generators(
+        self,
+        record: TaskRecord,
+        backend: BackendHandle,
+        arguments: Sequence[tuple[int | str, Any]],
+    ) -> None:
+        """Check that no other call has received an argument's random numbers.
+
+        Raises:
+            ValueError: An argument is a generator whose state was sent with another call.
+        """
+        if record.attempt > 1:  # a retry, which receives the same generator on purpose
+            return
+        for name, value in arguments:
+            if type(value) in IMMUTABLE or not is_generator(value):
+                continue
+            state = hashlib.blake2b(pickle.dumps(value)).digest()
+            if self._generators.get(id(value), (None, b""))[1] == state:
+                raise error_messages.generator_sent_again(record, backend, name, value)
+            self._generators[id(value)] = value, state
+            if len(self._generators) > MAX_GENERATORS:
+                del self._generators[next(iter(self._generators))]
 
     def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:
         """Restore the arguments that earlier attempts have changed; log the first of each task."""
@@ -437,6 +481,11 @@ class TaskBuilder:
         for each in (backend, *self._others(record)):
             self._check_capable(record, each)
         task, settings, hooks = record.task, record.task.settings, self._hooks
+        sent = task.kind == "function" and not backend.shares_memory
+        if sent and task.accepted_by is not backend:
+            name = captured_generator(task.function)
+            if name is not None:
+                raise error_messages.captured_generator(record, backend, name)
         if callable(settings.resources):
             return  # the resources may differ for the next task
         task.accepted_by = backend

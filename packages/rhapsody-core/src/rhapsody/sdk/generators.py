@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from rhapsody.sdk.modules import MISSING, content_of, is_in_its_module, with_inner
+from rhapsody.sdk.runner import home_of_method
 
 _KINDS = {
     "random": ("Random",),
@@ -79,8 +80,12 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield "", value.func
         yield from (("", each) for each in (*value.args, *value.keywords.values()))
     elif kind is types.MethodType:
-        yield "", value.__func__
-        yield "", value.__self__
+        if home_of_method(value) is None:
+            yield "", value.__func__
+            yield "", value.__self__
+    elif kind is types.BuiltinMethodType:
+        if not isinstance(value.__self__, types.ModuleType) and home_of_method(value) is None:
+            yield "", value.__self__
     elif kind in (list, tuple, set, frozenset):
         yield from (("", each) for each in islice(value, MAX_VALUES))
     elif kind is dict:

@@ -46,7 +46,7 @@ from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
-from types import CodeType, CoroutineType, ModuleType
+from types import BuiltinMethodType, CodeType, CoroutineType, MethodType, ModuleType
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -996,8 +996,19 @@ def pickler() -> Any:
             file = code.co_filename
             return kind, tuple(file if each == "<dynamic-code>" else each for each in args)
 
+        reduce_method = cloudpickle.Pickler.dispatch_table[MethodType]
+        home_of = home_of_method
+
+        def by_home(method: Any) -> Any:
+            home = home_of(method)
+            if home is not None:
+                return getattr, (home, method.__name__)
+            bound = type(method) is MethodType
+            return reduce_method(method) if bound else method.__reduce__()
+
         # cloudpickle does not find globals in the body of a class when it sends this file by value.
-        table = ChainMap({CodeType: with_file}, cloudpickle.Pickler.dispatch_table)
+        own = {CodeType: with_file, MethodType: by_home, BuiltinMethodType: by_home}
+        table = ChainMap(own, cloudpickle.Pickler.dispatch_table)
 
         class Pickler(cloudpickle.Pickler):  # type: ignore[misc,unused-ignore]
             """Pickler of cloudpickle that keeps file names, and the identity of classes."""
@@ -1018,6 +1029,19 @@ def pickler() -> Any:
 
         _own.pickler = Pickler
     return _own.pickler
+
+
+def home_of_method(method: Any) -> ModuleType | None:
+    """Return the module for a method of the generator of `random` or `numpy.random`.
+
+    `from random import random` imports such a method. It is pickled by name, because a pickle of
+    the generator would make all calls draw the same numbers. Return `None` for other methods.
+    """
+    for module, generator in (("random", "_inst"), ("numpy.random.mtrand", "_rand")):
+        home = sys.modules.get(module)
+        if home is not None and method.__self__ is getattr(home, generator, None):
+            return home if getattr(home, method.__name__, None) == method else None
+    return None
 
 
 class _Own:
