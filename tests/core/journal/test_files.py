@@ -162,6 +162,23 @@ async def test_a_file_that_was_saved_under_another_name_is_read_by_the_next_run(
     assert ran(here) == ["make"] * (2 if left == "nothing" else 1) + ["one", "two"]
 
 
+async def test_a_function_sees_the_name_that_was_asked_for_in_every_run(here: Path) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> object:
+        run = command(flow, here)
+        made = run("make", "echo > out.txt", OutputFile("out.txt", save="results/s1.txt"))
+
+        @flow.function_task
+        def names(word: str, *inputs: InputFile) -> list[str]:
+            return [Path(file).name for file in inputs]
+
+        return await names(word, made.file("out.txt"), InputFile("results/s1.txt"))
+
+    for word in ("one", "two"):  # the second one reads what the first, which ended well, has saved
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await program(flow, word) == ["out.txt", "s1.txt"]
+    assert ran(here) == ["make"]
+
+
 @pytest.mark.parametrize("moves", [(False, True), (True, False)])
 async def test_a_change_of_directory_changes_no_key_and_no_file(
     here: Path, monkeypatch: pytest.MonkeyPatch, moves: tuple[bool, bool]

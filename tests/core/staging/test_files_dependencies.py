@@ -394,7 +394,7 @@ async def test_a_file_that_is_saved_under_another_name_is_known_by_that_name(
 
     made = {name: write(name, OutputFile("out.txt", save=f"results/{name}.txt")) for name in "ab"}
     assert await within(read(InputFile("results/a.txt"))) == "a\n"
-    assert await within(look(InputFile(here / "results/b.txt"))) == ("out.txt", "b\n")
+    assert await within(look(InputFile(here / "results/b.txt"))) == ("b.txt", "b\n")
     joined = join([InputFile(f"results/{name}.txt") for name in "ab"], OutputFile("all/both"))
     await within(joined)
     assert (here / "all/both").read_text() == "a\nb\n"

@@ -799,12 +799,18 @@ class Stager:
         resolved: Resolved,
         inputs: Sequence[InputFile],
     ) -> bool:
-        """Return True if a function on this backend can read its inputs in place, without links."""
+        """Return True if a function on this backend can read its inputs in place, without links.
+
+        It cannot if an input has another name there, which the function may use.
+        """
         if any(file.name is not None or file.copy for file in inputs):
             return False
         can = backend.capabilities
         shared = can.shared_file_system and not can.copies_files_out  # for all of its workers
-        return shared and all(place.path is not None for place in resolved.places.values())
+        return shared and all(
+            place.path is not None and os.path.basename(place.path) == os.path.basename(name)
+            for name, place in resolved.places.items()
+        )
 
     def link(
         self,
