@@ -345,6 +345,48 @@ def test_functions_of_the_main_module_run_in_worker_processes(run: Run) -> None:
     assert (done.returncode, done.stdout) == (0, "11\n"), done.stderr
 
 
+LINKED = {
+    "main for an engine": """
+        import helper
+
+        async def main(flow):
+            task = flow.function_task(helper.double)
+            print(await task(2), helper.__file__, __file__)
+    """,
+    "main module": """
+        import asyncio, helper
+        from rhapsody import WorkflowEngine
+
+        async def workflow():
+            async with WorkflowEngine.create() as flow:
+                task = flow.function_task(helper.double)
+                print(await task(2), helper.__file__, __file__)
+
+        if __name__ == "__main__":
+            asyncio.run(workflow())
+    """,
+}
+
+
+@pytest.mark.parametrize("source", LINKED.values(), ids=LINKED)
+def test_a_script_that_is_a_link_imports_the_modules_next_to_its_target(
+    tmp_path: Path, source: str
+) -> None:
+    library, project = tmp_path / "library", tmp_path / "project"
+    library.mkdir()
+    project.mkdir()
+    (project / "helper.py").write_text("raise ImportError('next to the link')\n")
+    (library / "script.py").write_text(textwrap.dedent(source))
+    (project / "script.py").symlink_to("../library/script.py")
+    command = ("run", "-o", "executor=process", "-o", "workers=1", "--resume", "script.py")
+    for value, factor in (("4", 2), ("4", 2), ("6", 3)):
+        (library / "helper.py").write_text(f"def double(x):\n    return {factor} * x\n")
+        done = rhapsody(*command, cwd=project, environment=environment(tmp_path))
+        assert done.returncode == 0, done.stderr
+        expected = [value, str(library / "helper.py"), str(project / "script.py")]
+        assert done.stdout.split() == expected
+
+
 # Modules.
 
 

@@ -140,7 +140,8 @@ class Recording:
         from rhapsody.journal.store import JournalInUseError, NotYoursError, journal_of_program
 
         arguments = self._arguments
-        base = Path.cwd() if program.spec is not None else Path(program.path).parent
+        script = Path(os.path.realpath(program.path))
+        base = Path.cwd() if program.spec is not None else script.parent
         try:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function

@@ -116,7 +116,8 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
         path, function = split_target(str(script))
         name = os.path.basename(path)
         program = Program(path, name, shlex.quote(os.path.relpath(path)), function)
-        sys.path.insert(0, os.path.dirname(path))
+        # As `python` does: a link in a project may lead to a script next to its modules.
+        sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     sys.argv = [program.path, *arguments]
     return program
 
