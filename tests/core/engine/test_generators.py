@@ -6,6 +6,8 @@ import asyncio
 import copy
 import functools
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +122,24 @@ def of_methods(rng: Any) -> Any:
         return float(draw_one())
 
     return draw
+
+
+async def test_the_script_of_rhapsody_run_is_searched(here: Path) -> None:
+    (here / "flow.py").write_text(
+        "import random\n"
+        "rng = random.Random(0)\n"
+        "def helper():\n"
+        "    return rng.random()\n"
+        "async def main(flow):\n"
+        "    await flow.function_task(lambda: helper())()\n"
+    )
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rhapsody", "run", "flow.py", "-o", "executor=process",
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, stderr = await program.communicate()
+    assert program.returncode == 1
+    assert "'rng'" in stderr.decode()
 
 
 async def test_methods_of_a_generator_are_refused_as_well() -> None:

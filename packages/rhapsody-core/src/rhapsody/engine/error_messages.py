@@ -454,11 +454,10 @@ _CURE = "pass one generator per call (rng.spawn(n) of NumPy makes them) or a see
 
 def captured_generator(record: TaskRecord, backend: BackendHandle, name: str) -> ValueError:
     """Return the error for a function that would be sent to a worker with a generator."""
-    variable = f"the variable {name!r}" if name else "its arguments"
+    generator = f"the random number generator {name!r}" if name else "a random number generator"
     return ValueError(
-        f"task {record.task.name!r} uses a random number generator of the program, in {variable}. "
-        f"Each call on backend {backend.name!r} would receive a copy in the same state and "
-        f"draw the same numbers; {_CURE}"
+        f"task {record.task.name!r} uses {generator} of the program: each call on backend "
+        f"{backend.name!r} would receive a copy of it and draw the same numbers; {_CURE}"
     )
 
 

@@ -74,7 +74,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the values that are pickled with a value, with the names of their variables."""
     kind = type(value)
     if kind is types.FunctionType:
-        if value.__module__ == "__main__" or not is_in_its_module(value):
+        if _is_script(value.__module__) or not is_in_its_module(value):
             yield from _variables(value)
     elif kind is functools.partial:
         yield "", value.func
@@ -91,12 +91,19 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif kind is dict:
         yield from (("", each) for each in islice(value.values(), MAX_VALUES))
     elif issubclass(kind, type):
-        if value.__module__ == "__main__":
+        if _is_script(value.__module__):
             yield from ((f"{value.__name__}.{name}", each) for name, each in vars(value).items())
-    elif kind.__module__ == "__main__":
+    elif _is_script(kind.__module__):
         variables = getattr(value, "__dict__", {})
         yield from ((f"{kind.__name__}.{name}", each) for name, each in variables.items())
         yield "", kind
+
+
+def _is_script(module: object) -> bool:
+    """Return True if functions and classes of a module are sent by value."""
+    cloudpickle = sys.modules.get("cloudpickle")  # `rhapsody run` registers the script there
+    by_value = () if cloudpickle is None else cloudpickle.list_registry_pickle_by_value()
+    return module == "__main__" or module in by_value
 
 
 def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
