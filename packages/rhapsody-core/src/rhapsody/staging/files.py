@@ -67,15 +67,15 @@ class InputPlace(NamedTuple):
         missing: If the file is missing, the outcome of the task that wrote it in an earlier run;
             otherwise `None`.
         directory: True for a directory that a dependency created.
-        stamp: The size and modification time of a file, with which a change is detected; `None`
-            for a directory, or if this process cannot read the file.
+        state: The state of a file, with which a change is detected; `None` for a directory, or if
+            this process cannot read the file.
     """
 
     path: str | None
     producer: AttemptInfo | None = None
     missing: AttemptInfo | None = None
     directory: bool = False
-    stamp: tuple[int, int] | None = None
+    state: FileState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def left_place(producer: AttemptInfo, name: str) -> InputPlace:
     if found is None:
         return InputPlace(None, producer)
     directory = stat.S_ISDIR(found.st_mode)
-    return InputPlace(path, producer, directory=directory, stamp=_stamp(found))
+    return InputPlace(path, producer, directory=directory, state=_state_of(found))
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -154,10 +154,10 @@ def _stat(path: str) -> os.stat_result | None:
         return None
 
 
-def _stamp(found: os.stat_result | None) -> tuple[int, int] | None:
+def _state_of(found: os.stat_result | None) -> FileState | None:
     if found is None or not stat.S_ISREG(found.st_mode):
         return None
-    return found.st_size, found.st_mtime_ns
+    return FileState.of(found)
 
 
 def changed_inputs(resolved: Resolved) -> dict[str, str]:
@@ -168,8 +168,8 @@ def changed_inputs(resolved: Resolved) -> dict[str, str]:
     changed = {
         name: place.path
         for name, place in resolved.places.items()
-        if place.stamp is not None and place.path is not None and name not in resolved.copies
-        if _stamp(_stat(place.path)) != place.stamp
+        if place.state is not None and place.path is not None and name not in resolved.copies
+        if _state_of(_stat(place.path)) != place.state
     }
     undeclared = {
         path: path for path, state in resolved.linked.items() if file_state(path) != state
@@ -205,7 +205,7 @@ class Origin(NamedTuple):
         path: The path of a file on disk.
         url: The URL of a remote file.
         copy: True if each attempt receives a copy.
-        stamp: For a file on disk, see `InputPlace`.
+        state: For a file on disk, see `InputPlace`.
     """
 
     name: str
@@ -213,7 +213,7 @@ class Origin(NamedTuple):
     path: str | None = None
     url: str | None = None
     copy: bool = False
-    stamp: tuple[int, int] | None = None
+    state: FileState | None = None
 
 
 def staged_names(
@@ -486,7 +486,7 @@ def _outside(
         return Origin(name, url=file.remote_url)
     expected = _path_on_disk(file, directory)
     if (found := _stat(expected)) is not None:
-        return Origin(name, path=expected, stamp=_stamp(found))
+        return Origin(name, path=expected, state=_state_of(found))
     cure = "Call the task that writes it before this one, or correct the path"
     other = next((source for source in sources if name in source.output_files), None)
     if other is not None:
@@ -732,12 +732,12 @@ class Stager:
                 f"task {task['name']!r} has an input with copy=True, but backend {backend.name!r} "
                 "does not copy inputs; use another backend, or copy the file in the task"
             )
-        for to, (name, producer, path, url, _, stamp) in found.items():
+        for to, (name, producer, path, url, _, state) in found.items():
             if url is not None:
                 coming[to] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[to] = InputPlace(path, stamp=stamp)
+                places[to] = InputPlace(path, state=state)
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
@@ -784,7 +784,7 @@ class Stager:
         """
         for name, fetch in resolved.coming.items():
             path = await asyncio.shield(fetch)
-            resolved.places[name] = InputPlace(path, stamp=_stamp(_stat(path)))
+            resolved.places[name] = InputPlace(path, state=_state_of(_stat(path)))
         self._complete(task, resolved, outputs)
 
     def _complete(
