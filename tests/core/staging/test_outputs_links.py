@@ -88,11 +88,14 @@ async def test_a_link_to_an_input_in_a_kept_directory_is_replaced_with_a_copy(he
     async with WorkflowEngine.create() as flow:
         run = shell(flow)
         run("echo 1 > in.txt", OutputFile("in.txt"))
-        command = f"mkdir d; ln -s ../in.txt d/a; ln -s {here}/data.txt d/user"
-        future = run(command, OutputDir("d"), InputFile("in.txt"))
+        fetched = InputFile("data:text/plain,2")
+        command = f"mkdir d; ln -s ../in.txt d/a; ln -s {here}/data.txt d/user; "
+        command += f"ln -s ../{fetched.filename} d/b"
+        future = run(command, OutputDir("d"), InputFile("in.txt"), fetched)
         await within(future)
     directory = Path(future.sandbox or "", "d")
     assert (directory / "a").read_text() == "1\n"
+    assert (directory / "b").read_text() == "2"
     assert os.readlink(directory / "user") == str(here / "data.txt")
 
 

@@ -1204,8 +1204,8 @@ class Stager:
             well: True if the run succeeded. Otherwise the outputs of recorded tasks stay.
         """
         self._links.clear()
+        await self._sandboxes.close(well=well)  # first, because links may lead into the cache
         await self._fetcher.close(remove=not self._cache_stays)
-        await self._sandboxes.close(well=well)
         if self._claim is not None:
             self._claim.release()
         await in_thread(partial(self._place.close, self.results.saved), or_here=True)
