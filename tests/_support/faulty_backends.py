@@ -22,7 +22,9 @@ from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.data import plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.resources import memory_in_bytes
+from rhapsody.sdk.calls import pack, result, unpack
 from rhapsody.sdk.capture import CapturedOutput, recording, streams
+from rhapsody.sdk.runner import Runner
 from rhapsody.task import TaskDescription, task_kind
 from tests._support.small_backend import SmallBackend
 
@@ -309,6 +311,16 @@ class Copying(SmallBackend):
         given: dict[str, Any] = {**task}
         copied = cloudpickle.loads(cloudpickle.dumps({key: given[key] for key in keys}))
         return await super().run_task(cast("TaskDescription", given | copied))
+
+
+class UsesTheProtocol(SmallBackend):
+    """No fault: calls use copies of classes, and results are of the program's classes."""
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        value, error = result(task, unpack(Runner().run(pack(task))))
+        if error is not None:
+            raise error
+        return value
 
 
 class CachesFunctionsForGood(SmallBackend):

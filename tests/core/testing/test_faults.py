@@ -210,6 +210,18 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
     ),
     (
         Quick,
+        faulty.HandsArgumentsOver,
+        "test_tasks_do_not_share_classes",
+        "the result changed the program's class",
+    ),
+    (
+        Quick,
+        faulty.Copying,
+        "test_tasks_do_not_share_classes",
+        "the class did not have the attributes of the program|changed the program's class",
+    ),
+    (
+        Quick,
         faulty.CachesFunctionsForGood,
         "test_big_closures_do_not_pile_up",
         "closures of 34000000 bytes, .* holds",
@@ -537,6 +549,7 @@ RIGHT: dict[str, type[SmallBackend]] = {
     "test_an_undeclared_setting_is_refused": faulty.KnowsSettings,
     "test_tasks_do_not_share_a_functions_state": faulty.Copying,
     "test_tasks_do_not_share_arguments": faulty.Copying,
+    "test_tasks_do_not_share_classes": faulty.UsesTheProtocol,
     "test_a_task_may_use_the_backends_library": SmallBackend,
     "test_every_route_passes_arguments": faulty.TwoRoutes,
     "test_every_route_has_its_environment": faulty.TwoRoutes,

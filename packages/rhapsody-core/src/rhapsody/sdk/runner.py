@@ -58,7 +58,7 @@ __all__ = [
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 """Version of the messages, increased by each change that makes them unreadable for older code."""
 
 RUNNER_FILE = __file__
