@@ -240,6 +240,29 @@ async def test_a_task_that_changes_a_file_too_large_to_copy_fails(
 
 
 @pytest.mark.asyncio
+@on_machines
+async def test_a_file_too_large_to_copy_stays_as_long_as_links_lead_to_it(
+    machine: Any, monkeypatch: Any
+) -> None:
+    no_clones(monkeypatch, 100)
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def start() -> str:
+            return "seq 100 > big"
+
+        @flow.executable_task
+        def step(_: object) -> str:
+            return "tail -n 1 big"
+
+        last = start()
+        for _ in range(3):
+            last = step(last)  # nothing else refers to the former tasks
+            await last
+        assert await last == "100\n"
+
+
+@pytest.mark.asyncio
 async def test_a_task_that_is_canceled_during_the_copy_leaves_nothing(monkeypatch: Any) -> None:
     copying, go_on = threading.Event(), threading.Event()
 

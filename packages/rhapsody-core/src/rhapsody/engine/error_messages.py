@@ -346,10 +346,16 @@ def input_changed(
     if record.command is not None:
         what = f"its command {_shown(hidden(record, str(record.command)))!r}"
     also = "" if error is None else f" The attempt also failed: {describe_error(error)}"
+    cure = "To let a task change its input, pass it a copy: InputFile(..., copy=True)."
+    if record.resolved is not None and path in record.resolved.linked:
+        cure = (
+            "The task received only a link to it: pass it to the task as InputFile(..., "
+            "copy=True), and if a task wrote it, declare it there as an OutputFile."
+        )
     changing = InputChangedError(
         f"the input file {path!r}{others} of {record.named()} {state} while the task waited or "
-        f"ran: {what}, another task or another program may have written to it. Check the file. To "
-        f"let a task change its input, pass it a copy: InputFile(..., copy=True).{also}"
+        f"ran: {what}, another task or another program may have written to it. Check the file. "
+        f"{cure}{also}"
     )
     changing.__cause__ = error
     return changing
