@@ -365,6 +365,10 @@ def _without_init(error: BaseException) -> _Pickled:
 
 
 def _by_value(error: BaseException) -> _Pickled:
-    import cloudpickle  # type: ignore[import-untyped]
+    # It keeps the identity of the program's classes. It is loaded wherever calls are pickled.
+    runner: Any = sys.modules.get("rhapsody.sdk.runner")
+    if runner is None:
+        import cloudpickle  # type: ignore[import-untyped]
 
-    return _Pickled(pickle.loads, cloudpickle.dumps(error))
+        return _Pickled(pickle.loads, cloudpickle.dumps(error))
+    return _Pickled(pickle.loads, runner.dumps(error))

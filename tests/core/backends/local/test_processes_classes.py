@@ -15,7 +15,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
 
-from rhapsody import WorkflowEngine
+from rhapsody import DependencyFailureError, WorkflowEngine
 from rhapsody.backends.local import LocalExecutionBackend
 from tests._support.engine_fixtures import engine
 
@@ -184,6 +184,24 @@ async def test_an_exception_is_caught_by_the_programs_class(
     with pytest.raises(s.CellError) as caught:
         await flow.function_task(s.fail)(7)
     assert (caught.value.code, caught.value.hint) == (7, "of the program")
+
+
+async def test_an_exception_in_an_error_of_rhapsody_is_of_the_programs_class(
+    script: Script, flow: WorkflowEngine
+) -> None:
+    s = script(CELL)
+    script("""
+        from rhapsody import DependencyFailureError
+
+        def fail_inside(code):
+            CellError.hint = "of the worker"
+            raise DependencyFailureError("failed", ["task"], CellError(code))
+    """)
+    with pytest.raises(DependencyFailureError) as caught:
+        await flow.function_task(s.fail_inside)(7)
+    cause: Any = caught.value.root_cause
+    assert type(cause) is s.CellError
+    assert (cause.code, hasattr(s.CellError, "hint")) == (7, False)
 
 
 async def test_instances_that_a_worker_keeps_are_of_the_class_of_later_calls(
