@@ -280,7 +280,7 @@ class Files(Suite):
         leave = "mkdir d; echo 1 > one; echo 2 > 'd/and two'; echo 3 > unwanted"
         first, empty = await driver.run(driver.command(leave), driver.command("true"))
         assert first.state is DONE, str(first)
-        change = "ls; echo {} >> one; echo {} >> 'd/and two'; cat one 'd/and two'"
+        change = "echo {} >> one; echo {} >> 'd/and two'; cat one 'd/and two'; cat unwanted || true"
         tasks = [driver.command(change.format(name, name)) for name in "ab"]
         source: Any = {**first.task, "left_out": ["unwanted"]}
         for task in tasks:
@@ -288,7 +288,7 @@ class Files(Suite):
             await in_thread(partial(driver.backend.link_implicit_data_deps, empty.task, task))
         ends = await driver.run(*tasks)
         for end, name in zip(ends, "ab", strict=True):
-            assert (end.stdout or "").split() == ["d", "one", "1", name, "2", name], (
+            assert (end.stdout or "").split() == ["1", name, "2", name], (
                 f"each task must receive its own copies, which it can change: {end}"
             )
 
