@@ -54,7 +54,7 @@ from rhapsody import WorkflowEngine
 
 async def main():
     async with WorkflowEngine.create() as flow:
-        print(await flow.executable_task(lambda: "echo trace:$TRACEPARENT")())
+        print(await flow.executable_task(lambda: "echo trace:${TRACEPARENT:-}")())
 
 asyncio.run(main())
 print("opentelemetry.sdk.trace.export" in sys.modules)

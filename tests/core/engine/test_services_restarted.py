@@ -213,7 +213,7 @@ async def test_one_that_failed_with_its_service_says_so_and_is_tried_with_the_ne
         one, other = backend.named("client")
         for task in (one, other):
             backend.runs(task)
-        assert one["executable"] == "ask one"
+        assert one["arguments"][-1].endswith("ask one")
         backend.failed(first, OSError("broke"))
         for task in (one, other):
             backend.failed(task, ConnectionError("reset"))
@@ -223,7 +223,7 @@ async def test_one_that_failed_with_its_service_says_so_and_is_tried_with_the_ne
         assert "and was restarted: OSError: broke" in notes
         await ready(backend, 2, "two")
         again = await backend.given("client", 2)
-        assert again["executable"] == "ask two"
+        assert again["arguments"][-1].endswith("ask two")
         backend.runs(again)
         backend.failed(again, ConnectionError("of its own"))
         error = await outcome(tried)
@@ -343,7 +343,7 @@ async def test_a_service_that_uses_another_waits_for_it_and_gets_its_value() -> 
         assert len(backend.named("upper")) == 1
         await ready(backend, 2, "two")
         again = await backend.given("upper", 2)
-        assert again["executable"] == "use two"
+        assert again["arguments"][-1].endswith("use two")
 
 
 async def test_one_that_is_made_in_a_block_ends_with_the_block() -> None:
