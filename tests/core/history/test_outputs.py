@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def logs(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
-    """What `rhapsody logs` prints."""
+    """Return what `rhapsody logs` prints."""
     capsys.readouterr()
     assert main(["logs", *arguments]) == 0
     said = capsys.readouterr()

@@ -58,6 +58,9 @@ _STORE = 'file=$1; shift; (umask 077 && cat >"$file") && exec "$@" "$file" </dev
 def shell_setting(value: object) -> Shell:
     """Check the setting `shell`.
 
+    Returns:
+        The name of the shell, or the words of its command line as a tuple.
+
     Raises:
         TypeError: The value is neither a string nor a list of strings.
         ValueError: The shell is unknown, or the words do not end with an option such as `-c`.

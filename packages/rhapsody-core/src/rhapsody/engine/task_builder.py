@@ -260,11 +260,7 @@ class TaskBuilder:
         backend: BackendHandle,
         arguments: Sequence[tuple[int | str, Any]],
     ) -> None:
-        """Check that no other call has received an argument's random numbers.
-
-        Raises:
-            ValueError: An argument is a generator whose state was sent with another call.
-        """
+        """Raise a `ValueError` if another call has received a generator in the same state."""
         if record.attempt > 1:  # a retry, which receives the same generator on purpose
             return
         for name, value in arguments:

@@ -1083,8 +1083,11 @@ class ScriptClasses:
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
+        self.here: Callable[..., Any]
+        self.define: Callable[..., Any]
+        self.struct: Callable[..., Any]
         self.here, self.define, self.struct = functions
-        self.now = _Now()
+        self.now: _Now = _Now()
         self._undefined: dict[int, Any] = {}
         self._begin()
 

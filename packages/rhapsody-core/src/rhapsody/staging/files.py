@@ -826,6 +826,10 @@ class Stager:
             task: The attempt's description.
             backend: The backend to which the attempt will be submitted.
             resolved: The locations of the attempt's inputs.
+
+        Raises:
+            DataError: A file cannot be linked.
+            OSError: The backend cannot create a link.
         """
         if "sandbox" not in task:
             return  # the attempt reads its inputs in place; `resolved` keeps them on disk

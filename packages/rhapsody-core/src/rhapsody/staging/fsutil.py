@@ -138,6 +138,9 @@ class _Tree:
             target: The path of the copy.
             roots: The real paths of the top directory and of the directories to which the links
                 above `source` lead, innermost last.
+
+        Raises:
+            _StoppedError: The event that stops the copy was set.
         """
         os.mkdir(target, 0o700)
         with os.scandir(source) as entries:

@@ -62,6 +62,9 @@ def inherit(task: str, sources: Sequence[AttemptInfo], taken: Collection[str]) -
         sources: The dependencies, whose sandboxes this process can read.
         taken: Names of the task's declared inputs, which it receives instead.
 
+    Returns:
+        The files, with their owners and their states.
+
     Raises:
         DataError: Two dependencies have left files with the same name.
     """

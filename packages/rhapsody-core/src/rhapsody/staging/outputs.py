@@ -130,14 +130,14 @@ def _mode(task: TaskDescription, name: str) -> int | None:
             return mode
         real = os.path.realpath(path)
         if not real.startswith(os.path.realpath(os.path.dirname(path)) + os.sep):
-            raise _outside(task, name, real)
+            raise DataError(_outside(task, name, real))
         return os.stat(real).st_mode
     except OSError:
         return None
 
 
-def _outside(task: TaskDescription, name: str, real: str) -> DataError:
-    return DataError(
+def _outside(task: TaskDescription, name: str, real: str) -> str:
+    return (
         f"task {task['name']!r}: its output file {name!r} is a link to {real!r}, outside the "
         "sandbox; write the file itself"
     )
@@ -202,7 +202,7 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
         if _leaves(entry, place):
             # Backends link files by absolute paths, so the task itself has made relative links.
             if matches(entry.name) and not os.path.isabs(os.readlink(entry.path)):
-                raise _outside(task, entry.name, os.path.realpath(entry.path))
+                raise DataError(_outside(task, entry.name, os.path.realpath(entry.path)))
             continue
         if matches(entry.name) and entry.is_file():
             wrote.append(entry.name)
