@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from rhapsody import (
-    InputFile,
     JournalError,
     LocalExecutionBackend,
     NoopExecutionBackend,
