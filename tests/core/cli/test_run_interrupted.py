@@ -227,7 +227,8 @@ def test_a_second_signal_ends_programs_that_do_not_want_to(start: Start, tmp_pat
 
             @flow.executable_task
             def stubborn():
-                return "trap 'touch told' TERM; sleep 1000 & touch started; while :; do wait; done"
+                wait = "while :; do wait || :; done"
+                return f"trap 'touch told' TERM; sleep 1000 & touch started; {wait}"
 
             await function(1)
             call = stubborn()
