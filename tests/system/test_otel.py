@@ -14,7 +14,7 @@ PACKAGE = Path("packages", "rhapsody-otel")
 
 PROGRAM = """
 async def main(flow):
-    print(await flow.executable_task(lambda: "echo $TRACEPARENT")())
+    print(await flow.executable_task(lambda: "echo ${TRACEPARENT:-}")())
 """
 
 
