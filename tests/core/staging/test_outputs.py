@@ -207,7 +207,10 @@ async def test_a_second_run_works_with_what_the_first_one_left(here: Path) -> No
 async def test_two_files_of_one_call_cannot_be_one(flow: WorkflowEngine) -> None:
     write = writer(flow)
     with pytest.raises(DataError, match=r"two output files named 'a'; rename one"):
-        await within(write("word", OutputFile("one/a"), OutputFile("two/a")))
+        write("word", OutputFile("one/a"), OutputFile("two/a"))  # refused at the call
+    write("word", OutputFile("one/a"))
+    read = flow.function_task(lambda file: Path(file).read_text())
+    assert await within(read(InputFile("one/a"))) == "word\n"
     with pytest.raises(DataError, match="saves two files to the same destination"):
         await within(write("word", OutputFile("a", save="c"), OutputFile("b", save="c")))
 

@@ -142,8 +142,8 @@ class Submission:
             TypeError: A future is in a part of the arguments that is not searched for futures.
             ValueError: A container in the arguments contains itself, or containers are nested too
                 deeply.
-            DataError: An input is a temporary file that was removed, or could stand for the outputs
-                of several calls.
+            DataError: An input is a temporary file that was removed, or could stand for several
+                files; or two outputs have the same name.
             asyncio.CancelledError: The block that makes the call was canceled.
         """
         scheduler, is_block = self._scheduler, task.kind == "block"
@@ -163,6 +163,8 @@ class Submission:
         if found is not None or task.settings.after:
             dependencies = self._dependencies(task, found, parent, repeats)
         if found is not None:
+            if found.outputs and not is_block:
+                _require_distinct(task.name, found.outputs)
             args, kwargs = found.copy(args, kwargs)
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
@@ -333,6 +335,13 @@ class Submission:
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
     """Return the uids of those dependencies that are tasks or blocks."""
     return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
+
+
+def _require_distinct(task: str, outputs: Sequence[Output]) -> None:
+    names = [output.filename for output in outputs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"task {task!r} has two output files named {twice!r}; rename one of them")
 
 
 def current_directory() -> str | None:

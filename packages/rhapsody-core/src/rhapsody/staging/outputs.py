@@ -396,15 +396,8 @@ class Places:
 
         Raises:
             DataError: A destination is a file that the run reads or that another call is about to
-                write; a destination is not writable; or two outputs have the same name or
-                destination.
+                write; a destination is not writable; or two outputs have the same destination.
         """
-        names = [output.filename for output in outputs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise DataError(
-                f"task {task['name']!r} has two output files named {twice!r}; rename one of them"
-            )
         targets = {each.filename: self._target(each) for each in outputs if each.save}
         if not targets:
             return targets
