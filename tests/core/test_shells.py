@@ -139,6 +139,65 @@ async def test_a_module_is_loaded_before_the_shell_is_strict(
         assert await outcome(run, "false | echo $TOOL") == 1
 
 
+# Conditions that fail because a program stops reading.
+
+
+EARLY = [
+    "if cat a | grep -q x; then echo bad; else echo good; fi",
+    "cat a | LC_ALL=C grep -Eiq 'x' && echo bad",
+    "cat a | /bin/zgrep x --quiet || echo good",
+    "cat a |\n  grep -q x",
+    "cat a 2>&1 | sort |& grep -m 1 x >&2 | cat || echo none",
+    "while ! cat a | head -n 1; do sleep 1; done",
+    'line=$(cat a | head -n 1) || line=""',
+    "echo | cat; if cat a | head -1 | cmp b; then echo same; fi",
+]
+HARMLESS = [
+    "grep -q x a || echo good",
+    "false || grep -q x a",
+    "if cat a | grep x > /dev/null; then echo bad; fi",
+    "cat a | sort | grep -c x || echo none",
+    "cat a | head -n 1; true || true",
+    'if [ -n "$(cat a | head -n 1)" ]; then echo some; fi',
+    'true && cat a | head -n 1 > b; if true; then [ "$(cat a | grep -m1 x)" ] && echo c; fi',
+    "cat a | grep -m 1 x > b",
+    "cat a | headings || echo none",
+]
+
+
+@pytest.mark.parametrize("command", EARLY)
+async def test_a_condition_that_depends_on_the_size_of_a_file_is_found(command: str) -> None:
+    assert shells.stops_reading(command)
+
+
+@pytest.mark.parametrize("command", HARMLESS)
+async def test_other_pipelines_are_not_reported(command: str) -> None:
+    assert not shells.stops_reading(command)
+
+
+async def test_each_task_with_such_a_condition_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").write_text("x\n" * 1_000_000)
+    file, plain = InputFile(tmp_path / "a"), "if cat a | grep -q x; then echo bad; fi"
+    async with WorkflowEngine.create(retries=1) as flow:
+
+        @flow.executable_task
+        def search(file: InputFile) -> str:
+            return f"if cat {file} | grep -q x; then echo bad; else echo good; fi"
+
+        assert await within(search(file)) == "good\n"  # the wrong branch, which is why
+        await within(search(file))
+        with pytest.raises(TaskFailedError):
+            await within(runner(flow, name="other")("cat /dev/zero | grep -qm 1 ''"))
+        assert await within(search.options(shell=PLAIN, name="plain")(file)) == "bad\n"
+        await within(runner(flow, name="words")(["echo", plain]))
+    reports = [each.getMessage() for each in caplog.records if "grep -q" in each.getMessage()]
+    assert len(reports) == 2
+    assert "'search'" in reports[0]
+    assert "'other'" in reports[1]
+
+
 # Machines and containers without bash.
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from functools import cache
@@ -54,6 +55,17 @@ _FIND = 'command -v bash >/dev/null && exec bash "$@"; exec sh "$@"'
 
 _STORE = 'file=$1; shift; (umask 077 && cat >"$file") && exec "$@" "$file" </dev/null'
 
+_EARLY = re.compile(
+    r"\|(?<!\|\|)(?!\|)&?[\s\\]*(?:\w+=\S*\s+)*(?:[\w./-]*/)?"
+    r"(?:(?:[efz]|bz|xz|zst)?grep\b[^|;&\n()]*?\s(?:(?P<quiet>-[a-zA-Z]*q|--quiet|--silent)"
+    r"|-[a-zA-Z]*m|--max-count)|head\b(?!-)(?=[\s;)]|$))"
+)
+"""Pipe into a program that may end before it has read all of its input."""
+_BEFORE = re.compile(r"(?:\b(?:if|elif|while|until)|(?<!\S)!)\s[^;&\n(]*\Z")
+_AFTER = re.compile(r"(?:[^|;&\n)]|>&)*(?:\|(?!\|)(?:[^|;&\n)]|>&)*)*[)\"]*\s*(?:\|\||&&)")
+_CHECKED, _WINDOW = 10_000, 500
+"""Numbers of characters of a command, and on each side of a pipe, that are searched."""
+
 
 def shell_setting(value: object) -> Shell:
     """Check the setting `shell`.
@@ -76,6 +88,22 @@ def shell_setting(value: object) -> Shell:
     if len(words) == 1 or not last.startswith("-") or not last.endswith("c") or "\0" in words:
         raise ValueError(f"shell must be {_ACCEPTED}, got {value!r}")
     return words
+
+
+def stops_reading(command: str) -> bool:
+    """Return True if a condition in a command may be false because a program stops reading.
+
+    The program that writes to `grep -q` or `head` is ended by SIGPIPE if it has more to write than
+    the pipe holds. With `pipefail` the pipeline fails then, which the shell ignores in a condition.
+    """
+    for pipe in _EARLY.finditer(command, 0, _CHECKED):
+        if (
+            pipe["quiet"]
+            or _AFTER.match(command, pipe.end(), pipe.end() + _WINDOW)
+            or _BEFORE.search(command, max(0, pipe.start() - _WINDOW), pipe.start())
+        ):
+            return True
+    return False
 
 
 def shell_words(task: TaskDescription, *, here: bool) -> list[str]:

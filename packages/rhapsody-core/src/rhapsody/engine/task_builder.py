@@ -49,6 +49,7 @@ from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import captured_generator, is_generator
+from rhapsody.shells import stops_reading
 from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
@@ -118,6 +119,7 @@ class TaskBuilder:
         self._quiet = quiet
         self._generators: dict[int, tuple[Any, bytes]] = {}  # those sent and their states, by id
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
+        self._unsafe: set[str] = set()  # names of tasks with a reported condition
         self._held_back: set[str] = set()  # backends for which a held-back task was logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
@@ -424,7 +426,17 @@ class TaskBuilder:
         record.command = Command(words, description["sandbox"], texts)
         if isinstance(words, str):
             description["executable"] = words
-            description["shell"] = record.task.settings.shell or self._shell
+            shell = description["shell"] = record.task.settings.shell or self._shell
+            name = record.task.name
+            if shell == "bash" and name not in self._unsafe and stops_reading(words):
+                self._unsafe.add(name)
+                log.warning(
+                    "%s: in its command, a pipeline into `grep -q`, `grep -m` or `head` also fails "
+                    "if the reader ends before the writer, so with much data a condition is false "
+                    "although there is a match; write `grep -q PATTERN FILE` or `grep PATTERN > "
+                    '/dev/null`, or choose shell=["bash", "-c"]',
+                    record.named(),
+                )
         else:
             description["executable"], description["arguments"] = words[0], words[1:]
 
