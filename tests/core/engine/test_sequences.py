@@ -131,14 +131,58 @@ async def test_a_file_of_several_other_coroutines_is_refused(
 async def test_a_file_that_one_other_coroutine_declared_is_meant(
     here: Path, flow: WorkflowEngine
 ) -> None:
-    (here / "clean.csv").write_text("on disk")
     write, read = steps(flow)
 
-    async def sample() -> None:
-        write("word", OutputFile("clean.csv"))
+    async def sample() -> Any:
+        future = write("word", OutputFile("clean.csv"))
+        write("placed", OutputFile("placed.csv", save="out/"))
+        write("here", OutputFile("./here.csv"))
+        return future.uid, future.file("clean.csv")
 
-    await asyncio.create_task(sample())
-    assert await within(read(InputFile("clean.csv"))) == "word"
+    uid, file = await asyncio.create_task(sample())
+    for name, word in (("clean", "word"), ("placed", "placed"), ("here", "here")):
+        assert await within(read(InputFile(f"{name}.csv"))) == word
+    assert await within(read(InputFile("here.csv"))) == "here"  # now also on disk
+
+    (here / "clean.csv").write_text("on disk")  # now two files could be meant
+    with pytest.raises(DataError, match=r"future\.file\(.*'\./clean\.csv'") as raised:
+        read(InputFile("clean.csv"))
+    assert uid in str(raised.value)
+    assert await within(read(file)) == "word"
+    assert await within(read(InputFile("./clean.csv"))) == "on disk"
+    (here / "placed.csv").write_text("on disk")
+    with pytest.raises(DataError, match="is ambiguous"):
+        read(InputFile("placed.csv"))
+    write("own", OutputFile("clean.csv"))
+    assert await within(read(InputFile("clean.csv"))) == "own"
+
+
+@pytest.mark.asyncio
+async def test_an_output_with_a_separate_destination_is_found_by_both_names(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    write, read = steps(flow)
+    (here / "q.txt").write_text("stale")
+    write("one", OutputFile("q.txt", save="res/"))
+    assert await within(read(InputFile("q.txt"))) == "one"
+    assert await within(read(InputFile("res/q.txt"))) == "one"
+    write("two", OutputFile("q.txt", save="res/other.txt"))
+    assert await within(read(InputFile("q.txt"))) == "two"
+    assert await within(read(InputFile("res/q.txt"))) == "one"
+    assert await within(read(InputFile("./q.txt"))) == "stale"
+
+
+@pytest.mark.asyncio
+async def test_an_output_with_directories_in_its_name_is_found_by_its_destination(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    write, read = steps(flow)
+    write("one", OutputFile("res/q.txt"))
+    with pytest.raises(DataError, match=r"pass InputFile\('res/q\.txt'\)") as raised:
+        await within(read(InputFile("q.txt")))
+    assert "no earlier call" not in str(raised.value)
+    (here / "q.txt").write_text("on disk")
+    assert await within(read(InputFile("q.txt"))) == "on disk"
 
 
 @pytest.mark.asyncio

@@ -353,10 +353,13 @@ class InputFile(File):
     3. the output of the only call of the engine that has declared this name,
     4. the file in the directory in which the engine was created.
 
+    An output with a destination has a plain name only if the destination was given as `save=`, as
+    in `OutputFile("a.csv", save="results/")`.
+
     A task depends on the call that writes its input. If a plain name could stand for the outputs of
-    several calls of other coroutines, the call raises `DataError`; `future.file(name)` selects the
-    output of one call. Relative paths start at the directory in which the engine was created, also
-    if the current directory was changed since.
+    several calls of other coroutines, or for one of these and a file on disk, the call raises
+    `DataError`; `future.file(name)` selects the output of one call. Relative paths start at the
+    directory in which the engine was created, also if the current directory was changed since.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
@@ -561,6 +564,7 @@ class OutputFile(File):
     save: str | Literal[False] | None
     many: bool
     temporary: bool
+    _plain: bool = field(compare=False)  # the name was given without directories
 
     def __init__(
         self,
@@ -597,6 +601,7 @@ class OutputFile(File):
             save=place,
             many=many,
             temporary=temporary,
+            _plain="/" not in given,
         )
 
     def __repr__(self) -> str:
@@ -638,6 +643,7 @@ class OutputDir(File):
     temporary: ClassVar[bool] = False
 
     save: str | Literal[False] | None
+    _plain: bool = field(compare=False)  # the name was given without directories
 
     def __init__(
         self, name: str | os.PathLike[str], *, save: str | os.PathLike[str] | bool | None = None
@@ -648,7 +654,15 @@ class OutputDir(File):
         place = _place("OutputDir", given.removesuffix(filename) or None if save is None else save)
         if place and not place.endswith("/"):
             place = f"{place}/"
-        _set(self, filename=filename, filepath=None, _by_path=False, _producer=None, save=place)
+        _set(
+            self,
+            filename=filename,
+            filepath=None,
+            _by_path=False,
+            _producer=None,
+            save=place,
+            _plain="/" not in given,
+        )
 
     def __repr__(self) -> str:
         return f"OutputDir({self.filename!r}{_save_text(self.save)})"

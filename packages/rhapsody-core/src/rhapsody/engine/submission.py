@@ -1,9 +1,9 @@
 """Submission of calls: each call becomes a future for the user and a task for the scheduler.
 
 A call declares its output files, and depends on the earlier calls that declared its input files. An
-output is identified by its destination or, if it has none, by its name. `DeclaredFiles` decides
-which output an input stands for. The decision is made at the call: if a later call declares the
-same output again, only calls made after it read the new version.
+output is identified by its destination and, if that was given separately or not at all, by its
+name. `DeclaredFiles` decides which output an input stands for. The decision is made at the call: if
+a later call declares the same output again, only calls made after it read the new version.
 """
 
 from __future__ import annotations
@@ -391,10 +391,16 @@ class DeclaredFiles:
         for output in outputs:
             place = declared[output.filename] = self._place(output)
             if not output.many:  # several calls may declare the same pattern
-                keys.append(place or output.filename)
-                self._calls.setdefault(keys[-1], {})[future._number] = future
+                if place:
+                    keys.append(place)
+                if not place or output._plain:
+                    keys.append(output.filename)
+                else:
+                    self._stager.destinations[output.filename] = self._shown(place)
             if output.temporary:
                 self._temporary[future._number, output.filename] = _Temporary()
+        for key in keys:
+            self._calls.setdefault(key, {})[future._number] = future
         future._declared = declared
         self._sequences.add(future._number, keys)
         future.add_done_callback(self._ended)
@@ -412,6 +418,14 @@ class DeclaredFiles:
             path = os.path.join(path, output.filename)
         return self._real.of(os.path.normpath(path))
 
+    def _shown(self, place: str) -> str:
+        """Return a destination as an `InputFile` may name it, relative to a base if possible."""
+        for base in self._bases:
+            below = os.path.join(self._real.of(base), "")
+            if place.startswith(below):
+                return place.removeprefix(below)
+        return place
+
     def _ended(self, future: Producer) -> None:
         """Replace a finished call's future with a copy without its result, to free the memory."""
         if future.cancelled() or future._exception is not None:  # readers must fail with it
@@ -427,9 +441,10 @@ class DeclaredFiles:
         stub._outcome = outcome
         stub.set_result(None)
         for name, place in future._declared.items():
-            calls = self._calls.get(place or name, {})
-            if calls.get(future._number) is future:
-                calls[future._number] = stub
+            for key in (name, place):
+                calls = self._calls.get(key, {}) if key else {}
+                if calls.get(future._number) is future:
+                    calls[future._number] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
         """Return files of earlier runs at the destinations of tasks that failed or were canceled.
@@ -459,8 +474,8 @@ class DeclaredFiles:
             dependencies: The dependencies that the user passes.
 
         Raises:
-            DataError: An input is a temporary file that was removed, or could stand for the outputs
-                of several calls.
+            DataError: An input is a temporary file that was removed, or could stand for several
+                files.
         """
         passed: dict[str, Declaration] | None = None
         found: dict[int, Declaration] = {}
@@ -533,20 +548,29 @@ class DeclaredFiles:
         if number is None:
             latest = {next(reversed(calls)) for calls in known.values()}
             number = max(latest)
-            if plain is not None and len(latest.union(known.get(plain, ()))) > 1:
-                if any(fnmatchcase(plain, key) for key in passed):
-                    return None  # the dependency may have written it
-                raise self._ambiguous(task, plain, known)
+            if plain is not None:
+                on_disk = os.path.join(self._stager.directory, plain)
+                several = len(latest.union(known.get(plain, ()))) > 1
+                if several or (self._real.of(on_disk) not in known and os.path.exists(on_disk)):
+                    if any(fnmatchcase(plain, key) for key in passed):
+                        return None  # the dependency may have written it
+                    raise self._ambiguous(task, plain, known, "" if several else on_disk)
         key = next(key for key, calls in known.items() if number in calls)
         future = known[key][number]
-        name = next(name for name, place in future._declared.items() if (place or name) == key)
+        name = next(name for name, place in future._declared.items() if key in (name, place))
         return Declaration((future,), name, bound=plain is None)
 
     def _ambiguous(
-        self, task: str, name: str, known: Mapping[str, Mapping[int, Producer]]
+        self, task: str, name: str, known: Mapping[str, Mapping[int, Producer]], on_disk: str
     ) -> DataError:
         futures = {number: future for calls in known.values() for number, future in calls.items()}
         names = [f"{future.name!r} ({future.uid})" for _, future in sorted(futures.items())]
+        if on_disk:
+            return DataError(
+                f"task {task!r}: input file {name!r} is ambiguous: {names[0]}, a call of another "
+                f"coroutine, block or thread, declared it, and there is a file {on_disk!r}; pass "
+                f"future.file({name!r}) of that task, or InputFile('./{name}') for the file on disk"
+            )
         more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
         return DataError(
             f"task {task!r}: input file {name!r} is ambiguous: {len(names)} calls of other "

@@ -310,6 +310,7 @@ def origins(
     made_by: Mapping[int, Written],
     staged: Mapping[int, str],
     directory: str,
+    destinations: Mapping[str, str],
 ) -> dict[str, Origin]:
     """Return the origin of each file that a task reads, by its path in the sandbox.
 
@@ -320,6 +321,7 @@ def origins(
         made_by: The outputs that inputs stand for, by the `id` of the input.
         staged: The path of each input in the sandbox; see `staged_names`.
         directory: The directory at which relative paths start.
+        destinations: See `Stager.destinations`.
 
     Raises:
         DataError: A file has no origin or several origins.
@@ -328,7 +330,7 @@ def origins(
         path: origin
         for file in inputs
         for path, origin in _each(
-            task, file, sources, made_by.get(id(file)), staged[id(file)], directory
+            task, file, sources, made_by.get(id(file)), staged[id(file)], directory, destinations
         )
     }
 
@@ -340,6 +342,7 @@ def _each(
     written: Written | None,
     staged: str,
     directory: str,
+    destinations: Mapping[str, str],
 ) -> Iterator[tuple[str, Origin]]:
     attempts, declared = _writers(file, sources, written)
     matched = _matched_by(declared, attempts)
@@ -353,7 +356,7 @@ def _each(
         elif attempts:
             raise _writers_error(task, file, declared, wrote or attempts)
         else:
-            origin = _outside(task, file, sources, directory)
+            origin = _outside(task, file, sources, directory, destinations)
             yield staged, origin._replace(copy=True) if file.copy else origin
 
 
@@ -474,7 +477,11 @@ def _path_on_disk(file: InputFile, directory: str) -> str:
 
 
 def _outside(
-    task: TaskDescription, file: InputFile, sources: Sequence[AttemptInfo], directory: str
+    task: TaskDescription,
+    file: InputFile,
+    sources: Sequence[AttemptInfo],
+    directory: str,
+    destinations: Mapping[str, str],
 ) -> Origin:
     """Return the origin of an input that no task of the engine writes.
 
@@ -487,6 +494,12 @@ def _outside(
     expected = _path_on_disk(file, directory)
     if (found := _stat(expected)) is not None:
         return Origin(name, path=expected, state=_state_of(found))
+    if output_name(file) is not None and (place := destinations.get(name)) is not None:
+        raise DataError(
+            f"task {task['name']!r}: missing input file {name!r}: there is no file {expected!r}. "
+            f"To read the output that a call declares with the destination {place!r}, pass "
+            f"InputFile({place!r})"
+        )
     cure = "Call the task that writes it before this one, or correct the path"
     other = next((source for source in sources if name in source.output_files), None)
     if other is not None:
@@ -545,6 +558,8 @@ class Stager:
         directory: The current directory when the engine was created, at which relative paths of
             inputs start.
         results: Files that tasks wrote and that are kept.
+        destinations: Destinations of the declared outputs that cannot be found by their plain
+            names, by these names; for messages.
         disk_use: After `close`, the size of the directory of runs in bytes; 0 if this engine has
             left nothing there.
 
@@ -579,6 +594,7 @@ class Stager:
         needed = (Path(os.path.abspath(work_dir)), self.directory, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
         self.results: Results = Results(results_dir or self.directory, needed, threads)
+        self.destinations: dict[str, str] = {}
         self._threads = threads
         self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
@@ -687,7 +703,8 @@ class Stager:
         staged: Mapping[int, str],
     ) -> dict[str, Origin]:
         """Return the origins of a task's inputs; see the function `origins`."""
-        return origins(task, inputs, sources, made_by, staged, str(self.directory))
+        directory = str(self.directory)
+        return origins(task, inputs, sources, made_by, staged, directory, self.destinations)
 
     def resolve(
         self,

@@ -372,9 +372,14 @@ class Places:
         key = self._real.of(path)
         claim = self._claim_on(key, task_call(task), directory=True)
         if claim is not None:
+            cure = "call that task first, or pass its future"
+            if self._claims.get(key) is not claim:
+                cure = (
+                    "a file in a declared directory, or one that matches a pattern, makes no "
+                    "dependency: pass the future of that task as an argument, or in after=[future]"
+                )
             raise DataError(
-                f"task {task['name']!r} reads {path!r} while {claim} is about to "
-                "write it; call that task first, or pass its future"
+                f"task {task['name']!r} reads {path!r} while {claim} is about to write it; {cure}"
             )
         if self._written and any(place in self._written for place in (key, *_parents(key))):
             return
