@@ -164,6 +164,7 @@ def test_defaults_and_overrides_of_tasks(write: Write) -> None:
         retries = [1, { attempts = 2 }]
         [profile.big.tasks.sim_1]
         cores = 8
+        implicit_data = false
         """
     )
     write("[tasks.sim_1]\ngpus = 1\ncores = 16\n", user=True)
@@ -176,6 +177,7 @@ def test_defaults_and_overrides_of_tasks(write: Write) -> None:
         "environment": {"A": "a"},
     }
     assert tasks.complete("sim_1", {})["resources"] == {"cores": 8, "memory": "1 GB", "gpus": 1}
+    assert tasks.complete("sim_1", {"implicit_data": True})["implicit_data"] is False
     assert tasks.complete("sim_2", {})["retries"] == [RetryPolicy(1), RetryPolicy(2)]
     assert tasks.sources("sim_2") == ["rhapsody.toml:10"]
 
@@ -240,6 +242,7 @@ def test_a_variable_that_is_not_set_is_an_error_only_where_it_is_used(write: Wri
         ("[engine]\nfail_fast = true\nkeep_going = true", ":2, rhapsody.toml:3: fail_fast=True a"),
         ("[engine]\ncores = 2", ":2: unknown key 'cores' in [engine]; write it in the table defau"),
         ("[profile.a]\ncores = 2", ":2: unknown key 'cores' in [profile.a]; write it in the ta"),
+        ("implicit_data = false", ":1: unknown key 'implicit_data'; write it in the table engine"),
         ("max_pending = 2", ":1: unknown key 'max_pending'; write it in the table engine"),
         ("resources = {}", ":1: unknown key 'resources'; write its fields in the table defaults: "),
         ("[defaults]\nmax_pending = 2", ":2: unknown key 'max_pending' in [defaults]; write it i"),

@@ -529,6 +529,19 @@ async def test_undeclared_files_are_not_kept_and_reported(
     assert ran(here) == ["make", "make", "plain", "see", "see", "show", "show"]
 
 
+async def test_a_task_that_needs_only_the_values_of_tasks_with_undeclared_files_is_reused(
+    here: Path,
+) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        made = [run("make", "echo content > made.txt"), run("make", "echo other > made.txt")]
+        found: str = await run.options(implicit_data=False)("show", "ls", made)
+        return found
+
+    assert [await broken_off(program) for _ in range(2)] == ["", ""]
+    assert ran(here) == ["make", "make", "make", "make", "show"]
+
+
 async def test_clean_leaves_what_a_run_has_taken_up_and_still_needs(here: Path) -> None:
     await broken_off(pipeline(here))
     async with WorkflowEngine.create(journal="run.sqlite") as flow:

@@ -83,6 +83,57 @@ async def test_two_dependencies_that_left_the_same_name_are_refused(machine: Any
 
 @pytest.mark.asyncio
 @on_machines
+async def test_a_task_that_needs_only_the_values_receives_no_files(machine: Any) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def simulate(number: int) -> str:
+            return f"echo {number} > OUTCAR; mkdir d; touch d/{number}; echo {number}"
+
+        @flow.executable_task(implicit_data=False, retries=1)
+        def summarize(values: list[str], file: Any = None) -> str:
+            return f"case $PWD in *.2) ls; echo {len(values)};; *) false;; esac"
+
+        scan = [simulate(number) for number in range(3)]
+        assert await summarize(scan) == "3\n"
+        Path("in.txt").write_text("x")
+        assert (await summarize(scan, InputFile("in.txt"))).split() == ["in.txt", "3"]
+        for task in (
+            summarize.options(implicit_data=None),
+            summarize.options(implicit_data=True),
+        ):
+            error = await outcome(task(scan))
+            assert isinstance(error, DataError)
+            assert "set implicit_data=False for it" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_the_error_says_if_the_common_name_is_that_of_a_directory() -> None:
+    async with engine(local_threads()) as flow:
+
+        @flow.executable_task
+        def simulate(number: int) -> str:
+            return f"mkdir results; touch results/{number}"
+
+        @flow.executable_task
+        def merge(*_: Any) -> str:
+            return "ls"
+
+        error = await outcome(merge(simulate(1), simulate(2)))
+        assert isinstance(error, DataError)
+        assert "the directory 'results'" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_task_cannot_receive_files_that_the_engine_does_not_pass_on() -> None:
+    async with engine(local_threads(), implicit_data=False) as flow:
+        task = flow.executable_task(implicit_data=False)(lambda: "true")
+        with pytest.raises(ValueError, match="implicit_data=True"):
+            task.options(implicit_data=True)
+
+
+@pytest.mark.asyncio
+@on_machines
 async def test_an_unchanged_file_of_a_common_ancestor_is_no_conflict(machine: Any) -> None:
     async with engine(machine()) as flow:
 

@@ -80,12 +80,12 @@ DEFAULTS = (
 )
 """Settings of the table `defaults`."""
 
-TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends")
+TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends", "implicit_data")
 """Settings of the tables `tasks.NAME`."""
 
 ELSEWHERE = {
-    **dict.fromkeys(ENGINE, "write it in the table engine"),
     **dict.fromkeys(TASK, "write it in the table defaults"),
+    **dict.fromkeys(ENGINE, "write it in the table engine"),
     "tool": f"omit [tool.rhapsody], which is only for {PYPROJECT}",
     "resources": f"write its fields in the table defaults: {', '.join(RESOURCES)}",
 }

@@ -123,6 +123,7 @@ class Runtime:
             stager,
             options.profile or TaskDefaults(),
             here=current_directory(),
+            implicit_data=options.implicit_data,
             keep=options.dry_run,
         )
         self.stage_out: StageOut = StageOut(scheduler, background, stager, self.submission)

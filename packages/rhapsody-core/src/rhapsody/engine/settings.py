@@ -92,6 +92,9 @@ class TaskSettings(TypedDict, total=False):
             ended without being canceled; each start is another attempt. Dependents that have not
             started wait until the service is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
+        implicit_data: False if the task needs only the values of the futures in its arguments, not
+            copies of the files that their tasks left without declaring them. `True` needs an engine
+            with `implicit_data=True`. Default: the engine's.
         limit: A named limit, or a list of these. `"license:2"` allows two of the engine's tasks
             with this limit to run at once.
         fallback: The result to use when every attempt has failed, or a callable that the engine
@@ -124,6 +127,7 @@ class TaskSettings(TypedDict, total=False):
     ready_timeout: float | str
     restarts: int
     after: Iterable[asyncio.Future[Any]]
+    implicit_data: bool | None
     limit: str | Iterable[str] | None
     fallback: Any
     priority: int
@@ -277,6 +281,10 @@ def _ready(value: object) -> str | Callable[..., Any] | None:
     raise TypeError(f"ready must be a string or a callable, got {value!r}")
 
 
+def _implicit_data(value: object) -> bool | None:
+    return None if value is None else flag("implicit_data")(value)
+
+
 def _after(value: object) -> tuple[asyncio.Future[Any], ...]:
     if asyncio.isfuture(value):
         value = [value]
@@ -362,6 +370,7 @@ class Settings:
     ready_timeout: float = _setting(60.0, _ready_timeout)
     restarts: int = _setting(0, whole_number("restarts", 0))
     after: tuple[asyncio.Future[Any], ...] = _setting((), _after)
+    implicit_data: bool | None = _setting(None, _implicit_data)
     limit: tuple[tuple[str, int], ...] = _setting((), _limit)
     fallback: Any = _setting(NO_FALLBACK, _fallback)
     priority: int = _setting(0, whole_number("priority", None))

@@ -73,6 +73,7 @@ class Submission:
         stager: Stager of the engine's files.
         task_defaults: The settings of tasks from the engine's profile.
         here: The current directory when the engine was created, or `None` if it had been removed.
+        implicit_data: True if tasks receive files that dependencies left in their sandboxes.
         keep: True to store each call in `made`, for the graph of a dry run.
 
     Attributes:
@@ -93,6 +94,7 @@ class Submission:
         task_defaults: TaskDefaults,
         *,
         here: str | None,
+        implicit_data: bool,
         keep: bool,
     ) -> None:
         self.uid: str = uid
@@ -102,6 +104,7 @@ class Submission:
         self._pushdown = pushdown
         self.task_defaults: TaskDefaults = task_defaults
         self._here = here
+        self._implicit_data = implicit_data
         self._numbers = {"task": 0, "block": 0}
         self.declared: DeclaredFiles = DeclaredFiles(stager)
         self._keep = keep
@@ -282,8 +285,14 @@ class Submission:
 
         Raises:
             ValueError: No backend with this name is attached, a limit has another size in this
-                engine, or a path is relative and there was no current directory.
+                engine, `implicit_data` is true but not that of the engine, or a path is relative
+                and there was no current directory.
         """
+        if settings.implicit_data and not self._implicit_data:
+            raise ValueError(
+                "implicit_data=True of a task has no effect in an engine with implicit_data=False; "
+                "set implicit_data=False for the other tasks instead of the engine"
+            )
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name
             settings = dataclasses.replace(settings, backend=name)

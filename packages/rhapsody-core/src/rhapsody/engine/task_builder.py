@@ -343,18 +343,19 @@ class TaskBuilder:
         ]
         found = record.found
         has_files = found is not None and (found.inputs or found.outputs)
-        if has_files or (self._implicit_data and "sandbox" in description):
-            self._note_sources(record)
+        implicit = self._implicit_data and record.task.settings.implicit_data is not False
+        if has_files or (implicit and "sandbox" in description):
+            self._note_sources(record, implicit=implicit)
 
-    def _note_sources(self, record: TaskRecord) -> None:
+    def _note_sources(self, record: TaskRecord, *, implicit: bool) -> None:
         """Set the `sources` of a task: the attempts of dependencies that left a sandbox.
 
         Dependencies that are needed only to produce an input file are excluded. `left` is set to
-        the sources that were passed as arguments and declare no output files.
+        the sources that were passed as arguments and declare no output files, if `implicit`.
         """
         found = record.found
         arguments: Set[asyncio.Future[Any]] = frozenset()
-        if found is not None and self._implicit_data:
+        if found is not None and implicit:
             arguments = found.futures.keys()
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:

@@ -85,12 +85,7 @@ def inherit(task: str, sources: Sequence[AttemptInfo], taken: Collection[str]) -
             if entry.is_file(follow_symlinks=False):
                 states.setdefault(entry.name, FileState.of(entry.stat(follow_symlinks=False)))
             if other is not source and not _same_origin(other, source, entry.name):
-                raise DataError(
-                    f"task {task!r}: {entry.name!r} was left by two of its dependencies, "
-                    f"{other.task} and {source.task}, neither of which declares it. Pass them an "
-                    "OutputFile with different names, or use implicit_data=False if the task needs "
-                    "no undeclared files"
-                )
+                raise DataError(_conflict(task, other, source, entry.name))
         for path, size in too_large(entries).items():
             linked[path] = FileState.of(size)
             large.add(path)
@@ -112,6 +107,17 @@ def inherit(task: str, sources: Sequence[AttemptInfo], taken: Collection[str]) -
         linked,
         frozenset(large),
         frozenset(linked_uids),
+    )
+
+
+def _conflict(task: str, one: AttemptInfo, other: AttemptInfo, name: str) -> str:
+    what, kind = repr(name), "OutputFile"
+    if os.path.isdir(one.path_of(name)) and os.path.isdir(other.path_of(name)):
+        what, kind = f"the directory {name!r}", "OutputDir"
+    return (
+        f"task {task!r}: {what} was left by two of its dependencies, {one.task} and {other.task}, "
+        "neither of which declares it. If the task needs only the values, set implicit_data=False "
+        f"for it; otherwise pass them an {kind} with different names"
     )
 
 
