@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import functools
 import random
 import sys
@@ -93,13 +94,120 @@ captured = pytest.mark.parametrize(
 
 @captured
 @generators
-async def test_a_function_that_would_be_sent_with_a_generator_is_refused(
+async def test_a_second_call_that_would_draw_the_same_numbers_is_refused(
     function: Any, make: Any
 ) -> None:
     async with engine(local_processes()) as flow:
         draw = flow.function_task(function(make()))
+        await draw()
         with pytest.raises(ValueError, match=r"spawn|seed"):
             await draw()
+
+
+async def test_a_default_that_a_call_replaces_is_not_sent() -> None:
+    async with engine(local_processes()) as flow:
+        default = random.Random(0)
+
+        def option(number: int, rng: Any = default, *, other: Any = None) -> float:
+            return float(rng.random())
+
+        def keyword(*, rng: Any = default) -> float:
+            return float(rng.random())
+
+        @functools.wraps(option)
+        def wrapper(*args: Any, **kwargs: Any) -> float:
+            return option(*args, **kwargs)
+
+        task, bound = flow.function_task(option), flow.function_task(keyword)
+        for seed in range(3):
+            await task(1, rng=random.Random(seed))
+            await task(1, random.Random(10 + seed))
+            await bound(rng=random.Random(20 + seed))
+            await flow.function_task(wrapper)(1, rng=random.Random(30 + seed))
+            await flow.function_task(functools.partial(option, 1))(random.Random(40 + seed))
+            partial = functools.partial(option, rng=random.Random(50 + seed))
+            await flow.function_task(partial)(1)
+        await task(1)
+        with pytest.raises(ValueError, match="'rng'"):
+            await task(1)
+
+
+async def test_attributes_that_the_code_does_not_use_may_be_generators() -> None:
+    program: dict[str, Any] = {"__name__": "__main__"}
+    exec(
+        "class Model:\n"
+        "    def fit(self):\n        return self.random_state.random()\n"
+        "    def predict(self, x):\n        return self.scaled(x)\n"
+        "    def scaled(self, x):\n        return 2 * x\n"
+        "model = Model()\n"
+        "def both(x):\n    return model.predict(x)\n"
+        "def first(model):\n    return model.predict(1)\n"
+        "def drawn(model):\n    return model.fit()\n",
+        program,
+    )
+    program["model"].random_state = random.Random(0)
+    async with engine(local_processes()) as flow:
+        for function in (program["model"].predict, program["both"]):
+            task = flow.function_task(function)
+            assert [await task(1), await task(2)] == [2, 4]
+        task = flow.function_task(program["first"])
+        assert [await task(program["model"]), await task(program["model"])] == [2, 2]
+        with pytest.raises(ValueError, match="'model'"):
+            await flow.function_task(program["drawn"])(program["model"])
+
+
+async def test_a_variable_may_contain_another_generator_for_each_call() -> None:
+    function = of_globals(random.Random(0))
+    async with engine(local_processes()) as flow:
+        task = flow.function_task(function)
+        for seed in range(3):
+            function.__globals__["rng"] = random.Random(seed)
+            await task()
+        with pytest.raises(ValueError, match="'rng'"):
+            await task()
+
+
+class Sampler:
+    """Object with a generator."""
+
+    def __init__(self, rng: Any) -> None:
+        self.rng = rng
+
+
+@dataclasses.dataclass
+class Settings:
+    """Dataclass with a generator."""
+
+    rng: Any
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict", "object", "dataclass"])
+async def test_a_generator_inside_an_argument_of_two_calls_is_refused(kind: str) -> None:
+    make: Any = {
+        "list": lambda rng: [rng],
+        "tuple": lambda rng: (rng, 1),
+        "dict": lambda rng: {"rng": rng},
+        "object": Sampler,
+        "dataclass": Settings,
+    }[kind]
+
+    def draw(inside: Any) -> float:
+        if isinstance(inside, list | tuple):
+            return float(inside[0].random())
+        rng = inside["rng"] if isinstance(inside, dict) else inside.rng
+        return float(rng.random())
+
+    async with engine(local_processes()) as flow:
+        task, rng = flow.function_task(draw), random.Random(0)
+        await task(make(rng))
+        with pytest.raises(ValueError, match="'inside'"):
+            await task(make(rng))
+
+
+async def test_a_generator_may_be_in_one_call_twice() -> None:
+    async with engine(local_processes()) as flow:
+        rng = random.Random(0)
+        assert await flow.function_task(lambda first, rest: first is rest[0])(rng, [rng])
 
 
 @captured
@@ -111,8 +219,10 @@ async def test_functions_in_this_process_share_their_generators(function: Any) -
 
 async def test_the_message_names_the_variable() -> None:
     async with engine(local_processes()) as flow:
+        task = flow.function_task(of_globals(random.Random(0)))
+        await task()
         with pytest.raises(ValueError, match="'rng'"):
-            await flow.function_task(of_globals(random.Random(0)))()
+            await task()
 
 
 def of_methods(rng: Any) -> Any:
@@ -131,7 +241,9 @@ async def test_the_script_of_rhapsody_run_is_searched(here: Path) -> None:
         "def helper():\n"
         "    return rng.random()\n"
         "async def main(flow):\n"
-        "    await flow.function_task(lambda: helper())()\n"
+        "    task = flow.function_task(lambda: helper())\n"
+        "    await task()\n"
+        "    await task()\n"
     )
     program = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rhapsody", "run", "flow.py", "-o", "executor=process",
@@ -145,8 +257,10 @@ async def test_the_script_of_rhapsody_run_is_searched(here: Path) -> None:
 async def test_methods_of_a_generator_are_refused_as_well() -> None:
     async with engine(local_processes()) as flow:
         for rng in (python_generator(), numpy_generator()):
+            task = flow.function_task(of_methods(rng))
+            await task()
             with pytest.raises(ValueError, match="'draw_one'"):
-                await flow.function_task(of_methods(rng))()
+                await task()
 
 
 async def test_functions_imported_from_random_draw_from_the_generator_of_the_worker() -> None:

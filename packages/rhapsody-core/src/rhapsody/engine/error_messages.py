@@ -455,27 +455,25 @@ def not_retried(record: TaskRecord, argument: int | str) -> str:
     )
 
 
-_CURE = "pass one generator per call (rng.spawn(n) of NumPy makes them) or a seed as an argument"
-
-
-def captured_generator(record: TaskRecord, backend: BackendHandle, name: str) -> ValueError:
-    """Return the error for a function that would be sent to a worker with a generator."""
-    generator = f"the random number generator {name!r}" if name else "a random number generator"
-    return ValueError(
-        f"task {record.task.name!r} uses {generator} of the program: each call on backend "
-        f"{backend.name!r} would receive a copy of it and draw the same numbers; {_CURE}"
-    )
-
-
 def generator_sent_again(
-    record: TaskRecord, backend: BackendHandle, argument: int | str, generator: object
+    record: TaskRecord, backend: BackendHandle, what: str, generator: object
 ) -> ValueError:
-    """Return the error for a generator in the state in which another call has received it."""
+    """Return the error for a generator in the state in which another call has received it.
+
+    Args:
+        record: The task.
+        backend: The task's backend.
+        what: Where the generator is, and a verb: `argument 'rng' is`.
+        generator: The generator.
+    """
+    cure = "pass each call a seed as an argument, and create the generator in the function"
+    if hasattr(generator, "spawn"):
+        cure = "pass each call its own generator (rng.spawn(n) makes n of them) or a seed"
     return ValueError(
-        f"task {record.task.name!r}: {argument_name(record.task.function, argument)} is a random "
-        f"number generator ({type(generator).__name__}) that another call on backend "
-        f"{backend.name!r} has received in the same state, so both would draw the same "
-        f"numbers; {_CURE}, or a copy if this is intended"
+        f"task {record.task.name!r}: {what} a random number generator "
+        f"({type(generator).__name__}) that another call on backend {backend.name!r} has received "
+        f"in the same state, so both would draw the same numbers; {cure}, or pass a copy if this "
+        "is intended"
     )
 
 

@@ -48,7 +48,12 @@ from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.calls import argument_name
-from rhapsody.sdk.generators import captured_generator, is_generator
+from rhapsody.sdk.generators import (
+    captured_generators,
+    contents,
+    is_generator,
+    names_attribute,
+)
 from rhapsody.shells import stops_reading
 from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
@@ -247,33 +252,59 @@ class TaskBuilder:
         retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
         """
         if not backend.shares_memory:
-            args, kwargs = record.description["args"], record.description["kwargs"]
-            if kwargs or not IMMUTABLE.issuperset(map(type, args)):
-                self._check_generators(record, backend, [*enumerate(args), *kwargs.items()])
+            task, args, kwargs = record.task, record.args, record.kwargs
+            if task.generators is None:
+                task.generators = captured_generators(task.function)
+            if task.generators or kwargs or not IMMUTABLE.issuperset(map(type, args)):
+                self._check_generators(record, backend)
         elif record.task.may_retry:
             if record.kept is None:
                 record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
             if record.kept is not None:
                 record.description["keep_arguments"] = record.kept.keep
 
-    def _check_generators(
-        self,
-        record: TaskRecord,
-        backend: BackendHandle,
-        arguments: Sequence[tuple[int | str, Any]],
-    ) -> None:
+    def _check_generators(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Raise a `ValueError` if another call has received a generator in the same state."""
         if record.attempt > 1:  # a retry, which receives the same generator on purpose
             return
+        task, args, kwargs = record.task, record.description["args"], record.description["kwargs"]
+        states: dict[int, tuple[Any, bytes]] = {}
+        for captured in task.generators or ():
+            if captured.parameter not in kwargs and len(args) <= captured.position:
+                sent = self._state_of(captured.generator)
+                if self._generators.get(id(sent[0])) == sent:
+                    # The variables may contain other generators since the last search.
+                    former, task.generators = task.generators, captured_generators(task.function)
+                    if task.generators != former:
+                        return self._check_generators(record, backend)
+                    what = f"variable {captured.name!r} is" if captured.name else "it contains"
+                    raise error_messages.generator_sent_again(record, backend, what, sent[0])
+                states[id(sent[0])] = sent
+        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         for name, value in arguments:
-            if type(value) in IMMUTABLE or not is_generator(value):
+            if type(value) in IMMUTABLE:
                 continue
-            state = hashlib.blake2b(pickle.dumps(value)).digest()
-            if self._generators.get(id(value), (None, b""))[1] == state:
-                raise error_messages.generator_sent_again(record, backend, name, value)
-            self._generators[id(value)] = value, state
+            items = [("", value)] if is_generator(value) else contents(value)
+            for attribute, item in items:
+                if type(item) in IMMUTABLE or not is_generator(item):
+                    continue
+                sent = self._state_of(item)
+                if self._generators.get(id(item)) == sent and (
+                    not attribute or names_attribute(task.function, type(value), attribute)
+                ):
+                    verb = "is" if item is value else "contains"
+                    what = f"{argument_name(task.function, name)} {verb}"
+                    raise error_messages.generator_sent_again(record, backend, what, item)
+                states[id(item)] = sent
+        for key, sent in states.items():
+            self._generators[key] = sent
             if len(self._generators) > MAX_GENERATORS:
                 del self._generators[next(iter(self._generators))]
+
+    @staticmethod
+    def _state_of(generator: Any) -> tuple[Any, bytes]:
+        """Return a generator and the digest of its state."""
+        return generator, hashlib.blake2b(pickle.dumps(generator)).digest()
 
     def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:
         """Restore the arguments that earlier attempts have changed; log the first of each task."""
@@ -490,11 +521,6 @@ class TaskBuilder:
         for each in (backend, *self._others(record)):
             self._check_capable(record, each)
         task, settings, hooks = record.task, record.task.settings, self._hooks
-        sent = task.kind == "function" and not backend.shares_memory
-        if sent and task.accepted_by is not backend:
-            name = captured_generator(task.function)
-            if name is not None:
-                raise error_messages.captured_generator(record, backend, name)
         if callable(settings.resources):
             return  # the resources may differ for the next task
         task.accepted_by = backend

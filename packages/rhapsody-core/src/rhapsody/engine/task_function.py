@@ -22,6 +22,7 @@ from rhapsody.engine.closures import ClosureCopy, has_closure
 from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
 from rhapsody.environments import SETTINGS, environment_conflict
 from rhapsody.errors import add_note
+from rhapsody.sdk.generators import CapturedGenerator
 from rhapsody.task import TaskDescription, TaskFuture, TaskKind, is_async
 
 P = ParamSpec("P")
@@ -97,6 +98,7 @@ class TaskFunction(Generic[P, R]):
         "direct",
         "engine",
         "function",
+        "generators",
         "given",
         "has_closure",
         "is_async",
@@ -142,6 +144,7 @@ class TaskFunction(Generic[P, R]):
         self.described: Any = None  # see `rhapsody.engine.task_calls`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check
+        self.generators: tuple[CapturedGenerator, ...] | None = None  # if sent to workers
         self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it
         self.has_closure: bool = has_closure(function)
         self._copied: ClosureCopy | None = None
@@ -210,7 +213,8 @@ class TaskFunction(Generic[P, R]):
         for name in TaskFunction.__slots__:
             if name != "__weakref__":
                 setattr(new, name, getattr(former, name))
-        new.function, new.has_closure, new.template = function, False, None
+        new.function, new.has_closure = function, False
+        new.template = new.generators = None
         return new
 
     def unawaited(self, future: TaskFuture[Any]) -> None:

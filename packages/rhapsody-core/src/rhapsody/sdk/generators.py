@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhapsody.sdk.modules import MISSING, content_of, is_in_its_module, with_inner
 from rhapsody.sdk.runner import home_of_method
@@ -47,38 +48,195 @@ def _is_generator(kind: type) -> bool:
     return False
 
 
-def captured_generator(function: object) -> str | None:
-    """Find a generator that is sent to a worker together with a function.
+class CapturedGenerator(NamedTuple):
+    """Random number generator that is sent to a worker together with a function.
+
+    Attributes:
+        name: The variable that contains the generator, or an empty string.
+        generator: The generator.
+        parameter: The parameter of the function whose default it is, or an empty string.
+        position: The position of that parameter among the arguments of a call.
+    """
+
+    name: str
+    generator: Any
+    parameter: str
+    position: int
+
+
+def captured_generators(function: object) -> tuple[CapturedGenerator, ...]:
+    """Find the generators that are sent to a worker together with a function.
 
     The function's closure, its defaults and the globals that it reads are searched, and those of
-    other functions among them, unless workers import the function. Containers and instances of
-    classes of the script are searched as well.
+    other functions among them, unless workers import the function. Containers are searched as
+    well, and the attributes of classes of the script and of their instances that the code names.
 
     Returns:
-        The variable that contains the generator, for messages, or `None` if there is none.
+        The generators, each once.
     """
-    todo: list[tuple[str, Any]] = [("", function)]
-    seen: set[int] = set()
-    while todo and len(seen) < MAX_VALUES:
-        name, value = todo.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+    return tuple(_Search(function).run().found.values())
+
+
+def names_attribute(function: object, kind: type, attribute: str) -> bool:
+    """Return True if a function or the methods that it uses of a class name an attribute."""
+    search = _Search(function)
+    search.add_class(kind)
+    return attribute in search.run().names
+
+
+def contents(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values directly inside a list, tuple, dict or object, with the attributes' names.
+
+    The names of items of containers are empty.
+    """
+    kind = type(value)
+    if kind is list or kind is tuple:
+        yield from (("", item) for item in islice(value, MAX_VALUES))
+    elif kind is dict:
+        yield from (("", item) for item in islice(value.values(), MAX_VALUES))
+    elif not issubclass(kind, _NO_CONTAINERS):
+        attributes = getattr(value, "__dict__", None)
+        if type(attributes) is dict:
+            yield from list(attributes.items())
+
+
+class _Search:
+    """Search of the values that are pickled with a function.
+
+    Args:
+        function: The function.
+
+    Attributes:
+        found: The generators, by their ids.
+        names: The names of globals and attributes in the code.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.found: dict[int, CapturedGenerator] = {}
+        self.names: set[str] = set()
+        self._function = function
+        self._positional, self._given, self._called = _call_of(function)
+        self._seen: dict[int, Any] = {}
+        self._todo: list[tuple[str, str, Any]] = [("", "", function)]  # with the parameter
+        self._attributes: list[tuple[str, str, Any]] = []  # variable, attribute and value
+
+    def run(self) -> _Search:
+        """Search until nothing is left; attributes are searched as soon as the code names them."""
+        while self._todo and len(self._seen) < MAX_VALUES:
+            self._visit(*self._todo.pop())
+            if not self._todo:
+                waiting, self._attributes = self._attributes, []
+                for name, attribute, value in waiting:
+                    if attribute in self.names or attribute[:2] == attribute[-2:] == "__":
+                        self._todo.append((name, "", value))
+                    else:
+                        self._attributes.append((name, attribute, value))
+        return self
+
+    def add_class(self, kind: type) -> None:
+        """Add the methods and other attributes of a class."""
+        for base in kind.__mro__[:-1]:
+            if id(base) not in self._seen:
+                self._seen[id(base)] = base
+                self._attributes += (
+                    (f"{base.__name__}.{name}", name, _Member(value))
+                    for name, value in vars(base).items()
+                )
+
+    def _visit(self, name: str, parameter: str, value: Any) -> None:
+        kind = type(value)
         if is_generator(value):
-            return name
-        todo += ((inner or name, part) for inner, part in _parts(value))
-    return None
+            if not parameter or id(value) not in self.found:
+                position = sys.maxsize
+                if parameter in self._positional:
+                    position = self._positional.index(parameter)
+                self.found[id(value)] = CapturedGenerator(name, value, parameter, position)
+            return
+        if kind is _Member:
+            value = value.value
+            for wrapped in ("__func__", "fget", "func"):  # methods and properties
+                value = getattr(value, wrapped, value) if type(value) in _WRAPPERS else value
+            if type(value) is types.FunctionType:
+                self._read(value.__code__)
+            self._visit(name, parameter, value)
+            return
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if kind is types.FunctionType:
+            if _is_script(value.__module__) or not is_in_its_module(value):
+                self._read(value.__code__)
+                is_called = any(value is function for function in self._called)
+                for variable, is_default, each in _variables(value):
+                    if not (is_default and is_called):
+                        self._todo.append((variable, parameter, each))
+                    elif variable not in self._given:
+                        self._todo.append((variable, variable, each))
+        elif issubclass(kind, type):
+            if _is_script(value.__module__):
+                self.add_class(value)
+        elif kind not in _BUILTIN and _is_script(kind.__module__):
+            attributes = getattr(value, "__dict__", {}).items()
+            self._attributes += ((f"{kind.__name__}.{each[0]}", *each) for each in attributes)
+            self.add_class(kind)
+        else:
+            is_function = value is self._function
+            for keyword, part in _parts(value):
+                known = keyword if is_function else parameter
+                self._todo.append((keyword or name, known, part))
+
+    def _read(self, code: types.CodeType) -> None:
+        self.names.update(*(each.co_names for each in with_inner(code)))
+
+
+class _Member(NamedTuple):
+    """Member of a class, whose code is searched for names even if workers import it."""
+
+    value: Any
+
+
+_WRAPPERS = (staticmethod, classmethod, property, functools.cached_property)
+
+_NO_CONTAINERS = (type, types.FunctionType, types.ModuleType)
+
+_BUILTIN = (types.FunctionType, functools.partial, types.MethodType, types.BuiltinMethodType)
+
+
+def _call_of(function: Any) -> tuple[Sequence[str], set[str], list[types.FunctionType]]:
+    """Inspect how arguments are passed to the Python function that a call runs.
+
+    Returns:
+        The parameters that positional arguments of a call are passed to, those that
+        `functools.partial` passes, and the function with the functions that it wraps.
+    """
+    number = 0
+    given: set[str] = set()
+    while True:
+        if type(function) is functools.partial:
+            number += len(function.args)
+            given |= function.keywords.keys()
+            function = function.func
+        elif type(function) is types.MethodType:
+            number += 1
+            function = function.__func__
+        else:
+            break
+    if type(function) is not types.FunctionType:
+        return (), given, []
+    inner = inspect.unwrap(function)
+    if type(inner) is not types.FunctionType:
+        inner = function
+    names = inner.__code__.co_varnames[: inner.__code__.co_argcount]
+    return names[number:], given.union(names[:number]), [function, inner]
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the values that are pickled with a value, with the names of their variables."""
+    """Yield the values that are pickled with a value, with the names of keyword arguments."""
     kind = type(value)
-    if kind is types.FunctionType:
-        if _is_script(value.__module__) or not is_in_its_module(value):
-            yield from _variables(value)
-    elif kind is functools.partial:
+    if kind is functools.partial:
         yield "", value.func
-        yield from (("", each) for each in (*value.args, *value.keywords.values()))
+        yield from (("", each) for each in value.args)
+        yield from value.keywords.items()
     elif kind is types.MethodType:
         if home_of_method(value) is None:
             yield "", value.__func__
@@ -90,13 +248,6 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("", each) for each in islice(value, MAX_VALUES))
     elif kind is dict:
         yield from (("", each) for each in islice(value.values(), MAX_VALUES))
-    elif issubclass(kind, type):
-        if _is_script(value.__module__):
-            yield from ((f"{value.__name__}.{name}", each) for name, each in vars(value).items())
-    elif _is_script(kind.__module__):
-        variables = getattr(value, "__dict__", {})
-        yield from ((f"{kind.__name__}.{name}", each) for name, each in variables.items())
-        yield "", kind
 
 
 def _is_script(module: object) -> bool:
@@ -106,15 +257,20 @@ def _is_script(module: object) -> bool:
     return module == "__main__" or module in by_value
 
 
-def _variables(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+def _variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
+    """Yield the variables of a function: names, True for defaults, and values."""
     code = function.__code__
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        yield name, content_of(cell)
+        yield name, False, content_of(cell)
     defaults = function.__defaults__ or ()
-    yield from zip(code.co_varnames[: code.co_argcount][-len(defaults) :], defaults, strict=False)
-    yield from (function.__kwdefaults__ or {}).items()
+    names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
+    for name, value in (
+        *zip(names, defaults, strict=False),
+        *(function.__kwdefaults__ or {}).items(),
+    ):
+        yield name, True, value
     for name in _globals_read(code):
-        yield name, function.__globals__.get(name, MISSING)
+        yield name, False, function.__globals__.get(name, MISSING)
 
 
 @functools.lru_cache(256)
