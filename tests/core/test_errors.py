@@ -24,6 +24,7 @@ BUILTINS = {
     "PluginError": RuntimeError,
     "ProfileError": ValueError,
     "DataError": ValueError,
+    "InputChangedError": ValueError,
     "JournalError": RuntimeError,
     "OutOfMemoryError": MemoryError,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from rhapsody import (
     CapabilityError,
     DataError,
+    InputChangedError,
     InputFile,
     LocalExecutionBackend,
     OutputDir,
@@ -63,7 +65,9 @@ async def test_a_command_that_changes_its_input_fails(
     raw: Path, flow: WorkflowEngine, command: str
 ) -> None:
     error = await outcome(shell(flow)(command, InputFile("raw.txt")))
-    assert isinstance(error, DataError)
+    assert isinstance(error, InputChangedError)
+    assert error.paths == [str(raw)]
+    assert type(pickle.loads(pickle.dumps(error))) is InputChangedError
     for part in (str(raw), command.format("raw.txt"), "copy=True"):
         assert part in str(error)
 

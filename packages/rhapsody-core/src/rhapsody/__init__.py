@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         CapabilityError,
         DataError,
         DependencyFailureError,
+        InputChangedError,
         InsufficientWalltimeError,
         JournalError,
         OutOfMemoryError,
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
     __all__ = [
         "BackendError", "BackendRegistry", "BackendUnavailableError", "CapabilityError",
         "ConcurrentExecutionBackend", "DaskExecutionBackend", "DataError",
-        "DependencyFailureError", "InputFile", "InputFiles", "InsufficientWalltimeError",
+        "DependencyFailureError", "InputChangedError", "InputFile", "InputFiles",
+        "InsufficientWalltimeError",
         "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
         "Resources", "RetryPolicy", "RhapsodyError", "SimulatedExecutionBackend", "StateMapper",
@@ -81,7 +83,7 @@ else:
             "rhapsody.engine.settings": "TaskSettings",
             "rhapsody.errors": (
                 "BackendError BackendUnavailableError CapabilityError DataError "
-                "DependencyFailureError InsufficientWalltimeError JournalError "
+                "DependencyFailureError InputChangedError InsufficientWalltimeError JournalError "
                 "OutOfMemoryError PluginError ProfileError RhapsodyError SubmissionError "
                 "TaskFailedError TaskLostError TaskTimeoutError"
             ),

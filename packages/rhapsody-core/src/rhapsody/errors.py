@@ -213,6 +213,22 @@ class DataError(RhapsodyError, ValueError):
     """A declared file is missing, ambiguous or outside its sandbox, or would be overwritten."""
 
 
+class InputChangedError(DataError):
+    """An input file of a task changed or disappeared while the task waited or ran.
+
+    The task is not retried, and its fallback is not used, because another attempt would read the
+    changed file. If the attempt also failed, `__cause__` is its exception.
+
+    Args:
+        message: The message.
+        paths: The paths of the files.
+    """
+
+    def __init__(self, message: str, paths: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.paths: list[str] = list(paths)
+
+
 class JournalError(RhapsodyError, RuntimeError):
     """The journal, which records the results of tasks, cannot be read or written."""
 

@@ -32,6 +32,7 @@ from rhapsody.errors import (
     CapabilityError,
     DependencyFailureError,
     FirstFailure,
+    InputChangedError,
     OutOfMemoryError,
     TaskFailedError,
     TaskTimeoutError,
@@ -43,7 +44,6 @@ from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
-from rhapsody.staging.files import InputChangedError
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import format_error, users_part
@@ -355,7 +355,8 @@ def input_changed(
     changing = InputChangedError(
         f"the input file {path!r}{others} of {record.named()} {state} while the task waited or "
         f"ran: {what}, another task or another program may have written to it. Check the file. "
-        f"{cure}{also}"
+        f"{cure}{also}",
+        list(changed.values()),
     )
     changing.__cause__ = error
     return changing

@@ -14,8 +14,8 @@ from rhapsody.backends.programs import write_again
 from rhapsody.data import Output
 from rhapsody.engine import error_messages
 from rhapsody.engine.record import TaskRecord
-from rhapsody.errors import DataError
-from rhapsody.staging.files import InputChangedError, Stager
+from rhapsody.errors import DataError, InputChangedError
+from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo

@@ -45,13 +45,13 @@ from rhapsody.engine.states import (
 from rhapsody.errors import (
     BackendUnavailableError,
     DependencyFailureError,
+    InputChangedError,
     InsufficientWalltimeError,
     TaskLostError,
     add_note,
     blame,
 )
 from rhapsody.plugins.specs import Stats
-from rhapsody.staging.files import InputChangedError
 from rhapsody.states import TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture
 

@@ -49,14 +49,6 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import TaskFiles
 
 
-class InputChangedError(DataError):
-    """An input file of a task changed while the task waited or ran.
-
-    The task is not retried, and its fallback is not used, because another attempt would read the
-    changed file.
-    """
-
-
 class InputPlace(NamedTuple):
     """Location of an input, for the backend that links it and for functions that read it.
 
