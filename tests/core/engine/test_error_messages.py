@@ -18,6 +18,7 @@ import pytest
 from rhapsody import (
     CapabilityError,
     DependencyFailureError,
+    InputFile,
     LocalExecutionBackend,
     OutputFile,
     TaskFailedError,
@@ -496,14 +497,33 @@ async def test_the_sandbox_of_a_failed_task_has_its_traceback_without_secrets(
     assert "not-to-be" not in text.replace('raise ValueError("no data for not-to-be-shown")', "")
 
 
+GREP, REST = "|| [ $? = 1 ]; }", "at the first command or pipeline that fails"
+
+
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
         ("yes | head -n 1", "set +o pipefail"),
-        ("echo a | grep b", "|| [ $? = 1 ]"),
+        ("python3 -c 'while True: print(1)' | head -n 1", "set +o pipefail"),
+        ("echo a | grep b", GREP),
+        ("true; LC_ALL=C /bin/grep -c b /dev/null | wc -l", GREP),
+        ("for i in 1; do\n  grep b /dev/null > c\ndone", GREP),
+        ("grep -c x /dev/null && exit 1", None),
+        ("grep -c root /etc/passwd && python3 -c 'exit(1)'", REST),
+        ("echo grep; false", REST),
+        ("if grep -q x /dev/null; then :; fi; false", REST),
+        ("pgrep() { false; }; pgrep x; echo", REST),
+        ("ls *.gz 2>/dev/null | wc -l", REST),
+        ("echo a | diff - /dev/null | wc -l", REST),
+        ("((i=0))", REST),
+        ("let i=0", REST),
+        ("read x </dev/null", REST),
         ("echo $NOT_SET", "${NAME:-}"),
         ("grep a missing_file", None),
         ("exit 1", None),
+        ("echo a; exit 3", None),
+        ("\nfalse >a 2>&1\n", None),
+        ("false", None),
     ],
 )
 async def test_a_failure_that_only_a_strict_shell_sees_has_a_hint(
@@ -512,10 +532,32 @@ async def test_a_failure_that_only_a_strict_shell_sees_has_a_hint(
     run = flow.executable_task(lambda: command)
     error = await failure(run())
     assert isinstance(error, TaskFailedError)
-    assert ("hint: " in str(error)) == (hint is not None)
+    assert str(error).count("hint: ") == (hint is not None)
     assert hint is None or hint in str(error)
-    plain = await failure(run.options(shell=["sh", "-c"])()) if hint == "|| [ $? = 1 ]" else None
+    plain = await failure(run.options(shell=["sh", "-c"])()) if command == "false" else None
     assert plain is None or "hint: " not in str(plain)
+
+
+async def test_the_cure_in_the_hint_for_grep_works_in_a_pipeline(flow: WorkflowEngine) -> None:
+    error = await failure(flow.executable_task(lambda: "grep b /dev/null | wc -l")())
+    cure = str(error).split("`")[-2].replace("grep ...", "grep b /dev/null")
+    assert await within(flow.executable_task(lambda: f"{cure} | wc -l")()) == "0\n"
+
+
+@pytest.mark.parametrize("form", ["string", "list"])
+async def test_a_program_that_refuses_the_link_to_its_input_has_a_hint(
+    flow: WorkflowEngine, tmp_path: Path, form: str
+) -> None:
+    (tmp_path / "data").write_text("a")
+
+    @flow.executable_task
+    def pack(file: InputFile) -> Any:
+        return f"gzip -k {file}" if form == "string" else ["gzip", "-k", file]
+
+    error = await failure(pack(InputFile(tmp_path / "data")))
+    assert str(error).count("hint: ") == 1
+    assert "InputFile(..., copy=True)" in str(error)
+    await within(pack(InputFile(tmp_path / "data", copy=True)))
 
 
 def program(folder: Path, first: str) -> str:

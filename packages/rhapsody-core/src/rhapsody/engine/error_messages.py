@@ -51,7 +51,18 @@ from rhapsody.tracebacks import format_error, users_part
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
 _SIGNALS = {int(each): each for each in signal.Signals}
 
-_GREP = re.compile(r"\b[a-z]*grep\b")
+_STARTS = r"(?:^|[;|&({\n]|\b(?:then|do|else)\s)\s*"
+_GREP = re.compile(  # outside of conditions
+    _STARTS + r"(?:\w+=\S*\s+)*(?:[\w./-]*/)?(?:[efz]|bz|xz|zst)?grep\s(?![^;\n]{0,500}(?:&&|\|\|))"
+)
+_EXIT = re.compile(_STARTS + r"exit\s+[1-9$]")
+_SEVERAL = re.compile(r"[;|\n]|(?<!>)&(?!>)|\(\(|^\s*(?:let|read)\s")
+"""Commands with several parts, and those that fail without a fault."""
+_BROKEN = re.compile(r"BrokenPipeError|Broken pipe")
+_NO_LINK = re.compile(
+    r"Too many levels of symbolic links|is not a normal file|is a symbolic link", re.IGNORECASE
+)
+"""Messages of gzip, bzip2 and zstd."""
 _UNSET = re.compile(r": (unbound variable|parameter not set)$", re.MULTILINE)
 """Messages of bash and other shells in English."""
 
@@ -196,6 +207,7 @@ def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
         unquoted_files(record)
         or _missing_files(record, report)
         or _start_hint(record, report)
+        or _link_hint(record, report)
         or _shell_hint(record, report)
     )
 
@@ -234,23 +246,45 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     if not isinstance(command, str) or record.description.get("shell") not in SHELLS:
         return ""
     code = report.get("exit_code")
-    if code == 128 + signal.SIGPIPE and "|" in command:
+    printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
+    if "|" in command and (code == 128 + signal.SIGPIPE or _BROKEN.search(printed)):
         return (
             "\nhint: a program in the pipeline was still writing when its reader, such as head, "
             "had ended; if this is intended, write `set +o pipefail` before the pipeline"
         )
-    printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
-    if code == 1 and not printed and _GREP.search(command):
+    if code == 1 and not printed and _GREP.search(command, 0, MAX_ARGUMENT):
         return (
-            "\nhint: grep ends with exit code 1 if no line matches; if this is not a failure, "
-            "write `grep ... || [ $? = 1 ]`"
+            "\nhint: if grep found no line, and this is not a failure, write "
+            "`{ grep ... || [ $? = 1 ]; }` (with doubled braces in an f-string)"
         )
     if _UNSET.search(printed):
         return (
             "\nhint: the shell stops at variables that are not set; write ${NAME:-} where a "
             "variable may be missing, or set it with environment={...}"
         )
+    silent = not printed and type(code) is int and 0 < code < min(_MEANINGS)
+    if silent and _SEVERAL.search(command.strip()) and not _EXIT.search(command, 0, MAX_ARGUMENT):
+        options = "set -eu" if record.description.get("shell") == "sh" else "set -euo pipefail"
+        return (
+            "\nhint: the shell stops at the first command or pipeline that fails, also if it "
+            f"prints no error (`{options}`); `shell=` chooses another shell"
+        )
     return ""
+
+
+def _link_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
+    """Return a hint about a program that refuses to read the links to its input files.
+
+    Returns:
+        A newline and the hint, or an empty string if there is none.
+    """
+    printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
+    if record.found is None or not record.found.inputs or not _NO_LINK.search(printed):
+        return ""
+    return (
+        "\nhint: input files are links in the sandbox, which some programs refuse; to pass a "
+        "copy, write InputFile(..., copy=True)"
+    )
 
 
 def unquoted_files(record: TaskRecord) -> str:
