@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ backends = pytest.mark.parametrize("backend", [local_threads, local_executor, lo
 
 
 class Samples:
-    def __init__(self) -> None:
-        self.values = [1, 2, 3]
+    def __init__(self, values: Any = (1, 2, 3)) -> None:
+        self.values = list(values) if isinstance(values, tuple) else values
 
 
 def total(values: Any, failures: int = 1) -> Any:
@@ -131,19 +132,90 @@ async def test_a_change_before_a_retry_is_logged_once(caplog: pytest.LogCaptureF
     assert "'total'" in record.getMessage()
 
 
-async def test_a_task_whose_iterator_may_be_consumed_is_not_retried() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda values: values, lambda values: [values], lambda values: {"values": values}, Samples],
+)
+async def test_a_task_whose_iterator_may_be_consumed_is_not_retried(make: Any) -> None:
     async with engine(local_threads()) as flow:
         attempts = []
 
         @flow.function_task(retries=RetryPolicy(3))
         def mean(values: Any) -> None:
             attempts.append(1)
+            if isinstance(values, Samples):
+                values = values.values
+            elif isinstance(values, list | dict):
+                (values,) = values.values() if isinstance(values, dict) else values
             raise ZeroDivisionError(sum(values))
 
         with pytest.raises(ZeroDivisionError) as caught:
-            await mean(x for x in range(3))
+            await mean(make(x for x in range(3)))
         assert len(attempts) == 1
         assert any("'values'" in note for note in caught.value.__notes__)
+
+
+async def test_a_task_with_a_file_for_writing_is_retried(tmp_path: Path) -> None:
+    async with engine(local_threads()) as flow:
+
+        @flow.function_task(retries=1)
+        def write(file: list[Any]) -> int:
+            context = current_task()
+            assert context is not None
+            file[0].write("line")
+            if context.attempt == 1:
+                raise OSError
+            return context.attempt
+
+        with (tmp_path / "log").open("w") as file:
+            assert await write([file]) == 2
+
+
+@pytest.mark.parametrize("backend", [local_threads, local_executor])
+async def test_what_concurrent_calls_add_to_a_shared_argument_is_not_lost(
+    backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine(backend()) as flow:
+        done: list[str] = []
+
+        @flow.function_task(retries=1)
+        def add(name: str, done: list[str]) -> None:
+            context = current_task()
+            assert context is not None
+            if name == "a" and context.attempt == 1:
+                raise OSError
+            done.append(name)
+
+        await asyncio.gather(*(add(name, done) for name in "abcd"))
+        assert sorted(done) == ["a", "b", "c", "d"]
+        warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
+        assert len(warnings) <= 1  # none if the second attempt began before the other calls
+        assert not any("attempt 1 changed" in each.getMessage() for each in warnings)
+
+
+async def test_a_change_of_a_shared_argument_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with engine(local_threads()) as flow:
+        shared: list[int] = []
+
+        @flow.function_task(retries=1)
+        async def add(number: int, shared: list[int]) -> None:
+            context = current_task()
+            assert context is not None
+            shared.append(number)
+            if number == 0 and context.attempt == 1:
+                raise OSError
+
+        await asyncio.gather(add(0, shared), add(1, shared))
+        assert sorted(shared) == [0, 0, 1]
+        (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+        assert "'shared'" in record.getMessage()
+
+
+async def test_an_argument_that_an_earlier_call_has_received_is_restored() -> None:
+    async with engine(local_threads()) as flow:
+        task, values = flow.function_task(retries=2)(total), [1, 2, 3]
+        assert await task(values, failures=0) == 106
+        assert await task(values) == 206
 
 
 async def test_arguments_of_tasks_without_retries_are_not_copied() -> None:

@@ -13,13 +13,15 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
+from io import IOBase
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType, MappingProxyType
 from typing import Any, Generic, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.data import File, InputFile, Output
+from rhapsody.sdk.generators import contents
 from rhapsody.task import Declaration, TaskFuture
 
 T = TypeVar("T")
@@ -154,7 +156,9 @@ class KeptArguments:
     """Copies of a call's arguments, for attempts after one that has changed them in place.
 
     Only objects that can be pickled are copied. The task receives the copies only if an earlier
-    attempt has changed the originals, which the program and other tasks may share.
+    attempt has changed the originals, which the program and other tasks may share. An object that
+    other unfinished calls have received as well is not replaced: the changes may be theirs, and
+    what the next attempt writes into a copy would be lost.
 
     Args:
         values: The arguments that can change in place, each with its position or name.
@@ -164,10 +168,11 @@ class KeptArguments:
         consumed: Position or name of an iterator that cannot be copied, or `None`.
     """
 
-    __slots__ = ("_pickles", "_values", "consumed", "replaced")
+    __slots__ = ("_pickles", "_receipts", "_values", "consumed", "replaced")
 
     def __init__(self, values: list[tuple[int | str, Any]]) -> None:
         self._values = values
+        self._receipts = [_receipt(value) for _, value in values]
         self._pickles: list[bytes | None] | None = None
         self.replaced: dict[int, Any] = {}
         self.consumed: int | str | None = None
@@ -177,21 +182,69 @@ class KeptArguments:
         if self._pickles is None:
             self._pickles = [_pickled(value) for _, value in self._values]
             for (name, value), packed in zip(self._values, self._pickles, strict=True):
-                if packed is None and isinstance(value, Iterator):
+                if packed is None and any(map(_may_be_consumed, (value, *_items_of(value)))):
                     self.consumed = name
 
-    def restore(self) -> list[int | str]:
+    def restore(self) -> tuple[list[int | str], list[int | str]]:
         """Make copies of the arguments that have changed, for the next attempt.
 
         Returns:
-            The positions and names of these arguments.
+            The positions and names of these arguments, and those of arguments that have changed and
+            are not replaced, because other calls share them.
         """
         changed: dict[int | str, None] = {}
-        for (name, value), packed in zip(self._values, self._pickles or (), strict=False):
-            if packed is not None and _pickled(value) != packed:
+        shared: dict[int | str, None] = {}
+        kept = zip(self._values, self._pickles or (), self._receipts, strict=False)
+        for (name, value), packed, receipt in kept:
+            if packed is None or _pickled(value) == packed:
+                continue
+            if receipt.shared:
+                shared[name] = None
+            else:
                 self.replaced[id(value)] = pickle.loads(packed)  # noqa: S301 - pickled by `keep`
                 changed[name] = None
-        return list(changed)
+        return list(changed), list(shared)
+
+    def release(self) -> None:
+        """Stop sharing the arguments with other calls. Called when the task has ended."""
+        self._receipts = []
+
+
+class _Receipt:
+    """Mark of an object that unfinished calls have received, which may be retried.
+
+    Attributes:
+        shared: True if several of these calls have received the object at the same time.
+    """
+
+    __slots__ = ("__weakref__", "shared")
+
+    def __init__(self) -> None:
+        self.shared = False
+
+
+_receipts: WeakValueDictionary[int, _Receipt] = WeakValueDictionary()
+"""The receipts by the `id` of the object. The `KeptArguments` of the calls keep both alive."""
+
+
+def _receipt(value: object) -> _Receipt:
+    receipt = _receipts.get(id(value))
+    if receipt is None:
+        receipt = _receipts[id(value)] = _Receipt()
+    else:
+        receipt.shared = True
+    return receipt
+
+
+def _items_of(value: object) -> Iterator[object]:
+    return (item for _, item in contents(value))
+
+
+def _may_be_consumed(value: object) -> bool:
+    """Return True for iterators, which include open files, unless a file is only for writing."""
+    if isinstance(value, IOBase) and (value.closed or not value.readable()):
+        return False
+    return isinstance(value, Iterator)
 
 
 def _pickled(value: object) -> bytes | None:

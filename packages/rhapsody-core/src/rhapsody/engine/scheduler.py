@@ -961,6 +961,8 @@ class Scheduler:
     def _close(self, record: TaskRecord) -> None:
         """Release everything held by a task whose work has ended."""
         self.live.discard(record)
+        if record.kept is not None:
+            record.kept.release()
         if record.description and "sandbox" in record.description:
             self._results.leave(record)
         if record.future._node is record:

@@ -308,14 +308,24 @@ class TaskBuilder:
 
     def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:
         """Restore the arguments that earlier attempts have changed; log the first of each task."""
-        changed = kept.restore()
-        if changed and record.task.name not in self._restored:
-            self._restored.add(record.task.name)
+        changed, shared = kept.restore()
+        if not (changed or shared) or record.task.name in self._restored:
+            return
+        self._restored.add(record.task.name)
+        if changed:
             names = [argument_name(record.task.function, each) for each in changed]
             log.warning(
                 "%s: attempt %d changed its %s in place; attempt %d starts from the value that "
                 "the first attempt received. To avoid this, copy what the function changes",
                 record.named(), record.attempt - 1, " and ".join(names), record.attempt,
+            )  # fmt: skip
+        if shared:
+            names = [argument_name(record.task.function, each) for each in shared]
+            log.warning(
+                "%s: its %s changed since the first attempt and is shared with other calls; "
+                "attempt %d starts from the present value. To avoid this, return what each call "
+                "adds",
+                record.named(), " and ".join(names), record.attempt,
             )  # fmt: skip
 
     def _template(self, task: TaskFunction[Any, Any]) -> tuple[TaskDescription, bool]:
