@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import functools
 import linecache
 import os
 import pickle
@@ -188,6 +189,40 @@ def test_what_cannot_be_packed_is_named_on_either_side() -> None:
         pack(described(len, threading.Lock()), worker="a node")
     error = made(described(threading.Lock))["exception"]
     assert "'one': its result (lock) cannot be pickled by its worker" in str(error)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the class can be pickled")
+@pytest.mark.parametrize("instance", [True, False])
+def test_a_class_with_a_cached_property_that_cannot_be_packed_is_explained(
+    *, instance: bool
+) -> None:
+    class Cell:
+        @functools.cached_property
+        def size(self) -> int:
+            return 1
+
+    with pytest.raises(TypeError, match=r"functools\.cached_property, into a module"):
+        pack(described(len, Cell() if instance else Cell))
+
+
+class _NameOfTheScript:
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (f"c{self.module}\nmissing\n.".encode(),)
+
+
+@pytest.mark.parametrize(
+    ("module", "is_script"),
+    [("__main__", True), ("__rhapsody_script__", True), ("math", False), ("unknown", False)],
+)
+def test_a_name_of_the_script_that_a_worker_lacks_is_explained(
+    module: str, *, is_script: bool
+) -> None:
+    error = made(described(len, _NameOfTheScript(module)))["exception"]
+    assert isinstance(error, AttributeError | ImportError)
+    assert any("into a module" in note for note in error.__notes__) is is_script
 
 
 class _NumberWhereItIsLoaded:

@@ -13,6 +13,7 @@ import linecache
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from rhapsody.errors import (
@@ -171,6 +172,9 @@ def cannot_pack(
             if inner is not None:
                 part, culprit = f"{inner[0]} used by {name}", inner[1]
             break
+    kind = culprit if isinstance(culprit, type) else type(culprit)
+    if "RLock" in reason and any(type(each) is cached_property for each in vars(kind).values()):
+        cure = "put the class, which uses functools.cached_property, into a module"
     return TypeError(
         f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled for "
         f"{worker}: {reason}; {cure}"

@@ -183,6 +183,20 @@ class Output:
         """Set the attributes in subclasses; do nothing in this class."""
 
 
+_SCRIPT_ADVICE = (
+    "workers do not import the script, and the call refers by name to a function or class of the "
+    "script, such as a function decorated with functools.lru_cache; put it into a module, or "
+    "decorate or define it inside the function that uses it"
+)
+
+
+def _is_missing_script(error: BaseException) -> bool:
+    """Return True if unpickling failed because a name of the script was looked up."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name == "__rhapsody_script__"  # see `rhapsody.tracebacks.SCRIPT_MODULE`
+    return isinstance(error, AttributeError) and "<module '__main__'" in _text(error)
+
+
 class Runner:
     """Runner of calls on a worker. Override the steps that differ in your system.
 
@@ -243,6 +257,8 @@ class Runner:
                 function, args, kwargs = self.load(call)
             except BaseException as error:  # loading runs the objects' own code
                 _add_note(error, f"while task {name!r} was unpacked {self.place}")
+                if _is_missing_script(error):
+                    _add_note(error, _SCRIPT_ADVICE)
                 return False, self.pack_error(error), False
             now.received = None  # the function may unpickle results of calls that it makes itself
             try:
