@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,13 @@ backends = pytest.mark.parametrize("backend", [local_threads, local_executor, lo
 class Samples:
     def __init__(self, values: Any = (1, 2, 3)) -> None:
         self.values = list(values) if isinstance(values, tuple) else values
+
+
+class Caching:
+    @functools.cached_property
+    def size(self) -> list[int]:
+        """Compute a value that does not change the object."""
+        return [1, 2]
 
 
 def total(values: Any, failures: int = 1) -> Any:
@@ -130,6 +138,21 @@ async def test_a_change_before_a_retry_is_logged_once(caplog: pytest.LogCaptureF
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert "'values'" in record.getMessage()
     assert "'total'" in record.getMessage()
+
+
+async def test_a_cached_property_is_no_change(caplog: pytest.LogCaptureFixture) -> None:
+    async with engine(local_threads()) as flow:
+        seen: list[Any] = []
+
+        @flow.function_task(retries=1)
+        def task(one: Caching, inside: list[Caching]) -> None:
+            seen.append((one, one.size, inside[0].size))
+            if len(seen) == 1:
+                raise OSError
+
+        await task(Caching(), [Caching()])
+        assert seen[0][0] is seen[1][0]
+        assert not [each for each in caplog.records if each.levelno == logging.WARNING]
 
 
 @pytest.mark.parametrize(

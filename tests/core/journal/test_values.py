@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import pickle
 import threading
@@ -45,6 +46,32 @@ def test_values_without_a_digest_are_reported(what: str, keys: Keys, monkeypatch
         key_of(keys, work, WITHOUT[what])
     with pytest.raises(UnhashableError):
         key_of(keys, functools.partial(work, WITHOUT[what]))
+
+
+class Caching:
+    """Class without attributes, except for the value of a cached property."""
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Compute a value."""
+        return 3
+
+
+def test_a_cached_property_does_not_change_the_key(keys: Keys) -> None:
+    filled = Caching()
+    assert filled.size == 3
+    one, other = twice(keys, Caching(), filled)
+    assert one == other
+
+
+def test_pickling_an_instance_does_not_change_the_key_of_its_class(keys: Keys) -> None:
+    class Rec:
+        pass
+
+    before = key_of(keys, functools.partial(work, Rec))
+    copyreg._slotnames(Rec)  # type: ignore[attr-defined]  # called by `pickle.dumps(Rec())`
+    assert "__slotnames__" in vars(Rec)
+    assert key_of(Keys(keys.program), functools.partial(work, Rec)).digest == before.digest
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])

@@ -13,7 +13,7 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
-from io import IOBase
+from io import BytesIO, IOBase
 from itertools import islice
 from pathlib import PurePath
 from types import FunctionType, MappingProxyType
@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
+from rhapsody.sdk.modules import cached_properties
 from rhapsody.task import Declaration, TaskFuture
 
 T = TypeVar("T")
@@ -196,7 +197,7 @@ class KeptArguments:
         shared: dict[int | str, None] = {}
         kept = zip(self._values, self._pickles or (), self._receipts, strict=False)
         for (name, value), packed, receipt in kept:
-            if packed is None or _pickled(value) == packed:
+            if packed is None or _is_unchanged(value, packed):
                 continue
             if receipt.shared:
                 shared[name] = None
@@ -252,6 +253,40 @@ def _pickled(value: object) -> bytes | None:
         return pickle.dumps(value, 5)
     except Exception:  # pickling runs the objects' own code
         return None
+
+
+def _is_unchanged(value: object, packed: bytes) -> bool:
+    """Return True if an object has the state of its pickle, except for cached properties."""
+    now = _pickled(value)
+    if now is None or now == packed:
+        return now is not None
+    kind = type(value)
+    if kind not in EXACT and not kind.__dictoffset__:  # such as an array, which may be large
+        return False
+    try:
+        # Both have been unpickled, because that changes which parts are the same object.
+        former, present = (_without_caches(pickle.loads(each)) for each in (packed, now))  # noqa: S301
+    except Exception:  # pickling runs the objects' own code
+        return False
+    return former == present
+
+
+class _Pickler(pickle.Pickler):
+    """Pickler that leaves out the values of cached properties."""
+
+    def reducer_override(self, value: Any) -> Any:
+        cached = cached_properties(type(value))  # type: ignore[arg-type]
+        reduced = value.__reduce_ex__(5) if cached else None
+        if type(reduced) is not tuple or len(reduced) < 3 or type(reduced[2]) is not dict:
+            return NotImplemented
+        state = {name: each for name, each in reduced[2].items() if name not in cached}
+        return (*reduced[:2], state or None, *reduced[3:])
+
+
+def _without_caches(value: object) -> bytes:
+    stream = BytesIO()
+    _Pickler(stream, 5).dump(value)
+    return stream.getvalue()
 
 
 def kept_arguments(

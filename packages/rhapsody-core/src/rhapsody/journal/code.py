@@ -96,7 +96,7 @@ _OF_CLASSES = frozenset((
     "__firstlineno__", "__static_attributes__", "__orig_bases__",
     "__parameters__", "__type_params__", "__abstractmethods__", "_abc_impl", "__final__",
     "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
-    "__non_callable_proto_members__",
+    "__non_callable_proto_members__", "__slotnames__",
 ))  # fmt: skip
 """Class attributes that the interpreter or the standard library generates."""
 

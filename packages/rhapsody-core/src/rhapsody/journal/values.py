@@ -35,6 +35,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFiles
+from rhapsody.sdk.modules import cached_properties
 
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
@@ -329,8 +330,9 @@ class Values:
                 self._feed(getattr(value, "__dict__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        if type(state) is dict and (cached := _cached_properties(kind)):  # type: ignore[arg-type]
-            state = {name: each for name, each in state.items() if name not in cached}
+        if type(state) is dict and (cached := cached_properties(kind)):  # type: ignore[arg-type]
+            # Pickle stores `None` for an object without attributes.
+            state = {name: each for name, each in state.items() if name not in cached} or None
         if isinstance(value, BaseException) and value.__cause__ is not None:
             state = state, value.__cause__  # pickle omits the cause
         elif _is_array(value) and getattr(value, "__dict__", None):
@@ -405,13 +407,6 @@ def _content(variable: ContextVar[Any]) -> list[Any]:
         return [variable.get()]
     except LookupError:
         return []
-
-
-@functools.lru_cache(maxsize=1024)
-def _cached_properties(kind: type) -> frozenset[str]:
-    """Return the names of a class's cached properties, whose values depend on other attributes."""
-    found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
-    return frozenset(name for name, each in found if type(each) is functools.cached_property)
 
 
 def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:

@@ -443,6 +443,13 @@ def is_in_its_module(thing: types.FunctionType | type) -> bool:
     return found is thing
 
 
+@functools.lru_cache(maxsize=1024)
+def cached_properties(kind: type) -> frozenset[str]:
+    """Return the names of a class's cached properties, whose values depend on other attributes."""
+    found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
+    return frozenset(name for name, each in found if type(each) is functools.cached_property)
+
+
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
     """Yield a code object and all code objects nested in it, in source order."""
     todo = [code]
