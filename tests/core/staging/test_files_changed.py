@@ -126,6 +126,62 @@ async def test_a_task_whose_input_another_task_changes_fails(
     assert "another task" in str(error)
 
 
+def rewritten(flow: WorkflowEngine, kind: str, *, coarse: bool = False) -> list[Any]:
+    """Futures of calls that read one file, which is rewritten for each call."""
+
+    @flow.executable_task
+    def cat(file: InputFile) -> str:
+        return f"cat {file}"
+
+    @flow.function_task
+    def read(file: InputFile) -> str:
+        return Path(file).read_text()
+
+    task, path, futures = cat if kind == "command" else read, Path("params.txt"), []
+    stamp: tuple[int, int] | None = None
+    for k in range(3):
+        path.write_text(f"k={k}\n")
+        if coarse:  # as on file systems whose time stamps change every few milliseconds
+            stamp = stamp or (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+            os.utime(path, ns=stamp)
+        futures.append(task(InputFile(path, copy=kind == "copy")))
+    return futures
+
+
+@pytest.mark.parametrize("kind", ["command", "function", "copy"])
+@pytest.mark.parametrize("coarse", [False, True])
+async def test_a_file_that_is_rewritten_for_each_call_fails_the_earlier_calls(
+    flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, kind: str, coarse: bool
+) -> None:
+    monkeypatch.setattr("rhapsody.staging.files._JUST_NOW_NS", 10**12)  # however slow the test is
+    *early, last = rewritten(flow, kind, coarse=coarse)
+    for future in early:
+        error = await outcome(future)
+        assert isinstance(error, DataError)
+        assert "after the call" in str(error)
+    assert await within(last) == "k=2\n"
+
+
+async def test_a_recorded_result_is_not_used_for_a_file_that_was_rewritten() -> None:
+    for resume in (False, True):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=resume) as flow:
+            *early, last = rewritten(flow, "command")
+            errors = [await outcome(future) for future in early]
+            assert [type(error).__name__ for error in errors] == ["InputChangedError"] * 2
+            assert await within(last) == "k=2\n"
+
+
+async def test_a_dependency_may_write_an_input_that_it_does_not_declare(
+    raw: Path, flow: WorkflowEngine
+) -> None:
+    run = shell(flow)
+    first = run("echo new > {0}", raw)
+    assert await within(run.options(after=[first])("cat {0}", InputFile(raw))) == "new\n"
+    raw.unlink()
+    second = run("echo newer > {0}", raw)
+    assert await within(run("cat {0}", InputFile(raw), second)) == "newer\n"
+
+
 @pytest.mark.parametrize("machine", [LocalExecutionBackend, local_processes])
 async def test_a_function_that_changes_its_input_fails(
     raw: Path, machine: Callable[[], Any]

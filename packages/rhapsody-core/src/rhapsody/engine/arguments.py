@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
 from rhapsody.sdk.modules import cached_properties
+from rhapsody.staging.inheritance import FileState
 from rhapsody.task import Declaration, TaskFuture
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ MAX_CHECKED_CONTAINERS = 1000
 
 
 _NO_PRODUCERS: Mapping[int, Declaration] = MappingProxyType({})
+_NO_STATES: Mapping[int, FileState] = MappingProxyType({})
 
 
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
@@ -75,9 +77,13 @@ class ArgumentScan:
         outputs: The declared output files and directories.
         inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
         producers: The declared outputs that inputs stand for, by the `id` of each input.
+        states: For a call without dependencies, the states of input files at the call, by the `id`
+            of each input.
     """
 
-    __slots__ = ("_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers")
+    __slots__ = (
+        "_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers", "states",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.futures: dict[asyncio.Future[Any], None] = {}
@@ -85,6 +91,7 @@ class ArgumentScan:
         self.outputs: list[Output] = []
         self.inexact: bool = False
         self.producers: Mapping[int, Declaration] = _NO_PRODUCERS
+        self.states: Mapping[int, FileState] = _NO_STATES
         self._literals: list[literal[Any]] = []
         self._touched: set[int] = set()  # ids of the containers around futures and files
 

@@ -386,10 +386,16 @@ def input_changed(
             "The task received only a link to it: pass it to the task as InputFile(..., "
             "copy=True), and if a task wrote it, declare it there as an OutputFile."
         )
+    when = "while the task waited or ran"
+    if record.resolved is not None and not record.resolved.at_call.isdisjoint(changed):
+        when = "after the call"
+        cure = (
+            "If the program rewrites the file for each call, write different files, or await the "
+            f"task before the file is rewritten. {cure}"
+        )
     changing = InputChangedError(
-        f"the input file {path!r}{others} of {record.named()} {state} while the task waited or "
-        f"ran: {what}, another task or another program may have written to it. Check the file. "
-        f"{cure}{also}",
+        f"the input file {path!r}{others} of {record.named()} {state} {when}: {what}, another task "
+        f"or another program may have written to it. Check the file. {cure}{also}",
         list(changed.values()),
     )
     changing.__cause__ = error

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from rhapsody.aio import is_cancelling
+from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
@@ -136,6 +137,12 @@ class Memoization:
             missing = []
             for record, result in zip(waiting, results, strict=True):
                 if record.state.work is not WorkState.READY:  # canceled during the lookup
+                    continue
+                resolved = record.resolved if isinstance(result, Recorded) else None
+                if resolved and (changed := self._stager.changed_since_call(resolved)):
+                    # The result belongs to the new content.
+                    error = error_messages.input_changed(record, changed, None)
+                    self._scheduler.refuse(record, error)
                     continue
                 if not (isinstance(result, Recorded) and self._stage_out.restore(record, result)):
                     missing.append(record)

@@ -385,12 +385,15 @@ class Scheduler:
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
         """Fail a ready task that cannot be submitted, or cancel it if `error` is a cancellation.
 
-        If the task has a fallback, the task is not failed but completed with the fallback.
+        If the task has a fallback, the task is not failed but completed with the fallback, unless
+        one of its inputs has changed.
         """
         if record.state.work is not WorkState.READY:
             return  # canceled in the meantime
         if isinstance(error, asyncio.CancelledError):
             self.cancel(record)
+        elif isinstance(error, InputChangedError):
+            self.fail(record, error)
         else:
             self._give_up(record, error)
 

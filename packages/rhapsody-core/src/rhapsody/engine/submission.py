@@ -106,6 +106,7 @@ class Submission:
         self._here = here
         self._implicit_data = implicit_data
         self._numbers = {"task": 0, "block": 0}
+        self._stager = stager
         self.declared: DeclaredFiles = DeclaredFiles(stager)
         self._keep = keep
         self._unawaited = unawaited
@@ -168,6 +169,8 @@ class Submission:
         if found is not None:
             if found.outputs and not is_block:
                 _require_distinct(task.name, found.outputs)
+            if found.inputs and not (dependencies or is_block or task.settings.service):
+                found.states = self._stager.states_at_call(found.inputs)
             args, kwargs = found.copy(args, kwargs)
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1

@@ -636,6 +636,7 @@ class TaskBuilder:
             outputs,
             record.sources,
             outcomes(made_by),
+            found.states if found is not None else {},
         )
         if resolved.coming:
             fetching = self._fetch(record, backend, resolved, outputs)
@@ -672,6 +673,8 @@ class TaskBuilder:
             return  # canceled before this began
         try:
             await self._stager.copy(description, backend.backend, resolved, left)
+            if changed := self._stager.changed_since_call(resolved):
+                raise error_messages.input_changed(record, changed, None)
         except Exception as error:  # a file cannot be copied: only this task fails
             self._scheduler.refuse(record, error)
         else:

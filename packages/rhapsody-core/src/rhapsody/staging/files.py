@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
+import hashlib
 import inspect
 import os
 import stat
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -85,6 +87,7 @@ class Resolved:
             name.
         matches: The files that match each declared pattern; empty before the attempt has succeeded.
         linked: The states of undeclared files to which links in the sandbox may lead, by path.
+        at_call: The paths, in the sandbox, of inputs whose states were taken at the call.
     """
 
     sources: tuple[AttemptInfo, ...]
@@ -96,6 +99,7 @@ class Resolved:
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
     linked: dict[str, FileState] = field(default_factory=dict)
+    at_call: frozenset[str] = frozenset()
 
     def missing(self) -> list[AttemptInfo]:
         """Return the outcomes of the tasks that wrote the missing inputs in earlier runs."""
@@ -161,12 +165,27 @@ def changed_inputs(resolved: Resolved) -> dict[str, str]:
         name: place.path
         for name, place in resolved.places.items()
         if place.state is not None and place.path is not None and name not in resolved.copies
-        if _state_of(_stat(place.path)) != place.state
+        if not _is_in_state(place.path, place.state)
     }
     undeclared = {
         path: path for path, state in resolved.linked.items() if file_state(path) != state
     }
     return changed | undeclared
+
+
+def _is_in_state(path: str, state: FileState) -> bool:
+    found = _state_of(_stat(path))
+    if found is None or state.digest is None:
+        return found == state
+    return found == state._replace(digest=None) and _digest(path) == state.digest
+
+
+def _digest(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.read(), digest_size=16).digest()
+    except OSError:
+        return None
 
 
 def as_source(producer: AttemptInfo, left_out: Collection[str] = ()) -> dict[str, Any]:
@@ -303,6 +322,7 @@ def origins(
     staged: Mapping[int, str],
     directory: str,
     destinations: Mapping[str, str],
+    states: Mapping[int, FileState] = MappingProxyType({}),
 ) -> dict[str, Origin]:
     """Return the origin of each file that a task reads, by its path in the sandbox.
 
@@ -314,6 +334,7 @@ def origins(
         staged: The path of each input in the sandbox; see `staged_names`.
         directory: The directory at which relative paths start.
         destinations: See `Stager.destinations`.
+        states: The states of inputs at the call, by the `id` of the input.
 
     Raises:
         DataError: A file has no origin or several origins.
@@ -322,7 +343,14 @@ def origins(
         path: origin
         for file in inputs
         for path, origin in _each(
-            task, file, sources, made_by.get(id(file)), staged[id(file)], directory, destinations
+            task,
+            file,
+            sources,
+            made_by.get(id(file)),
+            staged[id(file)],
+            directory,
+            destinations,
+            states,
         )
     }
 
@@ -335,6 +363,7 @@ def _each(
     staged: str,
     directory: str,
     destinations: Mapping[str, str],
+    states: Mapping[int, FileState],
 ) -> Iterator[tuple[str, Origin]]:
     attempts, declared = _writers(file, sources, written)
     matched = _matched_by(declared, attempts)
@@ -348,7 +377,7 @@ def _each(
         elif attempts:
             raise _writers_error(task, file, declared, wrote or attempts)
         else:
-            origin = _outside(task, file, sources, directory, destinations)
+            origin = _outside(task, file, sources, directory, destinations, states)
             yield staged, origin._replace(copy=True) if file.copy else origin
 
 
@@ -474,6 +503,7 @@ def _outside(
     sources: Sequence[AttemptInfo],
     directory: str,
     destinations: Mapping[str, str],
+    states: Mapping[int, FileState],
 ) -> Origin:
     """Return the origin of an input that no task of the engine writes.
 
@@ -484,6 +514,8 @@ def _outside(
     if file.remote_url is not None:
         return Origin(name, url=file.remote_url)
     expected = _path_on_disk(file, directory)
+    if (state := states.get(id(file))) is not None:
+        return Origin(name, path=expected, state=state)
     if (found := _stat(expected)) is not None:
         return Origin(name, path=expected, state=_state_of(found))
     if output_name(file) is not None and (place := destinations.get(name)) is not None:
@@ -506,6 +538,12 @@ def _outside(
 
 
 _CACHE = ".fetched"
+
+_SMALL = 65536
+"""Maximum size of a file that is compared by its content, in bytes."""
+
+_JUST_NOW_NS = 20_000_000
+"""Age below which another change may leave a file with the same modification time."""
 
 _THREADS = 4
 """Number of threads that copy and remove files."""
@@ -693,10 +731,26 @@ class Stager:
         sources: Sequence[AttemptInfo],
         made_by: Mapping[int, Written],
         staged: Mapping[int, str],
+        states: Mapping[int, FileState] = MappingProxyType({}),
     ) -> dict[str, Origin]:
         """Return the origins of a task's inputs; see the function `origins`."""
         directory = str(self.directory)
-        return origins(task, inputs, sources, made_by, staged, directory, self.destinations)
+        return origins(task, inputs, sources, made_by, staged, directory, self.destinations, states)
+
+    def states_at_call(self, inputs: Sequence[InputFile]) -> dict[int, FileState]:
+        """Return the states of the regular files among the inputs of a call, by their `id`.
+
+        Time stamps of many file systems have a resolution of some milliseconds. A small file that
+        was written just now is therefore compared by its content.
+        """
+        states = {}
+        for file in inputs:
+            path = _path_on_disk(file, str(self.directory))
+            if file.remote_url is None and (state := _state_of(_stat(path))) is not None:
+                if state.size <= _SMALL and abs(time.time_ns() - state.mtime_ns) < _JUST_NOW_NS:
+                    state = state._replace(digest=_digest(path))
+                states[id(file)] = state
+        return states
 
     def resolve(
         self,
@@ -706,6 +760,7 @@ class Stager:
         outputs: Sequence[Output],
         sources: Sequence[AttemptInfo],
         made_by: Mapping[int, Written] = MappingProxyType({}),
+        states: Mapping[int, FileState] = MappingProxyType({}),
     ) -> Resolved:
         """Find the files that an attempt reads, and start fetching the remote ones.
 
@@ -718,6 +773,8 @@ class Stager:
             outputs: The output files among the attempt's arguments.
             sources: The outcomes of the attempt's dependencies, in argument order.
             made_by: The outputs that inputs stand for, by the `id` of the input.
+            states: The states of inputs at the call, by the `id` of the input; see
+                `states_at_call`.
 
         Returns:
             The locations of the files, and the fetches to wait for.
@@ -734,7 +791,7 @@ class Stager:
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
         staged = self.staged_names(task, inputs, outputs, sources, made_by)
-        found = self.origins(task, inputs, sources, made_by, staged)
+        found = self.origins(task, inputs, sources, made_by, staged, states)
         copies = frozenset(to for to, origin in found.items() if origin.copy)
         if copies and not _takes_copies(backend):
             raise CapabilityError(
@@ -771,7 +828,10 @@ class Stager:
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
         writers = chain.from_iterable(written.attempts for written in made_by.values())
         sources = tuple({each.uid: each for each in (*sources, *writers)}.values())
-        resolved = Resolved(sources, staged, places, copies, coming, {}, tuple(reads))
+        at_call = frozenset(map(staged.__getitem__, states))
+        resolved = Resolved(
+            sources, staged, places, copies, coming, {}, tuple(reads), at_call=at_call
+        )
         if not coming:
             self._complete(task, resolved, outputs)
         return resolved
@@ -1011,6 +1071,16 @@ class Stager:
         for path in changed.values():
             self._fetcher.forget(path)
         return changed
+
+    def changed_since_call(self, resolved: Resolved) -> dict[str, str]:
+        """Return the inputs, including copied ones, whose states at the call have changed."""
+        places = ((name, resolved.places[name]) for name in resolved.at_call)
+        return {
+            name: place.path
+            for name, place in places
+            if place.path is not None and place.state is not None
+            if not _is_in_state(place.path, place.state)
+        }
 
     def inherited(self, uid: str) -> Mapping[str, str] | None:
         """Return the undeclared files that an attempt received; see `AttemptInfo.inherited`."""

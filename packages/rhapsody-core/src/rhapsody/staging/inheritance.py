@@ -14,10 +14,18 @@ from rhapsody.undeclared import left_in, outside, too_large
 
 
 class FileState(NamedTuple):
-    """Properties of a file that change when a program writes to it."""
+    """Properties of a file that change when a program writes to it.
+
+    Attributes:
+        size: The size in bytes.
+        mtime_ns: The modification time.
+        digest: A digest of the content, if the other properties may be the same after a change;
+            otherwise `None`.
+    """
 
     size: int
     mtime_ns: int
+    digest: bytes | None = None
 
     @classmethod
     def of(cls, found: os.stat_result) -> FileState:
