@@ -135,17 +135,25 @@ async def test_a_default_that_a_call_replaces_is_not_sent() -> None:
 async def test_attributes_that_the_code_does_not_use_may_be_generators() -> None:
     program: dict[str, Any] = {"__name__": "__main__"}
     exec(
+        "import random\n"
+        "rng = random.Random(2)\n"
         "class Model:\n"
+        "    shared = random.Random(1)\n"
+        "    def __init__(self):\n"
+        "        self.random_state = random.Random(0)\n"
+        "        self.weight = rng.random()\n"
+        "    @classmethod\n"
+        "    def of_class(cls):\n        return cls.shared.random()\n"
         "    def fit(self):\n        return self.random_state.random()\n"
         "    def predict(self, x):\n        return self.scaled(x)\n"
         "    def scaled(self, x):\n        return 2 * x\n"
         "model = Model()\n"
         "def both(x):\n    return model.predict(x)\n"
         "def first(model):\n    return model.predict(1)\n"
+        "def made():\n    return Model().weight\n"
         "def drawn(model):\n    return model.fit()\n",
         program,
     )
-    program["model"].random_state = random.Random(0)
     async with engine(local_processes()) as flow:
         for function in (program["model"].predict, program["both"]):
             task = flow.function_task(function)
@@ -154,6 +162,15 @@ async def test_attributes_that_the_code_does_not_use_may_be_generators() -> None
         assert [await task(program["model"]), await task(program["model"])] == [2, 2]
         with pytest.raises(ValueError, match="'model'"):
             await flow.function_task(program["drawn"])(program["model"])
+        task = flow.function_task(program["made"])
+        await task()
+        with pytest.raises(ValueError, match="'rng'"):
+            await task()
+        program["rng"].random()  # the program draws itself
+        task = flow.function_task(program["Model"].of_class)
+        await task()
+        with pytest.raises(ValueError, match=r"'(Model\.shared|rng)'"):
+            await task()
 
 
 async def test_a_variable_may_contain_another_generator_for_each_call() -> None:

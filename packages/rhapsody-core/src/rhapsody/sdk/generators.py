@@ -28,6 +28,8 @@ _KINDS = {
 
 _READS = ("LOAD_GLOBAL", "LOAD_NAME")
 
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+
 MAX_VALUES = 1000
 """Maximum number of values inside containers and objects that are inspected for one function."""
 
@@ -108,7 +110,7 @@ class _Search:
 
     Attributes:
         found: The generators, by their ids.
-        names: The names of globals and attributes in the code.
+        names: The names of the globals and attributes that the code reads.
     """
 
     def __init__(self, function: Any) -> None:
@@ -117,6 +119,7 @@ class _Search:
         self._function = function
         self._positional, self._given, self._called = _call_of(function)
         self._seen: dict[int, Any] = {}
+        self._classes: set[type] = set()
         self._todo: list[tuple[str, str, Any]] = [("", "", function)]  # with the parameter
         self._attributes: list[tuple[str, str, Any]] = []  # variable, attribute and value
 
@@ -136,11 +139,12 @@ class _Search:
     def add_class(self, kind: type) -> None:
         """Add the methods and other attributes of a class."""
         for base in kind.__mro__[:-1]:
-            if id(base) not in self._seen:
-                self._seen[id(base)] = base
+            if base not in self._classes:
+                self._classes.add(base)
                 self._attributes += (
                     (f"{base.__name__}.{name}", name, _Member(value))
                     for name, value in vars(base).items()
+                    if name not in _MAKERS
                 )
 
     def _visit(self, name: str, parameter: str, value: Any) -> None:
@@ -175,6 +179,9 @@ class _Search:
         elif issubclass(kind, type):
             if _is_script(value.__module__):
                 self.add_class(value)
+                for base in value.__mro__[:-1]:
+                    makers = ((name, vars(base).get(name)) for name in _MAKERS)
+                    self._todo += ((name, "", _Member(maker)) for name, maker in makers)
         elif kind not in _BUILTIN and _is_script(kind.__module__):
             attributes = getattr(value, "__dict__", {}).items()
             self._attributes += ((f"{kind.__name__}.{each[0]}", *each) for each in attributes)
@@ -186,7 +193,7 @@ class _Search:
                 self._todo.append((keyword or name, known, part))
 
     def _read(self, code: types.CodeType) -> None:
-        self.names.update(*(each.co_names for each in with_inner(code)))
+        self.names |= _names_read(code)
 
 
 class _Member(NamedTuple):
@@ -194,6 +201,9 @@ class _Member(NamedTuple):
 
     value: Any
 
+
+_MAKERS = ("__new__", "__init__", "__post_init__")
+"""Methods that workers call only if the code names the class: instances arrive as they are."""
 
 _WRAPPERS = (staticmethod, classmethod, property, functools.cached_property)
 
@@ -271,6 +281,13 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
         yield name, True, value
     for name in _globals_read(code):
         yield name, False, function.__globals__.get(name, MISSING)
+
+
+@functools.lru_cache(256)
+def _names_read(code: types.CodeType) -> frozenset[str]:
+    """Return the names of the globals and attributes that code and the code in it read."""
+    inner = (found for each in with_inner(code) for found in dis.get_instructions(each))
+    return frozenset(found.argval for found in inner if found.opname in _READS + _ATTRIBUTES)
 
 
 @functools.lru_cache(256)
