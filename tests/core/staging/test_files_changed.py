@@ -166,7 +166,7 @@ async def test_a_recorded_result_is_not_used_for_a_file_that_was_rewritten() -> 
     path, reused = Path("params.txt"), []
     for resume in (False, True):
         async with WorkflowEngine.create(journal="run.sqlite", resume=resume) as flow:
-            cat = flow.executable_task(lambda file: f"cat {file}", name="cat")
+            cat = flow.executable_task(name="cat")(lambda file: f"cat {file}")
             if resume:
                 path.write_text("k=1\n")
                 reused.append(cat(InputFile(path)))
