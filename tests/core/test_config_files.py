@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.config_files import ConfigFile, project_file, read
+from rhapsody.config_files import ConfigFile, project_file, read, user_file
 from rhapsody.errors import ProfileError
 
 TEXT = '''\
@@ -189,3 +189,10 @@ def test_without_a_current_directory_there_is_no_file(
     found_from(tmp_path / "missing", monkeypatch)
     (tmp_path / "missing").rmdir()
     assert project_file() is None
+
+
+def test_a_user_without_a_home_directory_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # no entry in passwd either
+    assert user_file() is None

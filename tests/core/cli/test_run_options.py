@@ -31,6 +31,17 @@ def test_options_of_the_engine(run: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "here done\n"), done.stderr
 
 
+def test_a_tilde_in_a_path_on_the_command_line_is_the_home_directory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    done = run(
+        "async def main(flow):\n    print(flow.work_dir, flow.results_dir)\n",
+        *("-e", "work_dir=~/w", "-e", "results_dir=~/r"),
+    )
+    assert done.stdout.split() == [str(tmp_path / "home" / each) for each in "wr"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
+
 from rhapsody import WorkflowEngine
-from rhapsody.engine.options import OPTIONS, EngineSettings
+from rhapsody.engine.options import OPTIONS, EngineOptions, EngineSettings
 
 
 def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:
@@ -25,3 +27,9 @@ def test_the_docstring_of_create_describes_every_option() -> None:
     text = " ".join((WorkflowEngine.create.__doc__ or "").split())
     assert [name for name, each in OPTIONS.items() if each.metadata["help"] not in text] == []
     assert [name for name in OPTIONS if f"{name}: " not in text] == []
+
+
+@pytest.mark.parametrize("name", ["work_dir", "results_dir", "trace", "record"])
+def test_a_tilde_in_a_path_of_the_program_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"expanduser"):
+        EngineOptions.of({name: "~/x"})

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from rhapsody.history.reader import RunHistory, RunRecord, TaskRun, read_run
-from rhapsody.history.selection import SelectionError, find_tasks, select_run, select_task
+from rhapsody.history.selection import (
+    SelectionError,
+    find_tasks,
+    select_run,
+    select_task,
+    unreadable_runs,
+)
 from tests._support.histories import Records, call, end, start
 
 NAMES = ["20260101T000000-align-00a1", "20260102T000000-screen-00b2", "20260102T110000-align-00c3"]
@@ -136,3 +143,27 @@ def test_the_candidates_begin_with_failed_and_running_tasks(tmp_path: Path) -> N
     with pytest.raises(SelectionError, match="5 tasks") as caught:
         select_task("part", found)
     assert [key[-1] for key in caught.value.candidates] == ["3", "2", "4", "1", "5"]
+
+
+@pytest.fixture
+def private(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The newest recorded run is of another user; root may read it anyway."""
+    found, access = base / NAMES[2], os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != found and access(path, mode))
+    return base
+
+
+def test_the_newest_run_is_the_newest_that_this_user_may_read(private: Path) -> None:
+    assert select_run(None, private) == private / NAMES[1] / "run.jsonl"
+    assert unreadable_runs(private) == [NAMES[2]]
+
+
+def test_a_private_run_can_be_named(private: Path) -> None:
+    assert select_run("00c3", private) == private / NAMES[2] / "run.jsonl"
+
+
+def test_only_private_runs_are_an_error(private: Path) -> None:
+    for name in NAMES[:2]:
+        (private / name / "run.jsonl").unlink()
+    with pytest.raises(SelectionError, match="no permission"):
+        select_run(None, private)

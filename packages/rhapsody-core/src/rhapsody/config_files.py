@@ -102,11 +102,17 @@ def _paths(value: object) -> Iterator[Keys]:
             yield from ((key, *rest) for rest in _paths(inner))
 
 
-def user_file() -> Path:
-    """Return the path of the user's file, in the configuration directory of the platform."""
+def user_file() -> Path | None:
+    """Return the path of the user's file, in the configuration directory of the platform.
+
+    A user without a home directory, as in many containers, has no such file.
+    """
     from platformdirs import user_config_path
 
-    return user_config_path("rhapsody", appauthor=False) / NAME
+    try:
+        return user_config_path("rhapsody", appauthor=False) / NAME
+    except RuntimeError:
+        return None
 
 
 def project_file() -> ConfigFile | None:

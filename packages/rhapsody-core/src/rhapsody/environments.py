@@ -276,7 +276,7 @@ def _any(programs: tuple[str, ...]) -> str:
 
 def _conda_environments() -> Iterator[tuple[str, str]]:
     """Yield the names and paths of the conda environments that conda lists on this machine."""
-    home = Path.home() / ".conda"
+    home = Path(os.path.expanduser("~")) / ".conda"  # `Path.home()` fails without a home directory
     program = os.environ.get("CONDA_EXE") or shutil.which("conda") or ""
     roots = [os.environ.get("MAMBA_ROOT_PREFIX"), program and os.path.dirname(program) + "/.."]
     places = [Path(os.path.abspath(root)) for root in roots if root]

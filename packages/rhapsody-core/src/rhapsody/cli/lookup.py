@@ -45,9 +45,17 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
         RecordError: It is damaged.
     """
     from rhapsody.history.reader import RecordReader
-    from rhapsody.history.selection import select_run
+    from rhapsody.history.selection import select_run, unreadable_runs
+    from rhapsody.staging.runs import LATEST, runs_in
 
-    reader = RecordReader(select_run(run, base_of(".")))
+    base = base_of(".")
+    path = select_run(run, base)
+    if run is None or run == LATEST:
+        names = runs_in(base)
+        for name in unreadable_runs(base):
+            if name in names[names.index(path.parent.name) :]:
+                complain(f"skipping run {name}: no permission to read it")
+    reader = RecordReader(path)
     with readable(reader.path):
         reader.update()
     history = reader.history()

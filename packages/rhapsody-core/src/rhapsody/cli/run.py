@@ -395,13 +395,14 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     """Check the options of `-e`.
 
     Returns:
-        The options, unchanged.
+        The options, with `~` expanded in paths, because shells do not expand it after `=`.
 
     Raises:
         UsageError: `WorkflowEngine.create` does not accept an option or its value, or
             `rhapsody run` has its own option for the same setting.
     """
     from rhapsody.engine.options import OPTIONS, EngineOptions
+    from rhapsody.engine.profiles import PATHS
 
     known = [name for name in OPTIONS if name not in ALTERNATIVES]
     for name in given:
@@ -411,6 +412,9 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
             raise UsageError(f"-e {name}: unknown engine option; {hint}")
+    for name in PATHS & given.keys():
+        if isinstance(given[name], str):
+            given[name] = os.path.expanduser(given[name])
     try:
         EngineOptions.of(given)
     except (TypeError, ValueError, OSError) as error:

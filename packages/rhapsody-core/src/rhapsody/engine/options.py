@@ -119,10 +119,15 @@ def _text(argument: str, value: object, accepted: str = "a path") -> str:
 
     Raises:
         TypeError: The value is not a path, or is a `bytes` path.
+        ValueError: The path begins with `~`.
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
         raise TypeError(f"{argument} must be {accepted}, got {value!r}")
+    if text.split("/")[0] == "~":
+        raise ValueError(
+            f"{argument}: '~' in {text!r} is not expanded; write os.path.expanduser({text!r})"
+        )
     return text
 
 

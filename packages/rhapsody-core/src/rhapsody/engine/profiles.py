@@ -209,7 +209,8 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
     Raises:
         ProfileError: The profile does not exist, or a file contains a mistake.
     """
-    found = (project_file(), read(user_file()))
+    own = user_file()
+    found = (project_file(), None if own is None else read(own))
     read_files = tuple(file for file in found if file is not None)
     files = [_parse(file) for file in read_files]
     name = name or _selected(files)
@@ -263,10 +264,10 @@ def _unknown_profile(name: Value, known: Mapping[str, None]) -> str:
         who = f"{name.source}: unknown profile {name.value!r}"
     if known:
         return f"{who}; {closest(name.value, known, every='profiles')}"
-    return (
-        f"{who}; write a table [profile.{name.value}] in {NAME} in the current directory, in "
-        f"[tool.rhapsody] in {PYPROJECT}, or in {user_file()}"
-    )
+    own = user_file()
+    places = [f"{NAME} in the current directory", f"[tool.rhapsody] in {PYPROJECT}"]
+    places += [] if own is None else [str(own)]
+    return f"{who}; write a table [profile.{name.value}] in {' or in '.join(places)}"
 
 
 def _options(layers: Iterable[_Layer], backend: Value | None) -> dict[str, Value]:

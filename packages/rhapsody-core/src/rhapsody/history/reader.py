@@ -951,7 +951,7 @@ _RUN_END = {"time": is_time, "outcome": _is_text, "stats": _are_counts, "backend
 def record_path(path: str | os.PathLike[str]) -> Path:
     """Return the path of a record, given that path or the path of the run's directory."""
     found = Path(path)
-    return found / RECORD if found.is_dir() else found
+    return found / RECORD if os.path.isdir(found) else found
 
 
 def list_runs(base: Path) -> list[RunRecord]:

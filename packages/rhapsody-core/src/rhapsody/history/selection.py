@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,24 +38,34 @@ def select_run(text: str | None, base: Path) -> Path:
     Args:
         text: The name of the run, the beginning of its name, or its last four digits; `None` or
             `"latest"` for the newest recorded run. Also the path of a record or of a run's
-            directory.
+            directory. The newest run is the newest one that this user may read.
         base: The `.rhapsody` directory.
 
     Raises:
         SelectionError: The text selects no recorded run, or several.
     """
-    names = [name for name in reversed(runs_in(base)) if (base / name / RECORD).is_file()]
+    private = unreadable_runs(base)
+    names = [
+        name
+        for name in reversed(runs_in(base))
+        if name in private or os.path.isfile(base / name / RECORD)
+    ]
     if text is not None and text != LATEST and text not in names:
         for path in (Path(text) / RECORD, Path(text)):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
+        if os.path.isdir(text) and not os.access(text, os.X_OK):
+            return Path(text) / RECORD  # reading it raises the error
     if not names:
         raise SelectionError(
             f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "
             "record=True to the engine"
         )
     if text is None or text == LATEST:
-        return base / names[0] / RECORD
+        for name in names:
+            if name not in private:
+                return base / name / RECORD
+        raise SelectionError(f"no permission to read the runs in {base}; they are of other users")
     found = [name for name in names if name == text]
     found = found or [name for name in names if name.startswith(text)]
     found = found or [name for name in names if text and name.endswith(f"-{text}")]
@@ -65,6 +76,16 @@ def select_run(text: str | None, base: Path) -> Path:
     close = difflib.get_close_matches(text, names, LISTED, 0.5)
     meant = _meant(close) or "; `rhapsody runs` lists the runs"
     raise SelectionError(f"no recorded run {text!r} in {base}{meant}", close)
+
+
+def unreadable_runs(base: Path) -> list[str]:
+    """Return the names of the runs whose records this user may not read, newest first."""
+    return [
+        name
+        for name in reversed(runs_in(base))
+        if not os.access(base / name, os.X_OK)
+        or (os.path.isfile(base / name / RECORD) and not os.access(base / name / RECORD, os.R_OK))
+    ]
 
 
 def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
