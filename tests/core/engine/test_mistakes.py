@@ -61,6 +61,14 @@ async def test_an_engine_that_was_not_awaited() -> None:
         (int, "int()"),
         (lambda future: [1, 2][future], "an index"),
         (lambda future: operator.matmul(future, future), "@"),
+        (bool, "a condition"),
+        (lambda future: future or 1, "a condition"),
+        (operator.not_, "a condition"),
+        (len, "len()"),
+        (list, "iteration"),
+        (lambda future: [*future], "iteration"),
+        (lambda future: f"{future}", "an f-string without `!r`"),
+        ("{}".format, "an f-string without `!r`"),
     ],
 )
 async def test_a_future_that_is_taken_for_its_value(
@@ -74,11 +82,42 @@ async def test_a_future_that_is_taken_for_its_value(
     said = f"{re.escape(sign)} needs a value, got the future of 'one' .task.000001.: `await`"
     with pytest.raises(TypeError, match=said):
         use(future)
-    assert bool(future)
     assert future == future
+    assert str(future) == repr(future) == f"{future!r}"
     assert await within(future) == 1
     with pytest.raises(TypeError, match=said):
         use(future)
+
+
+@pytest.mark.parametrize("kind", ["task", "block"])
+async def test_asyncio_never_asks_for_the_truth_of_a_future(
+    flow: WorkflowEngine, kind: str
+) -> None:
+    async def one() -> int:
+        return 1
+
+    call: Any = flow.block(one) if kind == "block" else flow.function_task(one)
+
+    async def first_of(*futures: Any) -> int:
+        value: int = await next(iter(asyncio.as_completed(futures)))
+        return value
+
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    done, pending = await within(asyncio.wait([call(), call()]))
+    assert (len(done), pending) == (2, set())
+    assert [*(await within(asyncio.gather(call(), call())))] == [1, 1]
+    assert await within(asyncio.shield(call())) == 1
+    assert await within(asyncio.wait_for(call(), 60)) == 1
+    assert await within(first_of(call(), call())) == 1
+    async with asyncio.TaskGroup() as group:
+        members = [group.create_task(first_of(call())) for _ in range(2)]
+    assert [member.result() for member in members] == [1, 1]
+    assert asyncio.ensure_future(future := call()) is future
+    assert await within(future) == 1
+    cancelled = asyncio.gather(future := call(), return_exceptions=True)
+    future.cancel()
+    assert isinstance((await within(cancelled))[0], asyncio.CancelledError)
 
 
 @pytest.mark.parametrize(

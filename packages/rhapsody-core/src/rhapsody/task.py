@@ -654,9 +654,6 @@ class TaskFuture(asyncio.Future[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return _await(self) if self._exception is None else self._failed()
 
-    def __iter__(self) -> Generator[Any, None, T]:
-        return self.__await__()
-
     def _failed(self) -> Generator[Any, None, T]:
         try:
             return self.result()
@@ -766,6 +763,8 @@ _BINARY = {
 _OTHERS = {
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "neg": "-", "abs": "abs()", "int": "int()",
     "float": "float()", "index": "an index", "getitem": "[]", "contains": "in",
+    "bool": "a condition", "len": "len()", "iter": "iteration",
+    "format": "an f-string without `!r`",
 }  # fmt: skip
 _REFLECTED = {f"r{name}": sign for name, sign in _BINARY.items()}
 for _name, _sign in {**_BINARY, **_REFLECTED, **_OTHERS}.items():
