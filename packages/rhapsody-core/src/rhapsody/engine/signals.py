@@ -6,7 +6,8 @@ of tasks, and its exception ends the loop. If the loop is blocked, the exception
 blocking code instead, possibly in the middle of a step.
 
 One registry per process serves all engines. When the last engine closes, the registry restores the
-handlers that it replaced. An ignored signal stays ignored, as `nohup` expects.
+handlers that it replaced. An ignored signal stays ignored, as `nohup` expects. A forked child,
+which has no loop, starts with an empty registry and the replaced handlers.
 
 `loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
 would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles only
@@ -18,6 +19,7 @@ its own handlers.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
@@ -152,6 +154,19 @@ class _Registry:
         self._received = None
         self._forced = False
 
+    def forked(self) -> None:
+        """Restore the replaced signal handlers in a forked child, and forget the engines.
+
+        The child shares the epoll object of the loop with its parent, so the loop is not touched.
+        """
+        owner = getattr(getattr(self._found.get(signal.SIGINT), "func", None), "__self__", None)
+        if isinstance(owner, asyncio.Runner):  # its handler cancels a task that no longer runs
+            self._found[signal.SIGINT] = signal.default_int_handler
+        if self._alarm is not None:
+            self._alarm.close_sockets()
+            self._alarm = None
+        self._forget()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         loop, now = self._loop, time.monotonic()
         if loop is None or not loop.is_running():
@@ -216,12 +231,16 @@ class _Alarm:
         loop.add_reader(self._reads, self._reads.recv, 4096)
 
     def close(self) -> None:
+        """Stop waking the loop, and close the sockets."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._reads)
+        self.close_sockets()
+
+    def close_sockets(self) -> None:
         """Close the wakeup descriptor, after removing it unless the program has set another one."""
         former = signal.set_wakeup_fd(-1)
         if former != self._writes.fileno():
             signal.set_wakeup_fd(former)
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._reads)
         self._reads.close()
         self._writes.close()
 
@@ -272,3 +291,4 @@ def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
 
 
 registry: _Registry = _Registry()
+os.register_at_fork(after_in_child=registry.forked)
