@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import functools
+import errno
 import linecache
 import os
 import pickle
@@ -150,6 +151,117 @@ def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
     assert (type(left), left.code) == (SystemExit, 3)
     assert isinstance(told, RuntimeError)
     assert "RefusingError" in str(told)
+
+
+class ComposedError(Exception):
+    """Its message contains the argument."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}")
+        self.step = step
+
+
+class LicenseError(Exception):
+    """Its text does not come back, because its first argument is the whole text."""
+
+    def __init__(self, code: int, message: str = "unknown reason") -> None:
+        super().__init__(f"[{code}] {message}")
+
+
+class JoinedError(Exception):
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(", ".join(names))
+
+
+class NoSampleError(FileNotFoundError):
+    """It can be called with one argument only, and `OSError` keeps its data outside `__dict__`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.ENOENT, "no such sample", name)
+
+
+class SlottedError(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class ReducedError(Exception):
+    """Its own `__reduce__` is right and stays in use."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"step {step}")
+        self.later = threading.Lock()
+        self.step = step
+
+    def __reduce__(self) -> Any:
+        return ReducedError, (self.step,)
+
+
+class WithoutItsInitError(Exception):
+    """Like exceptions that tblib pickles, it is unpickled without `__init__`."""
+
+    def __reduce__(self) -> Any:
+        return bare_copy, (type(self), self.args)
+
+
+class DecodingError(UnicodeDecodeError, WithoutItsInitError):
+    __reduce__ = WithoutItsInitError.__reduce__
+
+
+def bare_copy(kind: type[BaseException], args: Any) -> BaseException:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "attributes"),
+    [
+        (ComposedError, (5,), {"step": 5}),
+        (LicenseError, (7, "no seat left"), {}),
+        (JoinedError, (["a.csv", "b.csv"],), {}),
+        (NoSampleError, ("s1",), {"errno": errno.ENOENT, "filename": "s1", "filename2": None}),
+        (SlottedError, (3,), {"code": 3}),
+        (DecodingError, ("utf-8", b"a\xff", 1, 2, "bad byte"), {"start": 1, "object": b"a\xff"}),
+        (ImportError, ("no",), {"msg": "no"}),
+        (KeyError, ("k",), {}),
+    ],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_exception_keeps_its_text_and_its_arguments(
+    kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any], grouped: bool
+) -> None:
+    def fail() -> None:
+        error = kind(*args)
+        raise ExceptionGroup("all", [error]) if grouped else error
+
+    error = kind(*args)
+    copy = made(described(fail))["exception"]
+    if grouped:
+        (copy,) = copy.exceptions
+    assert type(copy) is kind
+    assert str(copy) == str(error)
+    assert copy.args == error.args
+    assert {name: getattr(copy, name) for name in attributes} == attributes
+
+
+def test_a_suitable_reduce_of_an_exception_is_used() -> None:
+    def fail() -> None:
+        raise ReducedError(5)
+
+    copy = made(described(fail))["exception"]
+    assert (str(copy), copy.step, hasattr(copy, "later")) == ("step 5", 5, True)
+
+
+def test_an_exception_whose_text_contains_an_address_keeps_its_argument() -> None:
+    def fail() -> None:
+        raise ValueError(object(), 3)
+
+    copy = made(described(fail))["exception"]
+    assert (type(copy), type(copy.args[0]), copy.args[1]) == (ValueError, object, 3)
 
 
 def test_an_exception_that_cannot_be_loaded_is_described() -> None:

@@ -22,6 +22,18 @@ class OddError(Exception):
         self.second = second
 
 
+async def test_an_exception_keeps_its_text_although_dask_pickles_it_without_its_init(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.function_task
+    def bad() -> str:
+        return b"a\xff".decode()
+
+    with pytest.raises(UnicodeDecodeError, match="invalid start byte") as error:
+        await bad()
+    assert (error.value.object, error.value.start) == (b"a\xff", 1)
+
+
 async def test_an_exception_keeps_its_type_attributes_and_traceback(
     flow: WorkflowEngine,
 ) -> None:

@@ -46,7 +46,15 @@ from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
-from types import BuiltinMethodType, CodeType, CoroutineType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    CoroutineType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -1362,6 +1370,9 @@ def pack_error(
 ) -> Any:
     """Pickle an exception, with its own type if possible.
 
+    An exception calls its class again when it is unpickled. If the class composes its message, the
+    result has another text or other `args`; such exceptions are created without `__init__`.
+
     Args:
         error: The exception.
         pack: The function that pickles. Attributes of the exception that it cannot pickle are
@@ -1372,23 +1383,43 @@ def pack_error(
         The pickle, which `unpack_error` reads.
     """
     kind, text = type(error), _formatted(error)[-MAX_TEXT:]
-    state = {key: value for key, value in _vars(error).items() if _packs(pack, value)}
+
+    def rebuilt(args: tuple[Any, ...]) -> Any:
+        attributes = [
+            {name: value for name, value in pairs if _packs(pack, value)}
+            for pairs in (_vars(error).items(), _slots(error))
+        ]
+        return kind, args, *attributes
+
     ways: list[tuple[str, Callable[[], Any]]] = [
         ("itself", lambda: error),
-        ("rebuilt", lambda: (kind, _slot("args", error), state)),
+        ("rebuilt", lambda: rebuilt(_slot("args", error))),
     ]
     if kind is SystemExit:  # tblib, which Dask installs, loses the code
         ways = [("called", lambda: (kind, (getattr(error, "code", None),)))]
     elif issubclass(kind, BaseExceptionGroup):
         ways = [("group", lambda: _group(error))]
-    ways.append(("rebuilt", lambda: (kind, (_text(error)[:MAX_TEXT],), state)))
+    inexact: tuple[bool, bool] = (False, False)
+    chosen: Any = None
     for way, data in ways:
         try:
             packed = pack((way, data(), text))
-            if type(made(*unpack(packed)[:2])) is kind:
-                return packed
+            remade = made(*unpack(packed)[:2])
+            if type(remade) is not kind:
+                continue
+            equal = _equal_args(remade, error), _text(remade) == _text(error)
         except BaseException:  # noqa: S112 - an exception class may do anything; try the next way
             continue
+        if all(equal):
+            return packed
+        if chosen is None or equal > inexact:
+            chosen, inexact = packed, equal
+    if chosen is not None:
+        return chosen
+    with suppress(BaseException):
+        packed = pack(("rebuilt", rebuilt((_text(error)[:MAX_TEXT],)), text))
+        if type(made(*unpack(packed)[:2])) is kind:
+            return packed
     return pack(("words", _in_words(error)[:MAX_TEXT], text))
 
 
@@ -1406,10 +1437,13 @@ def made(way: str, data: Any) -> BaseException:
         kind, message, members = data
         error = kind(message, [made(*loads(member)[:2]) for member in members])
     else:
-        kind, args, state = data
+        kind, args, state, slots = data
         error = kind.__new__(kind, *args)  # without `__init__`, which may need other arguments
         BaseException.__setattr__(error, "args", args)
         _vars(error).update(state)
+        for name, value in slots.items():
+            with suppress(AttributeError, TypeError):  # it may be read-only
+                BaseException.__setattr__(error, name, value)
     return error
 
 
@@ -1459,6 +1493,31 @@ def _text(error: BaseException) -> str:
 
 def _slot(name: str, error: BaseException) -> Any:
     return BaseException.__dict__[name].__get__(error)
+
+
+def _slots(error: BaseException) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that are not in `__dict__`, such as `errno`, with their values."""
+    for kind in type(error).__mro__:
+        if kind is BaseException or kind is object:
+            continue
+        for name, slot in vars(kind).items():
+            slotted = isinstance(slot, MemberDescriptorType | GetSetDescriptorType)
+            if slotted and not name.startswith("__"):
+                with suppress(AttributeError):  # it is not set
+                    value = slot.__get__(error)
+                    if value is not None:  # OSError distinguishes `None` from a missing value
+                        yield name, value
+
+
+def _equal_args(one: BaseException, other: BaseException) -> bool:
+    """Return True if exceptions have equal `args`. Only simple values are compared."""
+    args = _slot("args", one), _slot("args", other)
+    return list(map(type, args[0])) == list(map(type, args[1])) and all(
+        type(value) not in _SIMPLE or value == copy for value, copy in zip(*args, strict=True)
+    )
+
+
+_SIMPLE = frozenset({str, bytes, int, float, complex, bool})
 
 
 def _vars(error: BaseException) -> dict[str, Any]:
