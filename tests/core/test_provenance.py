@@ -177,3 +177,13 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
         check=False,
     )
     assert "pip install 'rhapsody-core[provenance]'" in done.stderr
+
+
+def test_an_attempt_that_the_fallback_replaced_is_a_failed_action(
+    records: Records, tmp_path: Path
+) -> None:
+    error = {"type": "OSError", "message": "no"}
+    lines = [call(1, "fetch"), end(1, 0, 0.5, 1, fallback=True, error=error)]
+    found = written(read_run(records.write(NAME, *lines)), tmp_path / "crate")
+    (action,) = [each for each in found.values() if each.get("startTime") and each["@id"] != "#run"]
+    assert (action["actionStatus"], action["error"]) == (FAILED, "OSError: no")

@@ -301,3 +301,15 @@ async def test_finished_tasks_leave_no_spans_in_memory(traced: Traced) -> None:
 def test_a_provider_that_is_not_of_the_sdk_is_refused() -> None:
     with pytest.raises(TypeError, match="set_tracer_provider first"):
         OpenTelemetryObserver(ProxyTracerProvider())
+
+
+@pytest.mark.asyncio
+async def test_a_failure_that_the_fallback_replaced_fails_the_attempt_only(traced: Traced) -> None:
+    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+        assert await flow.function_task(name="fit", fallback=0)(int)("x") == 0
+    task, attempt = traced.named("task fit"), traced.named("attempt fit")
+    assert (task.attributes or {})["rhapsody.task.fallback"] is True
+    assert (task.status.status_code, attempt.status.status_code) == (
+        StatusCode.UNSET,
+        StatusCode.ERROR,
+    )

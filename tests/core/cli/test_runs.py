@@ -92,7 +92,7 @@ def test_the_list_as_json_has_a_stable_form(
     }  # fmt: skip
     assert found[1]["counts"] == {
         "tasks": 4, "waiting": 0, "running": 0, "done": 1, "failed": 1, "skipped": 2,
-        "canceled": 0, "reused": 0, "retried": 0,
+        "canceled": 0, "reused": 0, "retried": 0, "fallback": 0,
     }  # fmt: skip
     assert found[2]["started"] == BEGIN
     assert found[2]["seconds"] == 61

@@ -144,14 +144,14 @@ def test_a_task_that_runs(records: Records, capsys: pytest.CaptureFixture[str]) 
 def test_json_has_a_stable_form(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(output(capsys, "align", "--json")[0])
     assert set(found) == {
-        "run", "task", "name", "kind", "call", "state", "skipped", "reused", "called", "block",
-        "scope", "dependencies", "resources", "settings", "attempts", "rerun",
+        "run", "task", "name", "kind", "call", "state", "skipped", "reused", "fallback",
+        "called", "block", "scope", "dependencies", "resources", "settings", "attempts", "rerun",
     }  # fmt: skip
     last = found["attempts"][-1]
     assert set(last) == {
         "number", "state", "backend", "worker", "submitted", "started", "ended", "reused",
         "retried", "skipped", "exit_code", "error", "sandbox", "stdout", "stderr", "stdout_path",
-        "stderr_path", "usage", "resources", "inputs", "outputs",
+        "stderr_path", "usage", "resources", "inputs", "outputs", "fallback",
     }  # fmt: skip
     assert last["error"]["type"] == "TaskFailedError"
     assert set(last["error"]) == {"type", "message", "traceback", "caused_by"}
@@ -200,3 +200,17 @@ def test_help_and_missing_arguments(capsys: pytest.CaptureFixture[str]) -> None:
             main(["show", *arguments])
         assert ended.value.code == code
     assert "usage: rhapsody show" in capsys.readouterr().out
+
+
+def test_a_task_that_is_done_by_fallback(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"type": "TaskTimeoutError", "message": "exceeded"}
+    replaced = end(1, 0, 0, 1, fallback=True, error=error)
+    records.write(NAME, call(1, "fit"), replaced, *finish(1, tasks=1, done=1, fallbacks=1))
+    text, _ = output(capsys, "fit")
+    assert "done by fallback after TaskTimeoutError" in text
+    assert "attempt 1: failed" in text
+    found = json.loads(output(capsys, "fit", "--json")[0])
+    assert (found["state"], found["fallback"]) == ("DONE", True)
+    assert found["attempts"][0]["error"]["type"] == "TaskTimeoutError"

@@ -199,7 +199,7 @@ def test_a_narrow_terminal(
 
 def test_json_has_a_stable_form(active: FileLock, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(output(capsys, "--json")[0])
-    assert set(found) == {"run", "names", "running", "waiting", "failed", "jobs"}
+    assert set(found) == {"run", "names", "running", "waiting", "failed", "fallbacks", "jobs"}
     assert found["run"]["outcome"] == "running"
     assert set(found["names"][0]) == {
         "name", "waiting", "running", "done", "failed", "skipped", "canceled"
@@ -354,3 +354,17 @@ while not next(Path(".rhapsody").glob("*/run.jsonl")).stat().st_size:
 sys.exit(main(["status", "--watch", "--json"]))
 """
 """Program that waits for a run to be recorded, and then follows it."""
+
+
+def test_tasks_that_are_done_by_fallback_are_listed_with_their_errors(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"type": "TaskTimeoutError", "message": "exceeded"}
+    replaced = end(1, 0, 0, 1, fallback=True, error=error)
+    records.write(NAME, call(1, "fit"), replaced, *finish(1, tasks=1, done=1, fallbacks=1))
+    found = json.loads(output(capsys, "--json")[0])
+    assert found["run"]["counts"]["fallback"] == 1
+    assert [each["error"] for each in found["fallbacks"]] == [error]
+    text, _ = output(capsys)
+    assert "1 done (1 by fallback)" in text
+    assert "TaskTimeoutError: exceeded" in text

@@ -554,3 +554,43 @@ async def test_a_killed_run_keeps_what_it_has_recorded(here: Path) -> None:
     path = here / ".rhapsody" / "latest" / "run.jsonl"
     path.write_bytes(path.read_bytes()[:-10])  # as if the last write was cut short
     assert len(read_run(path).tasks) == 21
+
+
+@pytest.mark.parametrize("kind", ["function", "executable"])
+async def test_a_used_fallback_is_counted_and_its_error_is_reported(
+    tmp_path: Path, kind: str
+) -> None:
+    record = tmp_path / "run.jsonl"
+    async with WorkflowEngine.create(LocalExecutionBackend(), retries=1, record=record) as flow:
+
+        @flow.function_task(fallback=0)
+        def broken() -> int:
+            raise LookupError("own")
+
+        @flow.executable_task(fallback=0)
+        def exits() -> str:
+            return "exit 3"
+
+        assert await (broken() if kind == "function" else exits()) == 0
+        assert (flow.stats.done, flow.stats.failed, flow.stats.fallbacks) == (1, 0, 1)
+    (task,) = read_run(record).tasks.values()
+    assert (task.outcome, task.fallback, len(task.attempts)) == ("done", True, 2)
+    error = task.attempts[-1].error
+    assert error is not None
+    assert error.kind == ("LookupError" if kind == "function" else "TaskFailedError")
+
+
+async def test_a_fallback_while_the_work_continues_is_counted(tmp_path: Path) -> None:
+    record, released = tmp_path / "run.jsonl", threading.Event()
+    async with WorkflowEngine.create(LocalExecutionBackend(), record=record) as flow:
+
+        @flow.function_task(timeout=0.01, fallback=0)
+        def endless() -> int:
+            return int(released.wait(60))
+
+        assert await endless() == 0
+        released.set()
+    (task,) = read_run(record).tasks.values()
+    assert (task.outcome, task.fallback) == ("done", True)
+    assert task.attempts[-1].error is not None
+    assert task.attempts[-1].error.kind == "TaskTimeoutError"

@@ -116,3 +116,20 @@ def test_figures_of_utilization_and_critical_path(records: Records) -> None:
     assert found["path"]["waited"] == pytest.approx(1)
     assert found["path"]["share"] == pytest.approx(1)
     assert found["seconds"] == pytest.approx(10)
+
+
+def test_failures_that_the_fallback_replaced_are_groups_of_their_own(records: Records) -> None:
+    error = {"type": "OSError", "message": "full"}
+    groups = failure_groups(
+        written(
+            records,
+            *(call(number, "part") for number in range(1, 4)),
+            failed(1),
+            end(2, 0, 0, 1, error=error, fallback=True),
+            end(3, 0, 0, 1, error=error, fallback=True),
+        )
+    )
+    assert [(each.kind, len(each.tasks), each.fallback) for each in groups] == [
+        ("OSError", 2, True),
+        ("OSError", 1, False),
+    ]

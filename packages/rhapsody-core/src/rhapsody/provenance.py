@@ -139,7 +139,7 @@ class _Export:
         """Add the action of an attempt."""
         number = f" (attempt {attempt.number})" if attempt.number > 1 else ""
         states = {TasksMainStates.DONE: "done", TasksMainStates.FAILED: "failed"}
-        state = states.get(attempt.state)
+        state = "failed" if attempt.fallback else states.get(attempt.state)
         error = None if attempt.error is None else str(attempt.error)
         if attempt.state is TasksMainStates.CANCELED:
             state, error = "canceled", error or "The task was canceled."

@@ -43,6 +43,7 @@ from rhapsody_otel.metrics import Metrics
 SCOPE = InstrumentationScope("rhapsody", __version__)
 
 _RUNNING = TasksMainStates.RUNNING
+_COUNTERS = ("tasks", "done", "failed", "cancelled", "recorded", "retried", "lost", "fallbacks")
 _ENDED = {TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED}
 _ENVIRONMENTS = {
     "container": "container.image.name",
@@ -220,7 +221,7 @@ class OpenTelemetryObserver:
         span, stats = self._workflow, summary.stats
         self._tasks.clear()  # of tasks that could not be stopped
         span.set_attribute("rhapsody.workflow.outcome", summary.outcome)
-        for name in ("tasks", "done", "failed", "cancelled", "recorded", "retried", "lost"):
+        for name in _COUNTERS:
             span.set_attribute(f"rhapsody.workflow.{name}", getattr(stats, name))
         if summary.outcome != "done":
             span.set_status(StatusCode.ERROR, f"{summary.outcome}: {stats}")
@@ -290,11 +291,13 @@ class OpenTelemetryObserver:
             attributes["rhapsody.task.canceled"] = True
         if event.native == "reused":
             attributes["rhapsody.task.reused"] = True
+        error = event.error
+        if event.native == "fallback":  # only the attempt has failed
+            attributes["rhapsody.task.fallback"], error = True, None
         links = [Link(self._span_context(self._id_of(uid))) for uid in call.dependencies]
         name = f"{'block' if call.kind == 'block' else 'task'} {call.name}"
         self._emit(
-            name, task.span, task.parent, call.time, event.time, attributes, event.error, call,
-            links,
+            name, task.span, task.parent, call.time, event.time, attributes, error, call, links,
         )  # fmt: skip
 
     def _emit(

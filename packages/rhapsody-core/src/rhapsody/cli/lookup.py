@@ -160,6 +160,7 @@ def task_json(task: TaskRun) -> dict[str, Any]:
         "state": str(task.state),
         "skipped": task.skipped,
         "reused": task.reused,
+        "fallback": task.fallback,
         "called": task.time,
         "block": task.block,
         "scope": task.scope,

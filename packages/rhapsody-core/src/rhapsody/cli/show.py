@@ -116,6 +116,11 @@ def _how(task: TaskRun) -> str:
     state = "skipped, because a dependency failed" if task.skipped else str(task.state).lower()
     if task.reused:
         return f"{state}, with the result of an earlier run"
+    last = task.last
+    if last is not None and task.fallback:
+        error = "" if last.error is None else f" after {last.error.kind}"
+        state = f"{state} by fallback{error}"
+        return f"{state}, {len(task.attempts)} attempts" if len(task.attempts) > 1 else state
     return f"{state} after {len(task.attempts)} attempts" if len(task.attempts) > 1 else state
 
 
@@ -130,6 +135,8 @@ def _state(run: RunRecord, attempt: Attempt) -> str:
         return f"{state} when the run ended"
     if attempt.retried:
         return f"{state}, retried"
+    if attempt.fallback:
+        return "failed, replaced by the fallback"
     if attempt.submitted is None and attempt.started is None:
         return f"{state}, not submitted"
     return state

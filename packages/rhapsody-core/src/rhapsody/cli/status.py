@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,7 @@ class Status:
         running: The tasks that are running, in the order of their starts. Blocks are not listed.
         waiting: The tasks that are waiting, with the reasons.
         failed: The tasks that have failed, except those that were skipped.
+        fallbacks: The tasks that have failed and whose result is the fallback.
         jobs: The tasks of a run that has ended whose jobs may continue, with the ids of the jobs.
     """
 
@@ -200,6 +201,7 @@ class Status:
     running: list[TaskRun] = field(default_factory=list)
     waiting: list[tuple[TaskRun, Waiting]] = field(default_factory=list)
     failed: list[TaskRun] = field(default_factory=list)
+    fallbacks: list[TaskRun] = field(default_factory=list)
     jobs: list[tuple[TaskRun, str]] = field(default_factory=list)
 
     @classmethod
@@ -213,6 +215,8 @@ class Status:
             counts[outcome] += 1
             if outcome == "failed":
                 status.failed.append(task)
+            elif task.fallback:
+                status.fallbacks.append(task)
             elif outcome == "running" and task.kind != "block":
                 status.running.append(task)
             elif outcome == "waiting":
@@ -254,6 +258,7 @@ class Status:
                 for task, waiting in self.waiting
             ],
             "failed": [{**_task(task), "error": _error(task)} for task in self.failed],
+            "fallbacks": [{**_task(task), "error": _error(task)} for task in self.fallbacks],
             "jobs": [{**_task(task), "job": job} for task, job in self.jobs],
         }
 
@@ -273,8 +278,13 @@ class Status:
             lines += self._waiting(limit)
         if self.jobs:
             lines += ["", f"jobs that may continue ({len(self.jobs)}):", *self._jobs(limit)]
+        if self.fallbacks:
+            lines += ["", f"done by fallback ({len(self.fallbacks)}) after:"]
+            lines += self._failed(self.fallbacks, limit)
         if self.failed:
-            lines += ["", f"failed ({len(self.failed)}):", *self._failed(limit)]
+            lines += ["", f"failed ({len(self.failed)}):", *self._failed(self.failed, limit)]
+            run, key = self.history.run, self.failed[0].key
+            lines += ["", f"details: rhapsody show {run.name} {key}"]
         return lines
 
     def _word(self, active: str, ended: str) -> str:
@@ -361,13 +371,13 @@ class Status:
         hint = "the next run of the program takes over their results"
         return [*lines, *_more(len(self.jobs), limit), hint]
 
-    def _failed(self, limit: int | None) -> list[str]:
-        """Return lines about the tasks that failed; of many, one entry for failures alike."""
+    def _failed(self, tasks: Iterable[TaskRun], limit: int | None) -> list[str]:
+        """Return lines about tasks that failed; of many, one entry for failures alike."""
         from rhapsody.history.statistics import failure_key
 
         width = terminal_width()
         groups: dict[Any, list[TaskRun]] = {}
-        for task in self.failed:
+        for task in tasks:
             groups.setdefault(task.key if limit is None else failure_key(task), []).append(task)
         lines = []
         for first, *others in list(groups.values())[:limit]:
@@ -377,9 +387,7 @@ class Status:
                 more = ", ..." if len(others) > SUMMARIZED else ""
                 found.append(f"  and {len(others)} more like this: {keys}{more}")
             lines += [shortened(line, width) for line in found]
-        lines += _more(len(groups), limit)
-        run, key = self.history.run, self.failed[0].key
-        return [*lines, "", f"details: rhapsody show {run.name} {key}"]
+        return lines + _more(len(groups), limit)
 
 
 def _started(task: TaskRun) -> float:

@@ -92,7 +92,7 @@ class Observation:
         Args:
             record: The task or block.
             state: The state.
-            error: The exception of a failed attempt.
+            error: The exception of a failed attempt, also if the fallback replaces it.
             retried: True if another attempt follows.
             when: The time on the engine's clock. Default: now.
         """

@@ -525,7 +525,8 @@ class Scheduler:
             self.stats.done += 1
             record.future.set_result(value)
         if self.observed:
-            self._observation.publish(record, DONE)
+            error = record.verdict if record.native == "fallback" else None
+            self._observation.publish(record, DONE, error)
         self._settle(record)
 
     def _on_substitute(self, record: TaskRecord, value: Any) -> None:
@@ -644,6 +645,7 @@ class Scheduler:
         """Complete a task that has no attempts left: use its fallback, or fail the task."""
         value, error = self._fallback(record, error)
         if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.state.after:
+            self._replaced(record, error)
             self._move(record, Transition.SUBSTITUTE, value)
         else:
             self.fail(record, error)
@@ -663,6 +665,11 @@ class Scheduler:
         except (Exception, SystemExit) as mistake:  # the user's own fallback raised
             blame(mistake, error, f"the fallback of {record.named()}")
             return NO_FALLBACK, mistake
+
+    def _replaced(self, record: TaskRecord, error: BaseException) -> None:
+        """Count a failure that the fallback replaces, and keep its error for the event."""
+        self.stats.fallbacks += 1
+        record.native, record.verdict = "fallback", error
 
     def fail(self, record: TaskRecord, error: BaseException) -> None:
         """Fail a task without further attempts, unless its future has been settled already."""
@@ -805,6 +812,7 @@ class Scheduler:
         """Settle a future with the fallback or `error`, while the work continues."""
         value, error = self._fallback(record, error_messages.of_unstoppable_work(record, error))
         if value is not NO_FALLBACK and Transition.LET_GO in record.state.after:
+            self._replaced(record, error)
             self._move(record, Transition.LET_GO, value)
         elif Transition.GIVE_UP in record.state.after:
             self._move(record, Transition.GIVE_UP, error)

@@ -230,12 +230,14 @@ class Encoder:
             line += f',"attempt":{attempt}'
         if native == "reused":
             line += ',"reused":true'
+        elif native == "fallback":
+            line += ',"fallback":true'
         if retried:
             line += ',"retried":true'
         if exit_code is not None:
             line += f',"exit_code":{_dumps(exit_code)}'
         if error is not None:
-            line += self._error(uid, error)
+            line += self._error(uid, error, replaced=native == "fallback")
         if sandbox is not None:
             line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
         outputs: list[_LongOutput] | None = None
@@ -270,10 +272,10 @@ class Encoder:
         self._places[state, backend, worker] = text
         return text
 
-    def _error(self, uid: str, error: BaseException) -> str:
+    def _error(self, uid: str, error: BaseException, *, replaced: bool) -> str:
         text = self._first(uid, text_of(error))
         found: dict[str, Any] = {"type": type(error).__name__, "message": text}
-        skipped = isinstance(error, DependencyFailureError)
+        skipped = isinstance(error, DependencyFailureError) and not replaced
         if isinstance(error, DependencyFailureError):
             found["caused_by"] = [each.uid for each in error._first[:CAUSES]]
         elif frames := as_lines(last_frames(error)):

@@ -238,6 +238,8 @@ class Attempt(NamedTuple):
         stdout_at: The place of the whole standard output, for `read_output`, if `stdout` is only
             its end.
         stderr_at: The same for standard error.
+        fallback: True if the attempt has failed and the fallback is the result of the task, whose
+            state is therefore DONE.
     """
 
     number: int = 1
@@ -263,6 +265,7 @@ class Attempt(NamedTuple):
     outputs: tuple[FileRecord, ...] = ()
     stdout_at: Place | None = None
     stderr_at: Place | None = None
+    fallback: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -356,6 +359,11 @@ class TaskRun(NamedTuple):
     def skipped(self) -> bool:
         """True if the task did not run because a dependency failed."""
         return bool(self.attempts) and self.attempts[-1].skipped
+
+    @property
+    def fallback(self) -> bool:
+        """True if every attempt has failed and the fallback is the result."""
+        return bool(self.attempts) and self.attempts[-1].fallback
 
     @property
     def reused(self) -> bool:
@@ -620,7 +628,7 @@ def _is_sound_attempt(attempt: Attempt) -> bool:
     )  # fmt: skip
     files = (*attempt.inputs, *attempt.outputs)
     usage, resources = attempt.usage or {}, attempt.resources or {}
-    flags = (attempt.reused, attempt.retried, attempt.skipped)
+    flags = (attempt.reused, attempt.retried, attempt.skipped, attempt.fallback)
     return (
         {str, NoneType}.issuperset(map(type, texts))
         and isinstance(attempt.number, int)
@@ -694,6 +702,7 @@ def _attempt(line: Mapping[str, Any]) -> Attempt:
         get("sandbox"), get("stdout"), get("stderr"), get("stdout_path"), get("stderr_path"),
         get("usage"), get("resources"), _files(get("inputs")), _files(get("outputs")),
         _output_place(get("stdout_at")), _output_place(get("stderr_at")),
+        get("fallback", False),
     )  # fmt: skip
 
 

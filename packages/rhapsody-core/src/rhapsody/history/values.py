@@ -23,6 +23,7 @@ def counts_of(history: RunHistory) -> dict[str, int]:
     for task in history.tasks.values():
         found[task.outcome] += 1
         found["reused"] += task.reused
+        found["fallback"] += task.fallback
         found["retried"] += sum(attempt.retried for attempt in task.attempts)
     return found
 
@@ -30,7 +31,7 @@ def counts_of(history: RunHistory) -> dict[str, int]:
 OUTCOMES = ("waiting", "running", "done", "failed", "skipped", "canceled")
 """Outcomes of tasks, in the order in which they are shown."""
 
-COUNTED = ("tasks", *OUTCOMES, "reused", "retried")
+COUNTED = ("tasks", *OUTCOMES, "reused", "retried", "fallback")
 """Keys of counts. `tasks` is the sum of those in `OUTCOMES`."""
 
 
@@ -47,6 +48,7 @@ def counts_from(stats: Any) -> dict[str, int]:
         "canceled": get("cancelled", 0),
         "reused": get("recorded", 0),
         "retried": get("retried", 0),
+        "fallback": get("fallbacks", 0),
     }
     ended = sum(found[name] for name in ("done", "failed", "skipped", "canceled"))
     found["waiting"] = max(0, found["tasks"] - ended)
@@ -57,9 +59,9 @@ def counts_text(counts: dict[str, int]) -> str:
     """Return counts as text, without zeros except for `done`."""
     if not counts["tasks"]:
         return "no tasks"
-    done = f"{counts['done']} done"
-    if counts["reused"]:
-        done += f" ({counts['reused']} of them reused)"
+    parts = [f"{counts['reused']} of them reused"] if counts["reused"] else []
+    parts += [f"{counts['fallback']} by fallback"] if counts["fallback"] else []
+    done = f"{counts['done']} done" + (f" ({', '.join(parts)})" if parts else "")
     order = ("failed", "skipped", "canceled", "running", "waiting", "retried")
     return ", ".join([done, *(f"{counts[name]} {name}" for name in order if counts[name])])
 

@@ -288,6 +288,7 @@ class Row:
         held: Number of tasks that were held back, because their backend would have ended too early.
         skipped: Number of tasks that did not run because a task that they depend on failed.
         cancelled: Number of tasks that were canceled.
+        fallbacks: Number of tasks in `done` whose result is the fallback.
     """
 
     total: int = 0
@@ -297,6 +298,7 @@ class Row:
     held: int = 0
     skipped: int = 0
     cancelled: int = 0
+    fallbacks: int = 0
 
     @property
     def ended(self) -> int:
@@ -316,6 +318,7 @@ class Counts:
         rows: The counts for each task name, in the order of the first calls.
         held: The tasks that were held back: their names and the reasons, by uid.
         failures: The failures, in groups.
+        fallbacks: The failures that fallbacks replaced, in groups.
     """
 
     def __init__(self) -> None:
@@ -323,6 +326,7 @@ class Counts:
         self.held: dict[str, tuple[str, InsufficientWalltimeError]] = {}
         self._running: set[str] = set()
         self.failures: FailureGroups = FailureGroups()
+        self.fallbacks: FailureGroups = FailureGroups()
         self._failed: dict[str, Key] = {}
 
     @property
@@ -358,6 +362,11 @@ class Counts:
     def _end(self, row: Row, event: TaskEvent) -> None:
         if event.state is DONE:
             row.done += 1
+            if event.native == "fallback":
+                row.fallbacks += 1
+                self.fallbacks.add(
+                    event.name, event.uid, event.error, attempt=event.attempt, sandbox=None
+                )
         elif event.state is CANCELED:
             row.cancelled += 1
         elif isinstance(event.error, DependencyFailureError):
@@ -400,6 +409,8 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
 
     lines = _listed("results", sorted(summary.results, key=order))
     lines += _listed("stale, from an earlier run", summary.stale)
+    replaced = [f"  {group.summary}" for group in counts.fallbacks.latest[-MAX_LISTED:]]
+    lines += ["done by fallback after:"] * bool(replaced) + replaced
     failures = counts.failures.lines()
     lines += ["failed:"] * bool(failures) + [f"  {line}" for line in failures]
     lines += _held_back(counts)
@@ -435,7 +446,9 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
         "canceled": row.cancelled,
         "retried": retried,
     }
-    done = f"{row.done} done ({reused} of them reused)" if reused else f"{row.done} done"
+    parts = [f"{reused} of them reused"] if reused else []
+    parts += [f"{row.fallbacks} by fallback"] if row.fallbacks else []
+    done = f"{row.done} done ({', '.join(parts)})" if parts else f"{row.done} done"
     return ", ".join([done, *(f"{n} {word}" for word, n in others.items() if n)])
 
 

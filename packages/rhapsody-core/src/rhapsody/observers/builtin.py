@@ -208,6 +208,8 @@ class TaskLog:
         took = "" if began is None else f" after {_duration(event.monotonic - began)}"
         if state is TasksMainStates.FAILED:
             return f"failed{where}{took}{self._error(event)}"
+        if event.native == "fallback":
+            return f"done by fallback, failed{where}{took}{self._error(event)}"
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:

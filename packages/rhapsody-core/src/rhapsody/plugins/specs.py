@@ -177,6 +177,8 @@ class Stats:
             or twice.
         unknown: Number of state updates that were ignored because the task or the state is unknown.
         skipped: Number of futures in `failed` whose tasks did not run because a dependency failed.
+        fallbacks: Number of futures in `done` whose result is the fallback, because every attempt
+            has failed.
     """
 
     tasks: int = 0
@@ -189,6 +191,7 @@ class Stats:
     late: int = 0
     unknown: int = 0
     skipped: int = 0
+    fallbacks: int = 0
 
     def __str__(self) -> str:
         """Return the counts of tasks by outcome, without zeros except for `done`."""
@@ -199,9 +202,11 @@ class Stats:
             "unfinished": self.tasks - self.done - self.failed - self.cancelled,
             "retried": self.retried,
         }
-        reused = f" ({self.recorded} of them reused)" if self.recorded else ""
+        parts = [f"{self.recorded} of them reused"] if self.recorded else []
+        parts += [f"{self.fallbacks} by fallback"] if self.fallbacks else []
+        how = f" ({', '.join(parts)})" if parts else ""
         words = [f"{number} {word}" for word, number in counts.items() if number]
-        return ", ".join([f"{self.done} done{reused}", *words])
+        return ", ".join([f"{self.done} done{how}", *words])
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,13 +407,15 @@ class TaskEvent(NamedTuple):
         attempt: The attempt's number, counted from 1.
         state: The canonical state that was entered.
         native: The backend's name for the state, `"reused"` if a plugin has found the task's
-            result, or `None` if the engine itself changed the state.
+            result, `"fallback"` if every attempt has failed and the fallback is the result, or
+            `None` if the engine itself changed the state.
         backend: The backend's name, or `None` before a backend is chosen.
         time: Seconds since the epoch.
         monotonic: Seconds on the engine's monotonic clock, to compute durations.
         worker: The worker or host, if the backend reports it.
         scope: The scope in which the task was called.
-        error: The exception of an attempt that failed; another attempt may follow.
+        error: The exception of an attempt that failed; another attempt may follow. The state is
+            DONE if the fallback is the result.
         sandbox: The attempt's directory; `None` if it has none.
         stdout: The standard output of an attempt that has ended; `None` if it was not captured, or
             was written only to files.

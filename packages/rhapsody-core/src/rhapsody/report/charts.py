@@ -225,6 +225,8 @@ def _outcome(attempt: Attempt, active: bool) -> str:
         return "running" if active else "unfinished"
     if attempt.retried:
         return "retried"
+    if attempt.fallback:
+        return "failed"
     return {"DONE": "done", "FAILED": "failed"}.get(str(attempt.state), "canceled")
 
 

@@ -152,6 +152,7 @@ class FailureGroup:
         text: The first line of the error, if it is the same for all tasks.
         tasks: The tasks.
         skipped: The number of tasks that did not run because these failed.
+        fallback: True if the results of the tasks are their fallbacks.
     """
 
     name: str
@@ -159,6 +160,7 @@ class FailureGroup:
     text: str | None
     tasks: list[TaskRun] = field(default_factory=list)
     skipped: int = 0
+    fallback: bool = False
 
     @property
     def examples(self) -> list[FailureExample]:
@@ -211,12 +213,14 @@ def failure_groups(history: RunHistory) -> list[FailureGroup]:
         outcome = task.outcome
         if outcome == "skipped":
             skipped.append(task)
-        if outcome != "failed":
+        if outcome != "failed" and not task.fallback:
             continue
         error, code = task.attempts[-1].error, task.attempts[-1].exit_code
         kind = f"exit code {code}" if code else "unknown error" if error is None else error.kind
         text = "" if error is None else (error.message.strip().splitlines() or [""])[0]
-        group = groups.setdefault(failure_key(task), FailureGroup(task.name, kind, text))
+        key = (task.fallback, *failure_key(task))
+        new = FailureGroup(task.name, kind, text, fallback=task.fallback)
+        group = groups.setdefault(key, new)
         group.tasks.append(task)
         if group.text != text:
             group.text = None
@@ -250,7 +254,10 @@ def _timeline(
                 "group": lane.group,
                 "name": lane.name,
                 "attempts": len(lane.slices),
-                "failed": sum(str(each.attempt.state) == "FAILED" for each in lane.slices),
+                "failed": sum(
+                    str(each.attempt.state) == "FAILED" or each.attempt.fallback
+                    for each in lane.slices
+                ),
                 "busy": busy / 1e6,
                 "share": busy / end,
             }
