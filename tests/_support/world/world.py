@@ -202,6 +202,9 @@ class World:
 
     def room(self, record: TaskRecord) -> None: ...
 
+    def monotonic(self) -> float:
+        return self.clock
+
     def after(self, delay: float, call: Callable[[], object]) -> Deadline:
         deadline = Deadline(call)
         record = getattr(call, "args", (None,))[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody import (
     DependencyFailureError,
+    LocalExecutionBackend,
     Resources,
     RetryPolicy,
     TasksMainStates,
@@ -324,3 +327,79 @@ async def test_a_fallback_stands_in_for_what_took_too_long(*, stoppable: bool) -
         backend.done(await backend.next(), 2)
         assert await within(other) == 2
         assert (flow.stats.done, flow.stats.failed) == (2, 0)
+
+
+async def test_work_that_ended_before_a_late_timer_has_not_timed_out() -> None:
+    clock = ManualClock()
+    async with WorkflowEngine.create(backend := Scripted(), clock=clock) as flow:
+
+        @flow.function_task(timeout=10, retries=1)
+        def part() -> Any: ...
+
+        future = part()
+        backend.runs(task := await backend.next())
+        await turns()
+        clock.now += 1000  # the loop was blocked
+        await clock.advance(0)
+        assert backend.stops == []
+        backend.done(task, 1)
+        assert await within(future) == 1
+        assert future.attempt == 1
+        assert clock.waiting == 0
+
+
+async def test_work_that_goes_on_after_a_late_timer_has_the_timeout_once_more() -> None:
+    clock = ManualClock()
+    async with WorkflowEngine.create(backend := Scripted(), clock=clock) as flow:
+
+        @flow.function_task(timeout=10)
+        def part() -> Any: ...
+
+        future = part()
+        backend.runs(task := await backend.next())
+        await turns()
+        clock.now += 1000
+        await clock.advance(9.9)
+        assert backend.stops == []
+        await clock.advance(0.2)
+        assert backend.stops == [task["uid"]]
+        with pytest.raises(TaskTimeoutError):
+            await within(future)
+
+
+async def test_timeouts_expire_on_a_loop_that_is_always_late() -> None:
+    clock = ManualClock()
+    async with WorkflowEngine.create(backend := Scripted(), clock=clock) as flow:
+
+        @flow.function_task(timeout=10)
+        def part() -> Any: ...
+
+        future = part()
+        backend.runs(await backend.next())
+        await turns()
+        for _ in range(10):
+            clock.now += 20
+            await clock.advance(0)
+        with pytest.raises(TaskTimeoutError):
+            await within(future)
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+async def test_a_command_that_ends_while_the_loop_is_blocked_does_not_time_out(
+    tmp_path: Path, kind: str
+) -> None:
+    ran = tmp_path / "ran"
+    async with WorkflowEngine.create(LocalExecutionBackend(kind)) as flow:
+
+        @flow.executable_task(timeout=1)
+        def command() -> str:
+            return f"echo ok; touch {ran}"
+
+        future = command()
+        while future.state is not TasksMainStates.RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        expired = time.monotonic() + 1.2
+        while not ran.exists() or time.monotonic() < expired:
+            time.sleep(0.01)  # noqa: ASYNC251 - this blocks the loop
+        assert await within(future) == "ok\n"
+        assert future.attempt == 1

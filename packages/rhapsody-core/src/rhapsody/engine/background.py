@@ -116,6 +116,10 @@ class Background:
             return False
         return True
 
+    def monotonic(self) -> float:
+        """Return the time of the clock that `after` uses."""
+        return self.clock.monotonic()
+
     def after(self, delay: float, call: Callable[[], object]) -> Timer:
         """Schedule a call after `delay` seconds. If it raises an exception, the engine ends."""
         return self.clock.call_at(self.clock.monotonic() + delay, partial(self.guarded, call))

@@ -73,6 +73,15 @@ _RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
 STOPPING: Final = 30.0
 """Seconds to wait for timed-out work to stop; longer than the grace period of programs."""
 
+LATE: Final = 0.1
+"""Number of seconds by which a timer is late if the loop was blocked or the program stopped."""
+
+CATCH_UP: Final = 0.5
+"""Minimum number of seconds in which a loop that was late may notice the ends of work."""
+
+MAX_EXTENSIONS: Final = 5
+"""Maximum number of extensions of one timeout, so that a loop that is always late has timeouts."""
+
 LOST = (TaskLostError, BackendUnavailableError)
 """Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
 
@@ -421,8 +430,13 @@ class Scheduler:
         settings = record.task.settings
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
-            over = partial(self._over_time, record, limit)
-            record.timer = self._background.after(limit, over)
+            self._set_timer(record, limit, limit, MAX_EXTENSIONS)
+
+    def _set_timer(self, record: TaskRecord, limit: float, delay: float, extensions: int) -> None:
+        """Check in `delay` seconds if an attempt has exceeded its timeout."""
+        when = self._background.monotonic() + delay
+        over = partial(self._over_time, record, limit, when, extensions)
+        record.timer = self._background.after(delay, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
         """Mark a service as ready, unless the attempt with this uid is no longer running.
@@ -794,9 +808,17 @@ class Scheduler:
         record.timer = self._background.after(STOPPING, partial(self.cannot_stop, record))
         self._actions.stop(record)
 
-    def _over_time(self, record: TaskRecord, limit: float) -> None:
-        """Stop work that exceeds its timeout; if that is impossible, settle the future anyway."""
+    def _over_time(self, record: TaskRecord, limit: float, when: float, extensions: int) -> None:
+        """Stop work that exceeds its timeout; if that is impossible, settle the future anyway.
+
+        If the timer is late, the loop was blocked or the program was stopped. The work may have
+        ended in time without being noticed, so the timeout is extended.
+        """
         record.timer = None
+        late = self._background.monotonic() - when
+        if late > LATE and extensions:
+            self._set_timer(record, limit, max(min(late, limit), CATCH_UP), extensions - 1)
+            return
         error = error_messages.over_time(record, limit)
         if record.backend.stops(record.task.task_kind, record.description):
             self.stop_with(record, error)
