@@ -6,10 +6,14 @@ import asyncio
 import dataclasses
 import gc
 import weakref
+from argparse import Namespace
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,13 +217,23 @@ class Pair(tuple[Any, ...]):
 NOT_SEARCHED: list[Callable[[Any], Any]] = [
     lambda x: deque([1, x]),
     lambda x: OrderedDict(a=1, b=x),
-    lambda x: defaultdict(list, a=[1], b=[x]),
     lambda x: Rows([x]),
     lambda x: Pair([1, x]),
     lambda x: frozenset([x]),
     lambda x: {"a": x}.values(),
     lambda x: deque([Pair([x])]),
     lambda x: [{"a": deque([x])}],
+    lambda x: {"a": x}.items(),
+    lambda x: zip(["a"], [x], strict=True),
+    lambda x: enumerate([x]),
+    lambda x: map(str, [x]),
+    lambda x: iter((x,)),
+    lambda x: SimpleNamespace(a=[x]),
+    lambda x: Namespace(a=x),
+    lambda x: partial(print, 1, x),
+    lambda x: partial(print, end=[x]),
+    lambda x: np.array([None, x]),
+    lambda x: np.array([[1, x], [2, 3]]),
 ]
 
 
@@ -231,6 +245,39 @@ def test_a_future_in_an_unsearched_place_is_reported(
         search((shape(loop.create_future()),), None)
     for other in (1, [1], object(), asyncio.Future):
         assert search((shape(other) if other != [1] else deque([[1]]),), None) is None
+
+
+def test_a_future_in_a_table_is_reported(loop: asyncio.AbstractEventLoop) -> None:
+    pd = pytest.importorskip("pandas")
+    future = loop.create_future()
+    names = ["x"] * 2000
+    for table in (
+        pd.DataFrame({"name": names, "number": 1.5, "value": [future] * 2000}),
+        pd.Series([future]),
+    ):
+        with pytest.raises(TypeError, match=r"contains a future in a .*rhapsody\.literal"):
+            search((table,), None)
+        assert search((literal(table),), None) is not None
+    assert search((pd.DataFrame({"name": names, "number": 1.5}), pd.Series(names)), None) is None
+
+
+def test_iterators_and_modules_pass_unchanged() -> None:
+    numbers = zip([1, 2], iter([3, 4]), strict=True)
+    given = (numbers, (n for n in [1]), np, np.zeros(3), np.float64, list[int], SimpleNamespace())
+    assert search(given, None) is None
+    assert list(numbers) == [(1, 3), (2, 4)]
+
+
+def test_a_defaultdict_keeps_its_factory(loop: asyncio.AbstractEventLoop) -> None:
+    future = loop.create_future()
+    groups: defaultdict[str, list[Any]] = defaultdict(list, a=[future], b=[1])
+    found = search((groups,), None)
+    assert found is not None
+    (filled,) = found.fill((groups,), {}, {id(future): 7})[0]
+    assert filled == {"a": [7], "b": [1]}
+    assert filled["c"] == []
+    assert groups == {"a": [future], "b": [1]}
+    assert search((defaultdict(list, a=[1]),), None) is None
 
 
 def test_big_data_in_a_class_of_its_own_is_not_walked_through() -> None:

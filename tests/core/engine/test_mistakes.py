@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,6 +87,46 @@ async def test_a_future_that_is_taken_for_its_value(
     assert await within(future) == 1
     with pytest.raises(TypeError, match=said):
         use(future)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+async def test_a_function_task_that_calls_a_task_is_to_become_a_block(executor: Any) -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend(executor)) as flow:
+
+        @flow.function_task
+        def square(x: int) -> int:
+            return x * x
+
+        def outer() -> Any:
+            return square(3)
+
+        async def outer_later() -> Any:
+            return await square(3)
+
+        for function, kind in ((outer, RuntimeError), (outer_later, RuntimeError)):
+            expected = kind if executor == "thread" else TypeError
+            with pytest.raises(expected, match=r"make .* a block with @flow\.block"):
+                await within(flow.function_task(function)())
+        assert await within(flow.block(outer)()) == 9
+        assert await within(flow.block(outer_later)()) == 9
+
+
+async def test_a_function_task_that_uses_a_future_is_to_become_a_block(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.function_task
+    def one() -> int:
+        return 1
+
+    future = one()
+    held = [future]
+
+    def plus() -> Any:
+        return cast("Any", held[0]) + 1
+
+    with pytest.raises(TypeError, match=r"wait for it in a @flow\.block"):
+        await within(flow.function_task(plus)())
+    assert await within(future) == 1
 
 
 @pytest.mark.parametrize("kind", ["task", "block"])

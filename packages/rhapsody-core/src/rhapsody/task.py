@@ -15,9 +15,20 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, S
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 
 from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
+from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
 from rhapsody.errors import DataError, describe_error, first_call
 from rhapsody.resources import Resources, memory_in_bytes, seconds
@@ -459,6 +470,10 @@ class TaskFuture(asyncio.Future[T]):
         "_uid",
     )
 
+    _pickle_advice: ClassVar[str] = (
+        "pass the future to the task as an argument, which receives the value"
+    )
+
     _backend: str | None
     _call: str | None
     _definition: Definition
@@ -743,6 +758,8 @@ class TaskFuture(asyncio.Future[T]):
 
 def how_to_wait() -> str:
     """Return advice on how the calling thread can wait for a future, for error messages."""
+    if running_task() is not None:
+        return "wait for it in a @flow.block instead of a function task"
     return "`await` the future" if running_loop() else "call `rhapsody.wait(future)`"
 
 

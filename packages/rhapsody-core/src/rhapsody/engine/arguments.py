@@ -1,7 +1,7 @@
 """Futures and files in a call's arguments: found at the call, replaced when the task runs.
 
-Only exact lists, tuples, dicts and sets, named tuples and the `init` fields of dataclasses are
-searched. This module does not depend on tasks or backends.
+Only exact lists, tuples, dicts, sets and defaultdicts, named tuples and the `init` fields of
+dataclasses are searched. This module does not depend on tasks or backends.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import copy
 import dataclasses
 import pickle
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from inspect import signature
 from io import BytesIO, IOBase
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePath
 from types import FunctionType, MappingProxyType
 from typing import Any, Generic, TypeVar, cast
@@ -40,12 +42,20 @@ IMMUTABLE = PLAIN - {bytearray}
 
 EXACT = frozenset({list, tuple, dict, set})
 
-UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
+UNSEARCHED: tuple[type, ...] = (
+    list, tuple, dict, set, frozenset, deque, type({}.values()), type({}.items())
+)  # fmt: skip
 """Types of containers that are searched only if their exact type is in `EXACT`.
 
-Instances of subclasses are not searched, except named tuples and dataclasses. A future in an
-unsearched container is an error.
+Instances of subclasses are not searched, except `defaultdict`, named tuples and dataclasses. A
+future in an unsearched container is an error.
 """
+
+HOLDERS = frozenset({"argparse", "builtins", "functools", "numpy", "pandas", "types"})
+"""Modules of classes whose instances refer to objects without being containers; see `_held`."""
+
+MAX_CHECKED_CELLS = 1000
+"""Maximum number of objects in an array or a table that are checked for futures."""
 
 MAX_CHECKED_CONTAINERS = 1000
 """Maximum number of containers inside an unsearched container that are checked for futures."""
@@ -405,17 +415,57 @@ def _children(value: Any) -> Any:
         children = value.values()
     elif isinstance(value, tuple) and hasattr(kind, "_fields"):
         children = value
+    elif kind is defaultdict:
+        _check_keys(value)
+        children = value.values()
     elif hasattr(kind, "__dataclass_fields__") and not isinstance(value, type):
         children = [getattr(value, f.name) for f in dataclasses.fields(value) if f.init]
     else:
         if isinstance(value, UNSEARCHED):
             _require_no_future(value, value)
+        elif kind.__module__ in HOLDERS and (held := _held(value)):
+            _require_no_future(held, value, nested=True)
         return None
     # Big plain data is skipped at the speed of C.
     return None if PLAIN.issuperset(map(type, children)) else children
 
 
-def _require_no_future(value: Any, outer: Any) -> None:
+def _held(value: Any) -> tuple[Any, ...]:
+    """Return the objects that an array, table, namespace, partial or iterator refers to.
+
+    Only the first objects of arrays and tables are returned. Iterators are not advanced.
+    """
+    kind = type(value)
+    if kind.__module__ == "builtins":
+        if hasattr(kind, "__next__"):
+            with suppress(TypeError):  # it cannot be copied, like a generator
+                return _iterated(value)
+    elif hasattr(kind, "dtype"):
+        if getattr(value.dtype, "hasobject", False):
+            return tuple(islice(getattr(value, "flat", value), MAX_CHECKED_CELLS))
+    elif hasattr(kind, "dtypes") and hasattr(kind, "iloc"):
+        columns = [n for n, dtype in enumerate(value.dtypes) if getattr(dtype, "hasobject", False)]
+        rows = max(1, MAX_CHECKED_CELLS // max(1, len(columns)))
+        return tuple(chain.from_iterable(value.iloc[:rows, n] for n in columns))
+    elif isinstance(value, partial):
+        return *value.args, *value.keywords.values()
+    elif kind.__module__ in ("argparse", "types"):
+        return tuple(getattr(value, "__dict__", {}).values())
+    return ()
+
+
+def _iterated(value: Any) -> tuple[Any, ...]:
+    """Return the containers that one of Python's own iterators reads, without advancing it."""
+    found: list[Any] = []
+    for part in value.__reduce__()[1]:
+        if isinstance(part, Iterator) and type(part).__module__ == "builtins":
+            found += _iterated(part)
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+def _require_no_future(value: Any, outer: Any, *, nested: bool = False) -> None:
     """Check that no future is in an unsearched container, or in a container directly inside it.
 
     Types are checked first, which is fast; objects are checked only if one may be a future.
@@ -432,11 +482,11 @@ def _require_no_future(value: Any, outer: Any) -> None:
                 name = type(outer).__name__
                 raise TypeError(
                     f"an argument contains a future in a container of type {name}: {item!r}. Only "
-                    "lists, tuples, dicts, sets (not their subclasses), named tuples and "
-                    "dataclasses are searched for futures; use one of these, or wrap the "
-                    "container in rhapsody.literal(...) to pass the future itself"
+                    "lists, tuples, dicts, sets (not their subclasses), defaultdicts, named "
+                    "tuples and dataclasses are searched for futures; use one of these, or wrap "
+                    "the container in rhapsody.literal(...) to pass the future itself"
                 )
-    if value is outer and any(issubclass(kind, UNSEARCHED) for kind in kinds):
+    if (nested or value is outer) and any(issubclass(kind, UNSEARCHED) for kind in kinds):
         inner = (item for item in _items(value) if isinstance(item, UNSEARCHED))
         for item in islice(inner, MAX_CHECKED_CONTAINERS):
             _require_no_future(item, outer)
@@ -535,6 +585,8 @@ class _Rebuild:
             new = kind(map(self, value))
         elif isinstance(value, tuple):
             new = kind._make(map(self, value))
+        elif kind is defaultdict:
+            new = defaultdict(value.default_factory, {k: self(v) for k, v in value.items()})
         else:
             fields = [field.name for field in dataclasses.fields(value) if field.init]
             new = self._dataclass(value, {name: self(getattr(value, name)) for name in fields})

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.aio import on_loop
+from rhapsody.context import running_task
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile, given_path, output_name
 from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.backend_handles import BackendHandle, find
@@ -253,6 +254,13 @@ class Submission:
         """Accept a call on the thread of a synchronous block or `main`; raise on other threads."""
         if self._scheduler.closing:
             raise self.closed_error(task.name)
+        around = running_task()
+        if around is not None and enclosing_block.get() is None and not calls_tasks.get():
+            raise RuntimeError(
+                f"task {task.name!r} was called in function task {around.name!r} ({around.uid}); "
+                f"only the program and blocks call tasks: make {around.name!r} a block with "
+                "@flow.block"
+            )
         if running_loop() is not None:
             remedy = "create an engine on this loop with `await WorkflowEngine.create(...)`"
             raise self.foreign_loop_error(f"task {task.name!r}", remedy)

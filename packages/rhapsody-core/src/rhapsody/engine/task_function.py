@@ -16,7 +16,7 @@ import types
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import Any, ClassVar, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from rhapsody.engine.closures import ClosureCopy, has_closure
 from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
@@ -112,6 +112,10 @@ class TaskFunction(Generic[P, R]):
         "settings",
         "task_kind",
         "template",
+    )
+
+    _pickle_advice: ClassVar[str] = (
+        "only the program and blocks call tasks: make the function a block with @flow.block"
     )
 
     __name__: str
