@@ -317,6 +317,43 @@ async def test_join_in_a_function_that_builds_a_command_is_refused() -> None:
             await within(part())
 
 
+async def test_join_in_an_asyncio_task_with_a_name_like_a_tasks() -> None:
+    async with WorkflowEngine.create() as flow:
+        name = f"{flow.uid}.task.000001.1"
+        await within(asyncio.create_task(flow.join(), name=name))
+
+
+async def test_join_of_an_engine_whose_uid_begins_another_ones() -> None:
+    async with (
+        WorkflowEngine.create(uid="outer") as outer,
+        WorkflowEngine.create(Machine(), uid="outer.inner") as inner,
+    ):
+
+        @inner.function_task
+        async def task() -> None:
+            await outer.join()
+
+        await within(task())
+
+
+async def test_join_after_the_command_that_started_the_coroutine_was_built() -> None:
+    built, joins = asyncio.Event(), list[asyncio.Task[None]]()
+    async with WorkflowEngine.create() as flow:
+
+        async def later() -> None:
+            await built.wait()
+            await flow.join()
+
+        @flow.executable_task
+        async def part() -> str:
+            joins.append(asyncio.create_task(later()))
+            return "true"
+
+        await within(part())
+        built.set()
+        await within(joins[0])
+
+
 # A uid that the program chose.
 
 

@@ -61,6 +61,7 @@ from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import save_files
 from rhapsody.engine.states import WorkState
 from rhapsody.engine.submission import current_scope, dependency_uids
+from rhapsody.engine.task_builder import builds_command
 from rhapsody.engine.task_function import (
     BlockDecorator,
     CallKind,
@@ -630,12 +631,13 @@ class WorkflowEngine(OlderNames):
         if asyncio.get_running_loop() is not self._loop:
             remedy = "call it on the loop on which the engine was created"
             raise self._submission.foreign_loop_error("join()", remedy)
-        block, task = enclosing_block.get(), running_task()
-        own_block = block is not None and block.scheduler is self._runtime.scheduler
-        in_block = own_block and block is not None and not block.future.done()
-        own = asyncio.current_task()  # named after a task's uid while it builds the task's command
-        uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
-        if in_block or any(uid.startswith(f"{self.uid}.") for uid in uids):
+        task = running_task()
+        if (task is not None and task.uid.rsplit(".", 3)[0] == self.uid) or any(
+            around is not None
+            and around.scheduler is self._runtime.scheduler
+            and not around.future.done()
+            for around in (enclosing_block.get(), builds_command.get())
+        ):
             raise RuntimeError(
                 "join() would wait for the block or task that calls it; await the futures that "
                 "you need instead"

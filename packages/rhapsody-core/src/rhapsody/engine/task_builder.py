@@ -8,6 +8,7 @@ call of `advance`. If a step has to wait, the task leaves its dispatcher's queue
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import inspect
 import logging
@@ -59,6 +60,11 @@ from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+builds_command: contextvars.ContextVar[TaskRecord | None] = contextvars.ContextVar(
+    "rhapsody_builds_command", default=None
+)
+"""The task whose command the current coroutine builds."""
 
 NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
 """Stages of a task's preparation (`TaskRecord.stage`)."""
@@ -451,6 +457,7 @@ class TaskBuilder:
         command: Coroutine[Any, Any, Any],
         texts: tuple[str, ...],
     ) -> None:
+        builds_command.set(record)
         try:
             built = _checked_command(record, await command)
         except BaseException as error:  # any error of a builder fails only its task
