@@ -367,6 +367,33 @@ MIN_FREE_DESCRIPTORS = 16
 """Number of free descriptors required to start a worker; starting one opens fewer."""
 
 _launching = threading.Lock()
+_starting_python = threading.Lock()
+
+
+@contextmanager
+def _no_current_directory() -> Iterator[None]:
+    """Return a context manager in which `multiprocessing` starts Python with the option `-P`.
+
+    Otherwise, its server and its resource tracker would import a file `signal.py` in the current
+    directory instead of the module of the standard library. Workers use the path of the program.
+    """
+    name = "_args_from_interpreter_flags"
+    with _starting_python:
+        flags = getattr(util, name)
+        setattr(util, name, lambda: [*flags(), "-P"])
+        try:
+            yield
+        finally:
+            setattr(util, name, flags)
+
+
+class _ForkServer(forkserver.ForkServer):
+    """Fork server that imports nothing from the current directory."""
+
+    def ensure_running(self) -> None:
+        """Start the server unless it is running."""
+        with _no_current_directory():
+            super().ensure_running()
 
 
 class WorkerContext(ForkServerContext):
@@ -379,7 +406,7 @@ class WorkerContext(ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.server: forkserver.ForkServer = forkserver.ForkServer()
+        self.server: forkserver.ForkServer = _ForkServer()
         self.server.set_forkserver_preload(PRELOAD)
         self.memory: ProgramMemory = ProgramMemory()
 
@@ -402,7 +429,8 @@ class WorkerContext(ForkServerContext):
         unset = multiprocessing.get_start_method(allow_none=True) is None
         # The server inherits the mask; `forked` removes the mask once Ctrl-C is ignored. The
         # resource tracker is started before, because starting it also changes the mask.
-        resource_tracker.ensure_running()
+        with _no_current_directory():
+            resource_tracker.ensure_running()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.server.ensure_running()
