@@ -54,7 +54,7 @@ def test_the_same_command_goes_on(place: Place, number: int, code: int, said: st
         assert "results are kept; run the same command again to continue" in ended.stderr
     done = place.run()
     assert (done.returncode, done.stdout) == (0, RESULT), done.stderr
-    assert f"the last run {said}; reusing 5 results" in done.stderr
+    assert f"the last run {said}; found 5 recorded results" in done.stderr
     assert "--fresh starts over" in done.stderr
     assert "10 done (5 of them reused)" in done.stderr
     assert place.ran() == SHOW
@@ -88,7 +88,7 @@ def test_a_run_that_ended_well_is_reused_only_when_asked(place: Place) -> None:
         assert "last run" not in done.stderr
     done = place.run("--resume")
     assert done.stdout == RESULT
-    assert "reusing 10 unchanged results of the last run" in done.stderr
+    assert "found 10 recorded results of the last run" in done.stderr
     assert place.ran() == {}
     place.write("helpers.py", "def scale(number):\n    # a remark\n    return number * 10\n")
     assert place.run("--resume").stdout == RESULT

@@ -341,5 +341,5 @@ async def test_a_run_says_what_it_held_back_and_the_next_one_takes_it_up(
     assert "run the same command again to continue" in first.stderr
     again = await asyncio.to_thread(run, RUN)
     assert again.returncode == 0, again
-    assert "the last run failed; reusing 1 result" in again.stderr
+    assert "the last run failed; found 1 recorded result" in again.stderr
     assert "4 done (1 of them reused) in " in again.stderr

@@ -211,9 +211,19 @@ def test_input_files_count_by_their_content(keys: Keys, tmp_path: Path) -> None:
     (inner / "a.txt").rename(inner / "b.txt")
     assert digest(str(tmp_path / "in")) != changed
     (tmp_path / "in" / "link").symlink_to(tmp_path)
-    for path in (str(tmp_path / "in"), None, str(tmp_path / "nowhere"), "/dev/null"):
+    for path in (str(tmp_path / "in"), None, str(tmp_path / "nowhere"), "/dev/zero"):
         with pytest.raises(UnhashableError, match="input file 'in' cannot be read"):
             digest(path)
+
+
+def test_the_null_device_is_an_empty_input(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to(os.devnull)
+    seen = {
+        keys.of(described(work), {}, {"in": str(path)}).digest
+        for path in (os.devnull, tmp_path / "link", tmp_path / "empty")
+    }
+    assert len(seen) == 1
 
 
 def test_a_directory_counts_with_empty_directories_and_executable_bits(

@@ -115,7 +115,7 @@ class Recording:
         return {} if named else {"resume": resume}
 
     def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
-        """Open the journal on the first call, and print how many results are reused."""
+        """Open the journal on the first call, and print how many results it contains."""
         if self._opened:
             return
         self._opened = True
@@ -130,10 +130,11 @@ class Recording:
             if journal.before in END_PHRASES:
                 how = END_PHRASES[journal.before]
                 note(
-                    f"rhapsody: the last run {how}; reusing {count} result{s} (--fresh starts over)"
+                    f"rhapsody: the last run {how}; found {count} recorded result{s} "
+                    "(--fresh starts over)"
                 )
             else:
-                note(f"rhapsody: reusing {count} unchanged result{s} of the last run")
+                note(f"rhapsody: found {count} recorded result{s} of the last run")
 
     def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
         from rhapsody.journal.plugin import Journal

@@ -57,6 +57,9 @@ WITHOUT_CHANGE_TIME = frozenset(
 """File system types on which a file may change without a new time of change."""
 
 
+_EMPTY = hashlib.blake2b(digest_size=DIGEST_SIZE).digest()
+
+
 class Stamp(NamedTuple):
     """Attributes of a file that change with its content.
 
@@ -92,6 +95,7 @@ class FileDigests:
         self._seen: dict[str, bytes | None] | None = None
         self._once: dict[object, Any] | None = None
         self._systems: dict[int, str] = {}
+        self._null = os.stat(os.devnull).st_rdev
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
 
     @contextlib.contextmanager
@@ -106,7 +110,7 @@ class FileDigests:
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, or `None` if there is no readable regular file.
 
-        Files on a file system in `KERNEL` have no digest.
+        Files on a file system in `KERNEL` have no digest. `/dev/null` is an empty file.
 
         Args:
             path: The file's path. As most libraries do, this method expands `~` and `$NAME`, and
@@ -130,6 +134,8 @@ class FileDigests:
             found = os.stat(path)
             if stat.S_ISFIFO(found.st_mode):
                 self.pipes.add(given)
+            if stat.S_ISCHR(found.st_mode) and found.st_rdev == self._null:
+                return _EMPTY
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
                 return None
             return self._of(path, found)
@@ -175,7 +181,7 @@ class FileDigests:
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
         if not found.st_size:  # reading other files of the kernel may block
-            return hashlib.blake2b(digest_size=DIGEST_SIZE).digest()
+            return _EMPTY
         if found.st_size <= SMALL_FILE:
             return _read_small(path)
         system = self._systems.get(found.st_dev)
