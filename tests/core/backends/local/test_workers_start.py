@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
 
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.errors import TaskLostError
+from rhapsody.testing import Driver
+from tests._support.local import DONE
 from tests._support.programs import PATIENCE
+from tests._support.scripted import until
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -48,3 +59,56 @@ def test_workers_do_not_import_modules_from_the_current_directory(tmp_path: Path
     )  # fmt: skip
     assert done.stdout.split() == ["5", "0123456789"], done.stderr
     assert list(here.glob("imported-*")) == []
+
+
+def listeners() -> list[Path]:
+    """The sockets of the server in the directory that `multiprocessing` uses."""
+    return [*Path(util.get_temp_dir()).glob("listener-*")]
+
+
+def wait_for(path: str) -> None:
+    Path(f"{path}.started").touch()
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("whole", [False, True])
+async def test_workers_are_started_after_the_temporary_directory_was_cleaned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, whole: bool
+) -> None:
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config["tempdir"] = None  # the server has a directory of its own
+    resources = {"workers": 2, "cores": 2}
+    async with (
+        LocalExecutionBackend("process", resources=resources) as backend,
+        Driver(backend) as driver,
+    ):
+        go_on = tmp_path / "go on"
+        long = driver.call(wait_for, str(go_on))
+        await driver.submit(long)
+        await until(Path(f"{go_on}.started").exists)
+        (socket,) = listeners()
+        if whole:
+            shutil.rmtree(socket.parent)
+        else:
+            socket.unlink()
+        assert (await driver.run_one(driver.call(abs, -1))).value == 1  # on a new worker
+        assert str(socket) in caplog.text
+        go_on.touch()  # the worker of the former server is still in use
+        assert (await driver.finished(long)).state is DONE
+        killed = driver.call(os.kill, 0, signal.SIGKILL)
+        assert isinstance((await driver.run_one(killed)).error, TaskLostError)
+        assert driver.faults == []
+    assert backend.still_running == []
+
+
+@pytest.mark.asyncio
+async def test_a_backend_is_closed_after_the_temporary_directory_was_cleaned() -> None:
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config["tempdir"] = None
+    async with LocalExecutionBackend("process") as backend, Driver(backend) as driver:
+        assert (await driver.run_one(driver.call(abs, -1))).value == 1
+        for socket in listeners():
+            socket.unlink()
+    assert backend.still_running == []

@@ -388,7 +388,53 @@ def _no_current_directory() -> Iterator[None]:
 
 
 class _ForkServer(forkserver.ForkServer):
-    """Fork server that imports nothing from the current directory."""
+    """Fork server that imports nothing from the current directory.
+
+    The socket through which workers are requested is a file in a temporary directory. If the file
+    is removed, another server can be started. The server without a socket continues, because it
+    reports the ends of its workers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._former: list[tuple[int, int]] = []  # process ids and descriptors of such servers
+
+    def give_up_socket(self) -> bool:
+        """Set the server aside if its socket was removed, so that `ensure_running` starts another.
+
+        Returns:
+            True if the socket was removed.
+        """
+        server: Any = self
+        address = server._forkserver_address
+        if address is None or util.is_abstract_socket_namespace(address) or os.path.exists(address):
+            return False
+        log.warning("starting another fork server: the socket %s was removed", address)
+        self._former.append((server._forkserver_pid, server._forkserver_alive_fd))
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+        # The directory was probably removed too. Another user may have created it again.
+        with suppress(OSError):
+            os.mkdir(os.path.dirname(address), 0o700)  # Python removes it at exit
+        process.current_process()._config["tempdir"] = None  # type: ignore[attr-defined]
+        return True
+
+    def kill(self) -> None:
+        """Kill the server, and those that were set aside."""
+        server: Any = self
+        for pid, descriptor in self._former:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.close(descriptor)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self._former.clear()
+        if server._forkserver_pid is None:  # it was never started
+            return
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+        # SIGCHLD is ignored, or its handler reaped this process; or the socket was removed.
+        with suppress(ChildProcessError, FileNotFoundError):
+            server._stop()
 
     def ensure_running(self) -> None:
         """Start the server unless it is running."""
@@ -406,7 +452,7 @@ class WorkerContext(ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.server: forkserver.ForkServer = _ForkServer()
+        self.server: _ForkServer = _ForkServer()
         self.server.set_forkserver_preload(PRELOAD)
         self.memory: ProgramMemory = ProgramMemory()
 
@@ -446,10 +492,15 @@ class WorkerContext(ForkServerContext):
         If this process ran out of descriptors while a worker was starting, the server would exit,
         and all workers with it.
 
+        If the socket of the server was removed, another server is started.
+
         Raises:
-            OSError: There are too few free descriptors.
+            OSError: There are too few free descriptors, or the server could not be started.
+            TypeError: `sys.path` contains something other than strings.
         """
         with _launching:
+            if self.server.give_up_socket():
+                self.start()
             opened: list[int] = []
             try:
                 while len(opened) < MIN_FREE_DESCRIPTORS:
@@ -465,13 +516,7 @@ class WorkerContext(ForkServerContext):
         Otherwise, the server would wait for processes that its workers have left running, such as
         daemons.
         """
-        server: Any = self.server
-        if server._forkserver_pid is None:  # it was never started
-            return
-        with suppress(ProcessLookupError):  # it has ended
-            os.kill(server._forkserver_pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # SIGCHLD is ignored, or its handler reaped this process
-            server._stop()
+        self.server.kill()
 
 
 class WorkerProcess(ForkServerProcess):
