@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import rhapsody
-from rhapsody import WorkflowEngine
+from rhapsody import LocalExecutionBackend, WorkflowEngine
 
 
 def double(x: int) -> int:
@@ -122,3 +122,43 @@ def test_a_main_that_takes_no_engine_is_refused(main: Any) -> None:
 async def test_run_is_refused_on_an_event_loop() -> None:
     with pytest.raises(RuntimeError, match=r"async with WorkflowEngine\.create\(\) as flow:"):
         rhapsody.run(lambda flow: None)
+
+
+def squares(count: int) -> int:
+    """A library function that runs a small workflow."""
+
+    def main(flow: WorkflowEngine) -> int:
+        power = flow.function_task(pow)
+        return sum(rhapsody.wait(each) for each in flow.map(power, range(count), [2] * count))
+
+    return rhapsody.run(main)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_synchronous_program_may_run_inside_a_function_task(executor: str) -> None:
+    async def main(flow: WorkflowEngine) -> int:
+        return await flow.function_task(squares)(4)
+
+    assert rhapsody.run(main, backend=LocalExecutionBackend(executor)) == 14
+
+
+def test_a_synchronous_program_may_run_inside_a_block() -> None:
+    async def main(flow: WorkflowEngine) -> int:
+        return await flow.block(squares)(4)
+
+    assert rhapsody.run(main) == 14
+
+
+def test_a_task_of_a_program_inside_a_task_cannot_wait() -> None:
+    def inner() -> int:
+        def main(flow: WorkflowEngine) -> int:
+            never: Any = None
+            return len(rhapsody.wait(flow.function_task(lambda: rhapsody.wait(never))()))
+
+        return rhapsody.run(main)
+
+    async def outer(flow: WorkflowEngine) -> int:
+        return await flow.function_task(inner)()
+
+    with pytest.raises(RuntimeError, match="function task"):
+        rhapsody.run(outer)

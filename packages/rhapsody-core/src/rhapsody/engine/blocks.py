@@ -16,7 +16,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, TypeVar, cast
 
-from rhapsody.context import running_task
+from rhapsody.context import TaskContext, running_task
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
@@ -32,10 +32,13 @@ enclosing_block: contextvars.ContextVar[BlockRecord | None] = contextvars.Contex
 )
 
 
-calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
+calls_tasks: contextvars.ContextVar[TaskContext | bool] = contextvars.ContextVar(
     "rhapsody_calls_tasks", default=False
 )
-"""True on the thread of a synchronous `main(flow)`, which calls tasks as a block does."""
+"""True on the thread of a synchronous `main(flow)`, which calls tasks as a block does.
+
+If a function task has called `rhapsody.run(main)`, the context of that task.
+"""
 
 
 class BlockFuture(TaskFuture[T]):
@@ -97,7 +100,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
         TypeError: The argument is not a future.
     """
     task = running_task()
-    if task is not None and enclosing_block.get() is None:
+    if task is not None and enclosing_block.get() is None and calls_tasks.get() is not task:
         raise RuntimeError(
             f"wait() was called in function task {task.name!r} ({task.uid}), whose worker it would "
             "block; pass the future to the task as an argument to receive its value, or call "

@@ -1029,7 +1029,7 @@ async def _on_thread(function: Callable[[], Any]) -> Any:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
-    context.run(calls_tasks.set, True)
+    context.run(calls_tasks.set, running_task() or True)
 
     def settle(value: Any, error: BaseException | None) -> None:
         if future.done():  # a signal has ended the program
