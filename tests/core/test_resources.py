@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.resources import Resources
+from rhapsody.resources import Resources, seconds
 
 
 def test_resources_default_to_one_core_and_hold_memory_as_bytes() -> None:
@@ -73,3 +73,16 @@ def test_resources_are_taken_as_themselves_a_mapping_or_nothing() -> None:
     for wrong in (3, "2 cores", [("cores", 2)]):
         with pytest.raises(TypeError, match="resources must be a Resources or a dict"):
             Resources.of(wrong)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_stored_as_builtin_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    found = Resources(
+        cores=numpy.int64(2), gpus=numpy.int32(1), ranks=numpy.uint8(3), memory=numpy.int64(100)
+    )
+    assert found == Resources(cores=2, gpus=1, ranks=3, memory=100)
+    assert {type(each) for each in (found.cores, found.gpus, found.ranks, found.memory)} == {int}
+    assert type(Resources(cores=numpy.float32(0.5)).cores) is float
+    assert seconds("timeout", numpy.float32(1.5)) == 1.5
+    with pytest.raises(TypeError, match="ranks"):
+        Resources(ranks=numpy.float32(1.5))

@@ -81,3 +81,11 @@ def test_a_policy_takes_exception_types_in_whatever_collection(collection: Any) 
     assert policy.covers(ValueError())
     assert policy.covers(KeyError())
     assert not policy.covers(TypeError())
+
+
+def test_a_number_of_retries_may_be_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    (policy,) = as_policies(numpy.int64(2)) or ()
+    assert (policy.attempts, type(policy.attempts)) == (2, int)
+    with pytest.raises(TypeError, match="whole number"):
+        as_policies(numpy.float32(1.5))

@@ -114,6 +114,7 @@ def test_unsupported_options_are_rejected_with_a_reason(given: dict[str, Any], w
     [
         ({"gpus": -1}, ValueError, "gpus must be an integer of at least 0, got -1"),
         ({"gpus": "2"}, ValueError, "gpus must be"),
+        ({"n_workers": True}, ValueError, "n_workers must be an integer"),
         ({"n_workers": "2"}, ValueError, "n_workers must be an integer"),
     ],
 )

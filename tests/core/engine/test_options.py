@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import LocalExecutionBackend, WorkflowEngine
 from rhapsody.engine.options import OPTIONS, EngineOptions, EngineSettings
 
 
@@ -33,3 +33,11 @@ def test_the_docstring_of_create_describes_every_option() -> None:
 def test_a_tilde_in_a_path_of_the_program_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"expanduser"):
         EngineOptions.of({name: "~/x"})
+
+
+def test_numbers_of_numpy_are_accepted() -> None:
+    numpy = pytest.importorskip("numpy")
+    given = EngineOptions.of({"max_pending": numpy.int64(3), "timeout": numpy.float32(2)})
+    assert (given.max_pending, given.timeout) == (3, 2.0)
+    backend = LocalExecutionBackend(resources={"cores": numpy.int64(2), "workers": numpy.int64(2)})
+    assert backend.machine.workers == 2

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
 
@@ -29,6 +30,18 @@ _UNITS: dict[str, float] = {
 }
 
 
+def builtin_number(value: object) -> object:
+    """Return a number of another library, such as `numpy.int64`, as `int` or `float`.
+
+    Other values are returned unchanged.
+    """
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
     """Return the number of bytes, rounded up, in a size such as `2048`, `"500 MB"` or `"2 GiB"`.
 
@@ -42,6 +55,7 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
         ValueError: The text is not a size, or the size is negative.
         TypeError: The size is neither an integer nor a string.
     """
+    memory = cast("int | str", builtin_number(memory))
     if isinstance(memory, bool) or not isinstance(memory, int | str):
         raise TypeError(
             f"{argument} must be a number of bytes or text such as '2 GiB', got {memory!r}"
@@ -75,6 +89,7 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
         ValueError: The text is not a duration, or the number is negative or not finite, or it is 0
             and `zero` is False.
     """
+    value = builtin_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError(
             f"{argument} must be a number of seconds or text such as '3 min', got {value!r}"
@@ -151,6 +166,10 @@ class Resources:
     walltime: float | str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("cores", "gpus", "ranks"):
+            given = getattr(self, name)
+            if not isinstance(given, int | float):
+                object.__setattr__(self, name, builtin_number(given))
         if isinstance(self.cores, float):
             object.__setattr__(self, "cores", _cores(self.cores))
         for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):

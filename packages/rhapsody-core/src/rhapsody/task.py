@@ -31,7 +31,7 @@ from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
 from rhapsody.errors import DataError, describe_error, first_call
-from rhapsody.resources import Resources, memory_in_bytes, seconds
+from rhapsody.resources import Resources, builtin_number, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class RetryPolicy:
     on: type[BaseException] | Iterable[type[BaseException]] = Exception
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attempts", builtin_number(self.attempts))
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
             raise TypeError(f"retries must be a whole number, got {self.attempts!r}")
         if self.attempts < 0:

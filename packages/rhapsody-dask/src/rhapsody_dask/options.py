@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -202,6 +203,8 @@ def _local(keywords: Mapping[str, Any]) -> dict[str, Any]:
         )
     for key, least in (("n_workers", 1), ("threads_per_worker", 1), ("gpus", 0)):
         value = local.get(key)
+        if isinstance(value, numbers.Integral):  # also of numpy
+            value = local[key] = value if isinstance(value, bool) else int(value)
         if value is not None and (type(value) is not int or value < least):
             raise ValueError(f"{key} must be an integer of at least {least}, got {value!r}")
     return local

@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from rhapsody import environments
-from rhapsody.resources import Resources, changed_fields, seconds
+from rhapsody.resources import Resources, builtin_number, changed_fields, seconds
 from rhapsody.shells import Shell, shell_setting
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
@@ -182,6 +182,7 @@ def whole_number(name: str, least: int | None) -> Callable[[object], int]:
     """
 
     def check(value: object) -> int:
+        value = builtin_number(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, got {value!r}")
         if least is not None and value < least:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
 from rhapsody.plugins.options import BackendOption
-from rhapsody.resources import memory_in_bytes, seconds
+from rhapsody.resources import builtin_number, memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder
 from rhapsody.sdk.executables import memory_group, task_environment
@@ -188,6 +188,7 @@ def _gpus(value: Any) -> tuple[str, ...]:
 
 
 def _number(key: str, value: Any, *, least: int) -> int:
+    value = builtin_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"resources: {key} must be a whole number, got {value!r}")
     if value < least:
