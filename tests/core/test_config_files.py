@@ -74,6 +74,9 @@ def test_a_key_in_a_pyproject_has_the_line_of_the_whole_file(tmp_path: Path) -> 
     [
         (b"a = 1\nb = [1\nc = 2\n", r"^rhapsody\.toml:3: invalid TOML: Unclosed array$"),
         (b"a = 1\na = 2\n", r"^rhapsody\.toml:2: invalid TOML: Cannot overwrite a value$"),
+        (b"\nbackend = dask # x\n", r':2: .*; text needs quotes: backend = "dask"$'),
+        (b"[engine]\ntimeout = 3h\n", r':2: .*; text needs quotes: timeout = "3h"$'),
+        (b"[engine]\nresume = True\n", r":2: .*; write resume = true$"),
         (b"\n[profile\n", r"^rhapsody\.toml:2: invalid TOML: Expected "),
         (b"a = '\xff'\n", r"^rhapsody\.toml: not UTF-8: "),
     ],

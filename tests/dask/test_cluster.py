@@ -211,8 +211,25 @@ async def test_an_address_without_a_scheduler_raises_after_the_timeout() -> None
 
 
 async def test_a_missing_scheduler_file_raises_after_the_timeout() -> None:
-    with pytest.raises(BackendUnavailableError, match=r"scheduler at 'nowhere\.json' within 0\.2"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"'nowhere\.json' was not created within 0\.2"
+    ):
         await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
+
+
+async def test_a_mistyped_scheduler_file_is_logged_before_the_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scheduler.json").touch()
+    with pytest.raises(BackendUnavailableError):
+        await DaskExecutionBackend(scheduler_file=tmp_path / "schduler.json", timeout=0.2)
+    assert [text for text in caplog.messages if "did you mean scheduler.json" in text]
+
+
+async def test_a_scheduler_file_in_a_missing_directory_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailableError, match="directory"):
+        async with asyncio.timeout(10):
+            await DaskExecutionBackend(scheduler_file=tmp_path / "no" / "s.json", timeout=600)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1}'])

@@ -76,6 +76,7 @@ def test_explain_names_what_has_changed(place: Place) -> None:
     assert explained(place, "task.000002") == (
         "work (task.000002)  ran: scale in helpers.py (line 4) changed\n"
     )
+    assert explained(place, "2") == explained(place, "task.000002")
     assert "show (task.000007)  ran: command changed\n" in explained(place, "show")
     assert "show (task.000006)  reused\n" in explained(place, "show")
     place.run("--resume", "--rerun", "show")

@@ -175,6 +175,23 @@ def read(path: Path) -> ConfigFile | None:
         raise ProfileError(f"{short(path)}: cannot be read: {error.strerror or error}") from None
 
 
+def _unquoted(line: str) -> str:
+    """Return a hint if the value in a line with a mistake is text without quotes."""
+    match = re.fullmatch(r"\s*([\w.-]+)\s*=\s*([\w~/.$][^\"'\[\]{},#]*?)\s*(#.*)?", line)
+    if match is None:
+        return ""
+    key, value = match[1], match[2]
+    try:
+        tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        pass
+    else:  # the mistake is in an earlier line
+        return ""
+    if value.lower() in ("true", "false"):
+        return f"; write {key} = {value.lower()}"
+    return f'; text needs quotes: {key} = "{value}"'
+
+
 @lru_cache(maxsize=16)
 def _read(path: Path, modified: int, size: int) -> ConfigFile | None:
     """Parse a file; `modified` and `size` are the key of the cache."""
@@ -189,8 +206,9 @@ def _read(path: Path, modified: int, size: int) -> ConfigFile | None:
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).rpartition(" (at ")
         found = re.search(r"line (\d+)", place)
-        line = found[1] if found else len(text.splitlines())  # at the end of the document
-        raise ProfileError(f"{short(path)}:{line}: invalid TOML: {reason}") from None
+        line = int(found[1]) if found else len(text.splitlines())  # at the end of the document
+        hint = _unquoted("".join(text.splitlines()[line - 1 : line]))
+        raise ProfileError(f"{short(path)}:{line}: invalid TOML: {reason}{hint}") from None
     if path.name != PYPROJECT:
         return ConfigFile(path, text, (), data)
     prefix = ("tool", "rhapsody")

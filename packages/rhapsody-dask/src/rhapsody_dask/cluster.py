@@ -7,10 +7,12 @@ that the user passes is never closed. A cluster of a class that the user names i
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import pkgutil
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -96,6 +98,8 @@ class Connection:
         from distributed import Client
 
         where = "scheduler_file" if options.way == "scheduler_file" else "address"
+        if where == "scheduler_file":
+            await in_thread(partial(_check_scheduler_file, target, options.timeout))
         make: Any = Client  # untyped in Dask
         given = {where: target, "security": security, "set_as_default": False, **options.client}
         self.client = client = make(asynchronous=True, timeout=options.timeout, **given)
@@ -106,6 +110,12 @@ class Connection:
                 async with asyncio.timeout(options.timeout + 1.0):
                     await client
         except Exception as error:  # raised by whatever listens at the address
+            if where == "scheduler_file" and not await in_thread(partial(os.path.exists, target)):
+                raise BackendUnavailableError(
+                    f"scheduler_file {target!r} was not created within {options.timeout:g} s; "
+                    "check the path, or start `dask scheduler --scheduler-file "
+                    f"{shlex.quote(target)}`"
+                ) from error
             raise BackendUnavailableError(
                 f"cannot connect to a Dask scheduler at {target!r} within {options.timeout:g} s: "
                 f"{str(error) or type(error).__name__}. Check that `dask scheduler` is "
@@ -483,6 +493,27 @@ def _memory(local: Mapping[str, Any], n_workers: int, total: int) -> int:
 
     limit = parse_memory_limit(local.get("memory_limit", "auto"), 1, n_workers, logger=log)
     return int(limit if limit else total / n_workers)
+
+
+def _check_scheduler_file(path: str, timeout: float) -> None:
+    """Log a warning about a scheduler file that does not exist yet, with the closest name.
+
+    Raises:
+        BackendUnavailableError: The directory does not exist, so that no scheduler can create it.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    if os.path.exists(path):
+        return
+    if not os.path.isdir(directory):
+        raise BackendUnavailableError(
+            f"scheduler_file {path!r} does not exist, nor does its directory; check the path"
+        )
+    close = difflib.get_close_matches(name, os.listdir(directory), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    log.warning(
+        "dask: waiting up to %g s for the scheduler file %r, which does not exist%s",
+        timeout, path, hint,
+    )  # fmt: skip
 
 
 def _close_cluster(cluster: Any) -> None:

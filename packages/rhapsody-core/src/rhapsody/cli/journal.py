@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="show: list journals and their runs; explain: print why each task of the last run ran "
         "or was reused; prune: remove results that no run can reuse; verify: check for damage",
     )
-    text = "for explain: the name or uid of a task (default: all tasks)"
+    text = "for explain: the name, uid or number of a task (default: all tasks)"
     parser.add_argument("task", nargs="?", metavar="TASK", help=text)
     text = "the journal (default: all in .rhapsody/journals; for explain, the one used last)"
     parser.add_argument("-j", "--journal", metavar="FILE", help=text)

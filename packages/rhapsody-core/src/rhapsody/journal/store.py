@@ -780,7 +780,8 @@ class Reader:
         """Explain which tasks of the last run ran and why, and which results were reused.
 
         Args:
-            task: The name or uid of the tasks to explain, or `None` for all tasks.
+            task: The name or uid of the tasks to explain, or the number in the uid; `None` for all
+                tasks.
 
         Returns:
             The explanations, sorted by uid, followed by those for tasks that are not recorded.
@@ -793,11 +794,12 @@ class Reader:
         if row is None:
             raise JournalError(f"journal {self._path} contains no runs")
         run, lineage = row
+        uid = f"task.{task.zfill(6)}" if task is not None and task.isdecimal() else task
         found = database.execute(
             "SELECT name, uid, run, gone, parts, code, why FROM recordings "
             "WHERE lineage = ? AND (? IS NULL OR name = ? OR uid = ?) AND (run = ? OR used = ?) "
             "ORDER BY uid, id",
-            (lineage, task, task, task, run, run),
+            (lineage, task, task, uid, run, run),
         ).fetchall()
         explained = []
         earlier = self.earlier(run, lineage)
