@@ -78,6 +78,16 @@ class ParticularError(Exception):
         self.number = number
 
 
+class ComposedError(Exception):
+    def __init__(self, step: object) -> None:
+        super().__init__(f"diverged at step {step}")
+        self.step = step
+
+
+class AddressError(Exception):
+    pass
+
+
 class LockedError(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -129,6 +139,14 @@ def test_a_dependency_failure_can_be_made_from_a_message_alone() -> None:
     error = DependencyFailureError("did not run")
     assert error.failed_dependencies == []
     assert error.root_cause is None
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_the_message_of_a_root_cause_is_not_composed_twice(pickler: str) -> None:
+    root = again(ComposedError(5), pickler)
+    assert isinstance(root, ComposedError)
+    assert (str(root), root.step) == ("diverged at step 5", 5)
+    assert type(again(AddressError(object()), pickler)) is AddressError
 
 
 def test_a_failed_task_survives_pickling_with_all_that_it_holds() -> None:

@@ -354,19 +354,23 @@ def _portable(error: BaseException) -> Any:
     This is the first of the following that can be pickled: the exception itself; an object that is
     unpickled without calling `__init__`, for classes whose arguments differ from `args`; an object
     that uses cloudpickle, for classes that cannot be imported; a `TaskFailedError` with the
-    exception's type and text.
+    exception's type and text. The first one whose copy has the same text and `args` is preferred,
+    because a class that composes its message does so again when it is called.
     """
     if getattr(_trying, "active", False):
         return error  # an attribute of an exception that an outer call is trying to pickle
     _trying.active = True
     try:
-        for way in (_itself, _without_init, _by_value):
-            try:
-                candidate = way(error)
-                if type(pickle.loads(pickle.dumps(candidate))) is type(error):  # noqa: S301 - ours
-                    return candidate
-            except Exception:  # noqa: S112 - it runs the class's own code; try the next way
-                continue
+        for exact in (True, False):
+            for way in (_itself, _without_init, _by_value):
+                try:
+                    candidate = way(error)
+                    copy = pickle.loads(pickle.dumps(candidate))  # noqa: S301 - ours
+                    equal = not exact or (str(copy), copy.args) == (str(error), error.args)
+                    if type(copy) is type(error) and equal:
+                        return candidate
+                except Exception:  # noqa: S112 - it runs the class's own code; try the next way
+                    continue
         return TaskFailedError(describe_error(error, with_module=True))
     finally:
         _trying.active = False
