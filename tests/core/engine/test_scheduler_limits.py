@@ -275,3 +275,19 @@ async def test_max_pending_of_one_on_a_diamond_with_a_service_does_not_deadlock(
         assert await within(part(service, left, right)) == "portportleftportright"
         assert service.cancel() is True
         await within(service.ended())
+
+
+async def test_a_task_of_higher_priority_overtakes_those_that_wait_longer_for_a_limit() -> None:
+    async with WorkflowEngine.create(backend := Crowd()) as flow:
+
+        @flow.function_task(limit="x:1")
+        def part(x: str) -> Any: ...
+
+        futures = [part("first"), part("low 1"), part("low 2")]
+        await until(lambda: backend.order)
+        await turns()
+        futures += [part.options(priority=9)("high 1"), part.options(priority=9)("high 2")]
+        await turns()
+        backend.gate.set()
+        await within(asyncio.gather(*futures))
+        assert backend.order == ["first", "high 1", "high 2", "low 1", "low 2"]

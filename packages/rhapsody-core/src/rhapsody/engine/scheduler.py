@@ -17,6 +17,7 @@ Chains of tasks may be a hundred thousand long, so effects that spread from task
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -148,7 +149,8 @@ class Limits:
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._used: dict[str, int] = {}
-        self._waiting: dict[str, deque[TaskRecord]] = {}
+        self._waiting: dict[str, list[tuple[float, int, TaskRecord]]] = {}  # heaps, by priority
+        self._queued = 0  # number of tasks that have waited
 
     def declare(self, limits: Limit) -> None:
         """Set the size of each limit.
@@ -170,7 +172,9 @@ class Limits:
             return True  # `give_back` has acquired them for this task
         full = self._full(limits)
         if full is not None:
-            self._waiting.setdefault(full, deque()).append(record)
+            self._queued += 1
+            place = -record.task.settings.priority, self._queued, record
+            heapq.heappush(self._waiting.setdefault(full, []), place)
             return False
         self._occupy(record, limits)
         return True
@@ -184,7 +188,7 @@ class Limits:
         for name, _ in limits:
             waiting = self._waiting.get(name)
             while waiting and self._used[name] < self._sizes[name]:
-                other = waiting.popleft()
+                other = heapq.heappop(waiting)[2]
                 if other.state.work is not WorkState.READY:
                     continue  # canceled while it waited
                 if self.take(other, other.task.settings.limit):
