@@ -419,3 +419,19 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
     done = run(MISSING, "--resume")
     assert "rerunning 2 tasks of an earlier run" in done.stderr
     assert "(4 of them reused)" in done.stderr
+
+
+MANY = """
+async def main(flow):
+    part = flow.function_task(name="part")(int)
+    total = flow.function_task(name="total")(max)
+    await total([part(number) for number in range(200)])
+"""
+
+
+def test_with_resume_many_dependencies_do_not_widen_all_rows(run: Run) -> None:
+    assert run(MANY).returncode == 0
+    lines = run(MANY, "--dry-run", "--resume").stdout.splitlines()
+    assert len(lines) == 202
+    assert max(map(len, lines)) < 120
+    assert "and 197 more" in lines[-1]

@@ -184,3 +184,10 @@ async def test_a_value_that_cannot_be_stored_is_skipped_and_the_journal_goes_on(
 async def test_bad_options(options: Any, kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         await WorkflowEngine.create(**options)
+
+
+async def test_one_whose_path_is_too_long_for_sqlite_is_refused_with_the_reason(here: Path) -> None:
+    directory = here.joinpath(*["d" * 100] * 5)
+    directory.mkdir(parents=True)
+    with pytest.raises(JournalError, match=r"its path has \d+ bytes"):
+        await WorkflowEngine.create(journal=directory / "run.sqlite")

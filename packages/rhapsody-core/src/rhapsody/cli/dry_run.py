@@ -160,7 +160,10 @@ class DryRun:
             verdicts = self._verdicts.get(engine.uid)
             if verdicts is not None:
                 header.append("WITH --resume")
-                rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
+                rows = [
+                    [uid, name, _few(needs), verdicts.get(uid, "runs")]
+                    for uid, name, needs in engine.graph
+                ]
             for line in table(header, rows) if rows else ["no task was called"]:
                 say(line)
             called = [name for _, name, _ in engine.graph]
@@ -215,3 +218,13 @@ def _holds_no_value(value: object) -> bool:
 
 def _is_users(file: str) -> bool:
     return not file.startswith("<") and is_users_code(file)
+
+
+def _few(uids: Sequence[str]) -> str:
+    """Return the first uids as text: the longest text determines the width of a column."""
+    more = f" and {len(uids) - LISTED} more" if len(uids) > LISTED else ""
+    return f"{', '.join(uids[:LISTED])}{more}" or "-"
+
+
+LISTED = 3
+"""Maximum number of dependencies that are listed if another column follows."""

@@ -262,6 +262,12 @@ class Store:
         except UNREADABLE as error:
             full = full_disk(str(self.path.parent))
             hint = "move it away to start a new one" if full is None else f"{full}: free some space"
+            if (length := len(os.fsencode(self.path))) > LONGEST_PATH:
+                hint = (
+                    f"its path has {length} bytes, but SQLite accepts at most {LONGEST_PATH}; run "
+                    "the program in a directory with a shorter path, or set journal to a shorter "
+                    "path"
+                )
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
     async def do(self, work: Callable[[], T]) -> T:
@@ -746,6 +752,10 @@ def opened(path: Path) -> Iterator[Reader]:
             yield Reader(database, path)
     except UNREADABLE as error:
         raise JournalError(f"journal {path} cannot be read: {error}") from error
+
+
+LONGEST_PATH = 504
+"""Maximum number of bytes in the path of a database, with which SQLite names further files."""
 
 
 class Reader:
