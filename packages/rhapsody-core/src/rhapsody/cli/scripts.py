@@ -221,11 +221,34 @@ def _load_script(path: str) -> ModuleType:
     module = ModuleType(SCRIPT_MODULE)
     module.__file__ = path
     sys.modules[SCRIPT_MODULE] = module
-    # No other process can import this module.
+    # Only the processes of `_share_script` can import this module.
     cloudpickle.register_pickle_by_value(module)
+    _share_script(path)
     code = compile(_read(path), path, "exec", dont_inherit=True)
     exec(code, module.__dict__)  # noqa: S102 - the user asks for it
     return module
+
+
+def _share_script(path: str) -> None:
+    """Let processes that `multiprocessing` starts import the script.
+
+    This has no effect if the main module is not that of Rhapsody, because the processes may need
+    names of that module.
+    """
+    from multiprocessing import spawn
+
+    prepare = spawn.get_preparation_data
+
+    def with_script(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        module, file = data.get("init_main_from_name"), data.get("init_main_from_path")
+        if module == "rhapsody.__main__" or str(file).endswith("/rhapsody"):
+            data.pop("init_main_from_path", None)
+            data["init_main_from_name"] = "rhapsody.spawned"
+            data["sys_argv"] = [path, *sys.argv[1:]]
+        return data
+
+    setattr(spawn, "get_preparation_data", with_script)  # noqa: B010 - typed as a function
 
 
 # The syntax tree.
