@@ -33,6 +33,7 @@ ORDER = [
     "shells",
     "environments",
     "tracebacks",
+    "spawned",
     "plugins",
     "backends",
     "staging",
