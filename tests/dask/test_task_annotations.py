@@ -34,6 +34,10 @@ async def test_a_worker_can_be_selected_by_its_name(flow: WorkflowEngine, raw: A
         ("priority", "high"),
         ("priority", lambda key: 1),
         ("retries", "2"),
+        ("retries", 1.5),
+        ("retries", True),
+        ("resources", {"cores": "2"}),
+        ("resources", {1: 2}),
         ("allow_other_workers", 1),
         ("resources", ["gpus"]),
     ],
@@ -44,6 +48,18 @@ async def test_an_invalid_annotation_is_reported_with_its_key(
     task = flow.function_task(_worker_name)
     words = f"{key} must not be a function" if callable(value) else f"'{key}' annotation"
     with pytest.raises(TypeError, match=f"task_description: {words}"):
+        await task(task_description={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("retries", -1), ("resources", {"cores": -1}), ("resources", {"memory": float("nan")})],
+)
+async def test_a_number_that_dask_would_misread_is_refused(
+    flow: WorkflowEngine, key: str, value: Any
+) -> None:
+    task = flow.function_task(_worker_name)
+    with pytest.raises(ValueError, match=f"task_description: {key}.* must be 0 or more"):
         await task(task_description={key: value})
 
 

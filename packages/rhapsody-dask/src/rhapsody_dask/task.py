@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from itertools import groupby
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from rhapsody import CapabilityError, InputFile, InputFiles, OutputDir, OutputFile, TaskDescription
@@ -84,6 +85,7 @@ def demand(task: TaskDescription) -> Demand:
 
     Raises:
         TypeError: `task_description` contains a value that Dask does not accept, or a function.
+        ValueError: A number in `task_description` is negative or not finite.
         CapabilityError: The task requests several ranks.
     """
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
@@ -114,10 +116,12 @@ def demand(task: TaskDescription) -> Demand:
 def _check(name: str, annotations: Mapping[str, Any]) -> None:
     """Check that Dask accepts the annotations, and that none is a function.
 
-    Dask would call a function with the task's key, which the user does not know.
+    Dask would call a function with the task's key, which the user does not know. Its scheduler does
+    not check numbers: with a wrong one, it fails later without a reason, or ignores the number.
 
     Raises:
-        TypeError: Dask would reject an annotation, or its value is a function.
+        TypeError: Dask would reject an annotation, or its value is a function or of a wrong type.
+        ValueError: A number is negative or not finite.
     """
     from dask.base import annotate
 
@@ -127,8 +131,22 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
                 raise TypeError(f"{key} must not be a function, got {value!r}")
         with annotate(**annotations):
             pass
-    except TypeError as error:
-        raise TypeError(f"task {name!r}: task_description: {error}") from None
+        retries = annotations.get("retries", 0)
+        if isinstance(retries, bool) or not isinstance(retries, Integral):
+            raise TypeError(f"'retries' annotation must be a whole number, got {retries!r}")
+        numbers: dict[str, Any] = {"retries": retries}
+        for key, amount in annotations.get("resources", {}).items():
+            if not isinstance(key, str) or isinstance(amount, bool) or not isinstance(amount, Real):
+                raise TypeError(
+                    "'resources' annotation must map names to numbers such as {'FPGA': 1}, got "
+                    f"{key!r}: {amount!r}"
+                )
+            numbers[f"resources: {key}"] = amount
+        for key, number in numbers.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{key} must be 0 or more, got {number!r}")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"task {name!r}: task_description: {error}") from None
 
 
 def problem(demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: Any) -> str | None:
