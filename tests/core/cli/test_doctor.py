@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from rhapsody.backends import Capabilities
+from rhapsody.backends import Capabilities, get_backend
 from rhapsody.cli import doctor as doctor_command
 from rhapsody.cli import main
+from rhapsody.plugins.manager import hidden_entries
 from tests._support.distributions import BACKEND, declaration, install, install_backend, unique
 
 
@@ -418,3 +419,21 @@ def test_what_cannot_be_started_for_a_mistake_is_bad_usage(
 ) -> None:
     assert main(["doctor", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_stale_metadata_hide_is_broken(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_backend(site, "toys", "toy")
+    checkout = site / "checkout"
+    (checkout / "toys.egg-info").mkdir(parents=True)
+    (checkout / "toys.egg-info" / "PKG-INFO").write_text("Name: toys\nVersion: 0.5\n")
+    assert not list(hidden_entries())
+    monkeypatch.syspath_prepend(str(checkout))
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "toys")
+    assert broken["level"] == "broken"
+    assert str(checkout) in broken["remedy"]
+    with pytest.raises(ValueError, match=f"toys .*{checkout}"):
+        get_backend("toy")

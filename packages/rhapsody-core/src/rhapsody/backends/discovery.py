@@ -27,6 +27,7 @@ from rhapsody.plugins.manager import (
     CORE,
     DISABLE,
     PluginEntry,
+    hidden_entries,
     install_command,
     installed,
     load,
@@ -625,6 +626,9 @@ def _unknown(name: str) -> str:
     for entry in installed().disabled:
         if entry.group == BACKENDS and normalize_name(entry.name) == key:
             return f"{text}. {entry.distribution}, which provides it, is disabled by {DISABLE}"
+    for hidden in hidden_entries():
+        if hidden.entry.group == BACKENDS and normalize_name(hidden.entry.name) == key:
+            return f"{text}. {hidden}; remove or reinstall the copy that comes first"
     candidates = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
     meant = FORMER.get(key, candidates[0] if candidates else "")
     if meant in names:

@@ -41,6 +41,7 @@ from rhapsody.plugins.manager import (
     Installed,
     PluginEntry,
     disabled_distributions,
+    hidden_entries,
     install_command,
     installed,
     repair_command,
@@ -189,6 +190,9 @@ def _environment(found: Installed) -> Iterator[Finding]:
     for label, why in found.unreadable:
         text = f"its entry points cannot be read: {why}"
         yield Finding("broken", label, text, "reinstall this distribution")
+    for hidden in hidden_entries():
+        remedy = f"remove the copy in {hidden.first}, or install it again"
+        yield Finding("broken", hidden.entry.distribution, str(hidden), remedy)
     for entry in found.unknown:
         hint = closest(entry.group, (BACKENDS, PLUGINS), every="groups")
         text = f"its entry point {entry.name!r} is in the unknown group {entry.group!r}; {hint}"

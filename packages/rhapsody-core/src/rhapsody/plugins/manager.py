@@ -186,6 +186,58 @@ def _read() -> Installed:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenEntry:
+    """Entry point that is not found, because other metadata of its distribution come first.
+
+    Such metadata are an `egg-info` directory in a checkout, or a second copy of the distribution.
+
+    Attributes:
+        entry: The entry point.
+        directory: The directory on `sys.path` with the entry point's distribution.
+        version: The version in the metadata that come first.
+        first: The directory on `sys.path` with these metadata.
+    """
+
+    entry: PluginEntry
+    directory: str
+    version: str
+    first: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entry} in {self.directory} is not found, because {self.first} comes first on "
+            f"sys.path and contains metadata of {self.entry.distribution} {self.version} without it"
+        )
+
+
+def hidden_entries() -> Iterator[HiddenEntry]:
+    """Yield the entry points of plugins that other metadata of their distributions hide.
+
+    This reads the metadata of all distributions; call it only to explain a problem.
+    """
+    import importlib_metadata
+
+    seen: dict[str, Any] = {}
+    for distribution in importlib_metadata.distributions():
+        with suppress(Exception):  # metadata may be broken in any way; `installed` reports it
+            name = normalize_distribution(distribution.name)
+            first = seen.setdefault(name, distribution)
+            if first is distribution:
+                continue
+            known = {(point.group, point.name) for point in first.entry_points}
+            for point in distribution.entry_points:
+                if point.group in (BACKENDS, PLUGINS) and (point.group, point.name) not in known:
+                    yield HiddenEntry(
+                        PluginEntry(
+                            point.group, point.name, point.value, name, distribution.version or ""
+                        ),
+                        str(distribution.locate_file("")),
+                        first.version or "",
+                        str(first.locate_file("")),
+                    )
+
+
 def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
     """Yield the entry points of readable distributions, and add the others to `unreadable`."""
     import importlib_metadata
