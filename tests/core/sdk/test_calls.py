@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import functools
 import errno
+import functools
 import linecache
 import os
 import pickle
