@@ -222,7 +222,7 @@ async def test_a_mistyped_scheduler_file_is_logged_before_the_wait(
 ) -> None:
     (tmp_path / "scheduler.json").touch()
     with pytest.raises(BackendUnavailableError):
-        await DaskExecutionBackend(scheduler_file=tmp_path / "schduler.json", timeout=0.2)
+        await DaskExecutionBackend(scheduler_file=tmp_path / "schedulers.json", timeout=0.2)
     assert [text for text in caplog.messages if "did you mean scheduler.json" in text]
 
 

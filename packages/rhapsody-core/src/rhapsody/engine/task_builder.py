@@ -200,7 +200,7 @@ class TaskBuilder:
                 record.stage = PREPARED
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description, here=backend.here)
-                if task.kind == "function":
+                if task.kind == "function" and not backend.dry:
                     self._check_arguments(record, backend)
                 if resolved is not None:
                     self._stager.link(record.description, backend.backend, resolved)
@@ -258,7 +258,8 @@ class TaskBuilder:
         retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
         """
         if not backend.shares_memory:
-            task, args, kwargs = record.task, record.args, record.kwargs
+            task, description = record.task, record.description
+            args, kwargs = description["args"], description["kwargs"]
             if task.generators is None:
                 task.generators = captured_generators(task.function)
             if task.generators or kwargs or not IMMUTABLE.issuperset(map(type, args)):
