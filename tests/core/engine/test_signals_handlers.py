@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import time
 import threading
 from multiprocessing.connection import Connection
 
@@ -24,7 +25,8 @@ def handlers() -> list[object]:
 
 def wait_for_signal(ready: Connection) -> None:
     ready.send(None)
-    signal.pause()
+    while True:  # unlike `signal.pause`, it also ends if the signal arrived before the call
+        time.sleep(0.01)
 
 
 def end_child(number: signal.Signals) -> int | None:
