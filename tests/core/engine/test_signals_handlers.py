@@ -6,8 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import time
 import threading
+import time
 from multiprocessing.connection import Connection
 
 import pytest
