@@ -1,4 +1,4 @@
-"""Undeclared files, through the engine: each dependent receives a copy of its own."""
+"""Undeclared files, through the engine: each dependent receives its own copy."""
 
 # ruff: noqa: ASYNC240 - the files are small
 

@@ -1,6 +1,6 @@
 """Undeclared files: what a task left in its sandbox, as its dependents receive it.
 
-Each dependent receives a copy of its own, so that it can write to the files without a change of
+Each dependent receives its own copy, so that it can write to the files without a change of
 what other tasks see. Programs with fixed file names, which are common in simulation, need this.
 
 Copies share their blocks with the original where the file system supports it (Btrfs, XFS, ...).

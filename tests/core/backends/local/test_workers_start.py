@@ -78,7 +78,7 @@ async def test_workers_are_started_after_the_temporary_directory_was_cleaned(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, whole: bool
 ) -> None:
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    config["tempdir"] = None  # the server has a directory of its own
+    config["tempdir"] = None  # the server uses a separate directory
     resources = {"workers": 2, "cores": 2}
     async with (
         LocalExecutionBackend("process", resources=resources) as backend,

@@ -177,7 +177,7 @@ class BaseExecutionBackend(ABC):
 
         A backend whose method has a further parameter `copy` supports inputs with `copy=True`. For
         these, the engine calls the method on another thread with `file_path` and `copy=True`, and
-        the task must receive a copy of its own that it can write to; see `rhapsody.sdk.copy_into`.
+        the task must receive its own copy, which it can write to; see `rhapsody.sdk.copy_into`.
 
         Args:
             src_task: The description of the attempt that produced the file, with at least `uid`,

@@ -10,7 +10,7 @@ its own modules (`rhapsody.sdk.modules`), each call names the versions with whic
 be enough: modules contain locks and caches, a class must stay the same class from call to call, and
 a function may import a module when it runs.
 
-Classes of the script are sent by value. A worker uses a copy of its own for each call, so that a
+Classes of the script are sent by value. A worker uses a separate copy for each call, so that a
 call sees the class as it was when the program made the call, and does not see changes made by
 others. An object that is returned is an instance of the program's class, which is not changed
 (`ScriptClasses`).
