@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,28 @@ def test_a_file_whose_time_of_modification_was_kept_is_read_again(
     assert key_of(keys, work, "data.txt").digest != first
 
 
+@pytest.mark.parametrize("rows", [1, 2_000])
+def test_a_database_of_sqlite_counts_with_its_write_ahead_log(
+    rows: int, keys: Keys, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.sqlite"
+    (tmp_path / "link.sqlite").symlink_to(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE numbers (number INTEGER)")
+        database.executemany("INSERT INTO numbers VALUES (?)", [(n,) for n in range(rows)])
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = path.read_bytes()
+        names = str(path), str(tmp_path / "link.sqlite")
+        first = [key_of(keys, work, name).digest for name in names]
+        first.append(keys.of(described(work), {}, {"in": str(path)}).digest)
+        database.execute("INSERT INTO numbers VALUES (1)")
+        assert path.read_bytes() == before
+        second = [key_of(keys, work, name).digest for name in names]
+        second.append(keys.of(described(work), {}, {"in": str(path)}).digest)
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
 def test_input_files_count_by_their_content(keys: Keys, tmp_path: Path) -> None:
     inner = tmp_path / "in" / "deep"
     inner.mkdir(parents=True)
@@ -341,6 +365,10 @@ def test_a_program_counts_with_its_place_on_the_path_and_its_content(
         "tool -I{}", 'python -c "open(\\"{}\\")"', "cat $PLACE/data.txt", "cat ${{PLACE}}/data.txt",
         'cat "${{PLACE}}"/data.txt', "cat '$PLACE/a file.txt'", r"cat $PLACE/a\ file.txt",
         "cat ${{DIRECTORY}}/data.txt", "x" * 5000 + "; cat {}",
+        'wc <"$PLACE/a file.txt"', 'cat <"$PLACE/a file.txt" >"/tmp/an output"',
+        "(cat '$PLACE/a file.txt')|wc", 'IN="$PLACE/a file.txt" tool',
+        'tool --in="$PLACE/a file.txt"',
+        "sh -c 'wc <\"$PLACE/a file.txt\"'",
     ],
 )  # fmt: skip
 def test_a_file_in_a_word_of_a_command_counts(
@@ -356,7 +384,24 @@ def test_a_file_in_a_word_of_a_command_counts(
     assert len(seen) == 2
 
 
-@pytest.mark.parametrize("text", ["7tool", "echo a b c d e f g h; 7tool", "true 1 2 3 && 7tool"])
+def test_a_file_that_a_command_writes_under_a_name_with_a_space_does_not_count(
+    keys: Keys, tmp_path: Path
+) -> None:
+    seen = set()
+    for text in ("one", "two"):
+        (tmp_path / "a file.txt").write_text(text)
+        for operator in (">", ">>", "2>", "&>", ">|", "> "):
+            seen.add(command(keys, f"date {operator}'{tmp_path}/a file.txt'"))
+    assert len(seen) == 6
+
+
+_LONG = " ".join(f"word{number}" for number in range(100))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["7tool", "echo a b c d e f g h; 7tool", "true 1 2 3 && 7tool", f"echo {_LONG}; 7tool"],
+)
 def test_a_program_in_a_command_of_a_shell_counts(text: str, keys: Keys, tmp_path: Path) -> None:
     seen = set()
     for content in ("one", "two"):

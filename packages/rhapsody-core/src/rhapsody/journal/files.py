@@ -57,6 +57,9 @@ WITHOUT_CHANGE_TIME = frozenset(
 """File system types on which a file may change without a new time of change."""
 
 
+_SQLITE, _HEADER_SIZE = b"SQLite format 3\0", 20
+"""First bytes of an SQLite database, and the size of the header that includes its mode."""
+
 _EMPTY = hashlib.blake2b(digest_size=DIGEST_SIZE).digest()
 
 
@@ -92,6 +95,7 @@ class FileDigests:
         self.pipes: set[str] = set()
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
+        self._have_logs: dict[bytes, bool] = {}  # results of `_has_log`, by digest
         self._seen: dict[str, bytes | None] | None = None
         self._once: dict[object, Any] | None = None
         self._systems: dict[int, str] = {}
@@ -183,7 +187,21 @@ class FileDigests:
         if not found.st_size:  # reading other files of the kernel may block
             return _EMPTY
         if found.st_size <= SMALL_FILE:
-            return _read_small(path)
+            digest, has_log = _read_small(path)
+        else:
+            digest = self._of_large(path, found)
+            known = self._have_logs.get(digest)
+            if known is None:
+                with open(path, "rb", 0) as file:
+                    known = self._have_logs[digest] = _has_log(file.read(_HEADER_SIZE))
+            has_log = known
+        if has_log:
+            log = self.of(f"{os.path.realpath(path)}-wal")
+            if log is not None and log != _EMPTY:
+                return hashlib.blake2b(digest + log, digest_size=DIGEST_SIZE).digest()
+        return digest
+
+    def _of_large(self, path: str, found: os.stat_result) -> bytes:
         system = self._systems.get(found.st_dev)
         if system is None:
             system = self._systems[found.st_dev] = file_system(path)
@@ -224,16 +242,30 @@ def _read(path: str) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_SIZE)).digest()
 
 
-def _read_small(path: str) -> bytes:
-    """Return the digest of a small file, read with as few system calls as possible."""
+def _read_small(path: str) -> tuple[bytes, bool]:
+    """Read a small file with as few system calls as possible.
+
+    Returns:
+        The file's digest, and the result of `_has_log`.
+    """
     made = hashlib.blake2b(digest_size=DIGEST_SIZE)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    first = b""
     try:
         while data := os.read(descriptor, SMALL_FILE + 1):
             made.update(data)
+            first = first or data
     finally:
         os.close(descriptor)
-    return made.digest()
+    return made.digest(), _has_log(first)
+
+
+def _has_log(first: bytes) -> bool:
+    """Return True if a file, given its first bytes, is an SQLite database in WAL mode.
+
+    The last changes to such a database are in the file `NAME-wal`, even if no program uses it.
+    """
+    return first.startswith(_SQLITE) and 2 in first[18:_HEADER_SIZE]
 
 
 def on_network(directory: Path) -> bool:

@@ -39,10 +39,6 @@ _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 
-MAX_PROGRAMS = 64
-"""Maximum number of words of a command that are looked up as programs, such as the first and the
-last word of `mpirun -n 4 tool`."""
-
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Backend-specific settings that change the environment in which a program runs: those of
 RADICAL-Pilot, and `container` of any backend."""
@@ -288,16 +284,14 @@ class Keys:
         """
         programs: dict[str, None] = {}
         for word in words:
-            text = _BRACED.sub(r"$\1", _REDIRECTION.sub(" ", word))
-            text = _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
+            text = _with_variables(_REDIRECTION.sub(" ", word), environment)
             pieces = _AROUND_PATHS.split(text)
-            if len(programs) < MAX_PROGRAMS:
-                for piece in filter(_PROGRAM.fullmatch, pieces):
-                    if not programs or piece not in declared:
-                        programs[piece] = None
+            for piece in filter(_PROGRAM.fullmatch, pieces):
+                if not programs or piece not in declared:
+                    programs[piece] = None
             if "\\" in text or "'" in text or '"' in text:
                 with contextlib.suppress(ValueError):  # the word is not a shell command
-                    pieces += shlex.split(text)
+                    pieces += _quoted(_with_variables(word, environment))
             pieces += [
                 last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
             ]
@@ -308,10 +302,7 @@ class Keys:
                     yield piece
                 elif cwd is not None:
                     yield os.path.join(cwd, piece)
-        for name in list(programs)[:MAX_PROGRAMS]:
-            program = self.program.which(name, environment.get("PATH"))
-            if program is not None:
-                yield program
+        yield from self.program.which(programs, environment.get("PATH"))
         for value in environment.values():
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
@@ -425,6 +416,33 @@ class Keys:
 def _without(sandbox: str, word: str) -> str:
     """Return a word of a command with the sandbox's path replaced with a NUL character."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
+
+
+def _with_variables(text: str, environment: Mapping[str, str]) -> str:
+    """Return a shell command with the values of the variables in `environment`."""
+    text = _BRACED.sub(r"$\1", text)
+    return _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
+
+
+def _quoted(text: str) -> list[str]:
+    """Return the words of a shell command without quotation marks, except files that it writes to.
+
+    An assignment is followed by its value.
+
+    Raises:
+        ValueError: A quotation mark is not closed.
+    """
+    reader = shlex.shlex(text, posix=True, punctuation_chars="();<>|&`")
+    reader.whitespace_split, reader.commenters = True, ""
+    words: list[str] = []
+    former = ""
+    for word in reader:
+        if not former.endswith((">", ">|")):
+            words += [word, *filter(None, [word.partition("=")[2]])]
+            if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
+                words += _quoted(word)
+        former = word
+    return words
 
 
 def require_not_changed(

@@ -31,7 +31,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,9 @@ from rhapsody.sdk.runner import process_start_time
 PROCESS_START: int = process_start_time() or time.time_ns()
 """Start time of this process in nanoseconds since the epoch; if the process was forked after this
 module was imported, the start time of its parent."""
+
+FEW_WORDS = 64
+"""Number of words of a command that are looked up without listing the directories of `PATH`."""
 
 _FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -584,14 +587,22 @@ class Program:
             self._packages[name] = made.hexdigest()
         return self._packages[name]
 
-    def which(self, name: str, path: str | None) -> str | None:
-        """Return the path of a program that a command names, or `None` if it is not found.
+    def which(self, names: Iterable[str], path: str | None) -> Iterator[str]:
+        """Yield the paths of the programs among the words of a command.
+
+        A long shell script contains thousands of words. After the first ones, a word is looked up
+        only if a directory of `PATH` contains its name.
 
         Args:
-            name: The program's name.
+            names: The words, without duplicates.
             path: The `PATH` of the command, or `None` for the `PATH` of this process.
         """
-        return self._files.once(shutil.which, name, os.F_OK | os.X_OK, path)
+        once = self._files.once
+        for number, name in enumerate(names):
+            if number < FEW_WORDS or name in once(_names_on, path):
+                program = once(shutil.which, name, os.F_OK | os.X_OK, path)
+                if program is not None:
+                    yield program
 
     def variables(self) -> Mapping[str, str | None]:
         """Return the variables of `os.environ` that have changed since the program started.
@@ -620,6 +631,15 @@ class Program:
         if digest is None:
             raise UnhashableError(f"its input file {name!r} cannot be read on this machine")
         return digest
+
+
+def _names_on(path: str | None) -> frozenset[str]:
+    """Return the names of all files in the directories of a `PATH`."""
+    found: set[str] = set()
+    for directory in os.get_exec_path(None if path is None else {"PATH": path}):
+        with contextlib.suppress(OSError, ValueError):  # missing, or not readable
+            found.update(os.listdir(directory or os.curdir))
+    return frozenset(found)
 
 
 @functools.cache
