@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine, wait
+from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine, hookimpl, wait
 from rhapsody.backends.base import Capabilities, ManagedBackend, ReferenceLostError
 from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.plugins.specs import LookupTask, Record
 from rhapsody.task import Reference, TaskDescription
 from tests._support.scripted import within
 
@@ -27,6 +28,7 @@ class Kept:
     def __init__(self, backend: Keeping, value: Any) -> None:
         self.backend = backend
         self.value = value
+        self.size = backend.size
 
     async def fetch(self) -> dict[str, Any]:
         self.backend.fetched.append(self.value)
@@ -46,6 +48,8 @@ class Keeping(ManagedBackend):
     def __init__(self) -> None:
         super().__init__()
         self.fetched: list[Any] = []
+        self.size: int | None = 0
+        self.seconds = 0.0
         self.loss: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
@@ -81,6 +85,7 @@ class Keeping(ManagedBackend):
             self.task_state_cb(task, states.FAILED)
             return
         if task["uid"] in self.references:
+            task["interval"] = 0.0, self.seconds
             task["held"] = self.kept[task["uid"]] = Kept(self, value)
         else:
             task["return_value"] = value
@@ -297,3 +302,100 @@ async def until_fetched(future: Any) -> None:
             await asyncio.sleep(0)
         else:
             return
+
+
+class Recorder:
+    """Plugin that notes the results that it is to record."""
+
+    push_down = True
+    max_value = 1000
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.begun, self.open = asyncio.Event(), asyncio.Event()
+        self.open.set()
+
+    @hookimpl
+    def rhapsody_lookup_results(self, tasks: Sequence[LookupTask]) -> None:
+        """Find nothing."""
+
+    @hookimpl
+    async def rhapsody_record_results(self, records: Sequence[Record]) -> None:
+        self.begun.set()
+        await self.open.wait()
+        self.records += records
+
+    @property
+    def values(self) -> set[Any]:
+        return {record.value for record in self.records}
+
+
+async def test_values_that_cost_more_to_compute_than_to_fetch_are_recorded() -> None:
+    recorder, backend = Recorder(), await Keeping()
+    backend.seconds = 1.0
+    async with WorkflowEngine.create(backend, observers=[recorder]) as flow:
+        text, join, _ = tasks(flow)
+        parts = [text(letter) for letter in "ab"]
+        assert await within(join(*parts)) == "ab"
+    assert recorder.values == {"a", "b", "ab"}
+    assert {record.stdout for record in recorder.records} == {"printed", None}
+    assert sorted(backend.fetched) == ["a", "b"]  # once, to record them
+
+
+async def test_a_recorded_value_stays_until_it_is_requested() -> None:
+    recorder, backend = Recorder(), await Keeping()
+    backend.seconds = 1.0
+    async with WorkflowEngine.create(backend, observers=[recorder]) as flow:
+        text, join, _ = tasks(flow)
+        part = text("a")
+        assert await within(join(part)) == "a"
+        await within(recorder.begun.wait())
+        assert backend.kept
+        assert await within(join(part, "b")) == "ab"
+        assert await within(part) == "a"
+    assert [record.value for record in recorder.records].count("a") == 2  # one is a `join`
+
+
+async def test_a_value_is_recorded_before_the_program_receives_it() -> None:
+    recorder, backend = Recorder(), await Keeping()
+    backend.seconds = 1.0
+    async with WorkflowEngine.create(backend, observers=[recorder]) as flow:
+        text, join, _ = tasks(flow)
+        recorder.open.clear()
+        part = text("a")
+        whole = join(part)
+        asked = asyncio.ensure_future(asyncio.wait([part]))
+        await within(recorder.begun.wait())
+        await asyncio.sleep(0)
+        assert not part.done()
+        recorder.open.set()
+        await within(asked)
+        assert part.result() == "a"
+        await within(whole)
+    assert "a" in recorder.values
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.001, 0), (2.0, 10**9), (2.0, 2000), (2.0, None)])
+async def test_values_that_are_not_worth_fetching_stay_and_a_line_says_so(
+    seconds: float, size: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder, backend = Recorder(), await Keeping()
+    backend.seconds, backend.size = seconds, size
+    async with WorkflowEngine.create(backend, observers=[recorder]) as flow:
+        text, join, _ = tasks(flow)
+        assert await within(join(text("a"), text("b"))) == "ab"
+    assert backend.fetched == []
+    assert recorder.values == {"ab"}
+    lines = [line for line in caplog.messages if "'text'" in line]
+    assert len(lines) == (seconds > 1)
+
+
+async def test_the_end_of_the_engine_waits_for_values_that_are_being_recorded() -> None:
+    recorder, backend = Recorder(), await Keeping()
+    backend.seconds = 1.0
+    async with WorkflowEngine.create(backend, observers=[recorder]) as flow:
+        text, join, _ = tasks(flow)
+        backend.open.clear()
+        assert await within(join(text("a"), "b")) == "ab"
+        asyncio.get_running_loop().call_soon(backend.open.set)
+    assert "a" in recorder.values

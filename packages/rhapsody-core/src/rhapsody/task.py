@@ -389,11 +389,20 @@ class HeldValue(Protocol):
     value when the object is freed, which may happen on any thread.
     """
 
+    @property
+    def size(self) -> int | None:
+        """The approximate size of the value in bytes, or `None` if it is unknown.
+
+        The engine fetches a value in order to record it if the task's `interval` was longer than
+        fetching a value of this size takes.
+        """
+
     async def fetch(self) -> Mapping[str, Any]:
         """Fetch the value, and return it with the other result keys of the task's description.
 
         The result keys are `return_value` or `exception`, and `stdout` and `stderr` if output was
-        captured. The engine awaits this method on its loop, at most once.
+        captured. The engine awaits this method on its loop. It does so again only after the
+        previous call has ended.
         """
 
 

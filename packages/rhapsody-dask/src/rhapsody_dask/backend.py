@@ -398,8 +398,8 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _receive(self, message: Mapping[str, Any]) -> None:
         """Handle an event of a plugin."""
-        for key, change in message.get("tasks", ()):
-            self._task_changed(key, change)
+        for key, change, *measured in message.get("tasks", ()):
+            self._task_changed(key, change, *measured)
         if "removed" in message:
             self._worker_removed(message["removed"], message["started"])
         for uid, token in message.get("running", ()):
@@ -413,7 +413,13 @@ class DaskExecutionBackend(ManagedBackend):
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
 
-    def _task_changed(self, key: str, change: str) -> None:
+    def _task_changed(
+        self,
+        key: str,
+        change: str,
+        size: int | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> None:
         """Handle a task's transition on the scheduler; see `SchedulerSetup.transition`."""
         results = self._results
         if change == "stuck":
@@ -426,7 +432,7 @@ class DaskExecutionBackend(ManagedBackend):
                 call.finished = True
                 is_open = call.uid in self.open_tasks and not call.cancelled
                 if change == "returned" and call.referred_to and is_open:
-                    results.hold(call)
+                    results.hold(call, size, interval)
                 else:
                     results.fetch(key)
             case "erred":

@@ -77,16 +77,18 @@ class Held:
     Args:
         call: The task, with the future that makes Dask keep the value.
         results: The backend's results, which fetch the value.
+        size: The size of the value in bytes, or `None` if the worker has not reported it.
     """
 
     call: Call
     results: Results
+    size: int | None
 
     async def fetch(self) -> TaskDescription:
         """Fetch the value.
 
         Returns:
-            The task's description. It contains the value or, if the value was lost, the error.
+            The result keys of the task's description: the value or, if it was lost, the error.
         """
         return await self.results.fetch_held(self.call)
 
@@ -235,14 +237,21 @@ class Results:
         held = self._held.get(uid)
         return None if held is None else held.call
 
-    def hold(self, call: Call) -> None:
+    def hold(self, call: Call, size: int | None, interval: tuple[float, float] | None) -> None:
         """End a task, but leave its value on the worker.
 
         The task's large arguments are kept as well, because Dask needs them to compute the value
         again if the worker is lost.
+
+        Args:
+            call: The task.
+            size: The size of the value in bytes, if known.
+            interval: The times at which the function was called and returned, if known.
         """
         task = call.task
-        held = task["held"] = Held(call, self)
+        held = task["held"] = Held(call, self, size)
+        if interval is not None:
+            task["interval"] = interval
         self._held[call.uid] = held
         self.settle(call, DONE)
         # The engine has its own description, and arguments may be large.
@@ -251,19 +260,21 @@ class Results:
 
     async def fetch_held(self, call: Call) -> TaskDescription:
         """Fetch a task's held value; see `Held.fetch`."""
-        if call.error is not None:
-            call.task["exception"] = call.error
-            return call.task
-        call.waiter = self._loop.create_future()
-        self.calls[call.key] = call
+        former = call.task
+        call.task = former.copy()  # the engine may fetch the value again
         try:
+            if call.error is not None:
+                call.task["exception"] = call.error
+                return call.task
+            call.waiter = self._loop.create_future()
+            self.calls[call.key] = call
             self.require_running()
             self.fetch(call.key)
             await call.waiter
+            return call.task
         finally:
-            call.waiter = None
+            call.waiter, call.task = None, former
             self.calls.pop(call.key, None)
-        return call.task
 
     @staticmethod
     def _wake(call: Call) -> None:

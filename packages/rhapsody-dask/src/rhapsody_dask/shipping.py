@@ -232,7 +232,7 @@ class SchedulerSetup(SchedulerPlugin):
         self.name: str = f"rhapsody-{session}"
         self.topic: str = topic(session)
         self.cargo = cargo
-        self.changes: list[tuple[str, str]] = []
+        self.changes: list[tuple[Any, ...]] = []
 
     async def start(self, scheduler: Any) -> None:
         """Make Rhapsody's code importable; called by Dask on the scheduler.
@@ -255,6 +255,8 @@ class SchedulerSetup(SchedulerPlugin):
             return
         if finish == "memory":
             change = "returned" if typename.endswith(".Returned") else "replied"
+            self._change(key, change, more.get("nbytes"), _interval(more.get("startstops")))
+            return
         elif finish == "erred":
             change = "erred"
         elif finish == "released" and start == "memory":
@@ -263,9 +265,13 @@ class SchedulerSetup(SchedulerPlugin):
             change = "dropped"  # ended tasks are forgotten when the client releases them
         else:
             return
+        self._change(key, change)
+
+    def _change(self, *change: Any) -> None:
+        """Add a change to the next event: a key, a word and, for a result, its size and times."""
         if not self.changes:  # publish after Dask's own messages to the client
             asyncio.get_running_loop().call_soon(self._publish)
-        self.changes.append((key, change))
+        self.changes.append(change)
 
     def _publish(self) -> None:
         if self.changes:
@@ -283,7 +289,7 @@ class SchedulerSetup(SchedulerPlugin):
         assert self.notes is not None
         started = started_on(self.notes, worker)
         tasks = self.scheduler.tasks
-        erred = {key for key, change in self.changes if change == "erred" and key in tasks}
+        erred = {key for key, change, *_ in self.changes if change == "erred" and key in tasks}
         retried = [
             key
             for key in erred
@@ -294,7 +300,7 @@ class SchedulerSetup(SchedulerPlugin):
         if retried:
             self.scheduler.stimulus_retry(retried)
             again = {key for key in erred if tasks[key].state != "erred"}
-            self.changes = [(key, change) for key, change in self.changes if key not in again]
+            self.changes = [change for change in self.changes if change[0] not in again]
             self.changes += [(key, "repeated") for key in retried]
         return [*started]
 
@@ -332,6 +338,12 @@ class SchedulerSetup(SchedulerPlugin):
         self.changes += [(key, "stuck") for key in _stuck(scheduler)]
         self._publish()
         scheduler.log_event(self.topic, {"removed": worker, "started": started})
+
+
+def _interval(times: Any) -> tuple[float, float] | None:
+    """Return the start and the end of a task's function, from the times that a worker reports."""
+    found = [each for each in times or () if each["action"] == "compute"]
+    return (found[-1]["start"], found[-1]["stop"]) if found else None
 
 
 def _stuck(scheduler: Any) -> list[str]:

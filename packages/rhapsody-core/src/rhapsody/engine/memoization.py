@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from functools import partial
+from typing import Any, Final, cast
 
 from rhapsody.aio import is_cancelling
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
+from rhapsody.engine.pushdown import RemoteResult, held
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Values, is_service
@@ -30,6 +32,12 @@ from rhapsody.staging.files import Origin, Stager, outcomes
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+LOSS_SECONDS: Final = 1.0
+"""Total run time of the unrecorded calls of a function, in seconds, from which a warning is logged.
+"""
+
+_PUSH_DOWN = "set push_down=False (-e push_down=false)"
 
 
 class Memoization:
@@ -67,7 +75,8 @@ class Memoization:
         self._values = values
         self._stager = stager
         self._implicit_data = implicit_data
-        self._warned = False
+        self._warned: set[str] = set()  # names of tasks
+        self._unrecorded_seconds: dict[str, float] = {}  # by name
         self._unlooked: list[TaskRecord] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[TaskRecord, Any]] = []
@@ -90,8 +99,8 @@ class Memoization:
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
         if record.attempt != 1 or record.pushed:  # pushed: some arguments have no values here
-            if record.pushed and not self._warned:
-                self._warn(record)
+            if record.pushed:
+                self._warn(record.task.name, "its arguments stay on the workers")
             return False
         if record.repeats is not None:  # the recorded result has been found already
             return False
@@ -102,13 +111,14 @@ class Memoization:
         self._unlooked.append(record)
         return True
 
-    def _warn(self, record: TaskRecord) -> None:
-        self._warned = True
-        log.warning(
-            "task %r: not recorded for resume, because its arguments stay on the workers; to "
-            "record it and the tasks before it, set push_down=False (-e push_down=false)",
-            record.task.name,
-        )
+    def _warn(self, name: str, why: str, cure: str = _PUSH_DOWN) -> None:
+        """Log once for each task name that results are not recorded, and how to change that."""
+        if name not in self._warned:
+            self._warned.add(name)
+            log.warning(
+                "task %r: not recorded for resume, because %s; to record it, %s",
+                name, why, cure,
+            )  # fmt: skip
 
     def stop_looking(self) -> None:
         """Cancel the lookups in progress, because the engine is shutting down."""
@@ -124,7 +134,7 @@ class Memoization:
             tasks = [self._to_look_up(record) for record in waiting]
             results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
             if inspect.isawaitable(results):
-                results = await self._looked_up(hook, results)
+                results = await self._answer_of(hook, results)
             for record, task in zip(waiting, tasks, strict=True):
                 if "identity" in task and record.state.work is WorkState.READY:
                     record.identity = record.description["identity"] = task["identity"]
@@ -150,13 +160,13 @@ class Memoization:
         for record in waiting:
             self._scheduler.requeue(record, record.backend)
 
-    async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
+    async def _answer_of(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
         try:
             return await results
         except (
             Exception,
             asyncio.CancelledError,
-        ) as error:  # an error of the plugin: the tasks run
+        ) as error:  # an error of the plugin must not affect the tasks
             if is_cancelling():
                 raise
             self._hooks.report(hook, error)
@@ -172,6 +182,50 @@ class Memoization:
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
+
+    def record_held(self, record: TaskRecord) -> None:
+        """Record a result that stays on its backend, if computing it took longer than fetching it.
+
+        A value that something in this process needs is recorded as well, before its future receives
+        it. Tasks that were submitted before their inputs existed are not recorded.
+        """
+        holder = held(record.future)
+        if holder is None or record.pushed:
+            return
+        if holder.requested or self._is_worth_fetching(record.task.name, holder):
+            settings, inputs = record.task.recording_settings, record.input_paths()
+            found = Record(record.future.uid, record.description, None, settings, inputs)
+            holder.record_with(partial(self._record_fetched, found))
+
+    def _is_worth_fetching(self, name: str, holder: RemoteResult) -> bool:
+        """Return True if a value is to be fetched in order to record it; otherwise warn once."""
+        size, seconds, limit = holder.size, holder.seconds, self._hooks.max_value
+        large = limit is not None and size is not None and size > limit
+        if holder.worth_fetching and not large:
+            return True
+        total = self._unrecorded_seconds.get(name, 0.0) + (seconds or 0.0)
+        self._unrecorded_seconds[name] = total
+        if seconds is not None and total <= LOSS_SECONDS:
+            return False
+        if large:
+            why = f"its values stay on the workers and exceed {limit} bytes (here {size})"
+            self._warn(name, why, 'name a journal in the program (journal="run.sqlite")')
+        else:
+            self._warn(
+                name,
+                "its values stay on the workers and would take longer to fetch than to compute",
+            )
+        return False
+
+    async def _record_fetched(self, record: Record, task: Mapping[str, Any]) -> None:
+        """Record a value that was fetched from its backend."""
+        found = record._replace(
+            value=task["return_value"], stdout=task.get("stdout"), stderr=task.get("stderr")
+        )
+        for hook in self._hooks.record_results:
+            result = self._hooks.call(hook, engine=self._engine, records=[found])
+            if inspect.isawaitable(result):
+                await self._answer_of(hook, result)
 
     async def drain(self, grace: float) -> None:
         """Wait up to `grace` seconds for results to be recorded, then give up.

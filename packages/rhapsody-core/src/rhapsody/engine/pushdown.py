@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from rhapsody.aio import on_loop
 from rhapsody.engine.backend_handles import BackendHandle
@@ -33,6 +33,12 @@ from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture, how_to_wait
 
 T = TypeVar("T")
+
+FETCH_SECONDS: Final = 0.01
+"""Estimated time in seconds to fetch and record a small value that stays with a backend."""
+
+FETCH_RATE: Final = 100e6
+"""Estimated number of bytes per second at which values that stay with backends are fetched."""
 
 _WITH_BACKEND = (WorkState.READY, WorkState.SUBMITTING, WorkState.SUBMITTED, WorkState.RUNNING)
 
@@ -91,20 +97,43 @@ class RemoteResult:
     Args:
         pushdown: Push-down of the engine.
         record: The task.
-        value: The handle of the value, from the backend's report.
+        report: The backend's report, which contains the handle of the value.
+
+    Attributes:
+        requested: True if something in this process needs the value.
+        size: The size of the value in bytes; `None` if the backend does not know it.
+        seconds: The time that computing the value took; `None` if the backend did not measure it.
     """
 
-    __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
+    __slots__ = (
+        "__weakref__",
+        "_fetching",
+        "_future",
+        "_record",
+        "_value",
+        "backend",
+        "pushdown",
+        "requested",
+        "seconds",
+        "size",
+        "uid",
+    )
 
     scheduler = None  # so that schedulers treat the future as one that they did not create
 
-    def __init__(self, pushdown: PushDown, record: TaskRecord, value: HeldValue) -> None:
+    def __init__(self, pushdown: PushDown, record: TaskRecord, report: Mapping[str, Any]) -> None:
+        value: HeldValue = report["held"]
+        interval: tuple[float, float] | None = report.get("interval")
         self.backend: BackendHandle = record.backend
         self.uid: str = record.uid
         self.pushdown: PushDown = pushdown
+        self.requested: bool = False
+        self.size: int | None = getattr(value, "size", None)  # older backends do not report it
+        self.seconds: float | None = None if interval is None else interval[1] - interval[0]
         self._value = value
         self._future = weakref.ref(record.future)
         self._fetching: asyncio.Task[None] | None = None
+        self._record: Recorder | None = None
 
     @property
     def started(self) -> None:
@@ -127,17 +156,32 @@ class RemoteResult:
     # Fetching the value.
 
     @property
-    def at_rest(self) -> bool:
-        """True if nothing has requested the value."""
-        return self._fetching is None
+    def worth_fetching(self) -> bool:
+        """True if computing the value has taken longer than fetching it is estimated to take."""
+        if self.size is None or self.seconds is None:
+            return False
+        return self.seconds > FETCH_SECONDS + self.size / FETCH_RATE
 
     def request(self) -> None:
         """Start fetching the value unless fetching has already started. Thread-safe."""
         background = self.pushdown.background
         if running_loop() is background.loop:
             self._fetch_once()
-        elif self.at_rest:
+        elif not self.requested:
             background.soon_from_anywhere(self._fetch_once)
+
+    def record_with(self, recorder: Recorder) -> None:
+        """Fetch the value in order to record it.
+
+        Unless something requests the value, the value itself stays with the backend.
+
+        Args:
+            recorder: Function that records a value, before the future receives it.
+        """
+        self._record = recorder
+        future = self._future()
+        if future is not None:
+            self.pushdown.recording(self._start(future))
 
     def not_here(self) -> asyncio.InvalidStateError:
         """Return the error for a call that needs the value immediately."""
@@ -149,7 +193,7 @@ class RemoteResult:
     def close(self) -> None:
         """Settle the future when the engine shuts down: cancel fetching, or fail the future."""
         future = self._future()
-        if future is None or not self.at_rest:
+        if future is None or self.requested:
             self._cancel(None)
             return
         error = BackendUnavailableError(
@@ -163,9 +207,15 @@ class RemoteResult:
 
     def _fetch_once(self) -> None:
         future = self._future()
-        if future is not None and self.at_rest and future._node is self:
+        if future is not None and not self.requested and future._node is self:
+            self.requested = True
+            self._start(future)
+
+    def _start(self, future: TaskFuture[Any]) -> asyncio.Task[None]:
+        if self._fetching is None:
             fetch = self._fetch(future)
             self._fetching = self.pushdown.background.spawn(fetch, f"value of {self.uid}")
+        return self._fetching
 
     async def _fetch(self, future: TaskFuture[Any]) -> None:
         error: BaseException | None
@@ -177,6 +227,12 @@ class RemoteResult:
             error = task.get("exception")
         if error is None and "return_value" not in task:
             error = TaskLostError("the backend returned no value")
+        recorder, self._record = self._record, None
+        if recorder is not None and error is None:
+            await recorder(task)
+        if not self.requested:
+            self._fetching = None
+            return
         if isinstance(error, (TaskLostError, BackendUnavailableError)):
             error = self._lost_error(future, error)
         self._release(future)
@@ -209,7 +265,7 @@ class RemoteResult:
 
     def _cancel(self, msg: Any) -> bool:
         future, fetching = self._future(), self._fetching
-        if future is None or fetching is None or future._node is not self:
+        if future is None or fetching is None or not self.requested or future._node is not self:
             return False
         self._release(future)
         fetching.cancel()
@@ -218,6 +274,10 @@ class RemoteResult:
     def _release(self, future: TaskFuture[Any]) -> None:
         if future._node is self:
             future._node = None
+
+
+Recorder = Callable[[Mapping[str, Any]], Awaitable[None]]
+"""Function that records a value, given the result keys of the task's description."""
 
 
 def _named(future: TaskFuture[Any]) -> str:
@@ -264,6 +324,7 @@ class PushDown:
         self._stats = stats
         self._allowed = allowed
         self._held: weakref.WeakSet[RemoteResult] = weakref.WeakSet()
+        self._recording: set[asyncio.Task[None]] = set()
         self.possible: bool = False
         self.holds: bool = False
 
@@ -356,7 +417,7 @@ class PushDown:
             return False
         if report.get("return_value") is not None:
             return False
-        future, holder = record.future, RemoteResult(self, record, report["held"])
+        future, holder = record.future, RemoteResult(self, record, report)
         if (usage := report.get("usage")) is not None:
             future._outcome = AttemptInfo(
                 record.uid, backend=future._backend, name=task.name, usage=usage
@@ -376,7 +437,7 @@ class PushDown:
     def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
         """Return True if a backend holds the value of a dependency and nothing has requested it."""
         holder = held(dependency)
-        return holder is not None and holder.at_rest
+        return holder is not None and not holder.requested
 
     def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
         """Return the dependencies of a task except those whose values are held by a backend."""
@@ -401,6 +462,16 @@ class PushDown:
     def remote(self, record: TaskRecord) -> list[asyncio.Future[Any]]:
         """Return those dependencies of a task whose values are held by a backend."""
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
+
+    def recording(self, fetch: asyncio.Task[None]) -> None:
+        """Let `drain` wait for an asyncio task that fetches and records a value."""
+        self._recording.add(fetch)
+        fetch.add_done_callback(self._recording.discard)
+
+    async def drain(self, grace: float) -> None:
+        """Wait up to `grace` seconds for values that are being fetched in order to record them."""
+        if self._recording:
+            await asyncio.wait(self._recording, timeout=grace)
 
     def close(self) -> None:
         """Settle the futures of values that are still held when the engine shuts down."""

@@ -225,6 +225,10 @@ class Runtime:
         """Record a result."""
         self.memoization.record(record, value)
 
+    def record_held(self, record: TaskRecord) -> None:
+        """Record a result that stays on its backend, if it is worth fetching."""
+        self.memoization.record_held(record)
+
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Annotate an exception, and set it on the future unless the future is done.
 
@@ -326,6 +330,7 @@ class Runtime:
 
     async def _drain(self) -> None:
         await self.stage_out.drain(GRACE)
+        await self.pushdown.drain(GRACE)
         await self.memoization.drain(GRACE)
 
     async def _wait_for_stoppable(self) -> None:

@@ -121,6 +121,9 @@ class Actions(Protocol):
     def record(self, record: TaskRecord, value: Any) -> None:
         """Record a result, then call `Scheduler.reveal` or `fail`."""
 
+    def record_held(self, record: TaskRecord) -> None:
+        """Record a result that stays on its backend, if it is worth fetching."""
+
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set a pending future's exception, and return the exception that was set."""
 
@@ -555,6 +558,8 @@ class Scheduler:
         self.stats.done += 1
         if self.observed:
             self._observation.publish(record, DONE)
+        if self._records(record):
+            self._actions.record_held(record)
         self._settle(record)
 
     def _free(self, record: TaskRecord) -> None:

@@ -53,11 +53,13 @@ class Journal:
             pickle; `None` for no limit.
         again: Names of tasks that run again, because their recorded results are not used.
         push_down: True if, on backends that keep values, the engine may submit tasks before their
-            dependencies have finished. Values that a backend keeps are not recorded.
+            dependencies have finished. Such tasks are not recorded. Values that a backend keeps
+            are recorded if computing them took longer than fetching them.
 
     Attributes:
         path: The path of the journal's file.
         push_down: The argument `push_down`.
+        max_value: The argument `largest`.
         names: The names in `again` that a task of this run has had so far.
 
     Raises:
@@ -79,6 +81,7 @@ class Journal:
     ) -> None:
         self.path: Path = path
         self.push_down: bool = push_down
+        self.max_value: int | None = largest
         self.names: set[str] = set()
         self._store = Store(path, shared=shared)
         try:

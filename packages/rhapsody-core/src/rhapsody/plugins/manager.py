@@ -438,6 +438,8 @@ class EngineHooks:
         push_down: True if tasks may be sent to their backend before their dependencies have
             finished. This requires that every plugin that prepares tasks, selects backends, or
             looks up or records results has a true attribute `push_down`.
+        max_value: The smallest attribute `max_value` of these plugins, in bytes: larger results
+            that stay on a backend are not fetched in order to record them. `None` for no limit.
 
     Raises:
         TypeError: An observer is a class, or `observers` is not a list.
@@ -468,8 +470,10 @@ class EngineHooks:
         self.select_backend = implementations("rhapsody_select_backend", plugins)
         self.lookup_results = implementations("rhapsody_lookup_results", plugins)
         self.record_results = implementations("rhapsody_record_results", plugins)
-        per_task = (one for one in plugins if not _PER_TASK.isdisjoint(one.hooks))
-        self.push_down: bool = all(getattr(one.plugin, "push_down", False) for one in per_task)
+        per_task = [one.plugin for one in plugins if not _PER_TASK.isdisjoint(one.hooks)]
+        self.push_down: bool = all(getattr(plugin, "push_down", False) for plugin in per_task)
+        limits = [getattr(plugin, "max_value", None) for plugin in per_task]
+        self.max_value: int | None = min((n for n in limits if n is not None), default=None)
 
     def _installed(self, observers: Sequence[object]) -> Iterator[LoadedPlugin]:
         """Yield each installed plugin, followed by the observers that it adds."""
