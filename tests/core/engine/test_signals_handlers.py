@@ -70,6 +70,38 @@ def test_the_last_engine_restores_the_handlers_that_the_first_one_found() -> Non
     assert handlers() == before
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("raised", [None, LookupError("of the handler")])
+def test_the_programs_handler_is_called_after_the_shutdown(
+    number: signal.Signals, raised: Exception | None
+) -> None:
+    seen: list[object] = []
+
+    async def main() -> None:
+        try:
+            async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+                never = flow.block(asyncio.Event().wait)()
+                asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+                await never
+        finally:
+            seen.append("main")
+
+    def handler(received: int, _: object) -> None:
+        seen.append(received)
+        if raised is not None:
+            raise raised
+
+    former = signal.signal(number, handler)
+    try:
+        expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+        with pytest.raises(type(raised) if raised else expected):
+            asyncio.run(main())
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, former)
+    assert seen == [number, "main"]
+
+
 def test_an_engine_on_another_thread_leaves_the_handlers_alone() -> None:
     found = handlers()
     seen: list[object] = []

@@ -1,9 +1,11 @@
 """Handling of SIGINT, SIGTERM and SIGHUP: the first signal shuts down all engines.
 
 After the shutdown, the main coroutine receives `KeyboardInterrupt` for SIGINT and
-`SystemExit(128 + n)` for the other signals. A second signal kills the programs and worker processes
-of tasks, and its exception ends the loop. If the loop is blocked, the exception is raised in the
-blocking code instead, possibly in the middle of a step.
+`SystemExit(128 + n)` for the other signals. Before that, the handler that the program had set is
+called, if there is one; the main coroutine receives an exception that it raises instead. A second
+signal kills the programs and worker processes of tasks, and its exception ends the loop. If the
+loop is blocked, the exception is raised in the blocking code instead, possibly in the middle of a
+step.
 
 One registry per process serves all engines. When the last engine closes, the registry restores the
 handlers that it replaced. An ignored signal stays ignored, as `nohup` expects. A forked child,
@@ -39,6 +41,8 @@ The command `timeout`, and a terminal that is closed, send two signals.
 """
 
 T = TypeVar("T")
+
+Handler = Callable[[int, FrameType | None], Any]
 
 Stop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -154,13 +158,21 @@ class _Registry:
         self._received = None
         self._forced = False
 
+    def _replaced(self, number: int) -> Handler | None:
+        """Return the program's own handler of a signal, which was replaced, or `None`."""
+        found = self._found.get(number)
+        if not callable(found) or found is signal.default_int_handler or _is_of_runner(found):
+            return None
+        handler: Handler = found
+        return handler
+
     def forked(self) -> None:
         """Restore the replaced signal handlers in a forked child, and forget the engines.
 
         The child shares the epoll object of the loop with its parent, so the loop is not touched.
         """
-        owner = getattr(getattr(self._found.get(signal.SIGINT), "func", None), "__self__", None)
-        if isinstance(owner, asyncio.Runner):  # its handler cancels a task that no longer runs
+        # The handler of `asyncio.Runner` cancels a task that no longer runs.
+        if _is_of_runner(self._found.get(signal.SIGINT)):
             self._found[signal.SIGINT] = signal.default_int_handler
         if self._alarm is not None:
             self._alarm.close_sockets()
@@ -170,8 +182,12 @@ class _Registry:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         loop, now = self._loop, time.monotonic()
         if loop is None or not loop.is_running():
+            former = self._replaced(number)
             self._forget()
-            raise _exception(number)
+            if former is None:
+                raise _exception(number)
+            former(number, frame)
+            return
         if self._received is None:
             self._received = now
             loop.call_soon_threadsafe(self._start, number)
@@ -201,11 +217,17 @@ class _Registry:
 
     async def _end(self, number: int) -> None:
         stops = list(self._stops.values())
-        main = self._main
+        main, former = self._main, self._replaced(number)
         await asyncio.gather(*(stop() for stop, _ in stops), return_exceptions=True)
         self._forget()
+        error: BaseException = _exception(number)
+        if former is not None:
+            try:
+                former(number, None)
+            except BaseException as raised:  # of the program's handler, such as `SystemExit`
+                error = raised
         if main is not None:
-            _raise_in(main, _exception(number))
+            _raise_in(main, error)
         for _, settle in stops:
             settle()
 
@@ -243,6 +265,11 @@ class _Alarm:
             signal.set_wakeup_fd(former)
         self._reads.close()
         self._writes.close()
+
+
+def _is_of_runner(handler: object) -> bool:
+    """Return True if a handler is the one that `asyncio.run` sets for SIGINT."""
+    return isinstance(getattr(getattr(handler, "func", None), "__self__", None), asyncio.Runner)
 
 
 def _exception(number: int) -> BaseException:
