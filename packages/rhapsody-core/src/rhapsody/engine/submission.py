@@ -30,6 +30,7 @@ from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.events import UnawaitedErrors
+from rhapsody.engine.loop_objects import captured_loop_object, passed_loop_object
 from rhapsody.engine.pushdown import PushDown, RemoteFuture
 from rhapsody.engine.record import BlockRecord, Repetition, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
@@ -142,8 +143,9 @@ class Submission:
             The future.
 
         Raises:
-            RuntimeError: The engine is shut down, or a future in the arguments
-                belongs to another loop or to a block around this call.
+            RuntimeError: The engine is shut down, a future in the arguments belongs to another
+                loop or to a block around this call, or a coroutine function uses an object of the
+                program's loop.
             TypeError: A future is in a part of the arguments that is not searched for futures.
             ValueError: A container in the arguments contains itself, or containers are nested too
                 deeply.
@@ -154,6 +156,8 @@ class Submission:
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
             raise self.closed_error(task.name)
+        if task.on_other_loop:
+            _require_own_loop_objects(task, args, kwargs)
         found = None
         if kwargs or not _all_plain(map(type, args)):
             found = search(args, kwargs)
@@ -355,6 +359,30 @@ class Submission:
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
     """Return the uids of those dependencies that are tasks or blocks."""
     return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
+
+
+def _require_own_loop_objects(
+    task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise a `RuntimeError` if a coroutine function would use an object of the program's loop."""
+    found = passed_loop_object(task.function, args, kwargs)
+    if found is None and not task.searched:
+        found = captured_loop_object(task.function)
+        task.searched = found is None
+    if found is None:
+        return
+    what, value = found
+    kind = f"an asyncio {type(value).__name__}"
+    cure = f"make {task.name!r} a block with @flow.block, or create the object in the function"
+    if isinstance(value, asyncio.Future):
+        kind = "a future"
+        cure = f"pass the future as an argument, or make {task.name!r} a block with @flow.block"
+    elif isinstance(value, asyncio.Lock | asyncio.Semaphore):
+        cure += "; limit= sets how many tasks run at the same time"
+    raise RuntimeError(
+        f"task {task.name!r}: {what} is {kind} of the program, but the coroutine runs on another "
+        f"event loop, on which it may wait forever; {cure}"
+    )
 
 
 def _require_distinct(task: str, outputs: Sequence[Output]) -> None:

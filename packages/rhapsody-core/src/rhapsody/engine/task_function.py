@@ -83,6 +83,8 @@ class TaskFunction(Generic[P, R]):
         settings: The settings of the function's tasks.
         given: The settings in the code, without those of a profile.
         kind: `"function"`, `"executable"` or `"block"`.
+        on_other_loop: True if the function is a coroutine function that a backend runs on its own
+            event loop.
         has_closure: True if calls use copies of the function, with the values of its closure at the
             call. See `at_call`.
     """
@@ -105,10 +107,12 @@ class TaskFunction(Generic[P, R]):
         "kind",
         "may_retry",
         "name",
+        "on_other_loop",
         "optional",
         "prefix",
         "pushable",
         "recording_settings",
+        "searched",
         "settings",
         "task_kind",
         "template",
@@ -139,6 +143,8 @@ class TaskFunction(Generic[P, R]):
         self.prefix: str = "block" if kind == "block" else "task"
         self.name: str = settings.name or _name(function)
         self.is_async: bool = is_async(function)
+        self.on_other_loop: bool = self.is_async and kind == "function"
+        self.searched: bool = False  # see `rhapsody.engine.loop_objects`
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
         recording = {"cache": settings.cache, "version": settings.version}

@@ -171,7 +171,7 @@ class _Search:
             if _is_script(value.__module__) or not is_in_its_module(value):
                 self._read(value.__code__)
                 is_called = any(value is function for function in self._called)
-                for variable, is_default, each in _variables(value):
+                for variable, is_default, each in variables(value):
                     if not (is_default and is_called):
                         self._todo.append((variable, parameter, each))
                     elif variable not in self._given:
@@ -193,7 +193,7 @@ class _Search:
                 self._todo.append((keyword or name, known, part))
 
     def _read(self, code: types.CodeType) -> None:
-        self.names |= _names_read(code)
+        self.names |= names_read(code)
 
 
 class _Member(NamedTuple):
@@ -267,7 +267,7 @@ def _is_script(module: object) -> bool:
     return module == "__main__" or module in by_value
 
 
-def _variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
+def variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
     """Yield the variables of a function: names, True for defaults, and values."""
     code = function.__code__
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -284,7 +284,7 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
 
 
 @functools.lru_cache(256)
-def _names_read(code: types.CodeType) -> frozenset[str]:
+def names_read(code: types.CodeType) -> frozenset[str]:
     """Return the names of the globals and attributes that code and the code in it read."""
     inner = (found for each in with_inner(code) for found in dis.get_instructions(each))
     return frozenset(found.argval for found in inner if found.opname in _READS + _ATTRIBUTES)
