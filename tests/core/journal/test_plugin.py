@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
+import random
 import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rhapsody import (
@@ -294,6 +297,209 @@ async def test_a_function_in_this_process_that_changes_an_argument_is_not_record
         assert first == [3, 4, 4]
         assert ran() == {"add": 2, "total": 1}
         assert not named
+
+
+class Simulation:
+    def __init__(self) -> None:
+        self.time = 0
+
+    def step(self) -> int:
+        self.time += 2
+        note("step")
+        return self.time
+
+
+def stepped_method(simulation: Simulation) -> Any:
+    return simulation.step
+
+
+def stepped_partial(simulation: Simulation) -> Any:
+    return partial(Simulation.step, simulation)
+
+
+def stepped_closure(simulation: Simulation) -> Any:
+    def step() -> int:
+        return simulation.step()
+
+    return step
+
+
+def stepped_default(simulation: Simulation) -> Any:
+    def step(simulation: Simulation = simulation) -> int:
+        return simulation.step()
+
+    return step
+
+
+def stepped_coroutine(simulation: Simulation) -> Any:
+    async def step() -> int:
+        return simulation.step()
+
+    return step
+
+
+def stepped_callable(simulation: Simulation) -> Any:
+    class Step:
+        def __init__(self) -> None:
+            self.simulation = simulation
+
+        def __call__(self) -> int:
+            return self.simulation.step()
+
+    return Step()
+
+
+def stepped_global(simulation: Simulation) -> Any:
+    globals()["SIMULATION"] = simulation
+    return step_global
+
+
+def step_global() -> int:
+    return SIMULATION.step()
+
+
+SIMULATION = Simulation()
+
+
+@pytest.mark.parametrize(
+    ("stepped", "version"),
+    [
+        *((stepped, None) for stepped in (stepped_callable, stepped_global)),
+        *itertools.product(
+            (stepped_method, stepped_partial, stepped_closure, stepped_default, stepped_coroutine),
+            (None, "1"),
+        ),
+    ],
+)
+async def test_a_function_that_changes_an_object_that_it_captures_is_not_recorded(
+    stepped: Any, version: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        step = flow.function_task(version=version)(stepped(Simulation()))
+        return [await step() for _ in range(3)]
+
+    assert await broken_off(program) == [2, 4, 6]
+    assert await broken_off(program) == [2, 4, 6]
+    assert ran() == {"step": 6}
+    named: list[Any] = [each.args for each in caplog.records if "is not recorded" in each.msg]
+    assert len(named) == 2  # one line in each run
+
+
+async def test_a_global_that_a_function_assigns_is_not_recorded() -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        globals()["COUNT"] = 1
+        count = flow.function_task(count_up)
+        return [await count() for _ in range(3)]
+
+    assert await broken_off(program) == [2, 3, 4]
+    assert await broken_off(program) == [2, 3, 4]
+
+
+COUNT = 1
+
+
+def count_up() -> int:
+    global COUNT
+    COUNT += 1
+    return COUNT
+
+
+async def test_a_function_that_reads_what_another_one_changes_meanwhile_is_not_recorded() -> None:
+    numbers = [0, 0]
+    reading, changed = threading.Event(), threading.Event()
+
+    async def program(flow: WorkflowEngine) -> int:
+        @flow.function_task
+        def change() -> None:
+            assert reading.wait(60)
+            numbers[0] = 1
+            changed.set()
+
+        @flow.function_task
+        def total() -> int:
+            reading.set()
+            assert changed.wait(60)
+            note("total")
+            return sum(numbers)
+
+        return (await asyncio.gather(total(), change()))[0]
+
+    assert await broken_off(program) == 1
+    numbers[0] = 0
+    await broken_off(program)
+    assert ran() == {"total": 2}
+
+
+def python_generator() -> random.Random:
+    return random.Random(1)
+
+
+def numpy_generator() -> Any:
+    return np.random.default_rng(1)
+
+
+def numpy_state() -> Any:
+    return np.random.RandomState(1)
+
+
+@pytest.mark.parametrize("make", [python_generator, numpy_generator, numpy_state])
+async def test_a_reused_call_advances_its_generator(make: Any) -> None:
+    async def program(flow: WorkflowEngine, calls: int) -> list[float]:
+        rng = make()
+
+        @flow.function_task
+        def draw(rng: Any) -> float:
+            return float(rng.uniform(0, 1))
+
+        return [await (draw(rng=rng) if number % 2 else draw(rng)) for number in range(calls)]
+
+    async with engine() as flow:
+        first = await program(flow, 2)
+    async with engine(resume=True) as flow:
+        again = await program(flow, 4)
+        assert flow.stats.recorded == 2
+    assert again[:2] == first
+    assert len(set(again)) == 4
+    async with engine() as flow:
+        assert await program(flow, 4) == again
+
+
+async def test_calls_that_share_a_generator_at_the_same_time_are_not_recorded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    together = threading.Barrier(2)
+
+    async def program(flow: WorkflowEngine) -> None:
+        rng = random.Random(1)
+
+        @flow.function_task
+        def draw(rng: random.Random) -> float:
+            together.wait(60)
+            note("draw")
+            return rng.random()
+
+        await asyncio.gather(draw(rng), draw(rng))
+
+    await broken_off(program)
+    await broken_off(program)
+    assert ran() == {"draw": 4}
+    assert "random number generator" in caplog.text
+
+
+async def test_a_generator_with_more_state_than_can_be_set_is_not_reused() -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        rng = np.random.default_rng(1)
+
+        @flow.function_task
+        def spawn(rng: Any) -> int:
+            note("spawn")
+            return int(rng.spawn(1)[0].integers(10**9))
+
+        return [await spawn(rng), await spawn(rng)]
+
+    first = await broken_off(program)
+    assert await broken_off(program) == first
+    assert ran() == {"spawn": 4}
 
 
 async def test_files_that_arguments_name_may_appear_while_a_function_runs() -> None:

@@ -290,7 +290,7 @@ class CodeFingerprint:
         self._used("the function", function)
         self._collect()
 
-    def versioned(self, function: object, parts: dict[str, str]) -> None:
+    def versioned(self, function: object, parts: dict[str, str]) -> dict[str, object]:
         """Collect the function of a task with a `version`, which represents the function's code.
 
         The function's module and name, the values in its closure, and its defaults are still
@@ -301,9 +301,13 @@ class CodeFingerprint:
             function: The function.
             parts: The parts of the task's key, to which the function's parts are added.
 
+        Returns:
+            The values that may change in place, by the names of their parts.
+
         Raises:
             UnhashableError: A value in a closure or a default has no digest.
         """
+        mutable: dict[str, object] = {}
         sources = self._program.sources
         todo: list[tuple[str, object]] = [("function", function)]
         while todo:
@@ -313,6 +317,8 @@ class CodeFingerprint:
             if not isinstance(value, types.FunctionType):
                 named = isinstance(value, type) and is_in_its_module(value)
                 parts[part] = self._name(value) if named else self.value(value)
+                if not named and type(value) not in _PLAIN:
+                    mutable[part] = value
                 continue
             parts[part] = self._name(value)
             if not sources.is_only_one(value.__code__, value.__globals__):
@@ -322,6 +328,7 @@ class CodeFingerprint:
             todo += [(f"{each} around {part}", content_of(cell)) for each, cell in closed_over]
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items())
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
+        return mutable
 
     def is_unchanged(self) -> bool:
         """Return True if the collected functions, classes and values have not changed in place."""

@@ -6,6 +6,7 @@ The backend, resources, timeouts and retries are not part of the key.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import os
@@ -15,6 +16,7 @@ import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,7 +25,7 @@ from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.sdk.calls import argument_name
-from rhapsody.sdk.generators import is_generator
+from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.modules import MISSING, content_of
 
 _CODE = (types.FunctionType, type)
@@ -42,33 +44,6 @@ _VARIABLE = re.compile(r"\$(\w+)")
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Backend-specific settings that change the environment in which a program runs: those of
 RADICAL-Pilot, and `container` of any backend."""
-
-
-class Key(NamedTuple):
-    """Key of a task: its digest, and the parts from which the digest is computed.
-
-    Attributes:
-        digest: The digest of `parts`, `code` and `paths`. See `Keys.digest`.
-        parts: The parts of the key except `code`, as text (see `as_text`): the name of each part,
-            which messages contain, and its digest. Small values, such as numbers, are included
-            instead of their digests.
-        code: The digest of the function's code and of everything that the code uses (see
-            `Keys.codes`); `None` for a command, a callable object, or a task with a `version`.
-        paths: The strings and paths in the arguments that may name files, each with the digest
-            of its file, or `None` if there is no readable file.
-        watched: The parts of the key that must not change until the task has ended, by name: the
-            task's input files, the environment variables that a command inherits, and the parts of
-            `arguments`.
-        arguments: The arguments that a function in this process may change in place, by the names
-            of their parts.
-    """
-
-    digest: bytes
-    parts: str
-    code: bytes | None
-    paths: Mapping[str, bytes | None]
-    watched: Mapping[str, str]
-    arguments: Mapping[str, object]
 
 
 class _Known(NamedTuple):
@@ -102,6 +77,41 @@ class _Known(NamedTuple):
         )
 
 
+class Key(NamedTuple):
+    """Key of a task: its digest, and the parts from which the digest is computed.
+
+    Attributes:
+        digest: The digest of `parts`, `code` and `paths`. See `Keys.digest`.
+        parts: The parts of the key except `code`, as text (see `as_text`): the name of each part,
+            which messages contain, and its digest. Small values, such as numbers, are included
+            instead of their digests.
+        code: The digest of the function's code and of everything that the code uses (see
+            `Keys.codes`); `None` for a command, a callable object, or a task with a `version`.
+        paths: The strings and paths in the arguments that may name files, each with the digest
+            of its file, or `None` if there is no readable file.
+        watched: The parts of the key that must not change until the task has ended, by name: the
+            task's input files, the environment variables that a command inherits, and the parts of
+            `arguments`.
+        arguments: The arguments that a function in this process may change in place, the object
+            whose method it is, and the values around a function with a `version`, by the names of
+            their parts.
+        generators: The random number generators among the arguments of a function in this process,
+            by the names of their parts. They are not in `arguments`.
+        function: The function that `code` represents, if it runs in this process.
+        used: What `code` represents, if the function runs in this process.
+    """
+
+    digest: bytes
+    parts: str
+    code: bytes | None
+    paths: Mapping[str, bytes | None]
+    watched: Mapping[str, str]
+    arguments: Mapping[str, object]
+    generators: Mapping[str, object] = MappingProxyType({})
+    function: Any = None
+    used: _Known | None = None
+
+
 def as_text(parts: Mapping[str, object]) -> str:
     """Return parts as text that `ast.literal_eval` reads, and that is the same in each run.
 
@@ -125,7 +135,7 @@ class Keys:
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
-    _checked: set[int] = field(default_factory=set)
+    _checked: dict[int, tuple[_Known, bool]] = field(default_factory=dict)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
 
     def __post_init__(self) -> None:
@@ -176,15 +186,15 @@ class Keys:
             for text in texts:
                 found.path(text)
         else:
-            function = _taken_apart(task["function"], found, parts)
+            function = _taken_apart(task["function"], found, parts, shared)
         for number, value in enumerate(task["args"], 1):
             parts[f"argument {number}"] = found.value(value)
-            if type(value) not in _IMMUTABLE and not is_generator(value):
+            if type(value) not in _IMMUTABLE:
                 shared[f"argument {number}"] = value
         for name, value in sorted(task["kwargs"].items()):
             shown = name if name.isidentifier() else repr(name)  # not taken for a position
             parts[f"argument {shown}"] = found.value(value)
-            if type(value) not in _IMMUTABLE and not is_generator(value):
+            if type(value) not in _IMMUTABLE:
                 shared[f"argument {shown}"] = value
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
@@ -192,11 +202,12 @@ class Keys:
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
-            found.versioned(function, parts)
+            shared.update(found.versioned(function, parts))
         elif isinstance(function, _CODE):
             code = self._code(function)
         elif function is not None:
             parts["function"] = found.value(function)
+            shared["function"] = function
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
         for name in ("environment", "cwd", "stdin", *SETTINGS):
@@ -213,8 +224,12 @@ class Keys:
         if inherited is not None:
             parts[_VARIABLES] = inherited
         elsewhere = found.set_here or used.set_here or inherited is not None
-        if elsewhere and not task.get("shares_memory", True):
+        on_workers = not task.get("shares_memory", True)
+        if elsewhere and on_workers:
             parts["values of modules"] = "as a worker imports them"
+        generators = {name: value for name, value in shared.items() if is_generator(value)}
+        if generators and on_workers:
+            parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
@@ -222,10 +237,15 @@ class Keys:
         if task["function"] is None and _VARIABLES in parts:
             watched[_VARIABLES] = parts[_VARIABLES]
         if not task.get("shares_memory", False):
-            shared = {}  # it receives copies
+            shared = generators = {}  # it receives copies
         watched.update((name, parts[name]) for name in shared)
+        if generators:
+            shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
-        return Key(digest, text, code, found.paths, watched, shared)
+        if code is None or not task.get("shares_memory", False):
+            return Key(digest, text, code, found.paths, watched, shared, generators)
+        known = self._functions[function]
+        return Key(digest, text, code, found.paths, watched, shared, generators, function, known)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key, computed from its parts, code digest and files.
@@ -339,25 +359,59 @@ class Keys:
                     "may have inherited either value; pass environment={...} to the task instead"
                 )
 
-    def require_same_arguments(self, task: Mapping[str, Any], key: Key) -> None:
-        """Raise an error if a function has changed its arguments since its key was computed.
+    def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:
+        """Raise an error if values that a function in this process uses have changed meanwhile.
+
+        These are its arguments, and its code with all values in its closure, its defaults and the
+        globals that it reads. A function that changes them has an effect that is not repeated when
+        its result is reused; if something else changes them, it may have used either value.
 
         Args:
             task: The task's description.
             key: The task's key.
 
         Raises:
-            UnhashableError: An argument has changed.
+            UnhashableError: A value has changed since the key was computed.
         """
+        used = key.used
+        is_same = used is None or (used.is_current() and self._is_unchanged(used))
+        if used is not None and not is_same and self._code(key.function) != key.code:
+            before, now = used.found.parts, self._functions[key.function].found.parts
+            names = [name for name in now if now[name] != before.get(name)]
+            what = min(names, default="a value that it uses", key=len)
+            raise UnhashableError(_changed_in_place(what))
+        if not key.arguments:
+            return
         self._fingerprint.begin(task.get("sandbox") or "")
         for name, value in key.arguments.items():
             if self._fingerprint.value(value) != key.watched[name]:
-                word = name.removeprefix("argument ")
-                shown = argument_name(task["function"], int(word) - 1 if word.isdigit() else word)
-                raise UnhashableError(
-                    f"its {shown} changed in place while it waited or ran; copy what the function "
-                    "changes"
-                )
+                raise UnhashableError(_changed_in_place(_shown(task["function"], name)))
+
+    def advanced(self, key: Key) -> dict[str, object]:
+        """Return the random number generators that a function has advanced, by their names."""
+        self._fingerprint.begin()
+        digest, was = self._fingerprint.value, key.watched
+        return {name: each for name, each in key.generators.items() if digest(each) != was[name]}
+
+    def can_advance(self, key: Key, advanced: Mapping[str, object]) -> bool:
+        """Return True if the generators of a call can be given the states of others.
+
+        They cannot if a generator has more state than `set_state` sets, such as the number of
+        generators spawned from it.
+
+        Args:
+            key: The key of the call.
+            advanced: The generators that have these states, by their names in the key.
+        """
+        self._fingerprint.begin()
+        digest = self._fingerprint.value
+        for name, other in advanced.items():
+            if name in key.generators:
+                trial = copy.deepcopy(key.generators[name])
+                set_state(trial, other)
+                if digest(trial) != digest(other):
+                    return False
+        return True
 
     def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
         """Return the digest of the environment variables that the program has changed.
@@ -391,10 +445,9 @@ class Keys:
 
         They are compared only once per batch.
         """
-        if id(known) in self._checked:
-            return True
-        self._checked.add(id(known))
-        return known.found.is_unchanged()
+        if id(known) not in self._checked:
+            self._checked[id(known)] = known, known.found.is_unchanged()
+        return self._checked[id(known)][1]
 
     def _looked_at(self, function: Any) -> _Known:
         found = CodeFingerprint(self.program)
@@ -467,17 +520,22 @@ def require_not_changed(
             )
 
 
-def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
+def _taken_apart(
+    function: Any, found: CodeFingerprint, parts: dict[str, str], shared: dict[str, object]
+) -> Any:
     """Return the function inside a method, a `partial` or a library's wrapper.
 
-    Add everything else, such as the arguments of the `partial`, to `parts`.
+    Add everything else, such as the arguments of the `partial`, to `parts`, and values that may
+    change to `shared`.
     """
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):
-            parts[part] = found.value((function.args, function.keywords))
+            shared[part] = function.args, function.keywords
+            parts[part] = found.value(shared[part])
             function = function.func
         elif isinstance(function, types.MethodType):
+            shared[part] = function.__self__
             parts[part] = found.value(function.__self__)
             function = function.__func__
         else:
@@ -487,3 +545,20 @@ def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -
             parts[part] = type(function).__qualname__
             function = wrapped
     return function
+
+
+def _changed_in_place(what: str) -> str:
+    return (
+        f"{what} changed in place while it waited or ran, which a reused result would not repeat; "
+        "let the function change a copy and return it"
+    )
+
+
+def _shown(function: Any, part: str) -> str:
+    """Return the name of a value that a call receives, for messages."""
+    kind, _, word = part.partition(" ")
+    if kind == "argument":
+        return f"its {argument_name(function, int(word) - 1 if word.isdigit() else word)}"
+    if kind == "around" and isinstance(function, types.MethodType):
+        return f"the {type(function.__self__).__name__} object whose method it is"
+    return "an argument of its functools.partial" if kind == "around" else part

@@ -20,6 +20,7 @@ from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
+from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import dumps
 from rhapsody.staging.outputs import leads_into
@@ -101,6 +102,9 @@ class Journal:
         self._identities: Counter[bytes] = Counter()
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
+        self._drawing: dict[int, set[str]] = {}  # calls in progress, by the id of their generator
+        self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
+        self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._failed = False
 
     @property
@@ -143,8 +147,18 @@ class Journal:
     async def rhapsody_lookup_results(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None]:
-        """Find the results of the same calls in earlier runs."""
-        return await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
+        """Find the results of the same calls in earlier runs.
+
+        Generators in the arguments of reused calls are advanced as the calls had advanced them.
+
+        Returns:
+            For each task, its recorded result, or `None` if it runs.
+        """
+        found = await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
+        advances, self._advances = self._advances, []
+        for generator, other in advances:
+            set_state(generator, other)
+        return found
 
     @hookimpl
     async def rhapsody_record_results(
@@ -258,6 +272,11 @@ class Journal:
                     self._readers.setdefault(path, {})[call] = name
             if found is not None and not (found.files and found.files.missing):
                 return found
+        for generator in key.generators.values():
+            calls = self._drawing.setdefault(id(generator), set())
+            calls.add(call)
+            if len(calls) > 1:
+                self._mixed |= calls
         self._calls[call] = key, number, why
         if found is None and name not in self._again:
             task["identity"] = identity
@@ -316,7 +335,10 @@ class Journal:
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
             content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
-            value, stdout, stderr, exit_code = content
+            value, stdout, stderr, exit_code, *more = content
+            advanced: dict[str, object] = more[0] if more else {}
+            if advanced and not self._keys.can_advance(key, advanced):
+                return None, "a random number generator cannot be advanced as the task did"
         except JournalError as error:
             log.warning("task %r runs again: %s", name, error)
             return None, str(error)
@@ -327,6 +349,8 @@ class Journal:
             log.warning("task %r runs again: %s", name, why)
             return None, why
         found = Recorded(value, files, stdout, stderr, exit_code)
+        for name in advanced.keys() & key.generators.keys():
+            self._advances.append((key.generators[name], advanced[name]))
         if noted is None or files is None or not files.missing:
             self._store.used[recording] = 0
             return found, None
@@ -338,6 +362,7 @@ class Journal:
         refused: dict[str, Exception] = {}
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
+        self._keys.begin()
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
                 if record.makes_again is not None:
@@ -427,13 +452,20 @@ class Journal:
         task = record.task
         key, number, why = call
         digest, paths = key.digest, key.paths
-        packed = self._packed(record)
+        advanced = self._advanced(key, _call(record.task["uid"])) if key.generators else {}
+        packed = None if advanced is None else self._packed(record, advanced)
+        if advanced is None:
+            self._refuse(
+                task["name"],
+                "other tasks received its random number generator at the same time; give each task "
+                "its own, such as numpy.random.default_rng(0).spawn(n)",
+            )
         if packed is None:
             return None
         try:
             files = self._files_of(record)
-            if key.arguments:
-                self._keys.require_same_arguments(task, key)
+            if key.arguments or key.used is not None:
+                self._keys.require_same_values(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if paths and (now := self._keys.files(paths)) != paths:
@@ -447,9 +479,20 @@ class Journal:
         name, uid, parts = task["name"], record.uid, _with_files(key.parts, paths)
         return Recording(digest, number, name, uid, parts, key.code, files, why, packed)
 
-    def _packed(self, record: Record) -> bytes | None:
+    def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
+        """Return the generators that a call has advanced; `None` if others had them meanwhile."""
+        for number in map(id, key.generators.values()):
+            self._drawing[number].discard(call)
+            if not self._drawing[number]:
+                del self._drawing[number]
+        advanced = self._keys.advanced(key)
+        return None if advanced and call in self._mixed else advanced
+
+    def _packed(self, record: Record, advanced: Mapping[str, object]) -> bytes | None:
         name, packed = record.task["name"], b""
-        value = record.value, record.stdout, record.stderr, record.exit_code
+        value: tuple[object, ...] = record.value, record.stdout, record.stderr, record.exit_code
+        if advanced:
+            value += (advanced,)
         largest = self._largest
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large

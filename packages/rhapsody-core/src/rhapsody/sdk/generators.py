@@ -50,6 +50,17 @@ def _is_generator(kind: type) -> bool:
     return False
 
 
+def set_state(generator: Any, other: Any) -> None:
+    """Set the state of a random number generator to that of another one of its kind."""
+    if isinstance(generator, random.Random):
+        generator.setstate(other.getstate())
+    elif hasattr(generator, "set_state"):  # `RandomState`, and generators of PyTorch
+        generator.set_state(other.get_state())
+    else:
+        bits = getattr(generator, "bit_generator", generator)
+        bits.state = getattr(other, "bit_generator", other).state
+
+
 class CapturedGenerator(NamedTuple):
     """Random number generator that is sent to a worker together with a function.
 
