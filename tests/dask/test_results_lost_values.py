@@ -30,12 +30,18 @@ def _use(value: int, more: int) -> int:
     return value + more
 
 
-async def _lose(flow: WorkflowEngine, made: Any) -> None:
-    """Kill each worker that has a value."""
+async def _lose(flow: WorkflowEngine, *futures: Any) -> None:
+    """Kill each worker that has one of these values."""
     backend: Any = flow.backend
-    (key,) = [key for key in await backend.client.who_has() if made.uid in key]
-    holders = [*(await backend.client.who_has())[key]]
-    for pid in (await backend.client.run(os.getpid, workers=holders)).values():
+    held = (await backend.client.who_has()).items()
+    holders = {
+        worker
+        for key, workers in held
+        for worker in workers
+        if any(future.uid in key for future in futures)
+    }
+    assert holders
+    for pid in (await backend.client.run(os.getpid, workers=[*holders])).values():
         os.kill(pid, signal.SIGKILL)
 
 
@@ -53,12 +59,27 @@ async def test_a_value_lost_with_its_worker_is_recomputed(
     assert trace.read_text() == "xx"
 
 
-async def test_a_value_is_lost_if_its_next_worker_dies_too(
+async def test_a_value_lost_several_times_is_computed_again_while_retries_are_left(
     mortal: WorkflowEngine, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     use = mortal.function_task(_use)
-    made = mortal.function_task(_make)(str(trace), 100)
+    made = mortal.function_task(_make)(str(trace), 4)
+    middle = use(made, 10)
+    assert await use(middle, 100) == 111
+    await _lose(mortal, made, middle)
+    assert await use(middle, 100) == 114
+    assert await made == 4
+    assert trace.read_text() == "xxxx"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_value_is_lost_if_no_retries_are_left(
+    mortal: WorkflowEngine, tmp_path: Path, retries: int
+) -> None:
+    trace = tmp_path / "trace"
+    use = mortal.function_task(_use)
+    made = mortal.function_task(lost_retries=retries)(_make)(str(trace), 100)
     assert await use(made, 1) == 2
     await _lose(mortal, made)
     with pytest.raises(DependencyFailureError) as caught:
@@ -66,4 +87,4 @@ async def test_a_value_is_lost_if_its_next_worker_dies_too(
     assert isinstance(caught.value.root_cause, TaskLostError)
     with pytest.raises(TaskLostError):
         await made
-    assert trace.read_text() == "xx"
+    assert trace.read_text() == "xx" + retries * "x"

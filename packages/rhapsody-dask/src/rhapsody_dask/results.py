@@ -8,6 +8,7 @@ A value that other tasks use stays on Dask's workers, and is fetched only if the
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from rhapsody.sdk import Readiness, add_note, call_ready, in_thread, unpack_erro
 from rhapsody_dask.files import log_left_out, write_back
 from rhapsody_dask.task import Call
 from rhapsody_dask.values import Shared
+from rhapsody_dask.worker.entry import recompute
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -31,6 +33,8 @@ from rhapsody_dask.worker.messages import (
     unpack,
     writable,
 )
+
+log: logging.Logger = logging.getLogger(__name__)
 
 RUNNING = "executing"
 ENDS = ("finished", "error", "cancelled")
@@ -254,6 +258,7 @@ class Results:
             task["interval"] = interval
         self._held[call.uid] = held
         self.settle(call, DONE)
+        call.lost_retries = task.get("lost_retries", 0)
         # The engine has its own description, and arguments may be large.
         kept = {key: task[key] for key in ("uid", "name", "function")}
         call.task = cast("TaskDescription", kept)
@@ -263,14 +268,17 @@ class Results:
         former = call.task
         call.task = former.copy()  # the engine may fetch the value again
         try:
+            if call.error is None or self._may_recompute(call, call.error):
+                call.waiter = self._loop.create_future()
+                self.calls[call.key] = call
+                self.require_running()
+                if call.error is None:
+                    self.fetch(call.key)
+                else:
+                    self._lost(call, call.error)
+                await call.waiter
             if call.error is not None:
                 call.task["exception"] = call.error
-                return call.task
-            call.waiter = self._loop.create_future()
-            self.calls[call.key] = call
-            self.require_running()
-            self.fetch(call.key)
-            await call.waiter
             return call.task
         finally:
             call.waiter, call.task = None, former
@@ -279,11 +287,34 @@ class Results:
     @staticmethod
     def _wake(call: Call) -> None:
         """Wake the coroutine that waits for a task's value, which has arrived or was lost."""
-        if call.waiter is not None:
-            if call.error is not None:
-                call.task["exception"] = call.error
-            if not call.waiter.done():
-                call.waiter.set_result(None)
+        if call.waiter is not None and not call.waiter.done():
+            call.waiter.set_result(None)
+
+    @staticmethod
+    def _may_recompute(call: Call, error: BaseException) -> bool:
+        lost = isinstance(error, TaskLostError | ReferenceLostError)
+        return lost and call.lost_retries > 0
+
+    def _lost(self, call: Call, error: BaseException) -> None:
+        """Fail a task that was lost. If its held value is being fetched, compute it again."""
+        if call.waiter is None or not self._may_recompute(call, error):
+            self.fail(call, error)
+            return
+        call.lost_retries -= 1
+        call.error = None
+        log.warning(
+            "%s: its value was lost with its worker; computing it again (lost_retries left: %d)",
+            call, call.lost_retries,
+        )  # fmt: skip
+        self._background.start(self._recompute(call, error))
+
+    async def _recompute(self, call: Call, error: BaseException) -> None:
+        """Let Dask compute a held value again. An event announces the result."""
+        found = False
+        with suppress(OSError):  # the client reports the loss of the connection
+            found = await self.client.run_on_scheduler(recompute, call.key)
+        if not found and self.calls.get(call.key) is call:
+            self.fail(call, error)
 
     def release_held(self, call: Call) -> None:
         """Release the large arguments of a task whose value is no longer held, on any thread."""
@@ -318,7 +349,7 @@ class Results:
         If the task has ended and its value is held, mark the value as lost.
         """
         if key in self.calls:
-            self.fail(self.calls[key], reference_lost(self.calls[key]))
+            self._lost(self.calls[key], reference_lost(self.calls[key]))
             return
         for call in [held.call for held in self._held.values() if held.call.key == key]:
             message = f"the value of {call} was lost with the worker that held it"
@@ -345,17 +376,18 @@ class Results:
         from distributed import KilledWorker
 
         error = await call.future.exception()
-        if self.calls.get(call.key) is not call:
-            return
+        if self.calls.get(call.key) is not call or (call.waiter and error in (None, call.loss)):
+            return  # the value is being computed again
+        call.loss = error if call.waiter else None
         if call.future.status == "cancelled":  # the workers were restarted meanwhile
             self.dropped(call)
         elif call.references and _is_of_another(call, error):
-            self.fail(call, reference_lost(call))
+            self._lost(call, reference_lost(call))
         elif isinstance(error, TaskRaised):
             self.receive(call, error.reply)
         elif isinstance(error, KilledWorker):
             worker = getattr(error.last_worker, "address", "of unknown address")
-            self.fail(call, worker_lost(call, worker))
+            self._lost(call, worker_lost(call, worker))
         else:
             problem = BackendError(f"Dask could not run {call}: {error!r}")
             problem.__cause__ = error

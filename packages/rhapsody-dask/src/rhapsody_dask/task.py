@@ -220,6 +220,9 @@ class Call:
             for a callable `ready`.
         waiter: The future that is set when the task's held value has arrived or was lost; `None`
             unless the value is being fetched.
+        lost_retries: Number of times that the task's held value may be computed again after Dask
+            has failed to do so.
+        loss: The last error of Dask after which the held value was computed again.
     """
 
     task: TaskDescription
@@ -244,6 +247,8 @@ class Call:
     token: str | None = None
     watchers: list[asyncio.Task[None]] = field(default_factory=list)
     waiter: asyncio.Future[None] | None = None
+    lost_retries: int = 0
+    loss: BaseException | None = None
 
     def __post_init__(self, session: str) -> None:
         self.uid = self.task["uid"]

@@ -49,6 +49,30 @@ def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
     return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
 
 
+def recompute(key: str, dask_scheduler: Any) -> bool:
+    """Let Dask compute a value again that was lost with its workers.
+
+    Dask gives a value up if a worker is lost that recomputes it or a value that it depends on.
+    Called through `Client.run_on_scheduler`.
+
+    Returns:
+        True unless the scheduler has forgotten the task.
+    """
+    if key not in dask_scheduler.tasks:
+        return False
+    lost, todo = {}, [dask_scheduler.tasks[key]]
+    while todo:
+        task = todo.pop()
+        if task.state in ("erred", "released", "waiting") and task.key not in lost:
+            lost[task.key] = task
+            todo += task.dependencies
+    dask_scheduler.stimulus_retry([task.key for task in lost.values() if task.state == "erred"])
+    # Dask does not continue with tasks that it released when their dependency had failed.
+    released = [task.key for task in lost.values() if task.state == "released"]
+    dask_scheduler.transitions(dict.fromkeys(released, "waiting"), f"recompute-{key}")
+    return True
+
+
 def has_dashboard(dask_scheduler: Any) -> bool:
     """Return True if a scheduler serves a dashboard.
 
