@@ -301,6 +301,38 @@ def test_it_is_no_option_of_the_engine(run: Run) -> None:
     check_mistake(run(MAIN, "-e", "dry_run=true"), "-e dry_run: use --dry-run")
 
 
+SERVED = """
+from rhapsody import InputFile
+
+async def main(flow):
+    @flow.executable_task(service=True, ready="stdout:(listening)")
+    def serve(model):
+        return f": {model}; echo listening; exec sleep 60"
+
+    @flow.function_task
+    def ask(host, number):
+        return number
+
+    service = serve(InputFile("model.txt"))
+    for future in [ask(service, 1), ask(service, 2)]:
+        await future
+"""
+
+
+def test_with_resume_it_compares_services(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.txt").write_text("one")
+    assert run(SERVED).returncode == 0
+
+    def previewed() -> list[str]:
+        lines = run(SERVED, "--dry-run", "--resume").stdout.splitlines()[1:]
+        return [line.split(maxsplit=3)[3] for line in lines]
+
+    assert previewed() == ["runs", "reused", "reused"]
+    (tmp_path / "model.txt").write_text("two")
+    changed = "runs: service 'serve': input file model.txt changed"
+    assert previewed() == ["runs", changed, changed]
+
+
 PREVIEWED = """
 from helpers import scale
 from rhapsody import InputFile, OutputFile

@@ -579,7 +579,14 @@ async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecord
     journal = Journal(here / "run.sqlite", here)
     task: Any = described(len, *([str(data)] if kind == "argument" else []))
     inputs = {} if kind == "argument" else {"in.txt": str(data)}
-    looked_up: Any = {**task, "settings": {}, "inputs": inputs, "implicit": (), "texts": ()}
+    looked_up: Any = {
+        **task,
+        "settings": {},
+        "inputs": inputs,
+        "implicit": (),
+        "services": (),
+        "texts": (),
+    }
     assert await journal.rhapsody_lookup_results([looked_up]) == [None]
     data.write_text("two")
     await journal.rhapsody_record_results([Record("task.000001", task, 1, inputs=inputs)])

@@ -121,6 +121,8 @@ class DryRun:
         journal = self._recorded.journal
         found = None if journal is None else await journal.preview(list(asked.values()))
         for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
+            if task["is_service"]:  # it always runs, but the tasks that use it need not
+                continue
             uid = future_uid(task)
             verdicts[uid], results[number] = verdict, result
             if result is not None and result.files is not None:
@@ -128,7 +130,7 @@ class DryRun:
                     self._missing[result.files.paths[name]] = uid, task["inputs"].values()
         for task in tasks:
             uid = future_uid(task)
-            if verdicts.get(uid, "").startswith("runs"):
+            if verdicts.get(uid, "runs").startswith("runs"):
                 self._regenerate(verdicts, uid, task["inputs"].values())
         return results
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
@@ -24,7 +24,6 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Values, is_service
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import WorkState
-from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
@@ -87,16 +86,17 @@ class Memoization:
     def look_up(self, record: TaskRecord) -> bool:
         """Start looking up the result of a task.
 
-        The following are not looked up: services; tasks with `cache=False`; retries; calls that are
-        repeated to recreate files; and pushed-down tasks, which were submitted before their inputs
-        existed (see `pushdown`). After a lookup, the task is completed with the recorded result or,
-        if there is none, queued again.
+        The following are not looked up: tasks with `cache=False`; retries; calls that are repeated
+        to recreate files; and pushed-down tasks, which were submitted before their inputs existed
+        (see `pushdown`). After a lookup, the task is completed with the recorded result or, if
+        there is none, queued again. A service is looked up only to let plugins examine what it
+        depends on, and always runs.
 
         Returns:
             True if a lookup was started.
         """
         settings = record.task.settings
-        if not self._hooks.lookup_results or settings.service or not settings.cache:
+        if not self._hooks.lookup_results or not (settings.cache or settings.service):
             return False
         if record.attempt != 1 or record.pushed:  # pushed: some arguments have no values here
             if record.pushed:
@@ -147,6 +147,9 @@ class Memoization:
             missing = []
             for record, result in zip(waiting, results, strict=True):
                 if record.state.work is not WorkState.READY:  # canceled during the lookup
+                    continue
+                if record.task.settings.service:
+                    missing.append(record)
                     continue
                 resolved = record.resolved if isinstance(result, Recorded) else None
                 if resolved and (changed := self._stager.changed_since_call(resolved)):
@@ -308,15 +311,20 @@ class Memoization:
             found["inputs"] = _inputs(record, record.found, self._stager)
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
-        services = [each for each in record.dependencies if is_service(each)]
+        services = _services(record)
+        found["services"] = [service._uid for service in services]
         if services:
             self._name_services(services, record, found)
+        if record.task.settings.service and record.task.kind == "executable":
+            found["function"] = record.task.function
+            stands_in = partial(_stands_in, services)
+            found["args"], found["kwargs"] = self._values.of(record, stands_in)
         return cast("LookupTask", found)
 
     def _name_services(
         self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
     ) -> None:
-        """Replace addresses of services with the services' calls in a description for a lookup.
+        """Replace addresses of services with the services' names in a description for a lookup.
 
         The addresses differ from run to run.
 
@@ -325,10 +333,11 @@ class Memoization:
             record: The task.
             found: The description, which is changed in place.
         """
+        stands_in = partial(_stands_in, services)
         if record.task.kind != "executable":
-            found["args"], found["kwargs"] = self._values.of(record, self._stands_in)
+            found["args"], found["kwargs"] = self._values.of(record, stands_in)
             return
-        found["args"] = tuple(map(self._stands_in, services))
+        found["args"] = tuple(map(stands_in, services))
         addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
         # Shorter texts may occur in the command with other meanings.
         addresses = [text for text in addresses if len(text) > 3]
@@ -342,13 +351,6 @@ class Memoization:
         found["executable"] = named(found["executable"])
         if "arguments" in found:
             found["arguments"] = [named(word) for word in found["arguments"]]
-
-    def _stands_in(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
-        definition, record = cast("TaskFunction[Any, Any]", service._definition), service._node
-        called = (
-            self._values.of(record, self._stands_in) if isinstance(record, TaskRecord) else None
-        )
-        return "service", definition.name, definition.function, called
 
     async def _hold(
         self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
@@ -375,6 +377,31 @@ class Memoization:
                     self._scheduler.fail(record, refused[record])
                 else:
                     self._scheduler.reveal(record, value)
+
+
+def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
+    """Yield a task and the blocks that it was called in, innermost first."""
+    caller: TaskRecord | None = record
+    while caller is not None:
+        yield caller
+        caller = caller.parent
+
+
+def _services(record: TaskRecord) -> list[TaskFuture[Any]]:
+    """Return the services that a task, or a block that it was called in, depends on."""
+    found = [
+        future
+        for caller in _callers(record)
+        for future in caller.dependencies
+        if is_service(future)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _stands_in(
+    services: Sequence[TaskFuture[Any]], service: TaskFuture[Any]
+) -> tuple[str, str, int]:
+    return "service", service.name, services.index(service)
 
 
 def _refused(

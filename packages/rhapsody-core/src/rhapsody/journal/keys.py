@@ -34,6 +34,8 @@ _IMMUTABLE = frozenset((int, float, bool, str, bytes, type(None), complex, range
 
 _VARIABLES = "variables set by the program"
 
+_NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
+
 _REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
@@ -147,8 +149,12 @@ class Keys:
         settings: Mapping[str, Any],
         inputs: Mapping[str, str | None],
         texts: Sequence[str] = (),
+        more: Mapping[str, str] = _NO_PARTS,
     ) -> Key:
         """Return the key of a task.
+
+        The text of the command that a service runs is not part of its key, because it may contain a
+        port that differs from run to run. The function that returns the command is part of the key.
 
         Args:
             task: The task's description.
@@ -157,13 +163,14 @@ class Keys:
                 read on this machine.
             texts: The strings and paths among the arguments of an executable task, which may name
                 files.
+            more: Further parts of the key.
 
         Raises:
             UnhashableError: An argument or a value that the function uses has no digest, or an
                 input file cannot be read.
         """
         try:
-            return self._of(task, settings, inputs, texts)
+            return self._of(task, settings, inputs, texts, more)
         except UnhashableError:
             raise
         except Exception as error:  # any error raised by an object that is inspected
@@ -175,17 +182,18 @@ class Keys:
         settings: Mapping[str, Any],
         inputs: Mapping[str, str | None],
         texts: Sequence[str],
+        more: Mapping[str, str],
     ) -> Key:
         found = self._fingerprint
         found.begin(task.get("sandbox") or "")
-        parts = {"name": task["name"]}
+        parts = {"name": task["name"], **more}
         function = None
         shared: dict[str, object] = {}
-        if task["function"] is None:
+        if task["executable"] is not None:
             self._command(task, found, parts)
             for text in texts:
                 found.path(text)
-        else:
+        if task["function"] is not None:
             function = _taken_apart(task["function"], found, parts, shared)
         for number, value in enumerate(task["args"], 1):
             parts[f"argument {number}"] = found.value(value)
@@ -266,7 +274,10 @@ class Keys:
     def _command(
         self, task: Mapping[str, Any], found: CodeFingerprint, parts: dict[str, str]
     ) -> None:
-        """Add a command and the variables that it inherits to `parts`, and collect its files."""
+        """Add a command and the variables that it inherits to `parts`, and collect its files.
+
+        The command of a service is not added.
+        """
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         metadata = task["metadata"]
@@ -280,6 +291,8 @@ class Keys:
         if not sandbox and not task.get("cwd"):  # it runs in the current directory
             for word in words:
                 found.path(word)
+        if task["function"] is not None:  # a service, whose command may contain a free port
+            return
         if sandbox:
             words = [_without(sandbox, word) if sandbox in word else word for word in words]
         words = [self.program.portable(word) for word in words]
@@ -345,18 +358,28 @@ class Keys:
             UnhashableError: An input file has changed or cannot be read, or an environment variable
                 that a command inherits has changed.
         """
-        for name, path in inputs.items():
-            if self.program.content(name, path).hex() != before.get(f"input file {name}"):
-                raise UnhashableError(
-                    f"its input file {name!r} changed while the task waited or ran; run again when "
-                    "nothing writes to it, and declare files that the task writes as OutputFile"
-                )
+        self.require_same_inputs(inputs, before)
         if task["function"] is None:
             self._fingerprint.begin()
             if self._variables(task, self._fingerprint) != before.get(_VARIABLES):
                 raise UnhashableError(
                     "the program changed os.environ while the task waited or ran, so that the task "
                     "may have inherited either value; pass environment={...} to the task instead"
+                )
+
+    def require_same_inputs(
+        self, inputs: Mapping[str, str | None], before: Mapping[str, str]
+    ) -> None:
+        """Raise an error if input files have changed; see `require_unchanged`.
+
+        Raises:
+            UnhashableError: An input file has changed or cannot be read.
+        """
+        for name, path in inputs.items():
+            if self.program.content(name, path).hex() != before.get(f"input file {name}"):
+                raise UnhashableError(
+                    f"its input file {name!r} changed while the task waited or ran; run again when "
+                    "nothing writes to it, and declare files that the task writes as OutputFile"
                 )
 
     def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import pickle
@@ -11,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests, Outputs, has_files
@@ -33,6 +35,24 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 _Call = tuple[Key, int, str | None]
 """A call that may be recorded: its key, its number among the calls with that key, and the reason
 why an earlier result is not used (`None` if there is none)."""
+
+
+class _Service(NamedTuple):
+    """Service that was looked up.
+
+    Attributes:
+        name: The service's name.
+        key: The service's key when it was looked up; `None` if the service has none.
+        inputs: The paths of the service's input files by name.
+        parts: The parts of the keys of the tasks that use the service.
+        refused: The reason why the service has no key, or an empty string.
+    """
+
+    name: str
+    key: Key | None
+    inputs: Mapping[str, str | None] = MappingProxyType({})
+    parts: Mapping[str, str] = MappingProxyType({})
+    refused: str = ""
 
 
 class Journal:
@@ -96,6 +116,8 @@ class Journal:
         self._largest = largest
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
+        self._services: dict[str, _Service] = {}
+        self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
         self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
@@ -243,15 +265,16 @@ class Journal:
     def _look_up(self, task: LookupTask) -> Recorded | None:
         name, call = task["name"], _call(task["uid"])
         try:
-            if task["implicit"] and any(map(has_files, task["implicit"])):
-                raise UnhashableError(
-                    "it sees undeclared files that its dependencies left in their sandboxes; "
-                    "declare each file that it reads as an OutputFile of the task that writes it, "
-                    "and as an InputFile of this task"
-                )
-            key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
+            key = self._key(task)
         except UnhashableError as error:
-            self._refuse(name, str(error))
+            if task["is_service"]:
+                self._services[call] = _Service(name, None, refused=str(error))
+            else:
+                self._refuse(name, str(error))
+            return None
+        if task["is_service"]:
+            parts = self._parts_of_service(name, key)
+            self._services[call] = _Service(name, key, dict(task["inputs"]), parts)
             return None
         former = self._calls.pop(call, None)
         if former is None:
@@ -278,9 +301,64 @@ class Journal:
             if len(calls) > 1:
                 self._mixed |= calls
         self._calls[call] = key, number, why
+        if task["services"]:
+            self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
         if found is None and name not in self._again:
             task["identity"] = identity
         return found
+
+    def _key(self, task: LookupTask) -> Key:
+        """Return the key of a task or service.
+
+        Raises:
+            UnhashableError: The task has no key.
+        """
+        if task["implicit"] and any(map(has_files, task["implicit"])):
+            raise UnhashableError(
+                "it sees undeclared files that its dependencies left in their sandboxes; "
+                "declare each file that it reads as an OutputFile of the task that writes it, "
+                "and as an InputFile of this task"
+            )
+        more: dict[str, str] = {}
+        for number, uid in enumerate(task["services"]):
+            service = self._services.get(_call(uid))
+            if service is None:
+                raise UnhashableError(
+                    "it uses a service of an engine with another journal; start the service in the "
+                    "engine of the task"
+                )
+            if service.key is None:
+                raise UnhashableError(f"it uses service {service.name!r}: {service.refused}")
+            which = f" {number}" if number else ""
+            more |= {f"service{which} {part}": text for part, text in service.parts.items()}
+        return self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
+
+    def _parts_of_service(self, name: str, key: Key) -> dict[str, str]:
+        """Return the parts of a service's key as parts of the keys of the tasks that use it."""
+        parts = ast.literal_eval(key.parts)
+        del parts["name"]
+        if key.code is not None:
+            parts["code"] = key.code.hex()
+        portable = self._keys.program.portable
+        for path, digest in key.paths.items():
+            if digest is not None:
+                parts[f"file {portable(path)}"] = digest.hex()
+        return {f"{name!r}: {part}": text for part, text in parts.items()}
+
+    def _require_unchanged(self, services: Sequence[_Service]) -> None:
+        """Raise an error if the files of services have changed since the services started.
+
+        Raises:
+            UnhashableError: A file has changed.
+        """
+        for name, key, inputs, *_ in services:
+            if key is None:
+                continue
+            try:
+                self._keys.require_same_inputs(inputs, key.watched)
+                require_not_changed(key.paths, self._keys.files(key.paths))
+            except UnhashableError as error:
+                raise UnhashableError(f"it uses service {name!r}: {error}") from None
 
     def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
         """Return the identity of the next call with a key. See `TaskDescription`."""
@@ -374,9 +452,9 @@ class Journal:
                 if self._gone.pop(uid, None) is not None:  # it ran again: its files were missing
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(uid, None)
-                call = self._calls.pop(uid, None)
+                call, uses = self._calls.pop(uid, None), self._uses.pop(uid, ())
                 try:
-                    recording = None if call is None else self._recording(record, call)
+                    recording = None if call is None else self._recording(record, call, uses)
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # any error raised by its value or its files
@@ -447,7 +525,7 @@ class Journal:
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named)
 
-    def _recording(self, record: Record, call: _Call) -> Recording | None:
+    def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
         key, number, why = call
@@ -468,6 +546,8 @@ class Journal:
                 self._keys.require_same_values(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
+            if uses:
+                self._require_unchanged(uses)
             if paths and (now := self._keys.files(paths)) != paths:
                 require_not_changed(paths, now)  # files that it wrote are part of the key
                 paths = now

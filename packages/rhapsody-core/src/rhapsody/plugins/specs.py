@@ -538,14 +538,18 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """Description of a task whose result is looked up: a mapping with five additional keys.
+    """Description of a task whose result is looked up: a mapping with six additional keys.
 
     The plugin that records the task's result may set `identity`, which backends then receive.
 
-    A service among the arguments is replaced with `("service", name, function, (args, kwargs))`,
-    because its readiness information, such as a port, differs from run to run. For an executable,
-    `args` contains these tuples, and each piece of readiness information in the command is replaced
-    with its index between two NUL characters.
+    A service among the arguments is replaced with `("service", name, index)`, where `index` is its
+    index in `services`, because its readiness information, such as a port, differs from run to run.
+    For an executable, `args` contains these tuples, and each piece of readiness information in the
+    command is replaced with its index between two NUL characters.
+
+    A service is looked up before it starts, so that a plugin can examine what the service depends
+    on. It always runs. If it is an executable, `function` is the function that returns its command,
+    and `args` and `kwargs` are the arguments of this function.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
@@ -556,6 +560,8 @@ class LookupTask(TaskDescription):
             task receives; see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
         shares_memory: True if the task's backend runs functions in the process of the engine.
+        services: The uids of the services that the task, or a block that it was called in, depends
+            on. These services have been looked up before.
     """
 
     settings: Mapping[str, Any]
@@ -563,6 +569,7 @@ class LookupTask(TaskDescription):
     implicit: Sequence[str]
     texts: Sequence[str]
     shares_memory: bool
+    services: Sequence[str]
 
 
 class UsageError(RhapsodyError, ValueError):
@@ -755,8 +762,8 @@ def rhapsody_lookup_results(
 
     Called on the engine's loop with a batch of tasks that are about to be submitted; their input
     files are known but not linked yet. Each plugin receives only the tasks for which the plugins
-    before it have found no result. Services, tasks with `cache=False` and attempts after the first
-    are not looked up.
+    before it have found no result. Tasks with `cache=False` and attempts after the first are not
+    looked up. What is found for a service is ignored; see `LookupTask`.
 
     Args:
         engine: The engine.
