@@ -255,7 +255,15 @@ def test_gpus_may_be_named() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "gpus"),
-    [("", ()), ("0,1", ("0", "1")), ("2", ("2",)), ("-1", ()), ("1,-1,0", ("1",))],
+    [
+        ("", ()),
+        ("0,1", ("0", "1")),
+        ("2", ("2",)),
+        ("-1", ()),
+        ("1,-1,0", ("1",)),
+        ("NoDevFiles", ()),
+        ("GPU-1f, MIG-2a/1/0", ("GPU-1f", "MIG-2a/1/0")),
+    ],
 )
 def test_gpus_are_those_that_cuda_may_see(
     monkeypatch: pytest.MonkeyPatch, visible: str, gpus: tuple[str, ...]

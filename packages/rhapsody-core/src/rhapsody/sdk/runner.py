@@ -979,8 +979,8 @@ def limit_threads(cores: int) -> None:
     """Set the number of threads of numeric libraries that are already loaded; 0 changes nothing.
 
     Such libraries read their environment variables only when they are loaded. So the first call of
-    this function changes nothing, and later calls use threadpoolctl, which scikit-learn installs.
-    Without threadpoolctl, nothing is changed.
+    this function changes nothing, and later calls use threadpoolctl, which the extra
+    `rhapsody-core[threads]` installs. Without threadpoolctl, nothing is changed.
     """
     global _threads
     if cores == 0 or cores == _threads:

@@ -338,6 +338,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._next_short,
             self._withdrawn,
             self.grace,
+            self.machine.workers,
         )
         opening = asyncio.ensure_future(in_thread(self._processes.open))
         if await wait_through(opening, lambda: None):  # a half-open pool cannot be closed

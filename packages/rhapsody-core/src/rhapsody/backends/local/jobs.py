@@ -165,14 +165,17 @@ def available_memory() -> int | None:
     return min((limit for limit in limits if limit > 0), default=None)
 
 
+_DEVICE = re.compile(r"\d+$|GPU-|MIG-")
+"""Pattern of the valid entries of `CUDA_VISIBLE_DEVICES`: numbers and UUIDs."""
+
+
 def available_gpus() -> tuple[str, ...]:
     """Return the GPUs in `CUDA_VISIBLE_DEVICES`; if that is not set, all NVIDIA devices."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         devices = [device.strip() for device in visible.split(",")]
-        # Like CUDA, ignore all entries from the first invalid one on, such as -1.
-        invalid = next((i for i, device in enumerate(devices) if device in ("", "-1")), None)
-        return tuple(devices[:invalid])
+        # Like CUDA, ignore all entries from the first invalid one on, such as -1 or NoDevFiles.
+        return tuple(itertools.takewhile(_DEVICE.match, devices))
     numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in DEVICES.glob("nvidia*"))
     return tuple(str(number) for number in sorted(int(match[1]) for match in numbers if match))
 

@@ -25,6 +25,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import zip_longest
 from queue import SimpleQueue
 
@@ -35,7 +36,12 @@ from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk.calls import call_spec
-from rhapsody.sdk.executables import memory_error, memory_group
+from rhapsody.sdk.executables import (
+    THREAD_COUNTS,
+    memory_error,
+    memory_group,
+    thread_count,
+)
 from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.processes import kill_groups
 from rhapsody.sdk.runner import CallResult, loads
@@ -78,6 +84,8 @@ class ProcessWorkers(JobRunner):
             otherwise `None`.
         withdrawn: Called with the jobs that were withdrawn from a worker, in order.
         grace: Number of seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
+        size: Number of workers, of which some may be idle, from which on a new worker replaces an
+            idle one.
     """
 
     announces = True
@@ -90,12 +98,16 @@ class ProcessWorkers(JobRunner):
         next_short: Callable[[Job], tuple[Job, bytearray] | None],
         withdrawn: Callable[[list[Job]], object],
         grace: float,
+        size: int,
     ) -> None:
         self._end = ended
         self._announced = announced
         self._next_short = next_short
         self._withdrawn = withdrawn
         self._grace = grace
+        self._size = size
+        # With threadpoolctl, a worker changes the number of threads of its libraries.
+        self._adjustable = find_spec("threadpoolctl") is not None
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
         self._seconds: float | None = None  # moving average of the duration of a call
@@ -289,11 +301,15 @@ class ProcessWorkers(JobRunner):
         """Send waiting calls to idle workers, and start a worker for each remaining call."""
         if self._stopping:
             return
-        while self._idle and (job := self._next()) is not None:
-            self._give(job, self._idle.pop())
+        while self._idle and (match := self._next()) is not None:
+            job, worker = match
+            self._idle.remove(worker)
+            self._give(job, worker)
         if self._cannot_start and self._busy():
             return
         for _ in range(len(self._waiting) - self._starting):
+            if self._idle and len(self._workers) + self._starting >= self._size:
+                self._idle.pop(0).finish(self._grace)
             self._starting += 1
             try:
                 start_thread(self._start, "rhapsody-starter")
@@ -304,15 +320,35 @@ class ProcessWorkers(JobRunner):
         """Return True if a worker is running a call."""
         return len(self._idle) < len(self._workers)
 
-    def _next(self) -> Job | None:
-        """Return the next waiting job that an idle worker can run, or `None`.
+    def _next(self) -> tuple[Job, Worker] | None:
+        """Return the next waiting job that an idle worker can run, and the worker, or `None`.
 
         Jobs that request GPUs need a new worker, because a process that has used CUDA cannot change
-        its devices.
+        its devices. So do jobs with another number of threads than the calls that the worker has
+        run, because numeric libraries read this number only when they are loaded.
         """
-        return next((job for job in self._waiting if not job.request.gpus), None)
+        for job in self._waiting:
+            if not job.request.gpus:
+                threads = self._threads(job)
+                for worker in reversed(self._idle):
+                    if worker.threads is None or worker.threads == threads:
+                        return job, worker
+        return None
+
+    def _threads(self, job: Job) -> object:
+        """Return the thread counts of a job's numeric libraries, as far as a worker is bound to it.
+
+        Jobs for which this is equal can run in the same worker.
+        """
+        variables = job.task.get("environment")
+        own = [variables.get(name) for name in THREAD_COUNTS] if variables else ()
+        if any(own):
+            return own
+        cores = thread_count(job.request.cores)
+        return -1 if cores and self._adjustable else cores
 
     def _give(self, job: Job, to: Worker) -> None:
+        to.threads = self._threads(job)
         self._send(job, self._waiting.pop(job), to)
         self._announced(job)
 

@@ -79,6 +79,8 @@ class Worker:
         since: The loop's time at which the current first item of `jobs` became the first.
         seconds: Average duration in seconds of the latest calls.
         over: True if the worker has ended or is being stopped.
+        threads: The thread counts of the calls so far; see `ProcessWorkers`. `None` if there were
+            none.
 
     Raises:
         OSError: The process could not be started, or was not ready in time.
@@ -90,6 +92,7 @@ class Worker:
         self.since: float = 0.0
         self.seconds: float = 0.0
         self.over: bool = False
+        self.threads: object = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
         self._modules: bytes | None = None  # the modules that were sent last
