@@ -103,6 +103,46 @@ async def test_several_inputs_with_one_name_are_part_of_the_key(here: Path) -> N
     assert ran(here) == ["command"] * 3 + ["function"] * 3
 
 
+async def test_a_function_may_use_the_path_of_its_input(here: Path) -> None:
+    samples = ["S1", "S2"]
+    for sample in samples:
+        (here / sample).mkdir()
+        (here / sample / "config.txt").write_text("equal\n")
+
+    async def program(flow: WorkflowEngine) -> Any:
+        run = command(flow, here)
+
+        @flow.function_task
+        def name(config: InputFile) -> str:
+            return Path(config).parent.name
+
+        @flow.function_task
+        def names(config: InputFile, table: OutputFile) -> str:
+            Path(table).write_text("")
+            return Path(config).resolve().parent.name
+
+        @flow.function_task
+        def length(made: InputFile) -> int:
+            return len(Path(made).read_text())
+
+        calls: list[Any] = []
+        for sample in samples:
+            config = InputFile(f"{sample}/config.txt")
+            made = run("copy", "cat config.txt > made.txt", config, OutputFile("made.txt"))
+            table = OutputFile(f"{sample}/table.txt")
+            calls += [name(config), names(config, table), length(made.file("made.txt"))]
+        return await asyncio.gather(*calls), flow.stats.recorded
+
+    assert await broken_off(program) == (["S1", "S1", 6, "S2", "S2", 6], 0)
+    assert await broken_off(program) == (["S1", "S1", 6, "S2", "S2", 6], 8)
+    samples.remove("S1")
+    assert await broken_off(program) == (["S2", "S2", 6], 4)
+    (here / "S2").rename(here / "S3")
+    samples[:] = ["S3"]
+    assert await broken_off(program) == (["S3", "S3", 6], 2)
+    assert ran(here) == ["copy"] * 2
+
+
 async def test_a_task_that_changes_a_copy_of_its_input_is_recorded(here: Path) -> None:
     (here / "raw.txt").write_text("raw\n")
 

@@ -240,6 +240,24 @@ def test_input_files_count_by_their_content(keys: Keys, tmp_path: Path) -> None:
             digest(path)
 
 
+def test_the_path_of_an_input_file_counts_for_functions(tmp_path: Path) -> None:
+    def key(project: Path, path: str, **more: Any) -> bytes:
+        file = project / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one")
+        task = described(more.pop("function", work), **{"given": ["in.txt"], **more})
+        return keys_in(project).of(task, {}, {"in.txt": str(file)}).digest
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    seen = {key(one, "in.txt"), key(one, "a/in.txt"), key(one, "b/in.txt"), key(one, "../in.txt")}
+    assert len(seen) == 4
+    assert {key(two, "in.txt"), key(two, "a/in.txt"), key(two, "b/in.txt")} < seen
+    assert key(one, "in.txt") == key(one, "in.txt", given=())
+    assert key(one, "a/in.txt", given=()) == key(one, "b/in.txt", given=())
+    program: dict[str, Any] = {"function": None, "executable": "cat", "arguments": ["in.txt"]}
+    assert key(one, "a/in.txt", **program) == key(one, "b/in.txt", **program)
+
+
 def test_the_null_device_is_an_empty_input(keys: Keys, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(os.devnull)

@@ -305,10 +305,15 @@ class Memoization:
         found: Any = record.description.copy()
         found["settings"] = record.task.recording_settings
         found["inputs"] = record.input_paths()
+        found["given"] = () if record.resolved is None else record.resolved.given()
         found["implicit"], found["texts"] = (), record.texts()
         found["shares_memory"] = record.backend.shares_memory
         if record.found is not None and record.backend.dry:
-            found["inputs"] = _inputs(record, record.found, self._stager)
+            files = _origins(record, record.found, self._stager)
+            found["inputs"] = {name: _path_of(file) for name, file in files.items()}
+            found["given"] = [
+                name for name, file in files.items() if file.producer is None and file.url is None
+            ]
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
         services = _services(record)
@@ -415,18 +420,20 @@ def _refused(
     return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
 
 
-def _inputs(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str, str | None]:
-    """Return the paths of a task's input files by name. For dry runs, which link no files."""
+def _origins(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str, Origin]:
+    """Return the origins of a task's input files by name. For dry runs, which link no files."""
     task, sources, made_by = record.description, record.sources, outcomes(scan.producers)
     staged = stager.staged_names(task, scan.inputs, scan.outputs, sources, made_by)
     found: dict[str, Origin] = {}
     for file in scan.inputs:
         with suppress(DataError):  # it does not exist yet
             found |= stager.origins(task, [file], sources, made_by, staged)
-    return {
-        name: origin.path if origin.producer is None else origin.producer.path_of(origin.name)
-        for name, origin in found.items()
-    }
+    return found
+
+
+def _path_of(file: Origin) -> str | None:
+    """Return the path of an input file."""
+    return file.path if file.producer is None else file.producer.path_of(file.name)
 
 
 def _answers(results: object, number: int) -> bool:

@@ -218,6 +218,10 @@ class Keys:
             shared["function"] = function
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
+        for name in task.get("given", ()) if task["function"] is not None else ():
+            place = self.program.portable(inputs[name] or "")
+            if place != f"\0{os.sep}{name}":  # it is not in the program's directory
+                parts[f"path of input file {name}"] = place.removeprefix(f"\0{os.sep}")
         for name in ("environment", "cwd", "stdin", *SETTINGS):
             if task.get(name):
                 parts[name] = found.value(task[name])

@@ -566,6 +566,7 @@ class LookupTask(TaskDescription):
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, str | None]
+    given: Sequence[str]
     implicit: Sequence[str]
     texts: Sequence[str]
     shares_memory: bool

@@ -63,6 +63,8 @@ class InputPlace(NamedTuple):
         directory: True for a directory that a dependency created.
         state: The state of a file, with which a change is detected; `None` for a directory, or if
             this process cannot read the file.
+        given: True for a file or directory that the program names, and that no task of the engine
+            writes.
     """
 
     path: str | None
@@ -70,6 +72,7 @@ class InputPlace(NamedTuple):
     missing: AttemptInfo | None = None
     directory: bool = False
     state: FileState | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,10 @@ class Resolved:
         `None` marks inputs that this process cannot read.
         """
         return {name: place.path for name, place in self.places.items()}
+
+    def given(self) -> list[str]:
+        """Return the paths, in the sandbox, of the inputs that are neither made nor fetched."""
+        return [name for name, place in self.places.items() if place.given]
 
 
 def outcomes(producers: Mapping[int, Declaration]) -> dict[int, Written]:
@@ -803,7 +810,7 @@ class Stager:
                 coming[to] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[to] = InputPlace(path, state=state)
+                places[to] = InputPlace(path, state=state, given=True)
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
                 missing = producer if producer.make_again and place.path is None else None
