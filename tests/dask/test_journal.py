@@ -127,3 +127,68 @@ async def test_a_sweep_that_feeds_a_reduction_is_recorded(
             assert flow.stats.recorded == 4
         again.end("done")
     assert ran(tmp_path) == {"simulate": 4}
+
+
+async def test_relative_paths_are_not_recorded_if_workers_run_in_another_directory(
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pyproject.toml", "absolute.txt"):
+        (tmp_path / name).write_text("the program's\n")
+
+    async def run(backend: Any, name: str) -> tuple[list[str], int]:
+        async with WorkflowEngine.create(backend, journal="run.sqlite", resume=True) as flow:
+
+            @flow.function_task
+            def read(path: Any) -> str:
+                return Path(path).read_text()
+
+            paths = [name, str(tmp_path / "absolute.txt"), InputFile("absolute.txt")]
+            found = await asyncio.gather(*map(read, paths))
+            return found, flow.stats.recorded
+
+    async def on_dask() -> tuple[list[str], int]:
+        async with DaskExecutionBackend(cluster=cluster) as backend:
+            return await run(backend, "pyproject.toml")
+
+    async with asyncio.timeout(60):
+        (elsewhere, *others), recorded = await on_dask()
+        assert elsewhere != "the program's\n"
+        assert others == ["the program's\n"] * 2
+        assert not recorded
+        assert "'pyproject.toml' is a relative path" in caplog.text
+        assert await on_dask() == ([elsewhere, *others], 2)
+        assert await run(LocalExecutionBackend(), "pyproject.toml") == (["the program's\n"] * 3, 2)
+        assert await run(LocalExecutionBackend(), "pyproject.toml") == (["the program's\n"] * 3, 3)
+
+
+async def test_values_on_workers_are_not_recorded_either_if_a_path_was_relative(
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("the program's\n")
+    journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
+    async with asyncio.timeout(60):
+        async with WorkflowEngine.create(
+            DaskExecutionBackend(cluster=cluster), journal=journal
+        ) as flow:
+
+            @flow.function_task
+            def read(path: str) -> str:
+                time.sleep(0.05)  # longer than fetching the text
+                return Path(path).read_text()
+
+            @flow.function_task
+            def length(text: str) -> int:
+                return len(text)
+
+            assert await length(read("pyproject.toml")) > len("the program's\n")
+    journal.end("done")
+    assert not journal.kept
+    assert "'pyproject.toml' is a relative path" in caplog.text

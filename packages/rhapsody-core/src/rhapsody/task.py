@@ -320,6 +320,8 @@ class TaskDescription(_RequiredKeys, total=False):
         usage: The resources that the attempt has used. Set by the backend if known.
         interval: The times, in seconds since the epoch, at which the work started and ended.
             Set by the backend if its workers measure them.
+        directory: The current directory in which a function ran. Set by the backend if the
+            directory differs, or may differ, from that of the program.
         references: The uids of the tasks whose values `Reference` objects in `args` and `kwargs`
             stand for; only for backends with `unfinished_dependencies`.
         lost_retries: Number of times that the backend may recompute, after the loss of a worker,
@@ -357,6 +359,7 @@ class TaskDescription(_RequiredKeys, total=False):
     worker: str
     usage: Usage
     interval: tuple[float, float]
+    directory: str
     references: list[str]
     lost_retries: int
     held: HeldValue

@@ -149,12 +149,15 @@ class WorkerSetup(WorkerPlugin):
     def __init__(
         self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
     ) -> None:
+        from rhapsody_dask.worker.site import current_directory
+
         self.name: str = f"rhapsody-{session}"
         self.client: int | None = os.getpid() if own else None
         self.cargo = cargo
         self.session = session
         self.grace = grace
         self.notes = notes
+        self.directory: str = current_directory()
 
     def setup(self, worker: Any) -> None:
         """Prepare the worker to run the backend's tasks; called by Dask on the worker."""
@@ -165,7 +168,9 @@ class WorkerSetup(WorkerPlugin):
         if self.client is not None:
             leave_ctrl_c(self.client)
 
-        site = open_site(worker, self.session, self.grace, self.notes, client=self.client)
+        site = open_site(
+            worker, self.session, self.grace, self.notes, self.directory, client=self.client
+        )
         self.seceded: Callable[[str], None] = site.seceded
 
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:

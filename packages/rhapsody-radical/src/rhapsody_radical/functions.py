@@ -217,6 +217,7 @@ def unpack(reply: str | bytes, task: TaskDescription) -> BaseException | None:
         return error
     except ValueError as error:
         return BackendError(f"task {task['name']!r}: invalid result from a worker: {error}")
+    task["directory"] = task.get("sandbox") or f"that of the worker on {outcome.host}"
     return finish(task, outcome, call.load)
 
 

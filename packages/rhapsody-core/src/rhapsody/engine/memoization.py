@@ -222,8 +222,14 @@ class Memoization:
 
     async def _record_fetched(self, record: Record, task: Mapping[str, Any]) -> None:
         """Record a value that was fetched from its backend."""
+        described = record.task.copy()
+        if "directory" in task:
+            described["directory"] = task["directory"]
         found = record._replace(
-            value=task["return_value"], stdout=task.get("stdout"), stderr=task.get("stderr")
+            task=described,
+            value=task["return_value"],
+            stdout=task.get("stdout"),
+            stderr=task.get("stderr"),
         )
         for hook in self._hooks.record_results:
             result = self._hooks.call(hook, engine=self._engine, records=[found])

@@ -547,6 +547,24 @@ def require_not_changed(
             )
 
 
+def require_no_relative_paths(paths: Mapping[str, bytes | None], directory: str) -> None:
+    """Raise an error if an argument of a function that ran elsewhere is a file's relative path.
+
+    Args:
+        paths: See `Key.paths`.
+        directory: The current directory in which the function ran.
+
+    Raises:
+        UnhashableError: There is a relative path.
+    """
+    for path, digest in paths.items():
+        if digest is not None and not path.startswith(("/", "~", "$", "file:")):
+            raise UnhashableError(
+                f"its argument {path!r} is a relative path, and the function ran in another "
+                f"directory, {directory}; pass os.path.abspath({path!r}) or InputFile({path!r})"
+            )
+
+
 def _taken_apart(
     function: Any, found: CodeFingerprint, parts: dict[str, str], shared: dict[str, object]
 ) -> Any:

@@ -17,7 +17,13 @@ from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests, Outputs, has_files
-from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
+from rhapsody.journal.keys import (
+    Key,
+    Keys,
+    as_text,
+    require_no_relative_paths,
+    require_not_changed,
+)
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
@@ -548,6 +554,8 @@ class Journal:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if uses:
                 self._require_unchanged(uses)
+            if paths and "directory" in task:
+                require_no_relative_paths(paths, task["directory"])
             if paths and (now := self._keys.files(paths)) != paths:
                 require_not_changed(paths, now)  # files that it wrote are part of the key
                 paths = now

@@ -196,7 +196,7 @@ def _run(running: Running) -> Reply:
 
 
 def _call(running: Running) -> Reply:
-    order, sandbox = running.order, running.context.sandbox
+    site, order, sandbox = running.site, running.order, running.context.sandbox
     with (
         nullcontext() if order.modules is None else sent_modules().using(order.modules),
         _environment(running),
@@ -217,6 +217,8 @@ def _call(running: Running) -> Reply:
         more["usage"] = usage
     if sandbox is not None:
         more["sandbox"] = sandbox
+    if site.elsewhere is not None:
+        more["directory"] = site.elsewhere
     reply.more = more
     return reply
 

@@ -289,6 +289,10 @@ class Site:
         grace: Seconds between SIGTERM and SIGKILL.
         notes: The directory for notes about running attempts, or `None` to write none.
         gpus: The names of the GPUs that the worker may assign.
+        directory: The main program's current directory when the backend was started.
+
+    Attributes:
+        elsewhere: The worker's current directory if it is another one, otherwise `None`.
     """
 
     def __init__(
@@ -298,6 +302,7 @@ class Site:
         grace: float,
         notes: str | None = None,
         gpus: tuple[str, ...] = (),
+        directory: str = "",
     ) -> None:
         self.worker = worker
         self.session = session
@@ -311,6 +316,8 @@ class Site:
         self.gate: Gate = Gate(cores, gpus)
         self.waiting: WaitingLoop = WaitingLoop()
         self.notes: Notes | None = Notes(notes_of(notes, worker.address)) if notes else None
+        here = current_directory()
+        self.elsewhere: str | None = None if here == directory else here
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: dict[str, None] = {}  # oldest first
@@ -472,6 +479,7 @@ def open_site(
     session: str,
     grace: float,
     notes: str | None = None,
+    directory: str = "",
     *,
     client: int | None = None,
 ) -> Site:
@@ -482,6 +490,7 @@ def open_site(
         session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
         notes: The directory for notes about running attempts, or `None` to write none.
+        directory: The main program's current directory when the backend was started.
         client: The main program's process id, if it started this worker, so that all workers are
             on one machine and share its GPUs.
 
@@ -493,8 +502,16 @@ def open_site(
     gpus = _gpus(count, 0 if client is None else int(worker.name))  # LocalCluster counts them
     if gpus and client not in (None, os.getpid()):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # for functions
-    site = _sites[session, worker.address] = Site(worker, session, grace, notes, gpus)
+    site = _sites[session, worker.address] = Site(worker, session, grace, notes, gpus, directory)
     return site
+
+
+def current_directory() -> str:
+    """Return the current directory without links, or an empty string if it was removed."""
+    try:
+        return os.path.realpath(os.getcwd())
+    except FileNotFoundError:
+        return ""
 
 
 def close_site(worker: Worker, session: str) -> None:
