@@ -3,6 +3,11 @@
 A recording is a task's result in the journal. A lineage is a run together with all runs that
 resumed it, directly or indirectly; they share their recordings. Within a lineage, the n-th
 recording of a key belongs to the n-th call with that key.
+
+A run may do less than the runs before, or share the journal with other runs, so it leaves their
+recordings alone. A run that resumes takes over the recordings of all lineages that it may reuse.
+Recordings are removed if the same call was recorded again, if `--fresh` made them unusable, or if
+no run has used them for `KEPT_FOR`.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from rhapsody.errors import JournalError
 from rhapsody.journal.files import Stamp, on_network
 from rhapsody.journal.values import DIGEST_SIZE
 from rhapsody.staging.fsutil import FileLock, full_disk, state_of
-from rhapsody.staging.runs import BASE, program
+from rhapsody.staging.runs import BASE, NOTEBOOK, program
 
 T = TypeVar("T")
 
@@ -39,8 +44,11 @@ DIRECTORY = "journals"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite uses for a database, including the database itself."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the tables, stored as the database's `user_version`."""
+
+KEPT_FOR = 30 * 86_400.0
+"""Number of seconds for which a result that no run uses is kept."""
 
 BUSY_TIMEOUT = 30.0
 """Maximum number of seconds to wait while another process writes to the same journal."""
@@ -67,7 +75,8 @@ How = Literal["done", "failed", "interrupted"]
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
-    kept INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0
+    kept INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0,
+    fresh INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE refused (run INTEGER, name TEXT, why TEXT NOT NULL, PRIMARY KEY (run, name));
 CREATE TABLE recordings (
@@ -90,7 +99,7 @@ WITHOUT ROWID
 
 _EARLIER = """
 INSERT OR REPLACE INTO earlier
-SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY id
+SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY used, id
 """
 
 
@@ -113,6 +122,8 @@ class Run(NamedTuple):
             unknown which of the two is true.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
+        active: The time of the end or, if none is recorded, of the last recording.
+        fresh: True if the run ignored all earlier results on request.
     """
 
     number: int
@@ -121,6 +132,8 @@ class Run(NamedTuple):
     how: str | None
     kept: int
     reused: int
+    active: float
+    fresh: bool
 
 
 _STATUS_BY_LOCK = {"held": "running", "free": "killed", "left": "killed"}
@@ -135,10 +148,39 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     if not on_network(path.parent):
         for (number,) in unended:
             ends[number] = _STATUS_BY_LOCK.get(state_of(lock_of(path, number)))
-    rows = database.execute("SELECT id, lineage, began, how, kept, reused FROM runs ORDER BY id")
+    rows = database.execute(
+        "SELECT id, lineage, began, how, kept, reused, max(began, coalesce(ended, began)), fresh "
+        "FROM runs ORDER BY id"
+    )
     return [
-        Run(number, lineage, began, how or ends.get(number), kept, reused)
-        for number, lineage, began, how, kept, reused in rows
+        Run(number, lineage, began, how or ends.get(number), kept, reused, active, bool(fresh))
+        for number, lineage, began, how, kept, reused, active, fresh in rows
+    ]
+
+
+def _reusable(runs: Sequence[Run], *, unfinished: bool) -> list[int]:
+    """Return the lineages whose recordings a new run may reuse, oldest first.
+
+    Runs may overlap, so a run makes a lineage unusable only if the lineage was inactive before.
+
+    Args:
+        runs: All runs of the journal, oldest first.
+        unfinished: True for lineages whose last run did not succeed, and that were active after the
+            start of each run that succeeded; False for all lineages that were active after the
+            start of each run that ignored earlier results.
+    """
+    last: dict[int, Run] = {}
+    active: dict[int, float] = {}
+    since = 0.0
+    for run in runs:
+        last[run.lineage] = run
+        active[run.lineage] = max(run.active, active.get(run.lineage, 0))
+        if run.fresh or (unfinished and run.how == "done"):
+            since = max(since, run.began)
+    return [
+        lineage
+        for lineage, run in last.items()
+        if active[lineage] >= since and not (unfinished and run.how == "done")
     ]
 
 
@@ -205,7 +247,6 @@ class Store:
         self.kept: int = 0
         self.lineage: int = 0
         self.origin: str = ""
-        self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
         self._ended = False
         self._shared = shared
@@ -351,25 +392,35 @@ class Store:
                 )
             taken = {run.lineage for run in living}
             free = [run for run in ended if run.lineage not in taken]
-            ended = [run for run in free if self._holds(run)]
-            last = ended[-1] if ended else Run(0, 0, 0, "done", 0, 0)
+            reusable = list[int]()
+            if resume is not False:
+                runs = sorted([*ended, *living])
+                found = _reusable(runs, unfinished=resume is None)
+                reusable = [each for each in found if each not in taken and self._holds(each)]
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
-            takes_up = last.how != "done" if resume is None else resume and bool(ended)
-            self.lineage = last.lineage if takes_up else newest + 1
-            if not takes_up and resume is not False and free and free[-1].how in ("killed", None):
+            self.lineage = reusable[-1] if reusable else newest + 1
+            if not reusable and resume is not False and free and free[-1].how in ("killed", None):
                 self.lineage = free[-1].lineage  # without results, but its jobs may continue
-            row = "INSERT INTO runs (lineage, began) VALUES (?, ?)"
-            run = database.execute(row, (self.lineage, time.time())).lastrowid
+            row = "INSERT INTO runs (lineage, began, fresh) VALUES (?, ?, ?)"
+            values = self.lineage, time.time(), resume is False
+            run = database.execute(row, values).lastrowid
             assert run is not None
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
             first = "SELECT min(began) FROM runs WHERE lineage = ?"
             self.origin = f"{database.execute(first, (self.lineage,)).fetchone()[0]:.6f}"
-            if takes_up:
-                self.before, self._taken_up = last.how or "killed", last.number
+            if reusable:
+                last = [run for run in free if run.lineage in reusable][-1]
+                self.before = last.how or "killed"
+                database.executemany(
+                    "UPDATE recordings SET lineage = ? WHERE lineage = ?",
+                    [(self.lineage, lineage) for lineage in reusable[:-1]],
+                )
                 database.execute(_EARLIER_TABLE)
-                self.reused = database.execute(_EARLIER, (last.lineage,)).rowcount
+                database.execute(_EARLIER, (self.lineage,))
+                row = "SELECT count(*) FROM earlier"
+                (self.reused,) = database.execute(row).fetchone()
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
@@ -383,10 +434,8 @@ class Store:
             with _transaction(database):
                 ended, _ = self._earlier()
                 for run in reversed(ended):
-                    if self._holds(run):
-                        self.lineage = run.lineage
-                        self._taken_up = run.number if run.how == "done" else 0
-                        self._forget_others()
+                    if run.how == "done" or self._holds(run.lineage):
+                        self._forget_others(run)
                         break
             database.execute("VACUUM")
 
@@ -406,11 +455,11 @@ class Store:
                     os.unlink(lock_of(self.path, run.number))
         return ended, living
 
-    def _holds(self, run: Run) -> bool:
-        """Return True if a run's lineage has recordings, or if the run succeeded without any."""
+    def _holds(self, lineage: int) -> bool:
+        """Return True if a lineage has recordings."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
-        (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
-        return run.how == "done" or bool(found)
+        (found,) = self._database.execute(exists, (lineage,)).fetchone()
+        return bool(found)
 
     def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None] | None:
         """Return the id, pickled value and files of an earlier recording; `None` if there is none.
@@ -513,7 +562,8 @@ class Store:
                     ((*where, *_row(each)) for each in recordings),
                 )
                 kept = self.kept + len(recordings)
-                database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
+                row = "UPDATE runs SET kept = ?, ended = ? WHERE id = ?"
+                database.execute(row, (kept, time.time(), self.run))
             self.kept = kept
         except UNSTORABLE as error:
             if len(recordings) > 1:
@@ -539,24 +589,52 @@ class Store:
                     (time.time(), how, len(self.used), self.run),
                 )
                 if how == "done":
-                    self._forget_others()
+                    self._forget_outdated()
 
-    def _forget_others(self) -> None:
-        """Remove the recordings that no run needs once this run has succeeded.
+    def _forget_outdated(self) -> None:
+        """Remove the recordings that no run should use once this run has succeeded.
 
-        These are the recordings of this lineage that were last used before the resumed run, and all
-        recordings of other lineages that no active run uses.
+        These are recordings of calls that were recorded again or used later, recordings from before
+        the last run that ignored earlier results, and those that have not been used for `KEPT_FOR`.
+        Runs that are active keep theirs.
         """
         database = self._database
+        others = "SELECT EXISTS (SELECT 1 FROM recordings WHERE used != ?)"
+        if not database.execute(others, (self.run,)).fetchone()[0]:
+            return
         ended, living = self._earlier()
-        needed = {self.lineage, *(run.lineage for run in living)}
-        database.execute(
-            "DELETE FROM recordings WHERE lineage = ? AND used < ?",
-            (self.lineage, self._taken_up),
-        )
-        for lineage in {run.lineage for run in ended} - needed:
+        taken = {run.lineage for run in living}
+        reusable = _reusable(sorted([*ended, *living]), unfinished=False)
+        for lineage in {run.lineage for run in ended} - taken - {*reusable}:
             database.execute("DELETE FROM recordings WHERE lineage = ?", (lineage,))
-            database.execute("DELETE FROM runs WHERE lineage = ?", (lineage,))
+        database.execute("CREATE TEMP TABLE living (lineage INTEGER)")
+        database.executemany("INSERT INTO living VALUES (?)", [(each,) for each in taken])
+        database.execute(
+            "DELETE FROM recordings WHERE lineage NOT IN living AND (used NOT IN "
+            "(SELECT id FROM runs WHERE max(began, coalesce(ended, began)) >= ?) OR id NOT IN "
+            "(SELECT id FROM (SELECT id, max(used) FROM recordings WHERE lineage NOT IN living "
+            "GROUP BY key, number)))",
+            (time.time() - KEPT_FOR,),
+        )
+        database.execute(
+            "DELETE FROM runs WHERE lineage NOT IN (SELECT lineage FROM recordings) "
+            "AND lineage != ? AND NOT fresh AND lineage NOT IN living "
+            "AND id NOT IN (SELECT used FROM recordings)",
+            (self.lineage,),
+        )
+        self._forget_unused_rows()
+
+    def _forget_others(self, last: Run) -> None:
+        """Remove all recordings except those that a run used or recorded, or could resume."""
+        database = self._database
+        if last.how == "done":
+            database.execute("DELETE FROM recordings WHERE used < ?", (last.number,))
+        database.execute("DELETE FROM recordings WHERE lineage != ?", (last.lineage,))
+        database.execute("DELETE FROM runs WHERE lineage != ?", (last.lineage,))
+        self._forget_unused_rows()
+
+    def _forget_unused_rows(self) -> None:
+        database = self._database
         database.execute("DELETE FROM refused WHERE run NOT IN (SELECT id FROM runs)")
         database.execute(
             "DELETE FROM codes WHERE digest NOT IN "
@@ -570,6 +648,8 @@ def journal_of_program(
     """Return the path of this program's journal, for `journal=True` and `rhapsody run`.
 
     The same program with the same arguments has the same journal, even if its directory is moved.
+    A notebook has the same journal after its kernel was restarted, although the kernel then has
+    other arguments.
 
     Args:
         arguments: The program and its arguments. Default: `sys.argv`.
@@ -582,11 +662,19 @@ def journal_of_program(
     started, *others = sys.argv if arguments is None else arguments
     path = os.path.realpath(started) if started else ""
     words = [os.path.relpath(path, here) if path.startswith(here + os.sep) else path, *others]
+    if arguments is None and program() == NOTEBOOK:
+        words = [NOTEBOOK, os.path.basename(_notebook())]
     made = hashlib.blake2b(digest_size=4)
     for word in [*words, *([f":{function}"] if function not in (None, "main") else [])]:
         data = os.fsencode(word)
         made.update(b"%d:%b" % (len(data), data))
     return Path(here, BASE, DIRECTORY, f"{program()}-{made.hexdigest()}.sqlite")
+
+
+def _notebook() -> str:
+    """Return the path of the notebook of this kernel, or an empty string if it is unknown."""
+    visual_studio_code: object = getattr(sys.modules["__main__"], "__vsc_ipynb_file__", "")
+    return str(visual_studio_code) or os.environ.get("JPY_SESSION_NAME", "")
 
 
 def require_private(path: Path) -> None:

@@ -294,6 +294,10 @@ def digits(count: int) -> str:
     return os.urandom(count).hex()
 
 
+NOTEBOOK = "notebook"
+"""Name of the program in the kernel of a notebook."""
+
+
 def program() -> str:
     """Return the name of this process's script or module, in characters valid in all file names."""
     started = str((getattr(sys, "argv", None) or [""])[0])
@@ -301,7 +305,7 @@ def program() -> str:
     if name == "__main__":  # `python -m package`
         name = os.path.basename(place)
     if name.startswith(("ipykernel", "colab_kernel")):
-        name = "notebook"
+        name = NOTEBOOK
     if started.startswith("-"):  # `python -c`, or a program from standard input
         name = ""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:MAX_NAME_LENGTH].strip("_.-") or "python"
