@@ -474,6 +474,7 @@ class TaskFuture(asyncio.Future[T]):
     __slots__ = (
         "_backend",
         "_call",
+        "_computed",
         "_declared",
         "_definition",
         "_node",
@@ -489,6 +490,7 @@ class TaskFuture(asyncio.Future[T]):
 
     _backend: str | None
     _call: str | None
+    _computed: float  # see `rhapsody.engine.scheduler.computed`
     _definition: Definition
     _node: LiveNode | None
     _number: int

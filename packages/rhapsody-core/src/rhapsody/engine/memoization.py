@@ -20,7 +20,7 @@ from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.pushdown import RemoteResult, held
 from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.scheduler import Scheduler, computed
 from rhapsody.engine.services import Values, is_service
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import WorkState
@@ -322,6 +322,7 @@ class Memoization:
             ]
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
+        found["after"] = _predecessors(record)
         services = _services(record)
         found["services"] = [service._uid for service in services]
         if services:
@@ -396,6 +397,16 @@ def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
     while caller is not None:
         yield caller
         caller = caller.parent
+
+
+def _predecessors(record: TaskRecord) -> dict[str, float]:
+    """Return the names and times in `LookupTask.after`."""
+    found: dict[str, float] = {}
+    for caller in _callers(record):
+        for future in caller.task.settings.after:
+            if isinstance(future, TaskFuture) and not is_service(future):
+                found[future.name] = max(computed(future), found.get(future.name, 0.0))
+    return found
 
 
 def _services(record: TaskRecord) -> list[TaskFuture[Any]]:

@@ -301,17 +301,20 @@ class BlockRecord(TaskRecord):
         context: The context in which the block was called.
         children: The unfinished tasks and blocks that this block has called, in order; the values
             are unused.
+        computed: The latest time of `computed` (in `rhapsody.engine.scheduler`) of the tasks and
+            blocks that this block has called and whose work has ended; 0 if there are none.
         awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block while it runs, otherwise `None`.
     """
 
-    __slots__ = ("awaiting", "children", "context", "in_wait", "running")
+    __slots__ = ("awaiting", "children", "computed", "context", "in_wait", "running")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.context: contextvars.Context = contextvars.copy_context()
         self.children: dict[TaskRecord, None] = {}
+        self.computed: float = 0.0
         self.awaiting: list[TaskRecord] = []
         self.in_wait: bool = False
         self.running: asyncio.Task[Any] | None = None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -1011,6 +1012,8 @@ class Scheduler:
             record.future._node = None
         if record.unfinished:
             self._unlink(record)
+        if self.recording:
+            _note_computed(record)
         if record.parent is not None:
             record.parent.children.pop(record, None)
             record.parent = None
@@ -1076,6 +1079,23 @@ class Scheduler:
             if not record.future.done():  # the error interrupted its last transition
                 self._actions.fail(record, failure(record))
         self._call_when_settled()
+
+
+def computed(future: TaskFuture[Any]) -> float:
+    """Return the time at which the run that computed a result began, in seconds since the epoch.
+
+    The time is infinite for this run. For a block, it is the latest time of the tasks that the
+    block has called, except services, or 0 if there are none.
+    """
+    return getattr(future, "_computed", math.inf)
+
+
+def _note_computed(record: TaskRecord) -> None:
+    """Set the time of `computed` for a block that has ended, and update that of its block."""
+    if isinstance(record, BlockRecord):
+        record.future._computed = math.inf if record.children else record.computed
+    if record.parent is not None and not record.task.settings.service:
+        record.parent.computed = max(record.parent.computed, computed(record.future))
 
 
 def _next_backend(record: TaskRecord, tries: Tries) -> str | None:

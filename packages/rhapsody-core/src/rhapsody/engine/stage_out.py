@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -137,6 +138,8 @@ class StageOut:
             destination is missing.
         """
         files, dry = recorded.files, record.backend.dry
+        if recorded.computed is not None:
+            record.future._computed = recorded.computed
         if record.resolved is not None:
             self._stager.was_read(record.resolved)
         left = AttemptInfo(
@@ -152,6 +155,7 @@ class StageOut:
             self._scheduler.recorded(record, recorded.value)
             return True
         if not dry and not files.missing.isdisjoint(record.targets()):
+            record.future._computed = math.inf
             return False
         outputs = record.found.outputs if record.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import math
 import os
 import pickle
 import sqlite3
@@ -325,7 +326,11 @@ class Journal:
                 "declare each file that it reads as an OutputFile of the task that writes it, "
                 "and as an InputFile of this task"
             )
-        more: dict[str, str] = {}
+        began = self._store.began
+        more = {
+            f"after {name!r}": f"{began if math.isinf(computed) else computed:.6f}"
+            for name, computed in task["after"].items()
+        }
         for number, uid in enumerate(task["services"]):
             service = self._services.get(_call(uid))
             if service is None:
@@ -414,7 +419,7 @@ class Journal:
             row = self._store.find(key.digest, number)
             if row is None:
                 return None, None
-            recording, packed, noted = row
+            recording, packed, noted, computed = row
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
@@ -432,7 +437,7 @@ class Journal:
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
-        found = Recorded(value, files, stdout, stderr, exit_code)
+        found = Recorded(value, files, stdout, stderr, exit_code, computed)
         for name in advanced.keys() & key.generators.keys():
             self._advances.append((key.generators[name], advanced[name]))
         if noted is None or files is None or not files.missing:

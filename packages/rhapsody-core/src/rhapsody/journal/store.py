@@ -226,6 +226,7 @@ class Store:
             before `begin`.
         origin: A string that identifies the lineage, also after the journal was removed.
         reused: Number of recorded results that were available when this run began.
+        began: The time at which this run began, in seconds since the epoch; 0 before `begin`.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
         kept: Number of results that this run has recorded.
@@ -242,6 +243,7 @@ class Store:
         self.path: Path = path
         self.run: int = 0
         self.reused: int = 0
+        self.began: float = 0.0
         self.before: str = "killed"
         self.used: dict[int, int] = {}
         self.kept: int = 0
@@ -401,8 +403,9 @@ class Store:
             self.lineage = reusable[-1] if reusable else newest + 1
             if not reusable and resume is not False and free and free[-1].how in ("killed", None):
                 self.lineage = free[-1].lineage  # without results, but its jobs may continue
+            self.began = time.time()
             row = "INSERT INTO runs (lineage, began, fresh) VALUES (?, ?, ?)"
-            values = self.lineage, time.time(), resume is False
+            values = self.lineage, self.began, resume is False
             run = database.execute(row, values).lastrowid
             assert run is not None
             if not self._alone:
@@ -461,27 +464,32 @@ class Store:
         (found,) = self._database.execute(exists, (lineage,)).fetchone()
         return bool(found)
 
-    def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None] | None:
-        """Return the id, pickled value and files of an earlier recording; `None` if there is none.
+    def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None, float | None] | None:
+        """Find an earlier recording.
 
         Args:
             key: See `Recording.key`.
             number: See `Recording.number`.
 
+        Returns:
+            The recording's id, pickled value and files, and the time at which the run that made it
+            began; `None` if there is no recording.
+
         Raises:
             JournalError: The recording is damaged.
         """
         row = self._database.execute(
-            "SELECT id, value, files, intact, name, uid FROM recordings WHERE id = "
+            "SELECT id, value, files, intact, name, uid, "
+            "(SELECT began FROM runs WHERE runs.id = recordings.run) FROM recordings WHERE id = "
             "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
             (key, number),
         ).fetchone()
         if row is None:
             return None
-        id_, value, files, intact, name, uid = row
+        id_, value, files, intact, name, uid, began = row
         if intact_mark(key, number, value, files) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
-        return id_, value, files
+        return id_, value, files, began
 
     def value(self, recording: int) -> bytes:
         """Return the pickled value of a recording. See `Recording.value`."""
@@ -618,6 +626,7 @@ class Store:
         )
         database.execute(
             "DELETE FROM runs WHERE lineage NOT IN (SELECT lineage FROM recordings) "
+            "AND id NOT IN (SELECT run FROM recordings) "
             "AND lineage != ? AND NOT fresh AND lineage NOT IN living "
             "AND id NOT IN (SELECT used FROM recordings)",
             (self.lineage,),
@@ -630,7 +639,10 @@ class Store:
         if last.how == "done":
             database.execute("DELETE FROM recordings WHERE used < ?", (last.number,))
         database.execute("DELETE FROM recordings WHERE lineage != ?", (last.lineage,))
-        database.execute("DELETE FROM runs WHERE lineage != ?", (last.lineage,))
+        database.execute(
+            "DELETE FROM runs WHERE lineage != ? AND id NOT IN (SELECT run FROM recordings)",
+            (last.lineage,),
+        )
         self._forget_unused_rows()
 
     def _forget_unused_rows(self) -> None:
@@ -1055,7 +1067,9 @@ def _changes(
         elif new is None and old is not None:
             changes.append(f"{name} was removed")
         elif old is not None and new is not None and old[0] != new[0]:
-            if name.startswith("argument ") or (_is_digest(old[0]) and _is_digest(new[0])):
+            if name.startswith("after "):
+                changes.append(f"{name.removeprefix('after ')}, which it comes after, ran again")
+            elif name.startswith("argument ") or (_is_digest(old[0]) and _is_digest(new[0])):
                 line = f" (line {new[1]})" if new[1] is not None else ""
                 changes.append(f"{name}{line} changed")
             else:

@@ -492,6 +492,8 @@ class Recorded:
             contains it.
         stderr: The same for standard error.
         exit_code: An executable's exit code.
+        computed: Time at which the run that computed the result began, in seconds since the epoch;
+            see `LookupTask.after`.
     """
 
     value: Any
@@ -499,6 +501,7 @@ class Recorded:
     stdout: str | None = None
     stderr: str | None = None
     exit_code: int | None = None
+    computed: float | None = None
 
 
 class Record(NamedTuple):
@@ -538,7 +541,7 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """Description of a task whose result is looked up: a mapping with six additional keys.
+    """Description of a task whose result is looked up: a mapping with seven additional keys.
 
     The plugin that records the task's result may set `identity`, which backends then receive.
 
@@ -562,6 +565,11 @@ class LookupTask(TaskDescription):
         shares_memory: True if the task's backend runs functions in the process of the engine.
         services: The uids of the services that the task, or a block that it was called in, depends
             on. These services have been looked up before.
+        after: The names of the tasks and blocks that the task comes after (`after=` of the task, or
+            of a block that it was called in), except services. The value is the latest
+            `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
+            run or its result has no such time. For a block, the tasks that it has called count, and
+            the value is 0 if there are none.
     """
 
     settings: Mapping[str, Any]
@@ -571,6 +579,7 @@ class LookupTask(TaskDescription):
     texts: Sequence[str]
     shares_memory: bool
     services: Sequence[str]
+    after: Mapping[str, float]
 
 
 class UsageError(RhapsodyError, ValueError):

@@ -1,0 +1,144 @@
+"""Results of tasks that come after others: they run again if these have run again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from tests._support.recorded import LOG, broken_off, engine, note, ran
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(here: Path) -> None:
+    (here / LOG).touch()
+
+
+def step_task(flow: WorkflowEngine, **settings: Any) -> Any:
+    @flow.function_task(**settings)
+    def step(name: str, version: int = 1) -> None:
+        note(name)
+
+    return step
+
+
+async def of_task(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+    first = step("first", version)
+    await step.options(after=[first])("last")
+
+
+async def of_command(flow: WorkflowEngine, version: int) -> None:
+    @flow.executable_task(cwd=".")
+    def command(name: str, version: int = 1) -> str:
+        return f"echo {name} >> {LOG}; : {version}"
+
+    first = command("first", version)
+    await command.options(after=[first])("last")
+
+
+async def of_chain(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+    second = step.options(after=[step("first", version)])("second")
+    await step.options(after=[second])("last")
+
+
+async def of_one_of_several(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+    first = [step("other"), step("first", version), step("another")]
+    await step.options(after=first)("last")
+
+
+async def of_block(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.block
+    async def inner() -> None:
+        await step("first", version)
+        await step("other")
+
+    @flow.block
+    async def outer() -> None:
+        await inner()
+
+    await step.options(after=[outer()])("last")
+
+
+async def of_task_in_a_block(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.block
+    async def inner() -> None:
+        await step("last")
+
+    @flow.block
+    async def outer() -> None:
+        await inner()
+
+    await outer.options(after=[step("first", version)])()
+
+
+async def of_service(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.executable_task(service=True, ready="stdout:(listening)")
+    def serve() -> str:
+        return "echo listening; exec sleep 60"
+
+    @flow.function_task
+    def ask(host: str) -> None:
+        note("last")
+
+    await ask(serve.options(after=[step("first", version)])())
+
+
+WAYS = [
+    of_task, of_command, of_chain, of_one_of_several, of_block, of_task_in_a_block, of_service,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", WAYS)
+async def test_a_task_runs_again_after_one_that_ran_again(
+    program: Callable[[WorkflowEngine, int], Awaitable[None]],
+) -> None:
+    for version, times in ((1, 1), (1, 1), (2, 2), (2, 2)):
+        async with engine(resume=True) as flow:
+            await program(flow, version)
+        assert (ran()["first"], ran()["last"]) == (times, times)
+
+
+async def test_it_runs_in_a_later_run_if_the_run_in_between_broke_off() -> None:
+    async with engine() as flow:
+        await of_task(flow, 1)
+
+    async def first_only(flow: WorkflowEngine) -> None:
+        await step_task(flow)("first", 2)
+
+    await broken_off(first_only, resume=True)
+    async with engine(resume=True) as flow:
+        await of_task(flow, 2)
+    assert (ran()["first"], ran()["last"]) == (2, 2)
+
+
+async def test_a_run_that_broke_off_before_it_does_not_matter() -> None:
+    async def first_only(flow: WorkflowEngine) -> None:
+        await step_task(flow)("first", 1)
+
+    await broken_off(first_only)
+    for _ in range(2):
+        async with engine(resume=True) as flow:
+            await of_task(flow, 1)
+    assert (ran()["first"], ran()["last"]) == (1, 1)
+
+
+async def test_it_runs_in_each_run_after_a_task_that_is_not_recorded() -> None:
+    for times in (1, 2):
+        async with engine(resume=True) as flow:
+            first = step_task(flow, cache=False)("first")
+            await step_task(flow, after=[first])("last")
+        assert ran()["last"] == times
