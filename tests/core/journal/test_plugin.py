@@ -430,6 +430,89 @@ async def test_a_function_that_reads_what_another_one_changes_meanwhile_is_not_r
     assert ran() == {"total": 2}
 
 
+class Cached:
+    def __init__(self) -> None:
+        self._cache: dict[int, int] = {}
+
+    def get(self, number: int) -> int:
+        if number not in self._cache:
+            self._cache[number] = number * number
+        return self._cache[number]
+
+
+class Visited(Cached):
+    def visited(self) -> int:
+        return sum(self._cache.values())
+
+
+class Counting:
+    def __init__(self) -> None:
+        self._count: dict[str, int] = {}
+
+    def get(self, number: int) -> int:
+        if "calls" not in self._count:
+            self._count["calls"] = 0
+        self._count["calls"] += 1
+        return number * number
+
+
+class Named:
+    def __init__(self) -> None:
+        self.squares: dict[int, int] = {}
+
+    def get(self, number: int) -> int:
+        if number not in self.squares:
+            self.squares[number] = number * number
+        return self.squares[number]
+
+
+class Lazy:
+    def __init__(self) -> None:
+        self._power: int | None = None
+
+    def get(self, number: int) -> int:
+        if self._power is None:
+            self._power = 2
+        power: int = number**self._power
+        return power
+
+
+@pytest.mark.parametrize(
+    ("kind", "reused"), [(Cached, 4), (Visited, 0), (Counting, 0), (Named, 0), (Lazy, 3)]
+)
+@pytest.mark.parametrize("passed", [True, False])
+async def test_an_object_with_a_cache_is_compared_without_it(
+    kind: type[Any], reused: int, passed: bool
+) -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        model = kind()
+
+        @flow.function_task
+        def square(number: int, given: Any = None) -> int:
+            found: int = (given or model).get(number)
+            return found
+
+        return [await square(number, model if passed else None) for number in range(4)]
+
+    async with engine() as flow:
+        assert await program(flow) == [0, 1, 4, 9]
+    async with engine(resume=True) as flow:
+        assert await program(flow) == [0, 1, 4, 9]
+        assert flow.stats.recorded == reused
+
+
+async def test_a_cache_that_is_filled_before_the_first_call_counts() -> None:
+    async def program(flow: WorkflowEngine, known: int) -> int:
+        model = Cached()
+        model._cache[3] = known
+        return await flow.function_task(model.get)(3)
+
+    async with engine() as flow:
+        assert await program(flow, 9) == 9
+    async with engine(resume=True) as flow:
+        assert await program(flow, 10) == 10
+
+
 def python_generator() -> random.Random:
     return random.Random(1)
 

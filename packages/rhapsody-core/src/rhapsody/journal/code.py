@@ -44,7 +44,15 @@ from importlib.machinery import (
 )
 from typing import Any
 
-from rhapsody.journal.program import CALLS, Names, Program, Use, constants_in, names_in
+from rhapsody.journal.program import (
+    CALLS,
+    Names,
+    Program,
+    Use,
+    caches_in,
+    constants_in,
+    names_in,
+)
 from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import (
     MISSING,
@@ -228,6 +236,23 @@ class CodeFingerprint:
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
         return self._program.origins.own(file_of(kind.__module__))
+
+    def caches(self, value: object, state: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of an object's attributes that are treated as empty caches.
+
+        They were empty when the object was first seen, and its class uses them only as caches.
+        """
+        kind, program = type(value), self._program
+        names = program.caches_of.get(kind)
+        if names is None:
+            names = caches_in(kind) if self.own(kind) and kind.__weakrefoffset__ else frozenset()
+            program.caches_of[kind] = names
+        if not names:
+            return ()
+        for name in names:
+            if type(state.get(name)) is dict and not state[name]:
+                program.caches[id(value), name] = value
+        return tuple(name for name in names if program.caches.get((id(value), name)) is value)
 
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file.

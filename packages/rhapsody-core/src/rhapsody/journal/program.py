@@ -35,6 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
@@ -415,6 +416,36 @@ def constants_in(code: types.CodeType) -> dict[str, str]:
     return {name: text for name, text in found.items() if stored[name] == 1}
 
 
+def caches_in(cls: type) -> frozenset[str]:
+    """Return the names of the attributes that the methods of a class use only as caches.
+
+    The methods add single items to such a dict, test with `in` for its keys, and read single items;
+    they do nothing else with it. Its name begins with an underscore, or contains `cache` or `memo`.
+    """
+    filled: set[str] = set()
+    tested: set[str] = set()
+    others: set[str] = set()
+    members = (member for base in cls.__mro__ for member in vars(base).values())
+    functions = (each for each in members if isinstance(each, types.FunctionType))
+    for code in (inner for each in functions for inner in with_inner(each.__code__)):
+        steps = list(_steps(code))
+        for number, step in enumerate(steps):
+            chain = _chain(steps, number) if step.name in _LOCALS else ()
+            if len(chain) < 2:
+                continue
+            last, taker = number + len(chain) - 1, _taker(steps, number + len(chain) - 1)
+            by = "" if taker is None else steps[taker].name
+            kinds = [each.name for each in steps[last:taker]]
+            if len(chain) == 2 and by == "STORE_SUBSCR" and "COPY" not in kinds:  # not `+=`
+                filled.add(chain[1])
+            elif len(chain) == 2 and by == "CONTAINS_OP":
+                tested.add(chain[1])
+            elif (chain[2:], by) != ((), "BINARY_SUBSCR") and chain[2:] != ("get",):
+                others.update(chain[1:])
+    named = {each for each in filled if each[0] == "_" or "cache" in each or "memo" in each}
+    return frozenset(named & tested - others)
+
+
 def _steps(code: types.CodeType) -> Iterator[_Step]:
     """Yield the relevant instructions of compiled code; split combined instructions in two."""
     for each in dis.get_instructions(code):
@@ -525,6 +556,9 @@ class Program:
         memos: Owners of the variables that are treated as empty because tasks fill them, by the
             owner's id and the variable's name. An owner is a class, a closure cell (with an empty
             name), or the variables of a module.
+        caches: Objects with attributes that are treated as empty because tasks fill them, by the
+            object's id and the attribute's name.
+        caches_of: The attributes of classes that may be caches. See `caches_in`.
         unloaded: Names of modules that were not loaded when they were first looked up.
     """
 
@@ -539,6 +573,8 @@ class Program:
         self._environment: dict[bytes, bytes] | None = None
         self._variables: dict[str, str | None] = {}
         self.memos: dict[tuple[int, str], object] = {}
+        self.caches: WeakValueDictionary[tuple[int, str], object] = WeakValueDictionary()
+        self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.unloaded: set[str] = set()
 
     def names(self, code: types.CodeType) -> Names:

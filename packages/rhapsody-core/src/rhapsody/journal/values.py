@@ -26,7 +26,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextvars import Context, ContextVar
 from functools import partial
@@ -99,6 +99,9 @@ class Collector(Protocol):
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
+
+    def caches(self, value: object, state: Mapping[str, Any]) -> Collection[str]:
+        """Return the names of an object's attributes that tasks fill as caches."""
 
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file, and return its portable form or `None`."""
@@ -330,9 +333,11 @@ class Values:
                 self._feed(getattr(value, "__dict__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        if type(state) is dict and (cached := cached_properties(kind)):  # type: ignore[arg-type]
-            # Pickle stores `None` for an object without attributes.
-            state = {name: each for name, each in state.items() if name not in cached} or None
+        if type(state) is dict:
+            properties, caches = cached_properties(kind), self._collector.caches(value, state)  # type: ignore[arg-type]
+            if properties or caches:  # pickle stores `None` for an object without attributes
+                left_out = properties.union(caches)
+                state = {name: each for name, each in state.items() if name not in left_out} or None
         if isinstance(value, BaseException) and value.__cause__ is not None:
             state = state, value.__cause__  # pickle omits the cause
         elif _is_array(value) and getattr(value, "__dict__", None):
