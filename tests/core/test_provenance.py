@@ -65,7 +65,7 @@ def test_a_run_without_its_program_is_a_process_run_crate(records: Records, tmp_
         call(2, "a name/with signs", kind="executable", dependencies=["task.000001"]),
         end(2, 2, 2, 3, inputs=[{"name": "known by name"}]),
         call(3, "again"),
-        end(3, None, None, 3, reused=True),
+        end(3, None, None, 3, reused=True, outputs=[{"name": "out.csv"}]),
         call(4, "stage", kind="block"),
         end(4, 3, 3, 4),
         call(5, "long"),
@@ -79,8 +79,13 @@ def test_a_run_without_its_program_is_a_process_run_crate(records: Records, tmp_
     root = found["./"]
     assert profiles(found) == ["process/0.5"]
     assert root["license"] == "No license is specified."
-    first, second, third, canceled = (f"#task.00000{x}" for x in ("1.1", "1.2", "2.1", "5.1"))
-    assert ids(root["mentions"]) == ["#run", first, second, third, canceled]
+    numbers = ("1.1", "1.2", "2.1", "3.1", "5.1")
+    first, second, third, reused, canceled = (f"#task.00000{x}" for x in numbers)
+    assert ids(root["mentions"]) == ["#run", first, second, third, reused, canceled]
+    assert found[reused]["name"] == "again 000003 (reused from an earlier run)"
+    assert not {"startTime", "endTime"} & found[reused].keys()
+    assert found[ids(found[reused]["result"])[0]]["value"] == "out.csv"
+    assert "earlier runs" in root["description"]
     assert found[first]["actionStatus"] == FAILED
     assert found[first]["error"] == "OSError: no"
     assert found[second]["name"] == "fetch 000001 (attempt 2)"

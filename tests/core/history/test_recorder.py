@@ -127,6 +127,39 @@ async def test_a_successful_run_is_recorded(here: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+async def test_durations_are_right_if_the_clock_is_set_during_the_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    now = time.time
+    async with WorkflowEngine.create(LocalExecutionBackend(), record=True) as flow:
+
+        @flow.function_task
+        def part() -> None:
+            monkeypatch.setattr("time.time", lambda: now() + step)
+
+        @flow.executable_task
+        def other() -> str:
+            return "true"
+
+        await part()
+        await other()
+    history = latest(here)
+    assert history.run.seconds is not None
+    assert 0 < history.run.seconds < 60
+    (engine,) = history.engines.values()
+    assert engine.started is not None
+    assert engine.ended is not None
+    assert 0 < engine.ended - engine.started < 60
+    for task in history.tasks.values():
+        (attempt,) = task.attempts
+        assert attempt.started is not None
+        assert attempt.ended is not None
+        assert history.run.started is not None
+        assert history.run.started <= attempt.started <= attempt.ended
+        assert attempt.ended - history.run.started < 60
+
+
 def block_loop(gate: Path, until: Path) -> float:
     """Create a file, wait for another one without giving the loop a turn; return the time."""
     gate.touch()

@@ -171,6 +171,26 @@ def test_a_block_depends_on_its_tasks_and_they_on_its_dependencies(records: Reco
     assert sum(step.seconds for step in critical_path(found)) == 4
 
 
+def test_services_are_not_on_the_critical_path_but_what_they_depend_on_is(
+    records: Records,
+) -> None:
+    service: dict[str, Any] = {"settings": {"service": True}}
+    found = history(
+        records,
+        call(1, "train"),
+        call(2, "server", **after(1), **service),
+        call(3, "predict", **after(2)),
+        call(4, "other", **service),
+        end(1, 0, 0, 3),
+        end(3, 4, 4, 5),
+        end(2, 3, 3, 100),
+        end(4, 0, 0, 100),
+    )
+    assert names(found) == ["train", "predict"]
+    steps = critical_path(found)
+    assert [(step.waited, step.ran) for step in steps] == [(0, 3), (1, 1)]
+
+
 def test_cycles_and_missing_dependencies_of_a_damaged_record_are_ignored(records: Records) -> None:
     found = history(
         records,

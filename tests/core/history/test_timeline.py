@@ -37,3 +37,15 @@ def test_an_attempt_at_the_end_of_the_last_part_counts(tmp_path: Path) -> None:
     found = utilization(lanes(read_run(path)), 3e6, 7)
     assert [each.attempts for each in found] == pytest.approx([1] * 7)
     assert utilization([], 0.0, 2)[1].attempts == 0
+
+
+def test_services_are_not_counted(tmp_path: Path) -> None:
+    path = Records(tmp_path).write(
+        NAME,
+        call(1, "a"),
+        call(2, "server", settings={"service": True}),
+        end(1, 0, 0, 1),
+        end(2, 0, 0, 2, worker="worker-2"),
+    )
+    found = utilization(lanes(read_run(path)), 2e6, 2)
+    assert [each.cores for each in found] == pytest.approx([1, 0])

@@ -60,7 +60,7 @@ def python(here: Path, *arguments: str, text: str | None = None) -> None:
 
 def test_the_name_is_the_time_in_utc_the_program_and_four_digits() -> None:
     before = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    name = runs.new_name()
+    name = runs.new_name(Path("missing"))
     after = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     assert NAME.fullmatch(name)
     assert before <= name[:15] <= after
@@ -90,7 +90,7 @@ def test_a_program_is_called_by_its_script(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [started])
     assert program() == name
-    assert NAME.fullmatch(runs.new_name())
+    assert NAME.fullmatch(runs.new_name(Path("missing")))
 
 
 def test_programs_are_called_the_same_however_they_are_started(tmp_path: Path) -> None:
@@ -319,6 +319,24 @@ def test_latest_leads_to_the_newest_that_there_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_runs_are_sorted_by_their_start_if_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for now in (1_800_000_000.5, 1_800_000_000.2, 1_799_990_000.9, 1_800_000_010.0):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        names.append(new_name(tmp_path))
+        (tmp_path / names[-1]).mkdir()
+    assert runs_in(tmp_path) == names
+    ends = [(name[9:15], name[-4:]) for name in names]
+    assert ends == [
+        ("080000", "8000"),
+        ("080000", "8001"),
+        ("080000", "8002"),
+        ("080010", "0000"),
+    ]
+
+
 def test_runs_of_the_same_second_are_sorted_by_their_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,7 +344,7 @@ def test_runs_of_the_same_second_are_sorted_by_their_start(
     for script, now in (("z.py", 1_800_000_000.1), ("m.py", 1_800_000_000.9)):
         monkeypatch.setattr("sys.argv", [script])
         monkeypatch.setattr("time.time", lambda now=now: now)
-        names.append(new_name())
+        names.append(new_name(tmp_path))
         (tmp_path / names[-1]).mkdir()
         point_latest(tmp_path)
     assert runs_in(tmp_path) == names

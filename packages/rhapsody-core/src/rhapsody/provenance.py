@@ -5,9 +5,10 @@ levels: Process, Workflow and Provenance Run Crate. The higher ones must contain
 record does not contain it, so it is taken from its path if it has not been modified since the run
 began. Otherwise, the crate is a Process Run Crate, which describes the same actions.
 
-The run is one action, and each attempt that has started is another one. Files are referenced by
-their paths. Digests and copies are made only of files that have the recorded size and have not been
-modified since the run.
+The run is one action, and each attempt that has started is another one. So is each task whose
+result was reused from an earlier run; its action has no times. Files are referenced by their paths.
+Digests and copies are made only of files that have the recorded size and have not been modified
+since the run.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class _Export:
             self._attempt(task, attempt)
             for task in history.tasks.values()
             for attempt in task.attempts
-            if task.kind != "block" and attempt.started is not None and not attempt.reused
+            if task.kind != "block" and (attempt.started is not None or attempt.reused)
         ]
         self._describe(license, [self._run_action(), *actions])
 
@@ -112,8 +113,11 @@ class _Export:
             for uri, name in profiles.items()
         ]
         crate.name = f"Run {run.name} of {program_of(run)}"
-        counts = counts_text(counts_of(self._history))
-        crate.description = f"Run of {program_of(run)} with Rhapsody: {run.outcome}; {counts}."
+        counts = counts_of(self._history)
+        text = f"Run of {program_of(run)} with Rhapsody: {run.outcome}; {counts_text(counts)}."
+        if counts["reused"]:
+            text += " Reused results are those of earlier runs; their actions have no times."
+        crate.description = text
         crate.license = license or "No license is specified."
         if license is not None and license.startswith(("http://", "https://")):
             crate.license = self._add(license, {"@type": "CreativeWork", "name": license})
@@ -138,6 +142,7 @@ class _Export:
     def _attempt(self, task: TaskRun, attempt: Attempt) -> Any:
         """Add the action of an attempt."""
         number = f" (attempt {attempt.number})" if attempt.number > 1 else ""
+        number = " (reused from an earlier run)" if attempt.reused else number
         states = {TasksMainStates.DONE: "done", TasksMainStates.FAILED: "failed"}
         state = "failed" if attempt.fallback else states.get(attempt.state)
         error = None if attempt.error is None else str(attempt.error)
@@ -150,7 +155,7 @@ class _Export:
             "name": f"{task.name} {task.number}{number}",
             "description": task.call or task.name,
             "startTime": _time(attempt.started),
-            "endTime": _time(attempt.ended),
+            "endTime": None if attempt.reused else _time(attempt.ended),
             "error": error,
             "object": inputs,
             "result": outputs,

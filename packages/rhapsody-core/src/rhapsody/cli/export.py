@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
 from rhapsody.cli.output import CommandError, note
+from rhapsody.history.values import counts_of
 from rhapsody.plugins.manager import install_command
 from rhapsody.plugins.specs import UsageError
 
@@ -68,6 +69,15 @@ def run(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
     note(f"wrote {path}, {wrote}")
+    reused = counts_of(history)["reused"]
+    if reused:
+        how = (
+            "have no times in this format" if name == RO_CRATE else "may be missing in this format"
+        )
+        note(
+            f"tasks whose results were reused from earlier runs: {reused}; they {how}. Export "
+            "those runs as well"
+        )
 
 
 def _check(arguments: argparse.Namespace, formats: Mapping[str, object]) -> None:

@@ -18,14 +18,19 @@ T = TypeVar("T")
 
 
 class LoopClock:
-    """Clock that shows real time and uses the event loop's timers."""
+    """Clock that shows real time and uses the event loop's timers.
+
+    The time since the epoch is read once. Later times follow the monotonic clock, so that durations
+    are right if the system's clock is set meanwhile.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._epoch = max(time.time() - loop.time() for _ in range(3))  # the least interrupted
 
     def time(self) -> float:
         """Return the seconds since the epoch."""
-        return time.time()
+        return self._epoch + self._loop.time()
 
     @property
     def monotonic(self) -> Callable[[], float]:

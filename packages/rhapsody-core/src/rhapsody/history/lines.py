@@ -14,7 +14,6 @@ import platform
 import re
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -440,8 +439,8 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def engine_line(engine: ObservedEngine) -> str:
-    """Return the line that describes an engine that has started."""
+def engine_line(engine: ObservedEngine, now: float) -> str:
+    """Return the line that describes an engine that has started now."""
     backends = []
     for name, backend in engine.backends.items():
         kind = type(backend)
@@ -459,7 +458,7 @@ def engine_line(engine: ObservedEngine) -> str:
         "engine",
         {
             "uid": engine.uid,
-            "time": _rounded(time.time()),
+            "time": _rounded(now),
             "backends": backends,
             "options": options,
             "work_dir": str(engine.work_dir),
@@ -481,13 +480,13 @@ def _option(value: Any) -> Any:
     return f"<{type(value).__name__}>" if not hasattr(value, "attempts") else str(value)[:SHOWN]
 
 
-def engine_end_line(engine: str, summary: Summary) -> str:
+def engine_end_line(engine: str, summary: Summary, now: float) -> str:
     """Return the line for the end of an engine."""
     return _line(
         "engine_end",
         {
             "uid": engine,
-            "time": _rounded(time.time()),
+            "time": _rounded(now),
             "outcome": summary.outcome,
             "seconds": _rounded(summary.seconds),
             "stats": counts(summary.stats),
@@ -506,12 +505,14 @@ def counts(stats: Stats) -> dict[str, int]:
     return {name: count for name, count in asdict(stats).items() if count}
 
 
-def run_end_line(outcome: str, stats: Mapping[str, int], backends: Iterable[str]) -> str:
+def run_end_line(
+    outcome: str, stats: Mapping[str, int], backends: Iterable[str], now: float
+) -> str:
     """Return the line for the end of a run; the counters are those of all its engines."""
     return _line(
         "run_end",
         {
-            "time": _rounded(time.time()),
+            "time": _rounded(now),
             "outcome": outcome,
             "stats": stats,
             "backends": list(backends),

@@ -332,6 +332,11 @@ class TaskRun(NamedTuple):
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def is_service(self) -> bool:
+        """True if the task is a service."""
+        return self.settings.get("service") is True
+
+    @property
     def state(self) -> TasksMainStates:
         """The state of the task: that of the last attempt, or PENDING before the next one."""
         if not self.attempts or self.attempts[-1].retried:

@@ -60,6 +60,24 @@ GRACE: Final = 10.0
 _WORST: Sequence[Outcome] = ("done", "failed", "interrupted")
 
 
+class _Clock:
+    """Clock of one run: the system's clock at the start, and the monotonic clock from then on.
+
+    Durations are therefore right if the system's clock is set meanwhile.
+
+    Attributes:
+        began: The time of the start, in seconds since the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.began: float = time.time()
+        self._since = time.monotonic()
+
+    def now(self) -> float:
+        """Return the seconds since the epoch."""
+        return self.began + time.monotonic() - self._since
+
+
 class RecordFile:
     """File of a record, and the thread that writes it. Methods may be called from any thread.
 
@@ -73,6 +91,7 @@ class RecordFile:
     Attributes:
         path: The argument `path`.
         outputs: The store for the whole output of tasks.
+        clock: The run's clock.
 
     Raises:
         BlockingIOError: Another process is writing the file.
@@ -81,6 +100,7 @@ class RecordFile:
 
     def __init__(self, path: str, *, fresh: bool, profile: str | None = None) -> None:
         self.path: str = path
+        self.clock: _Clock = _here().clock or _Clock()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
@@ -107,7 +127,7 @@ class RecordFile:
             os.ftruncate(file, 0)
         size = os.fstat(file).st_size
         if size == 0:
-            return run_line(_here().began or time.time(), profile)
+            return run_line(self.clock.began, profile)
         return "" if os.pread(file, 1, size - 1) == b"\n" else "\n"  # after an incomplete line
 
     @property
@@ -209,7 +229,7 @@ class _Record:
             self._known.append(engine.uid)
         self._engines.add(engine.uid)
         self._backends.update(dict.fromkeys(engine.backends))
-        file.put([engine_line(engine)])
+        file.put([engine_line(engine, file.clock.now())])
         return file, Encoder(None if first else engine.uid, file.outputs)
 
     def _open(self, profile: str | None) -> None:
@@ -246,7 +266,8 @@ class _Record:
         """Write the end of the run and close the file. A second call has no effect."""
         file, self._file = self._file, None
         if file is not None:
-            file.put([run_end_line(outcome or self._outcome, dict(self._stats), self._backends)])
+            how, stats = outcome or self._outcome, dict(self._stats)
+            file.put([run_end_line(how, stats, self._backends, file.clock.now())])
             file.close()
         self._leave_run()
 
@@ -259,13 +280,13 @@ class _Record:
 class _Process:
     """Records of one process, by path; those in run directories by the path of `.rhapsody`.
 
-    `began` is the start of the run if the records are held open until its end.
+    `clock` is the clock of the run if the records are held open until its end.
     """
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.records: dict[Path, _Record] = {}
-        self.began: float | None = None
+        self.clock: _Clock | None = None
         self.lock = threading.RLock()
 
 
@@ -281,7 +302,7 @@ def _here() -> _Process:
 
 def hold_records() -> None:
     """Keep the records of this process open until `end_records`. For `rhapsody run`."""
-    _here().began = time.time()
+    _here().clock = _Clock()
 
 
 def open_records() -> list[Path]:
@@ -295,7 +316,7 @@ def end_records(outcome: Outcome) -> None:
     """End the records of this process with the outcome of the run. For `rhapsody run`."""
     process = _here()
     with process.lock:
-        process.began = None
+        process.clock = None
         for record in process.records.values():
             record.end(outcome)
 
@@ -359,7 +380,7 @@ class Recorder:
         self._summary = summary
         self._flush()
         if self._file is not None:
-            self._file.put([engine_end_line(engine.uid, summary)])
+            self._file.put([engine_end_line(engine.uid, summary, self._file.clock.now())])
 
     def close(self, outcome: Outcome) -> None:
         """End the recording of the engine, and the record unless other engines use it."""
@@ -370,7 +391,7 @@ class Recorder:
             return
         with process.lock:
             record.leave(self._uid, outcome, self._summary)
-            if record.idle and process.began is None:
+            if record.idle and process.clock is None:
                 record.end()
 
     def _add(self, engine: ObservedEngine, lines: list[Line]) -> None:

@@ -259,7 +259,8 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
 
     The length of a chain is the time that its tasks waited and ran. A run cannot become faster than
     its critical path unless the tasks on the path do. The tasks in a block depend on everything on
-    which the block depends, and the block depends on its tasks. Skipped tasks are left out.
+    which the block depends, and the block depends on its tasks. Skipped tasks are left out, and so
+    are services: what depends on a service waits only until it is ready.
 
     Args:
         history: The history.
@@ -291,7 +292,7 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
     path: list[Step] = []
     while last is not None:
         link = found[last]
-        if link.end is not None and not tasks[last].skipped:
+        if link.end is not None and not (tasks[last].skipped or tasks[last].is_service):
             path.append(_step(tasks[last], link.took, now))
         last = link.previous
     return path[::-1]
@@ -328,6 +329,8 @@ def _link(
                 could_start = link.end
             if link.length > length:
                 length, previous = link.length, key
+    if task.is_service:  # it ends when nothing needs it any more
+        return _Link(could_start, 0.0, length, previous)
     took = max(0.0, end - could_start)
     return _Link(end, took, length + took, previous)
 

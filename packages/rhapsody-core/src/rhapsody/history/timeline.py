@@ -165,6 +165,8 @@ class Busy(NamedTuple):
 def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
     """Return how much of the time was used, in parts of equal length.
 
+    Services are not included, because they mostly wait for requests.
+
     Args:
         found: The lanes, without those of blocks, which only contain other tasks.
         end: The end of the last part, in microseconds since the origin.
@@ -174,6 +176,8 @@ def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
     attempts, cores = [0.0] * (parts + 1), [0.0] * (parts + 1)
     for lane in found:
         for each in lane.slices:
+            if each.task.is_service:
+                continue
             requested = _cores(each)
             first, last = int(each.start / width), int(each.end / width)
             for part in range(max(0, first), min(last, parts - 1) + 1):

@@ -279,7 +279,11 @@ _SLOT = re.compile(r" \(\d+\)$")
 
 
 def _utilization(history: RunHistory, found: list[Lane], end: float) -> dict[str, Any]:
-    workers = [lane for lane in found if not lane.group.startswith(BLOCKS)]
+    workers = [
+        lane
+        for lane in found
+        if not (lane.group.startswith(BLOCKS) or all(each.task.is_service for each in lane.slices))
+    ]
     parts = utilization(workers, end, PARTS)
     attempts = [each.attempts for each in parts]
     cores = [backend.cores for engine in history.engines.values() for backend in engine.backends]

@@ -13,6 +13,7 @@ is therefore claimed by a lock in the engine's `work_dir`. Uids that engines gen
 from __future__ import annotations
 
 import asyncio
+import calendar
 import contextlib
 import io
 import json
@@ -148,7 +149,7 @@ class Run:
 
     def __init__(self, base: Path) -> None:
         self.base: Path = base
-        self.path: Path = base / new_name()
+        self.path: Path = base / new_name(base)
         self._engines: list[str] = []
         self._made = False
         self._held: FileLock | None = None
@@ -189,13 +190,13 @@ class Run:
             self.path.mkdir(0o700)
         except FileExistsError:
             if not self._made and not any(os.path.exists(self.path / uid) for uid in self._engines):
-                self.path = self.base / new_name()
+                self.path = self.base / new_name(self.base)
                 return
         self._made = True
         try:
             self._held = FileLock(self.path / LOCK)
         except BlockingIOError:  # the directory is being removed
-            self.path, self._made = self.base / new_name(), False
+            self.path, self._made = self.base / new_name(self.base), False
             return
         point_latest(self.base)
 
@@ -282,11 +283,28 @@ def note_in_log(work_dir: Path, text: str) -> None:
             run.note(text)
 
 
-def new_name() -> str:
-    """Return the name of a run that starts now."""
+_STAMP = "%Y%m%dT%H%M%S"
+
+
+def new_name(base: Path) -> str:
+    """Return the name of a run that starts now.
+
+    The name sorts after those of the runs in the `.rhapsody` directory `base`. If the clock was set
+    back, the time in the name is therefore that of the newest run.
+    """
     now = time.time()
-    fraction = int(now % 1 * 0x10000)  # four digits
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{program()}-{fraction:04x}"
+    ticks = int(now * 0x10000)  # the last four digits are a fraction of a second
+    for newest in runs_in(base)[-1:]:
+        with contextlib.suppress(ValueError):  # the digits are no time
+            second = calendar.timegm(time.strptime(newest[:15], _STAMP))
+            ticks = max(ticks, second * 0x10000 + int(newest[-4:], 16) + 1)
+    second, fraction = divmod(ticks, 0x10000)
+    return f"{time.strftime(_STAMP, time.gmtime(second))}-{program()}-{fraction:04x}"
+
+
+def _order(name: str) -> tuple[str, str]:
+    """Return the sort key of the name of a run: its time and the digits after the program."""
+    return name.partition("-")[0], name[-4:]
 
 
 def digits(count: int) -> str:
@@ -320,7 +338,7 @@ def runs_in(base: Path) -> list[str]:
             for entry in entries
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
         ]
-    return sorted(names, key=lambda name: (name.partition("-")[0], name[-4:]))
+    return sorted(names, key=_order)
 
 
 JOBS = "jobs.jsonl"
