@@ -198,7 +198,14 @@ class Settings:
     rng: Any
 
 
-@pytest.mark.parametrize("kind", ["list", "tuple", "dict", "object", "dataclass"])
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    """Dataclass with slots."""
+
+    rng: Any
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict", "object", "dataclass", "slots"])
 async def test_a_generator_inside_an_argument_of_two_calls_is_refused(kind: str) -> None:
     make: Any = {
         "list": lambda rng: [rng],
@@ -206,6 +213,7 @@ async def test_a_generator_inside_an_argument_of_two_calls_is_refused(kind: str)
         "dict": lambda rng: {"rng": rng},
         "object": Sampler,
         "dataclass": Settings,
+        "slots": Slotted,
     }[kind]
 
     def draw(inside: Any) -> float:
@@ -219,6 +227,101 @@ async def test_a_generator_inside_an_argument_of_two_calls_is_refused(kind: str)
         await task(make(rng))
         with pytest.raises(ValueError, match="'inside'"):
             await task(make(rng))
+
+
+ARGUMENTS = """
+import dataclasses
+import random
+rng = random.Random(0)
+other = random.Random(1)
+class Walker:
+    def walk(self):
+        return rng.random()
+    def position(self):
+        return 1.0
+class Runner(Walker):
+    def run(self):
+        return self.walk()
+class Noise:
+    rng = random.Random(2)
+    def draw(self):
+        return self.rng.random()
+class Called:
+    def __call__(self):
+        return rng.random()
+class Own(Noise):
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+@dataclasses.dataclass
+class Default:
+    rng: random.Random = random.Random(3)
+    def draw(self):
+        return self.rng.random()
+def function():
+    return rng.random()
+def walk(walker):
+    return walker.walk()
+def walk_all(walkers):
+    return walkers[0].walk()
+def position(walker):
+    return walker.position()
+def run(runner):
+    return runner.run()
+def draw(noise):
+    return noise.draw()
+def call(function):
+    return function()
+def made(kind):
+    return kind().walk()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("walk", "Walker()"),
+        ("walk", "Runner()"),
+        ("run", "Runner()"),
+        ("walk_all", "[Walker()]"),
+        ("walk_all", "{0: Walker()}"),
+        ("draw", "Noise()"),
+        ("call", "function"),
+        ("call", "Walker().walk"),
+        ("call", "Called()"),
+        ("call", "lambda: other.random()"),
+        ("made", "Walker"),
+    ],
+)
+async def test_a_generator_that_methods_of_an_argument_use_is_refused(
+    name: str, argument: str
+) -> None:
+    program: dict[str, Any] = {"__name__": "__main__"}
+    exec(ARGUMENTS, program)
+    async with engine(local_processes()) as flow:
+        task = flow.function_task(program[name])
+        await task(eval(argument, program))
+        with pytest.raises(ValueError, match=r"'(rng|other|Noise\.rng)'"):
+            await task(eval(argument, program))
+        value = flow.function_task(lambda: None)()
+        with pytest.raises(ValueError, match=r"'(rng|other|Noise\.rng)'"):
+            await task.options(after=[value])(eval(argument, program))
+
+
+async def test_a_generator_of_a_class_that_its_objects_replace_is_not_used() -> None:
+    program: dict[str, Any] = {"__name__": "__main__"}
+    exec(ARGUMENTS, program)
+    own, default, walker = program["Own"], program["Default"], program["Walker"]
+    async with engine(local_processes()) as flow:
+        position, draw = map(flow.function_task, (program["position"], program["draw"]))
+        assert [await position(walker()), await position(walker())] == [1, 1]
+        drawn = [await draw(own(seed)) for seed in range(3)]
+        drawn += [await draw(default(random.Random(10 + seed))) for seed in range(3)]
+        assert len(set(drawn)) == 6
+        for seed in range(3):
+            program["model"] = default(random.Random(20 + seed))
+            function = eval("lambda: model.draw()", program)
+            drawn.append(await flow.function_task(function)())
+        assert len(set(drawn)) == 9
 
 
 async def test_a_generator_may_be_in_one_call_twice() -> None:

@@ -50,6 +50,7 @@ from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import (
+    arguments_with_code,
     captured_generators,
     contents,
     is_generator,
@@ -261,8 +262,8 @@ class TaskBuilder:
             task, description = record.task, record.description
             args, kwargs = description["args"], description["kwargs"]
             if task.generators is None:
-                task.generators = captured_generators(task.function)
-            if task.generators or kwargs or not IMMUTABLE.issuperset(map(type, args)):
+                task.generators = (), captured_generators(task.function)
+            if task.generators[1] or kwargs or not IMMUTABLE.issuperset(map(type, args)):
                 self._check_generators(record, backend)
         elif record.task.may_retry:
             if record.kept is None:
@@ -276,12 +277,17 @@ class TaskBuilder:
             return
         task, args, kwargs = record.task, record.description["args"], record.description["kwargs"]
         states: dict[int, tuple[Any, bytes]] = {}
-        for captured in task.generators or ():
+        objects, functions = arguments_with_code([*args, *kwargs.values()])
+        classes, called = tuple(objects), [*objects.values(), *functions]
+        if functions or task.generators is None or task.generators[0] != classes:
+            task.generators = classes, captured_generators(task.function, called)
+        for captured in task.generators[1]:
             if captured.parameter not in kwargs and len(args) <= captured.position:
                 sent = self._state_of(captured.generator)
                 if self._generators.get(id(sent[0])) == sent:
                     # The variables may contain other generators since the last search.
-                    former, task.generators = task.generators, captured_generators(task.function)
+                    former = task.generators
+                    task.generators = classes, captured_generators(task.function, called)
                     if task.generators != former:
                         return self._check_generators(record, backend)
                     what = f"variable {captured.name!r} is" if captured.name else "it contains"

@@ -154,7 +154,8 @@ class TaskFunction(Generic[P, R]):
         self.described: Any = None  # see `rhapsody.engine.task_calls`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check
-        self.generators: tuple[CapturedGenerator, ...] | None = None  # if sent to workers
+        # The classes of the last arguments, and the generators that are sent to workers with them.
+        self.generators: tuple[tuple[type, ...], tuple[CapturedGenerator, ...]] | None = None
         self.pushable: tuple[object, bool] | None = None  # backend; True for push-down to it
         self.has_closure: bool = has_closure(function)
         self._copied: ClosureCopy | None = None

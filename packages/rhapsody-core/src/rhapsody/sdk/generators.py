@@ -13,7 +13,7 @@ import inspect
 import random
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -77,17 +77,50 @@ class CapturedGenerator(NamedTuple):
     position: int
 
 
-def captured_generators(function: object) -> tuple[CapturedGenerator, ...]:
+def captured_generators(
+    function: object, arguments: Iterable[Any] = ()
+) -> tuple[CapturedGenerator, ...]:
     """Find the generators that are sent to a worker together with a function.
 
     The function's closure, its defaults and the globals that it reads are searched, and those of
     other functions among them, unless workers import the function. Containers are searched as
     well, and the attributes of classes of the script and of their instances that the code names.
 
+    Args:
+        function: The function.
+        arguments: Objects in the arguments of a call, whose methods the function may use, and
+            functions. The attributes of the objects are not searched.
+
     Returns:
         The generators, each once.
     """
-    return tuple(_Search(function).run().found.values())
+    search = _Search(function)
+    for value in arguments:
+        search.add_argument(value)
+    return tuple(search.run().found.values())
+
+
+def arguments_with_code(values: Iterable[Any]) -> tuple[dict[type, Any], list[Any]]:
+    """Find the arguments, and the values directly inside them, that a function can call.
+
+    Returns:
+        One object of each class of the script, and all functions, methods and classes.
+    """
+    objects: dict[type, Any] = {}
+    functions: list[Any] = []
+    seen: set[type] = set()
+    for value in values:
+        for item in (value, *(each for _, each in contents(value))):
+            kind = type(item)
+            if kind in seen:
+                continue
+            if kind in _BUILTIN or issubclass(kind, type):
+                functions.append(item)
+            else:
+                seen.add(kind)
+                if _is_script(kind.__module__):
+                    objects[kind] = item
+    return objects, functions
 
 
 def names_attribute(function: object, kind: type, attribute: str) -> bool:
@@ -108,9 +141,26 @@ def contents(value: Any) -> Iterator[tuple[str, Any]]:
     elif kind is dict:
         yield from (("", item) for item in islice(value.values(), MAX_VALUES))
     elif not issubclass(kind, _NO_CONTAINERS):
-        attributes = getattr(value, "__dict__", None)
-        if type(attributes) is dict:
-            yield from list(attributes.items())
+        yield from _attributes(value)
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of an object, including those in slots."""
+    variables = getattr(value, "__dict__", None)
+    found = list(variables.items()) if type(variables) is dict else []
+    for name in _slots(type(value)):  # type: ignore[arg-type]
+        item = getattr(value, name, MISSING)
+        if item is not MISSING:
+            found.append((name, item))
+    return found
+
+
+@functools.lru_cache(256)
+def _slots(kind: type) -> tuple[str, ...]:
+    members = (
+        each for base in kind.__mro__ if "__slots__" in vars(base) for each in vars(base).items()
+    )
+    return tuple(name for name, each in members if type(each) is types.MemberDescriptorType)
 
 
 class _Search:
@@ -147,15 +197,28 @@ class _Search:
                         self._attributes.append((name, attribute, value))
         return self
 
-    def add_class(self, kind: type) -> None:
-        """Add the methods and other attributes of a class."""
+    def add_argument(self, value: Any) -> None:
+        """Add the code of a function or class, or the class of an object."""
+        kind = type(value)
+        if kind in _BUILTIN or issubclass(kind, type):
+            self._todo.append(("", "", value))
+        else:
+            self.add_class(kind, {name for name, _ in _attributes(value)})
+
+    def add_class(self, kind: type, replaced: Container[str] = ()) -> None:
+        """Add the methods and other attributes of a class.
+
+        Args:
+            kind: The class.
+            replaced: The attributes that the object of the class has itself.
+        """
         for base in kind.__mro__[:-1]:
             if base not in self._classes:
                 self._classes.add(base)
                 self._attributes += (
                     (f"{base.__name__}.{name}", name, _Member(value))
                     for name, value in vars(base).items()
-                    if name not in _MAKERS
+                    if name not in _MAKERS and name not in replaced
                 )
 
     def _visit(self, name: str, parameter: str, value: Any) -> None:
@@ -194,9 +257,9 @@ class _Search:
                     makers = ((name, vars(base).get(name)) for name in _MAKERS)
                     self._todo += ((name, "", _Member(maker)) for name, maker in makers)
         elif kind not in _BUILTIN and _is_script(kind.__module__):
-            attributes = getattr(value, "__dict__", {}).items()
+            attributes = _attributes(value)
             self._attributes += ((f"{kind.__name__}.{each[0]}", *each) for each in attributes)
-            self.add_class(kind)
+            self.add_class(kind, {name for name, _ in attributes})
         else:
             is_function = value is self._function
             for keyword, part in _parts(value):
