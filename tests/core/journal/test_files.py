@@ -626,6 +626,7 @@ async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecord
         "implicit": (),
         "services": (),
         "after": {},
+        "destinations": (),
         "texts": (),
     }
     assert await journal.rhapsody_lookup_results([looked_up]) == [None]

@@ -323,6 +323,10 @@ class Memoization:
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
         found["after"] = _predecessors(record)
+        places, targets = self._stager.results.places, record.targets().values()
+        found["destinations"] = [
+            str(target.path) for target in targets if not places.has_written(target.path)
+        ]
         services = _services(record)
         found["services"] = [service._uid for service in services]
         if services:

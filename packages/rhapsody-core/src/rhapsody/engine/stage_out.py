@@ -154,7 +154,8 @@ class StageOut:
                 record.future._outcome = left
             self._scheduler.recorded(record, recorded.value)
             return True
-        if not dry and not files.missing.isdisjoint(record.targets()):
+        saved = [each for name in record.targets() for each in files.matches.get(name, (name,))]
+        if not dry and not files.missing.isdisjoint(saved):
             record.future._computed = math.inf
             return False
         outputs = record.found.outputs if record.found is not None else ()

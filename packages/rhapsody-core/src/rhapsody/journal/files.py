@@ -11,16 +11,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED
+from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
+from rhapsody.staging.fsutil import copy_directory
+
+log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """File systems of the kernel: some of their files are endless, and reading others blocks."""
@@ -410,11 +416,82 @@ class Outputs:
         """Return True if a recorded file was also copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
 
+    def saved(self, recorded: Iterable[str]) -> dict[str, set[bytes]]:
+        """Return the digests with which files were saved, by destination.
+
+        Args:
+            recorded: The records of the files of tasks.
+        """
+        found: dict[str, set[bytes]] = {}
+        for noted in recorded:
+            for file in json.loads(noted)["files"].values():
+                if "place" in file:
+                    place = self._absolute(file["place"])
+                    found.setdefault(place, set()).add(bytes.fromhex(file["digest"]))
+        return found
+
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._directory)
 
     def _absolute(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._directory, path))
+
+
+class Edits:
+    """Finder of saved files that were changed afterwards, for example by hand.
+
+    Args:
+        saved: The digests with which files were saved, by destination.
+        digests: The object that computes digests of files.
+    """
+
+    def __init__(self, saved: Mapping[str, Collection[bytes]], digests: FileDigests) -> None:
+        self._saved = saved
+        self._digests = digests
+
+    def keep(self, path: str) -> list[tuple[str, str]]:
+        """Copy what was changed at a destination, unless there is a copy already.
+
+        Args:
+            path: A destination, or the directory of several destinations.
+
+        Returns:
+            The path of each changed file or directory, and of its new copy.
+        """
+        paths = [path]
+        if path not in self._saved and os.path.isdir(path):  # for files that match a pattern
+            paths = [place for place in self._saved if os.path.dirname(place) == path]
+        found = []
+        for place in paths:
+            digests = self._saved.get(place)
+            if digests is None or not os.path.lexists(place):
+                continue
+            digest = self._digests.of_any(place)
+            if digest not in digests and (copy := self._copy(place, digest)) is not None:
+                found.append((place, copy))
+        return found
+
+    def _copy(self, path: str, digest: bytes | None) -> str | None:
+        """Return the path of a new copy, or `None` if there is a copy or it cannot be made."""
+        copy = f"{path}.edited"
+        number = 1
+        while os.path.lexists(copy):
+            if digest is not None and self._digests.of_any(copy) == digest:
+                return None
+            number += 1
+            copy = f"{path}.edited.{number}"
+        try:
+            if os.path.isdir(path):
+                copy_directory(path, copy)
+            else:
+                copy_file(path, copy)
+        except (OSError, DataError) as error:
+            log.warning(
+                "%s was changed since it was saved, and will be replaced; it cannot be copied: %s",
+                path, error,
+            )  # fmt: skip
+            return None
+        return copy
 
 
 def has_files(sandbox: str) -> bool:

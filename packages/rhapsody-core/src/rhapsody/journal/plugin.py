@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.journal.files import FileDigests, Outputs, has_files
+from rhapsody.journal.files import Edits, FileDigests, Outputs, has_files
 from rhapsody.journal.keys import (
     Key,
     Keys,
@@ -131,6 +131,7 @@ class Journal:
         self._identities: Counter[bytes] = Counter()
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
+        self._edits: Edits | None = None  # loaded when it is needed
         self._drawing: dict[int, set[str]] = {}  # calls in progress, by the id of their generator
         self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
@@ -231,7 +232,7 @@ class Journal:
     # On the journal's thread.
 
     def _preview(self, tasks: Sequence[LookupTask]) -> list[tuple[Recorded | None, str]]:
-        results = self._find(tasks)
+        results = self._find(tasks, preview=True)
         self._store.write((), self._keys.codes, {})
         with opened(self.path) as journal:
             earlier = journal.earlier(self._store.run, self._store.lineage)
@@ -263,11 +264,32 @@ class Journal:
         uid = ".".join(task["uid"].split(".")[-3:-1])
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
-    def _find(self, tasks: Sequence[LookupTask]) -> list[Recorded | None]:
+    def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once():  # none of these tasks has started
-            return [self._look_up(task) for task in tasks]
+            results = [self._look_up(task) for task in tasks]
+            for task, result in zip(tasks, results, strict=True):
+                if task["destinations"] and not preview:
+                    self._keep_edits(task, result)
+        return results
+
+    def _keep_edits(self, task: LookupTask, result: Recorded | None) -> None:
+        """Copy files that a task is about to replace, if they were edited since they were saved."""
+        places = () if result is None or result.files is None else result.files.places.values()
+        others = [path for path in task["destinations"] if path not in places]
+        others = list(filter(os.path.lexists, others))
+        if not others:
+            return
+        if self._edits is None:
+            self._edits = Edits(self._outputs.saved(self._store.files()), self._files)
+        for path in others:
+            for edited, copy in self._edits.keep(path):
+                log.warning(
+                    "%s was changed since it was saved, and task %r saves it again; the changed "
+                    "version was kept as %s",
+                    edited, task["name"], copy,
+                )  # fmt: skip
 
     def _look_up(self, task: LookupTask) -> Recorded | None:
         name, call = task["name"], _call(task["uid"])

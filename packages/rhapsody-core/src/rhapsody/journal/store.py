@@ -491,6 +491,11 @@ class Store:
             raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
         return id_, value, files, began
 
+    def files(self) -> list[str]:
+        """Return the files of all recordings with saved files. See `Recording.files`."""
+        select = "SELECT files FROM recordings WHERE files LIKE '%\"place\"%'"
+        return [files for (files,) in self._database.execute(select)]
+
     def value(self, recording: int) -> bytes:
         """Return the pickled value of a recording. See `Recording.value`."""
         select = "SELECT value FROM recordings WHERE id = ?"

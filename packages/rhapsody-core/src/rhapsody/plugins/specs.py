@@ -541,7 +541,7 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """Description of a task whose result is looked up: a mapping with seven additional keys.
+    """Description of a task whose result is looked up: a mapping with eight additional keys.
 
     The plugin that records the task's result may set `identity`, which backends then receive.
 
@@ -570,6 +570,8 @@ class LookupTask(TaskDescription):
             `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
             run or its result has no such time. For a block, the tasks that it has called count, and
             the value is 0 if there are none.
+        destinations: The paths to which outputs will be saved, and to which this run has not saved
+            anything so far; the directory of files that match a pattern. See `OutputFile`.
     """
 
     settings: Mapping[str, Any]
@@ -580,6 +582,7 @@ class LookupTask(TaskDescription):
     shares_memory: bool
     services: Sequence[str]
     after: Mapping[str, float]
+    destinations: Sequence[str]
 
 
 class UsageError(RhapsodyError, ValueError):

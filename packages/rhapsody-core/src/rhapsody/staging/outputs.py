@@ -455,6 +455,10 @@ class Places:
             self._written[key] = _Written(self._count, claim)
             self._count += 1
 
+    def has_written(self, path: Path) -> bool:
+        """Return True if the run has saved a file or directory to a destination."""
+        return self._real.of(str(path)) in self._written
+
     def release(self, task: TaskDescription) -> None:
         """Release the claims of an attempt whose work has ended. A second call has no effect."""
         if not self._by_call:
