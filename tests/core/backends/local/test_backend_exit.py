@@ -454,3 +454,33 @@ def test_the_loop_may_close_while_a_function_runs(run: Run) -> None:
         """
     )
     assert (end.returncode, end.stdout, end.stderr) == (0, "ended True\n", "")
+
+
+def test_semaphores_of_workers_are_removed_without_a_warning(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import asyncio
+        from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+        def work():
+            import builtins, multiprocessing
+            builtins.kept = multiprocessing.get_context("spawn").RLock()
+
+        async def main():
+            async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+                await flow.function_task(work)()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "semaphore" not in done.stderr

@@ -164,3 +164,60 @@ def test_a_program_sees_records_of_its_tasks_as_its_own(tmp_path: Path) -> None:
             check=True,
         )
         assert done.stderr == "INFO lib: step 3\n"
+
+
+def test_a_handler_that_a_module_adds_handles_each_record_once(tmp_path: Path) -> None:
+    (tmp_path / "noisy.py").write_text(
+        textwrap.dedent("""
+        import logging, sys
+
+        class Plain(logging.Handler):
+            def emit(self, record):
+                print("plain", record.getMessage(), file=sys.stderr)
+
+        logger = logging.getLogger("noisy")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(Plain())
+        logger.addHandler(logging.FileHandler("noisy.log"))
+
+        def work(n):
+            logger.info("step %d", n)
+        """)
+    )
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+        import asyncio, logging, sys
+        import noisy
+        from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+        def own(n):
+            import io
+            stream = io.StringIO()
+            noisy.logger.addHandler(logging.StreamHandler(stream))
+            noisy.work(n)
+            return stream.getvalue()
+
+        async def main():
+            async with WorkflowEngine.create(LocalExecutionBackend(sys.argv[1])) as flow:
+                await flow.function_task(noisy.work)(1)
+                assert await flow.function_task(own)(2) == "step 2\\n"
+
+        if __name__ == "__main__":
+            logging.getLogger("rhapsody").setLevel(logging.WARNING)
+            asyncio.run(main())
+        """)
+    )
+    for executor in ("thread", "process"):
+        done = subprocess.run(
+            [sys.executable, program, executor],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stderr == "step 1\nplain step 1\nstep 2\nplain step 2\n"
+        assert (tmp_path / "noisy.log").read_text() == "step 1\nstep 2\n"
+        (tmp_path / "noisy.log").unlink()

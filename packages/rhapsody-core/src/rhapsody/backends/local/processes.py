@@ -52,6 +52,9 @@ log: logging.Logger = logging.getLogger(__name__)
 START_TIMEOUT = 60.0
 """Number of seconds within which a new worker must be ready."""
 
+EXIT_GRACE = 1.0
+"""Number of seconds after which `close` kills idle workers that have not exited."""
+
 PACKER_GRACE = 1.0
 """Number of seconds for which `close` waits for the packer thread."""
 
@@ -219,7 +222,11 @@ class ProcessWorkers(JobRunner):
             self._withdraw(each)
 
     async def close(self) -> None:
-        """Kill the workers, wait until they have ended, and end all jobs as canceled."""
+        """Stop the workers, wait until they have ended, and end all jobs as canceled.
+
+        Idle workers exit, so that they remove the semaphores of `multiprocessing` that functions
+        have created, such as those of tqdm. The others are killed.
+        """
         if self._context is None:
             return
         if not self._packers and self._first is not None:
@@ -227,7 +234,10 @@ class ProcessWorkers(JobRunner):
         self._stopping = True
         self._waiting.clear()
         for each in self._workers:
-            each.kill()
+            if each in self._idle:
+                each.finish(EXIT_GRACE)
+            else:
+                each.kill()
         while self._workers or self._starting:
             self._changed.clear()
             await self._changed.wait()

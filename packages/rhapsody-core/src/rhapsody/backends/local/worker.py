@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from io import IOBase
@@ -91,6 +91,7 @@ def work(
     connection: socket.socket,
     unstarted: Connection,
     levels: Mapping[str, int],
+    handlers: Collection[HandlerKey],
     memory: WorkerMemory,
 ) -> None:
     """Make calls until the program closes the connection: the main function of a worker.
@@ -100,6 +101,7 @@ def work(
         unstarted: A pipe with the numbers of the calls that were sent and have not started. The
             worker reads a number to start the call; the program reads it to withdraw the call.
         levels: The log levels of the program; see `forward_logs`.
+        handlers: The log handlers of the program; see `leave_handlers_to_program`.
         memory: The shared memory for large arguments and results.
     """
     begin()
@@ -111,6 +113,7 @@ def work(
             connection.sendall(data)
 
     forward_logs(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
+    leave_handlers_to_program(handlers)
     connection.sendall(b".")
     with connection.makefile("rb", buffering=1 << 16) as stream:
         next_one = None
@@ -311,6 +314,52 @@ def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) ->
     for name, level in program.items():
         logging.getLogger(name).setLevel(level)
     logging.root.addHandler(_Forwarder(send))
+
+
+HandlerKey = tuple[str, str, str]
+"""Logger, class and file of a log handler."""
+
+
+def _handler_key(logger: logging.Logger, handler: logging.Handler) -> HandlerKey:
+    kind = type(handler)
+    file = str(getattr(handler, "baseFilename", ""))
+    return logger.name, f"{kind.__module__}.{kind.__qualname__}", file
+
+
+def log_handlers() -> set[HandlerKey]:
+    """Return the log handlers of the program."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    return {
+        _handler_key(logger, handler)
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+    }
+
+
+def leave_handlers_to_program(program: Collection[HandlerKey]) -> None:
+    """Ignore the handlers that a module adds when it is imported, if the program has them too.
+
+    Otherwise, such a handler would handle each record twice: in the worker and in the program.
+    Handlers that a function adds are used.
+
+    Args:
+        program: The log handlers of the program; see `log_handlers`.
+    """
+    add = logging.Logger.addHandler
+
+    def add_unless_in_program(logger: logging.Logger, handler: logging.Handler) -> None:
+        if _handler_key(logger, handler) not in program or not _is_importing():
+            add(logger, handler)
+
+    logging.Logger.addHandler = add_unless_in_program  # type: ignore[method-assign]
+
+
+def _is_importing() -> bool:
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 def handle_log(record: bytes | memoryview) -> None:

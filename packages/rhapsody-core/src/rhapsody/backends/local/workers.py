@@ -38,6 +38,7 @@ from rhapsody.backends.local.worker import (
     NUMBER,
     START,
     handle_log,
+    log_handlers,
     log_levels,
     modules_frame,
     work,
@@ -111,7 +112,8 @@ class Worker:
             self._unstarted, self._sent = context.Pipe(duplex=False)
             os.set_blocking(self._unstarted.fileno(), False)
             self._socket, theirs = socket.socketpair()
-            arguments = theirs, self._unstarted, log_levels(), self._memory
+            logs = log_levels(), log_handlers()
+            arguments = theirs, self._unstarted, *logs, self._memory
             self._process = context.Process(target=work, args=arguments)
             try:
                 with theirs:
