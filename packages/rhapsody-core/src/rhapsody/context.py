@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -164,8 +165,21 @@ def task_context(context: TaskContext) -> Setting[Any]:
     return (_Traced if context.trace_context else Setting)(_context, context)
 
 
+def call_context(task: Mapping[str, Any]) -> contextvars.Context:
+    """Return the `contextvars.Context` for an attempt in this process: a copy of that of the call.
+
+    Args:
+        task: The attempt's description.
+    """
+    context = task.get("context")
+    return contextvars.Context() if context is None else context.copy()
+
+
 def enter_task(context: TaskContext) -> None:
     """Do what `task_context` does, for the rest of this `contextvars.Context`."""
     _context.set(context)
+    decimal: Any = sys.modules.get("decimal")
+    if decimal is not None:  # its contexts can be changed, and copied contexts share them
+        decimal.setcontext(decimal.getcontext().copy())
     if context.trace_context:
         _enter_trace(context.trace_context)

@@ -12,6 +12,7 @@ import inspect
 import os
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -307,6 +308,8 @@ class TaskDescription(_RequiredKeys, total=False):
             string that is the same for the same call in a run that resumes this one, and the
             digests of the files that its arguments name, by path. A file that did not exist yet is
             missing. Absent if the results of the task are not recorded.
+        context: A copy of the context (`contextvars`) in which the task was called. Passed only to
+            the local backend.
         keep_arguments: A function that copies the arguments for a later attempt. A backend that
             runs functions in the engine's process calls it right before `function`, on the same
             thread. Passed only to backends with `shares_memory`, if the task may be retried.
@@ -349,6 +352,7 @@ class TaskDescription(_RequiredKeys, total=False):
     scope: str
     trace_context: dict[str, str]
     identity: tuple[str, Mapping[str, str]]
+    context: Context
     keep_arguments: Callable[[], None]
     ready: str | Callable[..., Any]
     return_value: Any

@@ -2,8 +2,9 @@
 
 The modules of this package, from the lowest layer to the highest (a test checks that each
 imports only from those before it):
-`states`, `background`, `arguments`, `settings`, `closures`, `task_function`, `options`, `profiles`,
-`defaults`, `backend_handles`, `record`, `error_messages`, `task_calls`, `events`, `results`,
+`states`, `background`, `arguments`, `settings`, `closures`, `loop_objects`, `task_function`,
+`options`, `profiles`, `defaults`, `backend_handles`, `record`, `error_messages`, `task_calls`,
+`events`, `results`,
 `pushdown`, `scheduler`, `services`, `blocks`, `sequences`, `submission`, `stage_out`,
 `memoization`, `task_builder`, `dispatch`, `runtime`, `signals`, `engine`.
 

@@ -120,6 +120,7 @@ class TaskRecord:
         "args",
         "attempt",
         "backend",
+        "call_context",
         "command",
         "dependencies",
         "dependents",
@@ -200,6 +201,7 @@ class TaskRecord:
         self.verdict: BaseException | None = None  # the error for which the work is being stopped
         self.scope: str | None = scope
         self.command: Command | None = None  # of an executable, once built
+        self.call_context: contextvars.Context | None = None  # of the call, if the backend uses it
         self.tries: Tries | None = None  # failed attempts, if there were any
         self.repeats: Repetition | None = repeats  # set if the call repeats a recorded one
         self.sources: Sequence[AttemptInfo] = ()  # of dependencies that left files in sandboxes
@@ -242,6 +244,7 @@ class TaskRecord:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
         self.dependencies = self.args = self.sources = self.left = ()
         self.kwargs = self.specific = self.found = self.resolved = self.verdict = self.kept = None
+        self.call_context = None
         self.description = NOT_DESCRIBED
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:

@@ -167,6 +167,7 @@ class Runtime:
             self.observation.use_clock(backend.clock)
         attached = self.backends[name] = BackendHandle(backend, name)
         self.pushdown.attach(attached)
+        self.submission.attach(attached)
         dispatcher = self.dispatchers[name] = Dispatcher(
             attached,
             self.scheduler,

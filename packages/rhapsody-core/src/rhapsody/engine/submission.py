@@ -114,6 +114,11 @@ class Submission:
         self._unawaited = unawaited
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
+        self._copies_contexts = False
+
+    def attach(self, backend: BackendHandle) -> None:
+        """Update the treatment of calls for a newly attached backend."""
+        self._copies_contexts |= backend.here and not backend.dry
 
     @property
     def tasks_called(self) -> int:
@@ -189,6 +194,10 @@ class Submission:
             scheduler, called, future, number, args, kwargs or None, specific, dependencies, found,
             current_scope.get(), repeats,
         )  # fmt: skip
+        if self._copies_contexts and not is_block:
+            record.call_context = context = contextvars.copy_context()
+            if enclosing_block.get() is not None or calls_tasks.get():
+                context.run(_leave_block)
         future._node = record
         future._definition = task
         future._number = number
@@ -359,6 +368,12 @@ class Submission:
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
     """Return the uids of those dependencies that are tasks or blocks."""
     return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
+
+
+def _leave_block() -> None:
+    """Change a copied context into that of a function task, which calls no tasks."""
+    enclosing_block.set(None)
+    calls_tasks.set(False)
 
 
 def _require_own_loop_objects(

@@ -253,11 +253,13 @@ class TaskBuilder:
             description["args"], description["kwargs"] = self._values.of(record)
 
     def _check_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Prepare for a function that changes its arguments in place.
+        """Add the context of the call, and prepare for a function that changes its arguments.
 
         In this process, the backend copies the arguments right before an attempt that may be
         retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
         """
+        if record.call_context is not None and backend.here:
+            record.description["context"] = record.call_context
         if not backend.shares_memory:
             task, description = record.task, record.description
             args, kwargs = description["args"], description["kwargs"]

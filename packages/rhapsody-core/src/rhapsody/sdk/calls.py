@@ -12,6 +12,7 @@ import inspect
 import linecache
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -83,7 +84,8 @@ def call_spec(
             core, but at least one. 0 means no limit.
         environment: The environment variables to set. Default: those of the task's description.
         directory: The directory for files of the call. Default: the task's sandbox.
-        more: Values of built-in types for the backend's own `Runner`. Default: none.
+        more: Values of built-in types for the backend's own `Runner`. Default: the context of
+            `decimal` if the task's description contains the context of the call.
         modules: The result of `rhapsody.sdk.modules.own_modules`, or only its first `REFERENCE`
             bytes if the worker has received the modules before; `None` to send no modules.
             Default: `own_modules` is called.
@@ -100,10 +102,26 @@ def call_spec(
         task.get("environment", {}) if environment is None else environment,
         task.get("capture", True),
         sandbox if directory is None else directory,
-        {} if more is None else more,
+        _settings(task) if more is None else more,
         own_modules() if modules is True else modules,
         task.get("trace_context", {}),
     )
+
+
+_DECIMAL = (28, "ROUND_HALF_EVEN")
+
+
+def _settings(task: TaskDescription) -> Mapping[str, Any]:
+    """Return the program's context of `decimal` at the call, unless it is the default."""
+    decimal, context = sys.modules.get("decimal"), task.get("context")
+    if decimal is None or context is None:
+        return {}
+    current = context.copy().run(decimal.getcontext)
+    traps = {signal for signal, trapped in current.traps.items() if trapped}
+    default = {decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow}
+    if (current.prec, current.rounding) == _DECIMAL and traps == default:
+        return {}
+    return {"decimal": current}
 
 
 def pack(

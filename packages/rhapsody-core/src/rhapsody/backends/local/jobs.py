@@ -485,6 +485,7 @@ class Job:
             before they started its call.
         call: The job's pickled call, for a worker process.
         modules: The program's own modules for the call; see `CallSpec.modules`.
+        filters: The program's filters of warnings, pickled, for a worker process.
         block: The block of shared memory that contains the call, if the call is large.
     """
 
@@ -511,6 +512,7 @@ class Job:
     attempts: int = 0
     call: Call | None = None
     modules: bytes | None = None
+    filters: bytes | None = None
     block: Block | None = None
 
     def __repr__(self) -> str:

@@ -33,6 +33,7 @@ from rhapsody.backends.local import packing
 from rhapsody.backends.local.jobs import Job, JobRunner
 from rhapsody.backends.local.packing import MAX_INLINE_SIZE
 from rhapsody.backends.local.shared_memory import Block
+from rhapsody.backends.local.worker import WarningFilters
 from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk.calls import call_spec
@@ -113,6 +114,7 @@ class ProcessWorkers(JobRunner):
         self._adjustable = find_spec("threadpoolctl") is not None
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
+        self._filters = WarningFilters()
         self._seconds: float | None = None  # moving average of the duration of a call
         self._watch: asyncio.TimerHandle | None = None
         self._waiting: dict[Job, bytearray] = {}
@@ -287,6 +289,7 @@ class ProcessWorkers(JobRunner):
         """Encode a job's packed call for the worker."""
         assert job.call is not None
         job.modules = modules = own_modules()
+        job.filters = self._filters.packed()
         order = call_spec(
             job.task,
             cores=job.request.cores,

@@ -12,7 +12,6 @@ user and is not shut down here.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import threading
 import time
@@ -25,10 +24,10 @@ from types import CoroutineType
 from typing import Any, cast
 
 from rhapsody.backends.local.jobs import Job, JobRunner, no_environment
-from rhapsody.context import enter_task, task_context
+from rhapsody.context import call_context, enter_task
 from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
-from rhapsody.sdk.capture import record_in, recording
+from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.runner import CallResult, Meter
 from rhapsody.sdk.threads import start_thread
@@ -108,7 +107,7 @@ class ThreadWorkers(JobRunner):
                 running.add(name)
                 job.worker = job.task["worker"] = name
                 if job.error is None:  # otherwise preparing the job failed
-                    contextvars.Context().run(self._call, job, loop, meter)
+                    call_context(job.task).run(self._call, job, loop, meter)
                 running.discard(name)
                 successor = job.successor = self._successor(job)
                 self._deliver(job)
@@ -202,7 +201,7 @@ class SharedThread(JobRunner):
         job.handle = self._loop.start(
             partial(self._call, job, function, args, kwargs),
             partial(self._ended, job),
-            contextvars.Context(),
+            call_context(task),
         )
 
     def _cancel(self, job: Job) -> None:
@@ -306,6 +305,9 @@ class ExecutorCall:
 
     def __call__(self) -> BaseException | None:
         """Make the call and store its value. Return the exception that it raised, or `None`."""
+        return call_context(self._job.task).run(self._call)
+
+    def _call(self) -> BaseException | None:
         job = self._job
         task, context = job.task, job.context
         function = task["function"]
@@ -320,10 +322,11 @@ class ExecutorCall:
             meter = _local.meter
             begin, start = meter.begin(task["name"]), time.time()
             try:
-                with task_context(context), recording(job.recorder):
-                    value = function(*task["args"], **task["kwargs"])
-                    if type(value) is CoroutineType:
-                        value = _run(value)
+                enter_task(context)
+                record_in(job.recorder)
+                value = function(*task["args"], **task["kwargs"])
+                if type(value) is CoroutineType:
+                    value = _run(value)
             finally:
                 task["interval"] = start, time.time()
                 if (used := meter.end(task["name"], begin)) is not None:

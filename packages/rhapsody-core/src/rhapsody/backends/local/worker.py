@@ -7,7 +7,9 @@ The program's side is `rhapsody.backends.local.workers`.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import operator
 import os
 import pickle
 import re
@@ -16,6 +18,7 @@ import socket
 import struct
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -68,7 +71,7 @@ SCALARS = PLAIN - {str, bytes}
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 
 
-REUSABLE, SHARED = 1, 2
+REUSABLE, SHARED, FILTERS = 1, 2, 4
 
 
 class Call(NamedTuple):
@@ -79,7 +82,7 @@ class Call(NamedTuple):
         arguments: The pickled positional and keyword arguments.
         kind: `REUSABLE` if calls cannot change the function, so that it is unpickled only once;
             `SHARED` if `arguments` is a `BLOCK` that refers to the whole call in shared memory;
-            otherwise 0.
+            `FILTERS` for the program's filters of warnings; otherwise 0.
     """
 
     function: bytes
@@ -119,6 +122,9 @@ def work(
         next_one = None
         while (taken := received(stream)) is not None:
             number, _runner.memory.offered, order, call = taken
+            if order is None and call.kind == FILTERS:
+                _runner.filters = bytes(call.arguments)
+                continue
             if order is None:
                 sent_modules().receive(bytes(call.arguments))
                 _reused.cache_clear()  # cached functions refer to the previous modules
@@ -138,6 +144,11 @@ def work(
 def modules_frame(modules: bytes) -> bytearray:
     """Encode the program's own modules for a worker, as a call without a spec."""
     return bytearray(CALL.pack(0, 0, 0, 0, 0, len(modules))) + modules
+
+
+def filters_frame(filters: bytes) -> bytearray:
+    """Encode the program's filters of warnings for a worker, as a call without a spec."""
+    return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, len(filters))) + filters
 
 
 def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
@@ -232,6 +243,8 @@ class _Runner(Runner):
     def __init__(self) -> None:
         self._loop = WorkerLoop()
         self.memory = WorkerMemory(None)
+        self.filters: bytes | None = None  # the program's filters of warnings, until they are set
+        self._set: list[Any] = []  # filters that were set before
 
     def load(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
         if call.kind == SHARED:
@@ -259,7 +272,25 @@ class _Runner(Runner):
         return _WorkerOutput(order.directory, order.capture)
 
     def context(self, order: CallSpec) -> Setting[Any]:
+        # Here, because importing the classes of warnings may load numeric libraries.
+        if self.filters is not None:
+            self._set_filters(self.filters)
+            self.filters = None
+        given, decimal = order.more.get("decimal"), sys.modules.get("decimal")
+        if decimal is not None:  # else no earlier call has changed the context
+            decimal.setcontext(given or decimal.Context())
         return task_context(TaskContext(**known(order)))
+
+    def _set_filters(self, packed: bytes) -> None:
+        """Set the program's filters of warnings, before those that this worker's modules added."""
+        former, self._set = self._set, []
+        for action, message, (module, name), *where in pickle.loads(packed):  # noqa: S301
+            with suppress(Exception):  # only the program can import the class
+                category = operator.attrgetter(name)(importlib.import_module(module))
+                self._set.append((action, message, category, *where))
+        others = [each for each in warnings.filters if each not in former]
+        warnings.filters[:] = self._set + [each for each in others if each not in self._set]  # type: ignore[index]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 _runner = _Runner()
@@ -294,6 +325,31 @@ def _die_with_parent() -> None:
 
 _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
 """Pattern of the uid of an attempt. Its group is the uid of the future."""
+
+
+class WarningFilters:
+    """The program's filters of warnings, pickled for workers."""
+
+    def __init__(self) -> None:
+        self._filters: list[Any] = []
+        self._packed = b""
+
+    def packed(self) -> bytes:
+        """Return the pickled filters; the same object as before if they have not changed.
+
+        The classes of warnings are replaced with their modules and names. Filters with classes of
+        the script are omitted.
+        """
+        if warnings.filters != self._filters or not self._packed:
+            self._filters = list(warnings.filters)
+            self._packed = pickle.dumps(
+                [
+                    (action, message, (kind.__module__, kind.__qualname__), *where)
+                    for action, message, kind, *where in self._filters
+                    if kind.__module__ != "__main__"
+                ]
+            )
+        return self._packed
 
 
 def log_levels() -> dict[str, int]:
@@ -352,7 +408,7 @@ def leave_handlers_to_program(program: Collection[HandlerKey]) -> None:
         if _handler_key(logger, handler) not in program or not _is_importing():
             add(logger, handler)
 
-    logging.Logger.addHandler = add_unless_in_program  # type: ignore[method-assign]
+    logging.Logger.addHandler = add_unless_in_program  # type: ignore[method-assign, assignment]
 
 
 def _is_importing() -> bool:

@@ -37,6 +37,7 @@ from rhapsody.backends.local.worker import (
     LENGTHS,
     NUMBER,
     START,
+    filters_frame,
     handle_log,
     log_handlers,
     log_levels,
@@ -97,6 +98,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
         self._modules: bytes | None = None  # the modules that were sent last
+        self._filters: bytes | None = None  # the filters of warnings that were sent last
         self._number = 0
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
@@ -165,6 +167,9 @@ class Worker:
         if job.modules is not self._modules and job.modules is not None:
             self._modules = job.modules
             call = modules_frame(job.modules) + call
+        if job.filters is not self._filters and job.filters is not None:
+            self._filters = job.filters
+            call = filters_frame(job.filters) + call
         self._numbers += NUMBER.pack(self._number)
         self._number = (self._number + 1) % NUMBER_LIMIT
         self.jobs.append(job)
@@ -188,7 +193,7 @@ class Worker:
         self._numbers = b""
         if self._calls:
             self._calls.clear()
-            self._modules = None  # the lost call may have contained them
+            self._modules = self._filters = None  # the lost call may have contained them
         with suppress(BlockingIOError):  # it has started all calls
             count += len(os.read(self._unstarted.fileno(), PIPE_CAPACITY))
         jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]
