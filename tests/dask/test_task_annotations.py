@@ -10,6 +10,7 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.errors import CapabilityError
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.task import demand
 
 pytestmark = pytest.mark.asyncio
 
@@ -75,3 +76,10 @@ async def test_an_unknown_worker_is_rejected_on_a_local_cluster() -> None:
             await task(1, task_description={"workers": "no-one"})
         preferred = {"workers": "no-one", "allow_other_workers": True}
         assert await task(1, task_description=preferred) == 1
+
+
+async def test_the_priority_of_a_task_is_passed_to_dask() -> None:
+    task: Any = {"name": "part", "task_backend_specific_kwargs": {}, "priority": 3}
+    assert demand(task).keywords() == {"priority": 3}
+    task["task_backend_specific_kwargs"] = {"priority": 5}  # Dask's own annotation
+    assert demand(task).keywords() == {"priority": 5}

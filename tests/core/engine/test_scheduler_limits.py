@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import NoopExecutionBackend, RetryPolicy, WorkflowEngine
+from rhapsody import (
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    RetryPolicy,
+    TasksMainStates,
+    WorkflowEngine,
+)
 from tests._support.scripted import Crowd, Inline, ManualClock, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio
@@ -291,3 +298,40 @@ async def test_a_task_of_higher_priority_overtakes_those_that_wait_longer_for_a_
         backend.gate.set()
         await within(asyncio.gather(*futures))
         assert backend.order == ["first", "high 1", "high 2", "low 1", "low 2"]
+
+
+@pytest.mark.parametrize("kind", ["thread", "process", "executable"])
+async def test_priorities_order_the_tasks_that_wait_in_the_local_backend(
+    tmp_path: Path, kind: str
+) -> None:
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    executor: Any = "process" if kind == "process" else "thread"
+    backend = LocalExecutionBackend(executor, resources={"cores": 1})
+    async with WorkflowEngine.create(backend) as flow:
+
+        def note(text: str, log: str) -> None:
+            with open(log, "a") as file:
+                file.write(f"{text}\n")
+
+        def command(text: str, log: str) -> str:
+            return f"echo {text} >> {log}"
+
+        @flow.executable_task
+        def blocker() -> str:
+            return f"until test -e {gate}; do sleep 0.01; done"
+
+        part: Any = flow.function_task(note)
+        if kind == "executable":
+            part = flow.executable_task(command)
+        first = blocker()
+        await until(lambda: first.state is TasksMainStates.RUNNING)
+        others = [part("other", str(log)) for _ in range(20)]
+        await until(lambda: all(each.state is TasksMainStates.SUBMITTED for each in others))
+        soon = [part.options(priority=1)("soon", str(log)) for _ in range(2)]
+        await until(lambda: all(each.state is TasksMainStates.SUBMITTED for each in soon))
+        limited = part.options(priority=2, limit="license:2")
+        urgent = [limited("urgent", str(log)) for _ in range(2)]
+        await until(lambda: all(each.state is TasksMainStates.SUBMITTED for each in urgent))
+        gate.touch()
+        await within(asyncio.gather(first, *others, *soon, *urgent))
+    assert log.read_text().split() == ["urgent"] * 2 + ["soon"] * 2 + ["other"] * 20

@@ -89,7 +89,8 @@ def demand(task: TaskDescription) -> Demand:
         CapabilityError: The task requests several ranks.
     """
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
-    if not specific and resources is None:
+    priority = task.get("priority", 0)
+    if not (specific or priority) and resources is None:
         return NOTHING
     given = {k: v for k, v in specific.items() if k in Demand._fields and v is not None}
     if isinstance(given.get("workers"), str | int):
@@ -110,6 +111,7 @@ def demand(task: TaskDescription) -> Demand:
             wanted["memory"] = resources.memory
     wanted |= given.pop("resources", {})
     given["workers"] = tuple(given.get("workers", ()))
+    given.setdefault("priority", priority)
     return Demand(tuple(sorted(wanted.items())), **given)
 
 

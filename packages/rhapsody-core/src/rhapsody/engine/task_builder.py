@@ -363,6 +363,8 @@ class TaskBuilder:
             "attempt": 0,
         }
         template.update(task.optional)  # type: ignore[typeddict-item]
+        if settings.priority:
+            template["priority"] = settings.priority
         if self._timeout is not None and settings.timeout is None and not settings.service:
             template["timeout"] = self._timeout
         if self._quiet and not executable and settings.capture is True:

@@ -16,6 +16,7 @@ if the next task in the queue needs exactly the same slots, the thread starts it
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import itertools
 import os
@@ -335,10 +336,16 @@ class Queue:
         return bool(self._functions or self._programs or self._passed)
 
     def push(self, item: Job) -> None:
-        """Add a job at the end."""
-        item.number = next(self._numbers)
+        """Add a job at the end, or before the jobs with a lower priority."""
+        priority = item.task.get("priority", 0)
+        item.place = -priority, next(self._numbers)
         item.waits = True
-        (self._functions if item.request.workers else self._programs).append(item)
+        line = self._functions if item.request.workers else self._programs
+        if line and line[-1].place > item.place:
+            with self._lock:
+                bisect.insort(line, item, key=_place)
+        else:
+            line.append(item)
 
     def withdraw(self, item: Job) -> bool:
         """Remove a job. Return True if the job was in the queue, otherwise False."""
@@ -419,19 +426,19 @@ class Queue:
         place = 0
         with self._lock:
             for item in items:
-                while place < len(self._functions) and self._functions[place].number < item.number:
+                while place < len(self._functions) and self._functions[place].place < item.place:
                     place += 1
                 item.waits = True
                 self._functions.insert(place, item)
 
     def clear(self) -> list[Job]:
-        """Remove and return all jobs, in the order of their submission."""
+        """Remove and return all jobs, in their order."""
         with self._lock:
             items = [*self._passed, *self._functions, *self._programs]
             for line in (self._passed, self._functions, self._programs):
                 line.clear()
         waiting = [item for item in items if self.withdraw(item)]
-        return sorted(waiting, key=lambda item: item.number)
+        return sorted(waiting, key=_place)
 
     def _pop_passed(self) -> tuple[Job | None, bool]:
         """Assign resources to the first passed job that can start, and remove the job.
@@ -452,8 +459,12 @@ class Queue:
     def _first(lines: list[deque[Job]]) -> deque[Job] | None:
         filled = [line for line in lines if line]
         if len(filled) == 2:
-            return min(filled, key=lambda line: line[0].number)
+            return min(filled, key=lambda line: line[0].place)
         return filled[0] if filled else None
+
+
+def _place(item: Job) -> tuple[float, int]:
+    return item.place
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -465,7 +476,8 @@ class Job:
         uid: The uid of the task.
         request: The resources that the job requests.
         runner: The part of the backend that runs jobs of this kind.
-        number: The job's place in the order of submission.
+        place: The job's place in the queue: its negative priority, and its number in the order of
+            submission.
         gpus: The GPUs that are assigned to the job; `None` if the backend has no GPUs.
         context: The task's `TaskContext`, set before the job starts; not used for worker processes.
         spill: The directory for large output of a function, created when needed.
@@ -493,7 +505,7 @@ class Job:
     uid: str
     request: Request
     runner: JobRunner
-    number: int = 0
+    place: tuple[float, int] = (0, 0)
     gpus: tuple[str, ...] | None = None
     context: TaskContext | None = None
     recorder: Recorder | None = None
