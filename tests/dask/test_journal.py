@@ -66,6 +66,31 @@ async def test_results_of_a_local_run_are_reused_on_dask(
     assert ran(tmp_path) == {"double": 2, "make": 1, "here": 1, "there": 1}
 
 
+@pytest.mark.parametrize("batch_calls", [False, True])
+async def test_a_file_that_a_function_opens_on_a_worker_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_calls: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data.txt"
+
+    async def read(log: str) -> str:
+        backend = DaskExecutionBackend(resources={"n_workers": 1}, batch_calls=batch_calls)
+        async with WorkflowEngine.create(backend, journal="run.sqlite", resume=True) as flow:
+
+            @flow.function_task
+            def reads(number: int) -> str:
+                with open(log, "a") as file:
+                    file.write("reads\n")
+                return (tmp_path / "data.txt").read_text() * number
+
+            return "".join(await asyncio.gather(reads(1), reads(1)))
+
+    for text, times in (("a", 2), ("a", 2), ("b", 4)):
+        data.write_text(text)
+        assert await read(str(tmp_path / "ran.txt")) == 2 * text
+        assert ran(tmp_path)["reads"] == times
+
+
 async def test_the_journal_of_the_command_line_keeps_push_down_enabled(
     backend: DaskExecutionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

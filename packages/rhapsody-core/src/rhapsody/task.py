@@ -312,6 +312,9 @@ class TaskDescription(_RequiredKeys, total=False):
             missing. Absent if the results of the task are not recorded.
         context: A copy of the context (`contextvars`) in which the task was called. Passed only to
             the local backend.
+        watch: Directories, each with a trailing slash, in which the backend notes the files that
+            the function opens; see `rhapsody.sdk.watch_files`. Absent if none are noted.
+        opened: The files that the function opened in the directories `watch`. Set by the backend.
         keep_arguments: A function that copies the arguments for a later attempt. A backend that
             runs functions in the engine's process calls it right before `function`, on the same
             thread. Passed only to backends with `shares_memory`, if the task may be retried.
@@ -356,6 +359,8 @@ class TaskDescription(_RequiredKeys, total=False):
     trace_context: dict[str, str]
     identity: tuple[str, Mapping[str, str]]
     context: Context
+    watch: tuple[str, ...]
+    opened: Mapping[str, str]
     keep_arguments: Callable[[], None]
     ready: str | Callable[..., Any]
     return_value: Any

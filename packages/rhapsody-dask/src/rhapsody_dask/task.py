@@ -275,7 +275,7 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
         ValueError: The task has neither a function nor an executable.
     """
     is_program, resources = task["function"] is None, task.get("resources")
-    passed = ("timeout",) if is_program else ("timeout", "environment", "capture", "trace_context")
+    passed = ("timeout",) if is_program else FUNCTION_KEYS
     more: dict[str, Any] = {key: task.get(key) for key in passed if task.get(key, {}) != {}}
     if is_program:
         if not isinstance(task["executable"], str) or not task["executable"]:
@@ -308,7 +308,10 @@ def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
     return more
 
 
-GROUPED = {"timeout", "capture", "trace_context"}
+FUNCTION_KEYS = ("timeout", "environment", "capture", "trace_context", "watch")
+"""Keys of a function's description that workers receive."""
+
+GROUPED = {"timeout", "capture", "trace_context", "watch"}
 """Settings with which calls can be sent in groups."""
 
 PLAIN = frozenset({int, float, bool, type(None), complex})

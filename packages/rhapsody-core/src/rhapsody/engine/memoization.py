@@ -138,6 +138,8 @@ class Memoization:
             for record, task in zip(waiting, tasks, strict=True):
                 if "identity" in task and record.state.work is WorkState.READY:
                     record.identity = record.description["identity"] = task["identity"]
+                if "watch" in task and record.state.work is WorkState.READY:
+                    record.watch = record.description["watch"] = task["watch"]
             if results is None:
                 continue
             if not _answers(results, len(waiting)):

@@ -154,6 +154,7 @@ class TaskRecord:
         "unfinished",
         "verdict",
         "waiters",
+        "watch",
     )
 
     def __init__(
@@ -191,6 +192,7 @@ class TaskRecord:
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
         self.identity: tuple[str, Mapping[str, str]] | None = None
+        self.watch: tuple[str, ...] = ()
         self.kept: KeptArguments | None = None  # for retries in this process
         self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: BlockRecord | None = None

@@ -237,6 +237,8 @@ class TaskBuilder:
         description["attempt"] = record.attempt
         if record.identity is not None:  # a retry
             description["identity"] = record.identity
+        if record.watch:
+            description["watch"] = record.watch
         if not plain:
             self._describe_more(record, description)
         if record.dependencies:

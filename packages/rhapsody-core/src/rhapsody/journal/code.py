@@ -31,6 +31,7 @@ import functools
 import importlib.util
 import os
 import pkgutil
+import re
 import runpy
 import sys
 import types
@@ -126,6 +127,15 @@ _HIDDEN = frozenset((
 ))  # fmt: skip
 """Names that give code access to objects that it does not name."""
 
+_OPENS = re.compile(
+    "open|read|load|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
+    "|input|dataset|mbox|filecmp|[Ff]ile|[Pp]ath"
+)
+"""Matches parts of the names of functions in the standard library and NumPy that open files."""
+
+_QUIET = frozenset(("numpy",))
+"""Libraries that open files only in functions whose names match `_OPENS`."""
+
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules with numeric variables that differ between machines."""
 
@@ -173,6 +183,8 @@ class CodeFingerprint:
             differ on a worker because the worker imports the module again.
         starts_programs: True if the code uses functions that start programs. These programs inherit
             environment variables.
+        may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
+            or a name that matches `_OPENS`.
     """
 
     def __init__(self, program: Program) -> None:
@@ -206,6 +218,7 @@ class CodeFingerprint:
         self.related: list[tuple[type, list[type]]] = []
         self.set_here: bool = False
         self.starts_programs: bool = False
+        self.may_open: bool = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
@@ -481,6 +494,7 @@ class CodeFingerprint:
                 raise UnhashableError(
                     f"{name} uses {min(hidden)}, which gives access to any object"
                 )
+            self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
         for use in names.uses:
             self._fills.update(("", "", each) for each in use.filled())
             self._global(variables, use, name)
@@ -934,6 +948,7 @@ class CodeFingerprint:
             return True
         found = program.origins.version(str(module), file or file_of(module))
         if found is not None:
+            self.may_open = self.may_open or found[0] not in _QUIET
             self.parts[found[0]] = found[1] or program.package(found[0])
         return False
 

@@ -17,14 +17,18 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED
 from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
+from rhapsody.sdk.runner import STARTED, WRITTEN
 from rhapsody.staging.fsutil import copy_directory
+
+if TYPE_CHECKING:
+    from rhapsody.journal.program import Program
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -492,6 +496,170 @@ class Edits:
             )  # fmt: skip
             return None
         return copy
+
+
+class OpenedFiles:
+    """Reader and writer of records of the files that functions opened without declaring them.
+
+    A result is reused only if these files have not changed since they were recorded. Recorded paths
+    are relative to the program's directory. Files outside of it, files of installed packages, and
+    files in hidden directories are not recorded, because caches and settings are stored there.
+
+    Args:
+        program: The program's sources and directory.
+        digests: The object that computes digests of files.
+        journal: The path of the journal, whose files are ignored.
+
+    Attributes:
+        places: The directories to watch; see `rhapsody.sdk.watch_files`.
+    """
+
+    def __init__(self, program: Program, digests: FileDigests, journal: Path) -> None:
+        self._program = program
+        self._digests = digests
+        self._journal = os.fspath(journal)
+        self._directories: dict[str, str | None] = {}
+        self.places: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
+
+    def noted(
+        self, task: Mapping[str, Any], declared: Iterable[str | None], work_dir: str
+    ) -> str | None:
+        """Return the record of the files that a function opened, or `None` if there are none.
+
+        Args:
+            task: The description of the task, which has ended.
+            declared: The paths of files that the task declares, or that its arguments name.
+            work_dir: The directory of the sandboxes, with a trailing slash.
+
+        Raises:
+            UnhashableError: A file was changed by another task or process while the task ran.
+        """
+        opened = task.get("opened")
+        if not opened:
+            return None
+        known = {os.path.abspath(path) for path in declared if path}
+        written = {path for path, use in opened.items() if use == WRITTEN}
+        known |= written
+        start = int(task["interval"][0] * 1e9)
+        states = {}
+        for path in opened:
+            plain = "/." not in path and "//" not in path and path[-1:] != os.sep
+            full = path if plain else os.path.normpath(path)
+            if full in known or path == STARTED or full.startswith(work_dir):
+                continue
+            name = self._name(full)
+            if name is None:
+                continue
+            about = _stat(full)
+            # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
+            if about is not None and about.st_ctime_ns >= start:
+                if STARTED in opened:  # most likely, that process has written it
+                    continue
+                if not stat.S_ISDIR(about.st_mode) or self._is_filled(full, start, written):
+                    raise UnhashableError(
+                        f"{name!r}, which it opened, changed while the task ran; run again when "
+                        "nothing writes to it, or declare what the task writes as OutputFile"
+                    )
+            states[name] = self._state(full, about)
+        return json.dumps(states) if states else None
+
+    def changed(self, noted: str) -> str | None:
+        """Return the reason why a result cannot be reused: a file that its function opened changed.
+
+        Args:
+            noted: The result of the method `noted`.
+
+        Returns:
+            The reason, or `None` if no file has changed.
+        """
+        root = self._program.roots[0]
+        for name, state in json.loads(noted).items():
+            path = root if name == "." else f"{root}{os.sep}{name}"
+            now = self._digests.once(self._state_of, path)
+            if now != state:
+                how = "is missing" if not now else "has changed" if state else "is new"
+                return f"{name!r}, which it opened, {how}"
+        return None
+
+    def _name(self, path: str) -> str | None:
+        """Return a path relative to the program's directory; `None` if it is ignored."""
+        if path in self._program.roots:
+            return "."
+        directory, name = os.path.split(path)
+        if name == "__pycache__" or path.startswith(self._journal):
+            return None
+        if directory not in self._directories:
+            self._directories[directory] = self._directory(directory)
+        place = self._directories[directory]
+        return None if place is None else f"{place}{name}"
+
+    def _directory(self, path: str) -> str | None:
+        """Return what precedes the names of a directory's entries; `None` if it is ignored."""
+        if not f"{path}{os.sep}".startswith(self.places) or not self._program.origins.own(path):
+            return None
+        name = self._program.portable(path)[2:]
+        if any(map(_is_hidden, name.split(os.sep))):
+            return None
+        return f"{name}{os.sep}" if name else ""
+
+    def _is_filled(self, directory: str, start: int, written: Collection[str]) -> bool:
+        """Return True if a directory contains a file that another task or process has written.
+
+        The time of the directory itself also changes with hidden files, and with those that the
+        task has written.
+
+        Args:
+            directory: The path of the directory.
+            start: The start time of the task, in nanoseconds since the epoch.
+            written: The paths that the task has written.
+        """
+        others = (_stat(path) for path in self._entries(directory) if path not in written)
+        return any(
+            about is not None and about.st_ctime_ns >= start and not stat.S_ISDIR(about.st_mode)
+            for about in others
+        )
+
+    def _state_of(self, path: str) -> str:
+        return self._state(path, _stat(path))
+
+    def _state(self, path: str, about: os.stat_result | None) -> str:
+        """Return a text that changes with a file or with the names in a directory.
+
+        The text is empty if there is neither a regular file nor a directory. Large files are
+        represented by their sizes and times, because reading them takes too long.
+        """
+        if about is None:
+            return ""
+        if stat.S_ISDIR(about.st_mode):
+            names = sorted(map(os.path.basename, self._entries(path)))
+            return hashlib.blake2b(ascii(names).encode(), digest_size=DIGEST_SIZE).hexdigest()
+        if not stat.S_ISREG(about.st_mode):
+            return ""
+        if about.st_size >= LARGE_FILE:
+            return f"{about.st_size} {about.st_mtime_ns}"
+        with contextlib.suppress(OSError):  # it was removed
+            return _read_small(path)[0].hex()
+        return ""
+
+    def _entries(self, directory: str) -> list[str]:
+        """Return the paths of the visible entries of a directory."""
+        try:
+            names = [name for name in os.listdir(directory) if not _is_hidden(name)]
+        except OSError:
+            return []
+        paths = [os.path.join(directory, name) for name in names]
+        return [path for path in paths if not path.startswith(self._journal)]
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):  # missing, or a name with a NUL byte
+        return None
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
 
 
 def has_files(sandbox: str) -> bool:

@@ -99,6 +99,7 @@ class Key(NamedTuple):
             their parts.
         generators: The random number generators among the arguments of a function in this process,
             by the names of their parts. They are not in `arguments`.
+        may_open: True if the task is a function that may open files.
         function: The function that `code` represents, if it runs in this process.
         used: What `code` represents, if the function runs in this process.
     """
@@ -110,6 +111,7 @@ class Key(NamedTuple):
     watched: Mapping[str, str]
     arguments: Mapping[str, object]
     generators: Mapping[str, object] = MappingProxyType({})
+    may_open: bool = False
     function: Any = None
     used: _Known | None = None
 
@@ -245,6 +247,9 @@ class Keys:
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
+        may_open = function is not None and (
+            code is None or used.may_open or not all(map(_is_builtin, shared.values()))
+        )
         watched = {f"input file {name}": parts[f"input file {name}"] for name in inputs}
         if task["function"] is None and _VARIABLES in parts:
             watched[_VARIABLES] = parts[_VARIABLES]
@@ -255,9 +260,11 @@ class Keys:
             shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
         if code is None or not task.get("shares_memory", False):
-            return Key(digest, text, code, found.paths, watched, shared, generators)
+            return Key(digest, text, code, found.paths, watched, shared, generators, may_open)
         known = self._functions[function]
-        return Key(digest, text, code, found.paths, watched, shared, generators, function, known)
+        return Key(
+            digest, text, code, found.paths, watched, shared, generators, may_open, function, known
+        )
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key, computed from its parts, code digest and files.
@@ -491,6 +498,11 @@ class Keys:
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return _Known(digest, found)
+
+
+def _is_builtin(value: object) -> bool:
+    """Return True if methods of a value open no files, as far as its type tells."""
+    return type(value).__module__ in ("builtins", "numpy")
 
 
 def _without(sandbox: str, word: str) -> str:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.journal.files import Edits, FileDigests, Outputs, has_files
+from rhapsody.journal.files import Edits, FileDigests, OpenedFiles, Outputs, has_files
 from rhapsody.journal.keys import (
     Key,
     Keys,
@@ -28,10 +28,10 @@ from rhapsody.journal.keys import (
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
-from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
+from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
-from rhapsody.sdk.runner import dumps
+from rhapsody.sdk.runner import MAX_OPENED, dumps
 from rhapsody.staging.outputs import leads_into
 
 T = TypeVar("T")
@@ -118,7 +118,9 @@ class Journal:
             self._store.end("failed")
             raise
         self._files = FileDigests(self._store.digest)
-        self._keys = Keys(Program(program, self._files))
+        self._program = Program(program, self._files)
+        self._keys = Keys(self._program)
+        self._opened = OpenedFiles(self._program, self._files, path)
         self._outputs = Outputs(path.parent, self._files)
         self._largest = largest
         self._again = frozenset(again)
@@ -135,6 +137,7 @@ class Journal:
         self._drawing: dict[int, set[str]] = {}  # calls in progress, by the id of their generator
         self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
+        self._many: set[str] = set()  # names of tasks that opened too many files
         self._failed = False
 
     @property
@@ -192,10 +195,12 @@ class Journal:
 
     @hookimpl
     async def rhapsody_record_results(
-        self, records: Sequence[Record]
+        self, engine: ObservedEngine, records: Sequence[Record]
     ) -> Sequence[Exception | None] | None:
         """Record results before the engine sets them on their futures."""
-        return await self._on_thread(partial(self._keep, records))
+        return await self._on_thread(
+            partial(self._keep, records, os.path.join(engine.work_dir, ""))
+        )
 
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
         """Return the result of calling `work` on the journal's thread.
@@ -332,6 +337,8 @@ class Journal:
         self._calls[call] = key, number, why
         if task["services"]:
             self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
+        if key.may_open:
+            task["watch"] = self._opened.places
         if found is None and name not in self._again:
             task["identity"] = identity
         return found
@@ -441,7 +448,9 @@ class Journal:
             row = self._store.find(key.digest, number)
             if row is None:
                 return None, None
-            recording, packed, noted, computed = row
+            recording, packed, noted, computed, opened = row
+            if opened is not None and (changed := self._opened.changed(opened)):
+                return None, changed
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
@@ -469,7 +478,7 @@ class Journal:
         self._gone[call] = recording, noted
         return found, "a file that it wrote is missing or has changed"
 
-    def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
+    def _keep(self, records: Sequence[Record], work_dir: str) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
@@ -487,7 +496,9 @@ class Journal:
                         self._readers.get(path, {}).pop(uid, None)
                 call, uses = self._calls.pop(uid, None), self._uses.pop(uid, ())
                 try:
-                    recording = None if call is None else self._recording(record, call, uses)
+                    recording = None
+                    if call is not None:
+                        recording = self._recording(record, call, uses, work_dir)
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # any error raised by its value or its files
@@ -558,7 +569,9 @@ class Journal:
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named)
 
-    def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
+    def _recording(
+        self, record: Record, call: _Call, uses: Sequence[_Service], work_dir: str
+    ) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
         key, number, why = call
@@ -588,11 +601,31 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
+            opened = self._opened_by(record, paths, work_dir)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
         name, uid, parts = task["name"], record.uid, _with_files(key.parts, paths)
-        return Recording(digest, number, name, uid, parts, key.code, files, why, packed)
+        return Recording(digest, number, name, uid, parts, key.code, files, why, packed, opened)
+
+    def _opened_by(
+        self, record: Record, paths: Mapping[str, bytes | None], work_dir: str
+    ) -> str | None:
+        """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
+        task, files = record.task, record.files
+        if not task.get("opened"):
+            return None
+        if len(task["opened"]) >= MAX_OPENED and task["name"] not in self._many:
+            self._many.add(task["name"])
+            log.warning(
+                "task %r opened more than %d undeclared files: changes in the others do not count; "
+                "pass their directory as InputFile",
+                task["name"],
+                MAX_OPENED,
+            )
+        written = () if files is None else (*files.paths.values(), *files.places.values())
+        named = (path for path, digest in paths.items() if digest)
+        return self._opened.noted(task, (*named, *record.inputs.values(), *written), work_dir)
 
     def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""

@@ -551,6 +551,7 @@ class Program:
         files: The cache of the digests of files.
 
     Attributes:
+        roots: The program's directory, without and with symbolic links.
         sources: The program's source files.
         origins: The origin of each module: the program or an installed distribution.
         memos: Owners of the variables that are treated as empty because tasks fill them, by the
@@ -566,7 +567,7 @@ class Program:
         self.sources: Sources = Sources()
         self.origins: Origins = Origins()
         self._directory = real_path(str(directory))
-        self._roots = self._directory, os.path.abspath(directory)
+        self.roots: tuple[str, str] = self._directory, os.path.abspath(directory)
         self._files = files
         self._names: dict[types.CodeType, Names] = {}
         self._packages: dict[str, str] = {}
@@ -595,8 +596,8 @@ class Program:
 
     def portable(self, path: str) -> str:
         """Return a path in a form that does not change if the program's directory is moved."""
-        if path.startswith(self._roots):
-            for root in self._roots:
+        if path.startswith(self.roots):
+            for root in self.roots:
                 if path == root or path.startswith(root + os.sep):
                     return "\0" + path.removeprefix(root)
         return path

@@ -83,7 +83,7 @@ CREATE TABLE recordings (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
     run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
     gone INTEGER NOT NULL DEFAULT 0, parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT,
-    value BLOB NOT NULL, intact BLOB NOT NULL
+    value BLOB NOT NULL, intact BLOB NOT NULL, opened TEXT
 );
 CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE digests (
@@ -198,6 +198,7 @@ class Recording(NamedTuple):
         why: The reason why an earlier recording of the call was not used; `None` if there was no
             such recording.
         value: The pickled tuple of value, standard output, standard error and exit code.
+        opened: The undeclared files that the task opened, as JSON; `None` if there are none.
     """
 
     key: bytes
@@ -209,6 +210,7 @@ class Recording(NamedTuple):
     files: str | None
     why: str | None
     value: bytes
+    opened: str | None = None
 
 
 class Store:
@@ -464,7 +466,9 @@ class Store:
         (found,) = self._database.execute(exists, (lineage,)).fetchone()
         return bool(found)
 
-    def find(self, key: bytes, number: int) -> tuple[int, bytes, str | None, float | None] | None:
+    def find(
+        self, key: bytes, number: int
+    ) -> tuple[int, bytes, str | None, float | None, str | None] | None:
         """Find an earlier recording.
 
         Args:
@@ -472,24 +476,24 @@ class Store:
             number: See `Recording.number`.
 
         Returns:
-            The recording's id, pickled value and files, and the time at which the run that made it
-            began; `None` if there is no recording.
+            The recording's id, pickled value and files, the time at which the run that made it
+            began, and `Recording.opened`; `None` if there is no recording.
 
         Raises:
             JournalError: The recording is damaged.
         """
         row = self._database.execute(
-            "SELECT id, value, files, intact, name, uid, "
+            "SELECT id, value, files, intact, name, uid, opened, "
             "(SELECT began FROM runs WHERE runs.id = recordings.run) FROM recordings WHERE id = "
             "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
             (key, number),
         ).fetchone()
         if row is None:
             return None
-        id_, value, files, intact, name, uid, began = row
-        if intact_mark(key, number, value, files) != intact:
+        id_, value, files, intact, name, uid, opened, began = row
+        if intact_mark(key, number, value, files, opened) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
-        return id_, value, files, began
+        return id_, value, files, began, opened
 
     def files(self) -> list[str]:
         """Return the files of all recordings with saved files. See `Recording.files`."""
@@ -507,11 +511,11 @@ class Store:
         """Replace the files in a recording after they have been produced again."""
         database = self._database
         with _transaction(database):
-            select = "SELECT key, number, value FROM recordings WHERE id = ?"
-            key, number, value = database.execute(select, (recording,)).fetchone()
+            select = "SELECT key, number, value, opened FROM recordings WHERE id = ?"
+            key, number, value, opened = database.execute(select, (recording,)).fetchone()
             database.execute(
                 "UPDATE recordings SET files = ?, intact = ? WHERE id = ?",
-                (files, intact_mark(key, number, value, files), recording),
+                (files, intact_mark(key, number, value, files, opened), recording),
             )
         self.used[recording] = FILES_REGENERATED
 
@@ -570,8 +574,8 @@ class Store:
                 where = self.lineage, self.run, self.run
                 database.executemany(
                     "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, "
-                    "code, files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                    "nullif(?, ''), nullif(?, ''), ?, ?)",
+                    "code, files, why, value, intact, opened) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                    "nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))",
                     ((*where, *_row(each)) for each in recordings),
                 )
                 kept = self.kept + len(recordings)
@@ -765,13 +769,17 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
+def intact_mark(
+    key: bytes, number: int, value: bytes, files: str | None, opened: str | None
+) -> bytes:
     """Return the digest that is stored with a recording to detect damage."""
     head = b"%b%d %d " % (key, number, len(value))
     made = hashlib.blake2b(head, digest_size=DIGEST_SIZE)
     made.update(value)
     if files is not None:
         made.update(files.encode("utf-8", "surrogateescape"))
+    if opened is not None:
+        made.update(opened.encode())
     return made.digest()
 
 
@@ -782,7 +790,7 @@ def _row(recording: Recording) -> tuple[object, ...]:
     longer than writing the object. It does not do this for a `bytearray`, so `bytes` are copied,
     except large values, for which the copy would take longer than the search.
     """
-    key, number, name, uid, parts, code, files, why, value = recording
+    key, number, name, uid, parts, code, files, why, value, opened = recording
     return (
         bytearray(key),
         number,
@@ -793,7 +801,8 @@ def _row(recording: Recording) -> tuple[object, ...]:
         files or "",
         why or "",
         bytearray(value) if len(value) < 100_000 else value,
-        bytearray(intact_mark(key, number, value, files)),
+        bytearray(intact_mark(key, number, value, files, opened)),
+        opened or "",
     )
 
 
@@ -955,10 +964,10 @@ class Reader:
         """
         checked = self._database.execute("PRAGMA integrity_check")
         found = [f"the file: {text}" for (text,) in checked if text != "ok"]
-        for name, uid, key, number, value, files, mark in self._database.execute(
-            "SELECT name, uid, key, number, value, files, intact FROM recordings"
+        for name, uid, key, number, value, files, mark, opened in self._database.execute(
+            "SELECT name, uid, key, number, value, files, intact, opened FROM recordings"
         ):
-            if intact_mark(key, number, value, files) != mark:
+            if intact_mark(key, number, value, files, opened) != mark:
                 found.append(f"the result of {name!r} ({uid})")
         return found
 

@@ -543,7 +543,8 @@ class Record(NamedTuple):
 class LookupTask(TaskDescription):
     """Description of a task whose result is looked up: a mapping with eight additional keys.
 
-    The plugin that records the task's result may set `identity`, which backends then receive.
+    The plugin that records the task's result may set `identity` and `watch`, which backends then
+    receive.
 
     A service among the arguments is replaced with `("service", name, index)`, where `index` is its
     index in `services`, because its readiness information, such as a port, differs from run to run.

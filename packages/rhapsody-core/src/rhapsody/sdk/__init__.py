@@ -59,6 +59,8 @@ from rhapsody.sdk.runner import (
     require_version,
     sent_modules,
     trimmed,
+    watch_files,
+    watching,
 )
 from rhapsody.sdk.services import (
     FREE,
@@ -90,6 +92,6 @@ __all__ = [
     "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
     "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable",
     "start_thread", "streams", "task_context", "task_environment", "task_kind", "time_needed",
-    "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "without_own_frames",
-    "working_directory",
+    "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "watch_files",
+    "watching", "without_own_frames", "working_directory",
 ]  # fmt: skip

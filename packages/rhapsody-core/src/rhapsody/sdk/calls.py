@@ -105,6 +105,7 @@ def call_spec(
         _settings(task) if more is None else more,
         own_modules() if modules is True else modules,
         task.get("trace_context", {}),
+        task.get("watch", ()),
     )
 
 
@@ -292,7 +293,7 @@ def finish(
 
 
 def report(task: TaskDescription, outcome: CallResult) -> None:
-    """Write a call's output, times and used resources into the task's description."""
+    """Write a call's output, times, used resources and files into the task's description."""
     if outcome.stdout is not None:
         task["stdout"] = outcome.stdout
     if outcome.stderr is not None:
@@ -303,6 +304,8 @@ def report(task: TaskDescription, outcome: CallResult) -> None:
         task["usage"] = cast("Usage", outcome.usage)
     if outcome.interval is not None:
         task["interval"] = outcome.interval
+    if outcome.opened:
+        task["opened"] = outcome.opened
 
 
 def result(

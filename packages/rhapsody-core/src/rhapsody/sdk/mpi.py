@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rhapsody.errors import CapabilityError
-from rhapsody.sdk.runner import CallResult, Runner, loads
+from rhapsody.sdk.runner import WRITTEN, CallResult, Runner, loads
 from rhapsody.task import TaskDescription
 
 __all__ = ["require_mpi4py", "run_rank"]
@@ -112,10 +112,14 @@ def _joined(outcomes: list[CallResult]) -> CallResult:
     for key in outcomes[0].usage or ():
         with suppress(KeyError):  # unknown on one of the ranks
             usage[key] = sum((each.usage or {})[key] for each in outcomes)
+    opened: dict[str, str] = {}
+    for each in outcomes:
+        written = {path: use for path, use in opened.items() if use == WRITTEN}
+        opened |= {**each.opened, **written}
     times = [each.interval for each in outcomes if each.interval is not None]
     interval = (min(t[0] for t in times), max(t[1] for t in times)) if times else None
     return outcomes[0]._replace(
-        payload=payload, plain=False, usage=usage or None, interval=interval
+        payload=payload, plain=False, usage=usage or None, interval=interval, opened=opened
     )
 
 

@@ -66,8 +66,8 @@ class Reply:
         kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
         payload: The packed value or exception.
         buffers: The large buffers of the value.
-        more: `stdout`, `stderr`, `exit_code`, `sandbox`, `usage`, `interval`, `directory`, `files`
-            and `left_out`, where they apply.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox`, `usage`, `interval`, `directory`,
+            `opened`, `files` and `left_out`, where they apply.
         worker: The address of the worker that ran the task.
         kept: A tuple with the unpacked value, for later tasks on the same worker. `None` until a
             task has used the value, and for types that are not in `UNCHANGEABLE`.

@@ -50,6 +50,7 @@ from rhapsody.sdk import (
     task_context,
     task_environment,
     unpack_error,
+    watching,
 )
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -202,6 +203,7 @@ def _call(running: Running) -> Reply:
         _environment(running),
         CapturedOutput(sandbox, order.more.get("capture", True)) as output,
         task_context(running.context),
+        watching(order.more.get("watch", ())) as opened,
     ):
         begin, start = _meter.begin(order.name), time()
         done, outcome, _ = _Runner(running).answer(order.name, order)
@@ -219,6 +221,8 @@ def _call(running: Running) -> Reply:
         more["sandbox"] = sandbox
     if site.elsewhere is not None:
         more["directory"] = site.elsewhere
+    if opened:
+        more["opened"] = opened
     reply.more = more
     return reply
 

@@ -29,7 +29,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
-from rhapsody.sdk.runner import CallResult, Meter
+from rhapsody.sdk.runner import CallResult, Meter, watch_files
 from rhapsody.sdk.threads import start_thread
 from rhapsody.task import Usage
 
@@ -126,6 +126,8 @@ class ThreadWorkers(JobRunner):
         try:
             enter_task(context)  # not reset, because each job has its own context
             record_in(job.recorder)
+            if "watch" in task:
+                task["opened"] = watch_files(task["watch"])
             if "keep_arguments" in task:
                 task["keep_arguments"]()
             begin, start = meter.begin(task["name"]), time.time()
@@ -212,6 +214,8 @@ class SharedThread(JobRunner):
         assert job.context is not None
         enter_task(job.context)
         record_in(job.recorder)
+        if "watch" in job.task:
+            job.task["opened"] = watch_files(job.task["watch"])
         if "keep_arguments" in job.task:
             job.task["keep_arguments"]()
         start = time.time()
@@ -324,6 +328,8 @@ class ExecutorCall:
             try:
                 enter_task(context)
                 record_in(job.recorder)
+                if "watch" in task:
+                    task["opened"] = watch_files(task["watch"])
                 value = function(*task["args"], **task["kwargs"])
                 if type(value) is CoroutineType:
                     value = _run(value)

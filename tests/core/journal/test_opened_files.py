@@ -1,0 +1,267 @@
+"""Files that functions open without declaring them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, LocalExecutionBackend
+from rhapsody.journal import files
+from rhapsody.journal.store import opened
+from tests._support.recorded import LOG, engine, note, ran
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(here: Path) -> None:
+    (here / LOG).touch()
+    (here / "data").mkdir()
+    for name in ("a", "b"):
+        (here / "data" / f"{name}.txt").write_text(name)
+
+
+async def run(function: Callable[..., Any], *calls: tuple[Any, ...], **options: Any) -> list[Any]:
+    """Run a program of some calls that resumes the run before it."""
+    async with engine(resume=True, **options) as flow:
+        task = flow.function_task(function)
+        return await asyncio.gather(*[task(*call) for call in calls])
+
+
+def read(name: str) -> str:
+    note(f"read {name}")
+    with open(f"data/{name}.txt") as file:
+        return file.read()
+
+
+async def read_later(name: str) -> str:
+    note(f"read {name}")
+    await asyncio.sleep(0)
+    return await asyncio.to_thread(Path(f"data/{name}.txt").read_text)
+
+
+BACKENDS: dict[str, Callable[[], Any]] = {
+    "threads": lambda: LocalExecutionBackend("thread"),
+    "processes": lambda: LocalExecutionBackend("process"),
+    "an executor": lambda: LocalExecutionBackend(ThreadPoolExecutor(2)),
+}
+
+
+@pytest.mark.parametrize("function", [read, read_later])
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_only_tasks_whose_file_changed_run_again(
+    here: Path, backend: str, function: Any
+) -> None:
+    calls = ("a",), ("b",)
+    assert await run(function, *calls, backend=BACKENDS[backend]()) == ["a", "b"]
+    assert await run(function, *calls, backend=BACKENDS[backend]()) == ["a", "b"]
+    (here / "data" / "b.txt").write_text("changed")
+    (here / "data" / "a.txt").touch()
+    assert await run(function, *calls, backend=BACKENDS[backend]()) == ["a", "changed"]
+    assert ran() == {"read a": 1, "read b": 2}
+    with opened(here / "run.sqlite") as journal:
+        (why,) = {each.what for each in journal.explain() if each.what.startswith("ran")}
+    assert "data/b.txt" in why
+
+
+async def test_a_directory_that_a_function_lists_counts_with_its_names(here: Path) -> None:
+    def names() -> list[str]:
+        note("names")
+        return sorted(path.name for path in Path("data").glob("*.txt"))
+
+    assert await run(names, ()) == [["a.txt", "b.txt"]]
+    (here / "data" / "a.txt").write_text("its content does not count")
+    (here / "data" / ".hidden").touch()
+    assert await run(names, ()) == [["a.txt", "b.txt"]]
+    assert ran()["names"] == 1
+    (here / "data" / "c.txt").touch()
+    assert await run(names, ()) == [["a.txt", "b.txt", "c.txt"]]
+
+
+async def test_a_file_that_did_not_exist_counts(here: Path) -> None:
+    def rate() -> str:
+        try:
+            with open("rate.txt") as file:
+                return file.read()
+        except FileNotFoundError:
+            return "default"
+
+    assert await run(rate, ()) == ["default"]
+    (here / "rate.txt").write_text("0.5")
+    assert await run(rate, ()) == ["0.5"]
+    (here / "rate.txt").unlink()
+    assert await run(rate, ()) == ["default"]
+
+
+async def test_a_file_that_another_task_writes_again_counts(here: Path) -> None:
+    def write(text: str) -> None:
+        Path("made.txt").write_text(text)
+
+    def use() -> str:
+        return Path("made.txt").read_text()
+
+    async def program(text: str) -> str:
+        async with engine(resume=True) as flow:
+            await flow.function_task(write)(text)
+            found: str = await flow.function_task(use)()
+            return found
+
+    assert await program("one") == "one"
+    assert await program("two") == "two"
+
+
+def write_and_read(number: int) -> str:
+    note(f"write {number}")
+    part = Path(f"part{number}")
+    part.write_text(str(number))
+    part.replace("out.txt")
+    with open("all.txt", "a") as file:
+        file.write("x")
+    return Path("out.txt").read_text() + Path("all.txt").read_text()
+
+
+async def test_files_that_the_task_writes_do_not_count() -> None:
+    for _ in range(2):
+        for number in (1, 2):
+            await run(write_and_read, (number,))
+    await run(write_and_read, (1,), (2,))
+    assert ran() == {"write 1": 1, "write 2": 1}
+
+
+def start_and_read(name: str) -> str:
+    note(name)
+    subprocess.run([sys.executable, "-c", "open('made.txt', 'w').write('made')"], check=True)
+    return Path("made.txt").read_text() + Path("data/a.txt").read_text()
+
+
+async def test_a_file_that_a_process_of_the_task_wrote_does_not_count(here: Path) -> None:
+    assert await run(start_and_read, ("first",)) == ["madea"]
+    (here / "made.txt").write_text("another")
+    await run(start_and_read, ("first",))
+    assert ran()["first"] == 1
+    (here / "data" / "a.txt").write_text("changed")
+    assert await run(start_and_read, ("first",)) == ["madechanged"]
+
+
+@pytest.mark.parametrize("path", ["data/a.txt", "data"])
+async def test_what_changes_while_the_task_runs_is_not_recorded(
+    here: Path, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (looked, look_done), (changed, change_done) = os.pipe(), os.pipe()
+
+    def look() -> Any:
+        found = os.listdir(path) if os.path.isdir(path) else Path(path).read_text()
+        os.write(look_done, b".")
+        os.read(changed, 1)
+        return found
+
+    async with engine() as flow:
+        called = flow.function_task(look)()
+        await asyncio.wait_for(asyncio.to_thread(os.read, looked, 1), 60)
+        begin, probe = time.time_ns(), here / "probe"
+        probe.touch()
+        while probe.stat().st_ctime_ns < begin:  # the clock of file systems ticks every few ms
+            probe.touch()
+        (here / "data" / ("a.txt" if path != "data" else "c.txt")).write_text("changed")
+        os.write(change_done, b".")
+        await called
+    for descriptor in (looked, look_done, changed, change_done):
+        os.close(descriptor)
+    assert path in caplog.text
+    with opened(here / "run.sqlite") as journal:
+        assert [run.kept for run in journal.runs()] == [0]
+
+
+async def test_declared_files_hidden_directories_and_the_journal_do_not_count(here: Path) -> None:
+    (here / ".cache").mkdir()
+    (here / ".cache" / "state").write_text("1")
+
+    def look(data: InputFile) -> str:
+        note("look")
+        os.listdir(".")
+        Path(".cache/state").read_text()
+        with open("run.sqlite", "rb") as file:
+            file.read()
+        return Path(data).read_text()
+
+    async def program() -> None:
+        async with engine(resume=True) as flow:
+            await flow.function_task(look)(InputFile("data/a.txt"))
+
+    await program()
+    (here / ".cache" / "state").write_text("2")
+    await program()
+    assert ran()["look"] == 1
+    with opened(here / "run.sqlite") as journal:
+        rows = journal._database.execute("SELECT opened FROM recordings").fetchall()
+    assert "a.txt" not in str(rows)
+
+
+async def test_modules_that_a_function_imports_do_not_count(here: Path, monkeypatch: Any) -> None:
+    (here / "lib").mkdir()
+    monkeypatch.syspath_prepend(str(here / "lib"))
+
+    def rate() -> int:
+        note("rate")
+        try:  # looks into all directories of `sys.path`
+            import no_module_has_this_name  # type: ignore[import-not-found]
+        except ImportError:
+            no_module_has_this_name = None
+        return len(Path("data/a.txt").read_text()) + (no_module_has_this_name is None)
+
+    assert await run(rate, ()) == [2]
+    (here / "lib" / "another.txt").touch()
+    assert await run(rate, ()) == [2]
+    assert ran()["rate"] == 1
+
+
+async def test_too_many_files_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rhapsody.journal.plugin.MAX_OPENED", 1)
+    with caplog.at_level(logging.WARNING):
+        await run(read, ("a",), ("b",))
+    assert caplog.text.count("InputFile") == 1
+
+
+async def test_functions_that_cannot_open_files_are_not_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def copied(values: list[int]) -> list[int]:
+        return copy.deepcopy(values)
+
+    def fail(*args: object) -> None:
+        raise AssertionError(args)
+
+    monkeypatch.setattr(files.OpenedFiles, "noted", fail)
+    monkeypatch.setattr("rhapsody.backends.local.threads.watch_files", fail)
+    assert await run(copied, ([1],)) == [[1]]
+
+
+async def test_retries_are_watched(here: Path) -> None:
+    def flaky() -> str:
+        note("flaky")
+        text = Path("data/a.txt").read_text()
+        if ran()["flaky"] % 2:
+            raise ValueError("again")
+        return text
+
+    async def program() -> str:
+        async with engine(resume=True) as flow:
+            found: str = await flow.function_task(retries=1)(flaky)()
+            return found
+
+    assert await program() == "a"
+    (here / "data" / "a.txt").write_text("changed")
+    assert await program() == "changed"
