@@ -337,3 +337,23 @@ def test_a_namespace_package_in_one_that_is_not_imported_is_sent(place: Path) ->
         "stale_space.inner",
         "stale_space.inner.value",
     }
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_distribution_of_local_files_counts_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    def installed(digest: str) -> tuple[str, str]:
+        place = tmp_path / digest
+        about = place / "tool_of_this_test-1.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text("Name: tool-of-this-test\nVersion: 1.0\n")
+        (about / "RECORD").write_text(f"tool_of_this_test/__init__.py,sha256={digest},12\n")
+        if local:
+            (about / "direct_url.json").write_text('{"dir_info": {}, "url": "file:///src/tool"}')
+        monkeypatch.setattr(sys, "path", [str(place), *sys.path])
+        return sdk_modules._version("tool_of_this_test")
+
+    first, second = installed("one"), installed("two")
+    assert (first != second) is local
+    assert first[1].startswith("1.0")

@@ -99,13 +99,28 @@ def _below(places: Iterable[str]) -> tuple[str, ...]:
 
 def _version(name: str) -> tuple[str, str]:
     try:
-        files = metadata.distribution(name).read_text("RECORD")
+        found = metadata.distribution(name)
+        files = found.read_text("RECORD")
         if files is None or any(f"\n{name}{end}" in f"\n{files}" for end in "/."):
-            return name, metadata.version(name)
+            return name, _version_of(found)
     except metadata.PackageNotFoundError:
         pass
     several = sorted(set(_distributions().get(name, ())))  # as for `google`
-    return name, ", ".join(f"{each} {metadata.version(each)}" for each in several)
+    versions = (f"{each} {_version_of(metadata.distribution(each))}" for each in several)
+    return name, ", ".join(versions)
+
+
+def _version_of(distribution: metadata.Distribution) -> str:
+    """Return a distribution's version, with a digest of its files if they were local.
+
+    Developers install from local files again and again without a new version.
+    """
+    origin = distribution.read_text("direct_url.json")
+    if origin is None or '"file://' not in origin:
+        return distribution.version
+    files = (distribution.read_text("RECORD") or "").splitlines()
+    lines = sorted(line for line in files if ",sha256=" in line and ".dist-info/" not in line)
+    return f"{distribution.version} ({digest_of(repr(lines).encode())[:16]})"
 
 
 def file_of(module: Any) -> str | None:
