@@ -328,6 +328,7 @@ class Queue:
         self._slots = slots
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._has_priorities = False
         self._functions: deque[Job] = deque()
         self._programs: deque[Job] = deque()
         self._passed: list[Job] = []  # jobs that wait for a service to end; others pass them
@@ -337,15 +338,17 @@ class Queue:
 
     def push(self, item: Job) -> None:
         """Add a job at the end, or before the jobs with a lower priority."""
-        priority = item.task.get("priority", 0)
-        item.place = -priority, next(self._numbers)
+        item.place = 0, next(self._numbers)
         item.waits = True
         line = self._functions if item.request.workers else self._programs
-        if line and line[-1].place > item.place:
-            with self._lock:
-                bisect.insort(line, item, key=_place)
-        else:
+        if "priority" in item.task:
+            item.place = -item.task["priority"], item.place[1]
+            self._has_priorities = True
+        if not self._has_priorities:  # the usual case
             line.append(item)
+            return
+        with self._lock:
+            bisect.insort(line, item, key=_place)
 
     def withdraw(self, item: Job) -> bool:
         """Remove a job. Return True if the job was in the queue, otherwise False."""
