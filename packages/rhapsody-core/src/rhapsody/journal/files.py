@@ -15,12 +15,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from rhapsody.copying import copy_file
-from rhapsody.data import RESERVED
+from rhapsody.data import RESERVED, File
 from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
@@ -57,6 +58,9 @@ NETWORK = frozenset(
      "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "virtiofs", "wekafs"}
 )  # fmt: skip
 """File system types, as in Linux's list of mounts, whose files other hosts may change."""
+
+MAX_RETURNED = 10_000
+"""Maximum number of values in a result that are checked for paths."""
 
 T = TypeVar("T")
 
@@ -314,26 +318,30 @@ class Outputs:
         self._directory = os.fspath(directory)
         self._digests = digests
 
-    def noted(self, files: TaskFiles | None, *, named: bool) -> str | None:
+    def noted(
+        self, files: TaskFiles | None, *, named: bool, returned: Sequence[str] = ()
+    ) -> str | None:
         """Return the record of a task's files as JSON, or `None` if there is nothing to record.
 
         Args:
             files: The task's files, or `None` if the task has none.
             named: True if the task's result is, or contains, a path into the task's sandbox.
+            returned: The existing paths in the task's result; see `paths_in`.
 
         Raises:
             UnhashableError: The task left undeclared files that its dependents see, or an output
                 file cannot be read on this machine.
         """
+        only_returned = json.dumps({"files": {}, "returned": returned}) if returned else None
         if files is None:
-            return None
+            return only_returned
         if files.shared and has_files(files.sandbox):
             raise UnhashableError(
                 f"it left undeclared files in its sandbox {files.sandbox}, and its dependents see "
                 "all of them; pass it an OutputFile for each file that its dependents need"
             )
         if not (files.paths or named):
-            return None
+            return only_returned
         kept = {}
         for name, path in files.paths.items():
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
@@ -358,6 +366,8 @@ class Outputs:
             "matches": dict(files.matches),
             "files": kept,
         }
+        if returned:
+            noted["returned"] = returned
         return json.dumps(noted)
 
     def changed(self, former: str, made: str) -> dict[str, bytes]:
@@ -416,6 +426,15 @@ class Outputs:
         stays, absent = read["stays"], frozenset(missing)
         return TaskFiles(sandbox, paths, matches, places, stays=stays, missing=absent)
 
+    def returned_missing(self, noted: str) -> str | None:
+        """Return the first missing path in a task's result, or `None` if none is missing."""
+        returned = json.loads(noted).get("returned", ())
+        return next((path for path in returned if not os.path.lexists(path)), None)
+
+    def without_returned(self, noted: str) -> str | None:
+        """Return a record, or `None` if it contains nothing but the paths in the task's result."""
+        return noted if "sandbox" in json.loads(noted) else None
+
     def is_saved(self, noted: str, name: str) -> bool:
         """Return True if a recorded file was also copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
@@ -439,6 +458,27 @@ class Outputs:
 
     def _absolute(self, path: str) -> str:
         return os.path.normpath(os.path.join(self._directory, path))
+
+
+def paths_in(value: object) -> list[str]:
+    """Return the strings and paths in a result that name existing files or directories.
+
+    Only the first `MAX_RETURNED` values in lists, tuples, sets and dicts are considered.
+    """
+    found: list[str] = []
+    waiting, left = [value], MAX_RETURNED
+    while waiting and left:
+        one = waiting.pop()
+        left -= 1
+        if isinstance(one, str | PurePath | File):
+            path = one.filepath if isinstance(one, File) else one
+            if path and len(text := str(path)) <= MAX_PATH_LENGTH and os.path.lexists(text):
+                found.append(text)
+        elif type(one) in (list, tuple, set, frozenset):
+            waiting.extend(islice(cast("Iterable[object]", one), left))
+        elif type(one) is dict:
+            waiting.extend(islice(one.values(), left))
+    return found
 
 
 class Edits:

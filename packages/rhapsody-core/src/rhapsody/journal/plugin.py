@@ -17,7 +17,14 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.journal.files import Edits, FileDigests, OpenedFiles, Outputs, has_files
+from rhapsody.journal.files import (
+    Edits,
+    FileDigests,
+    OpenedFiles,
+    Outputs,
+    has_files,
+    paths_in,
+)
 from rhapsody.journal.keys import (
     Key,
     Keys,
@@ -451,6 +458,10 @@ class Journal:
             recording, packed, noted, computed, opened = row
             if opened is not None and (changed := self._opened.changed(opened)):
                 return None, changed
+            if noted is not None:
+                if (missing := self._outputs.returned_missing(noted)) is not None:
+                    return None, f"the path {missing!r} that it returned is missing"
+                noted = self._outputs.without_returned(noted)
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
@@ -567,7 +578,7 @@ class Journal:
     def _files_of(self, record: Record) -> str | None:
         """Return the files recorded for a task, as JSON. See `Outputs.noted`."""
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
-        return self._outputs.noted(record.files, named=named)
+        return self._outputs.noted(record.files, named=named, returned=paths_in(record.value))
 
     def _recording(
         self, record: Record, call: _Call, uses: Sequence[_Service], work_dir: str

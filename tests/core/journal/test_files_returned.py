@@ -1,0 +1,80 @@
+"""Results that are paths: the task runs again if such a file is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody.journal.files import paths_in
+from rhapsody.staging.fsutil import remove
+from tests._support.recorded import LOG, engine, note, ran
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(here: Path) -> None:
+    (here / LOG).touch()
+
+
+def path_of(name: str) -> str:
+    return name
+
+
+def absolute_path_of(name: str) -> Path:
+    return Path(name).absolute()
+
+
+def in_a_list(name: str) -> list[str]:
+    return ["no path", name]
+
+
+def in_a_dict(name: str) -> dict[str, tuple[Path, ...]]:
+    return {"made": (Path(name),)}
+
+
+def directory_of(name: str) -> str:
+    return str(Path(name).parent)
+
+
+async def program(flow: WorkflowEngine, returned: Callable[[str], object]) -> str:
+    @flow.function_task
+    def write() -> object:
+        note("write")
+        name = "/".join(("results", "table.txt"))
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("made")
+        return returned(name)
+
+    @flow.function_task
+    def read(made: object, more: str) -> str:
+        note("read")
+        return Path("results", "table.txt").read_text()
+
+    answer: str = await read(write(), "now")
+    return answer
+
+
+@pytest.mark.parametrize(
+    "returned", [path_of, absolute_path_of, in_a_list, in_a_dict, directory_of]
+)
+async def test_a_task_runs_again_if_a_path_that_it_returned_is_missing(
+    here: Path, returned: Callable[[str], object]
+) -> None:
+    for times in (1, 1, 2, 2):
+        if times > ran()["write"] > 0:
+            remove(here / "results")
+        async with engine(resume=True) as flow:
+            assert await program(flow, returned) == "made"
+        assert ran() == {"write": times, "read": 1}
+
+
+async def test_only_strings_and_paths_that_exist_are_paths(here: Path) -> None:
+    (here / "a").touch()
+    assert paths_in({"x": ["a", "b", b"a", 1, Path("a"), "a\0", "a" * 5000]}) == ["a", "a"]
+    assert paths_in("a") == ["a"]
+    assert paths_in("") == []
+    assert paths_in(None) == []
