@@ -411,6 +411,42 @@ def test_a_failed_task_that_is_not_awaited_fails_the_workflow(run: Run) -> None:
     assert run(script.format(seen=True)).returncode == 0
 
 
+OUTLIVES = """
+    import asyncio
+
+    async def study(part, opened):
+        await part()
+        await opened.wait()
+        await part()
+
+    async def main(flow):
+        part = flow.function_task(print)
+        opened = asyncio.Event()
+        task = asyncio.create_task(study(part, opened))
+"""
+
+
+def test_a_coroutine_that_main_does_not_await_is_named(run: Run) -> None:
+    done = run(OUTLIVES, "-b", "noop")
+    assert done.returncode == 0
+    assert "study() (" in done.stderr
+    assert "TaskGroup" in done.stderr
+
+
+def test_calls_that_come_after_the_end_of_main_fail_the_run(run: Run) -> None:
+    late = """
+        shutdown = flow.shutdown
+        async def open_first():
+            await shutdown()
+            opened.set()
+            await asyncio.wait([task])
+        flow.shutdown = open_first
+    """
+    done = run(dedent(OUTLIVES) + dedent(late).replace("\n", "\n    "), "-b", "noop")
+    assert done.returncode == 1
+    assert "1 call of coroutines that `main` did not await" in done.stderr
+
+
 def test_tasks_that_the_program_itself_shuts_down_are_no_failure(run: Run) -> None:
     done = run("""
         import asyncio

@@ -48,6 +48,46 @@ async def test_tasks_that_are_not_awaited_finish_before_the_engine() -> None:
     assert flow.summary.stats.done == 6
 
 
+async def test_coroutines_that_were_started_but_not_awaited_make_their_calls() -> None:
+    ended = []
+    async with WorkflowEngine.create("noop") as flow:
+
+        @flow.function_task
+        def part(x: Any) -> Any: ...
+
+        async def study(number: int) -> None:
+            await asyncio.gather(part(number), part(number))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.wait_for(part(number), 60))
+            await asyncio.wait([asyncio.gather(part(number))])
+            await part(number)
+            ended.append(number)
+
+        studies = [asyncio.create_task(study(number)) for number in range(3)]
+    await within(asyncio.gather(*studies))
+    assert sorted(ended) == [0, 1, 2]
+    assert flow.summary is not None
+    assert flow.summary.stats.done == 15
+
+
+async def test_a_call_of_a_coroutine_that_outlives_the_engine_names_the_cure() -> None:
+    opened = asyncio.Event()
+    async with WorkflowEngine.create("noop") as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        async def study() -> None:
+            await part()
+            await opened.wait()
+            await part()
+
+        late = asyncio.create_task(study())
+    opened.set()
+    with pytest.raises(RuntimeError, match="TaskGroup"):
+        await within(late)
+
+
 async def test_failures_that_are_not_awaited_are_one_line_and_no_exception(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -55,6 +55,19 @@ def test_a_coroutine_function_is_run_too() -> None:
     assert rhapsody.run(main) == 2
 
 
+def test_a_coroutine_that_outlives_main_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def study(opened: asyncio.Event) -> None:
+        await opened.wait()
+
+    async def main(flow: WorkflowEngine) -> list[asyncio.Task[None]]:
+        await flow.function_task(double)(1)
+        return [asyncio.create_task(study(asyncio.Event()))]
+
+    rhapsody.run(main, backend="noop")
+    (line,) = [r.getMessage() for r in caplog.records if "main" in r.getMessage()]
+    assert "study() (" in line
+
+
 def test_a_future_that_main_returns_is_awaited() -> None:
     def main(flow: WorkflowEngine) -> Any:
         return flow.function_task(double)(3)

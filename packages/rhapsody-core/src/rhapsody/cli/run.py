@@ -361,7 +361,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
     from rhapsody.engine.defaults import engine_defaults
-    from rhapsody.engine.engine import call_main
+    from rhapsody.engine.engine import call_main, warn_of_coroutines
     from rhapsody.observers.progress import Progress
 
     profile, options = defaults.active_profile(), dict(defaults.options)
@@ -389,6 +389,13 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         raise CommandError(
             f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error
+    refused = warn_of_coroutines(flow)
+    if refused:
+        raise CommandError(
+            f"{refused} call{'s' if refused > 1 else ''} of coroutines that `main` did not await "
+            "came after its end and did not run; await the coroutines in `main`, for example with "
+            "asyncio.gather"
+        )
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ from rhapsody.observers.builtin import BuiltIn, Profiler
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary
+from rhapsody.sdk.modules import Origins
 from rhapsody.sdk.threads import start_thread
 from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
@@ -997,7 +998,9 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Unpack[EngineSetti
 
     async def program() -> Any:
         async with WorkflowEngine.create(**settings) as flow:
-            return await call_main(main, flow)
+            value = await call_main(main, flow)
+        warn_of_coroutines(flow)
+        return value
 
     return asyncio.run(program())
 
@@ -1023,6 +1026,32 @@ async def call_main(main: Callable[[WorkflowEngine], Any], flow: WorkflowEngine)
     while issubclass(type(value), asyncio.Future | CoroutineType):
         value = await value
     return value
+
+
+def warn_of_coroutines(flow: WorkflowEngine) -> int:
+    """Log the coroutines of the program that outlive its `main` and the engine.
+
+    `asyncio.run` cancels them. Calls that they would have made are missing.
+
+    Returns:
+        The number of calls that were refused because the engine was shut down.
+    """
+    coroutines = [task.get_coro() for task in asyncio.all_tasks() - {asyncio.current_task()}]
+    codes = [coroutine.cr_code for coroutine in coroutines if isinstance(coroutine, CoroutineType)]
+    own = Origins().own
+    named = sorted(
+        f"{code.co_qualname}() ({code.co_filename}:{code.co_firstlineno})"
+        for code in codes
+        if own(code.co_filename)
+    )
+    if named:
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        log.warning(
+            "engine %s: `main` has ended, but not the coroutine %s%s, which is canceled; await it "
+            "in `main`, for example with `asyncio.gather` or in a `TaskGroup`",
+            flow.uid, named[0], more,
+        )  # fmt: skip
+    return flow._runtime.submission.refused
 
 
 async def _on_thread(function: Callable[[], Any]) -> Any:

@@ -46,6 +46,9 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 GRACE = 10.0
 """Maximum number of seconds that each step of the shutdown waits for work and coroutines to end."""
 
+_TURNS = 20
+"""Iterations of the loop in which coroutines of the program resume after the last future."""
+
 
 class Runtime:
     """Container of the parts of one engine; implements `scheduler.Actions`.
@@ -283,8 +286,19 @@ class Runtime:
     # The end of the engine.
 
     async def all_settled(self) -> None:
-        """Wait until no future is pending, including those of calls made during the wait."""
-        while self.scheduler.unsettled and self.submission.failure is None:
+        """Wait until no future is pending, including those of calls made during the wait.
+
+        Coroutines that the program has started but does not await may call tasks as soon as they
+        run. After the last future, the loop therefore runs until these coroutines have resumed;
+        `asyncio.gather`, `wait_for` and task groups each take a few iterations.
+        """
+        turns = 0
+        while turns < _TURNS and self.submission.failure is None:
+            if not self.scheduler.unsettled:
+                turns += 1
+                await asyncio.sleep(0)
+                continue
+            turns = 0
             settled = self.background.loop.create_future()
             self.scheduler.when_settled(partial(_set, settled))
             await settled

@@ -82,6 +82,7 @@ class Submission:
         declared: Files that calls have declared as outputs.
         made: Uid, name and dependencies' uids of each call, if `keep` is true.
         failure: The internal error that ended the engine, or `None`.
+        refused: Number of calls that were refused because the engine was shut down.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Submission:
         self._unawaited = unawaited
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
+        self.refused: int = 0
         self._copies_contexts = False
 
     def attach(self, backend: BackendHandle) -> None:
@@ -359,9 +361,11 @@ class Submission:
                 f"task {name!r} was called after engine {self.uid} had failed: "
                 f"{describe_error(self.failure)}"
             )
+        self.refused += 1
         return RuntimeError(
-            f"task {name!r} was called after engine {self.uid} was shut down: "
-            "create a new one with `await WorkflowEngine.create(...)`"
+            f"task {name!r} was called after engine {self.uid} was shut down; await the coroutine "
+            "that calls it before `async with` or `main` ends, for example with `asyncio.gather` "
+            "or in a `TaskGroup`, or create a new engine"
         )
 
 
