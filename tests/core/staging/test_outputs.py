@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import os
 import shutil
+import stat
 import subprocess
 import threading
 from pathlib import Path
@@ -289,6 +290,18 @@ async def test_a_place_that_cannot_be_written_to_is_refused_before_the_task_runs
     with pytest.raises(DataError, match=r"'.*/closed' is not writable"):
         await within(writer(flow)(f"ran > {here}/ran", OutputFile("closed/deep/a.txt")))
     assert not (here / "ran").exists()
+
+
+async def test_a_pipe_or_device_is_not_replaced(here: Path, flow: WorkflowEngine) -> None:
+    os.mkfifo(here / "pipe")
+    (here / "link").symlink_to("pipe")
+    for place in ("pipe", "link"):
+        with pytest.raises(DataError, match=r"is a named pipe.*save=False"):
+            await within(writer(flow)(f"ran > {here}/ran", OutputFile("a.txt", save=place)))
+    with pytest.raises(DataError, match=r"'/dev/null'.* is a device"):
+        await within(writer(flow)(f"ran > {here}/ran", OutputFile("a.txt", save="/dev/null")))
+    assert not (here / "ran").exists()
+    assert stat.S_ISFIFO(os.stat(here / "pipe").st_mode)
 
 
 # Files that are not saved.

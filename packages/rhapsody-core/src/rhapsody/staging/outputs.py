@@ -498,10 +498,20 @@ class Places:
         if path.endswith("/") or os.path.isdir(path):
             path = os.path.join(path, output.filename)
         path = os.path.normpath(path)
-        if os.path.isdir(path):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:  # it does not exist, or `_require_room` says what is wrong
+            return Target(Path(path))
+        if stat.S_ISDIR(mode):
             raise DataError(
                 f"{output.filename!r} cannot be saved as {path!r}, which is a directory; choose "
                 "another destination"
+            )
+        kind = kind_of(mode)
+        if kind is not None:  # to replace `/dev/null` would break the machine
+            raise DataError(
+                f"{output.filename!r} cannot be saved as {path!r}, which is {kind}; choose another "
+                "destination, or save=False to keep the file in the sandbox"
             )
         return Target(Path(path))
 
