@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests._support.command_line import check_mistake
+from tests._support.forked import rhapsody
 from tests._support.programs import PATIENCE
 from tests._support.resumed import PROGRAM, RESULT, SHOW, WORK, Place, journal
 
@@ -120,6 +121,57 @@ def test_other_arguments_are_another_run(place: Place) -> None:
     (place.path / "bad").unlink()
     assert place.run("--", "two").stdout == RESULT
     assert place.ran() == {**WORK, **SHOW}
+
+
+def test_results_of_runs_with_other_arguments_are_reused_on_request(place: Place) -> None:
+    place.run("--", "20")
+    place.ran()
+    previewed = place.run("--resume", "--dry-run", "--", "21")
+    assert previewed.stdout.count("reused") == 10, previewed.stdout
+    done = place.run("--resume", "--", "21")
+    assert done.stdout == RESULT, done.stderr
+    assert (
+        "no earlier run with these arguments is recorded; looking for results in 1" in done.stderr
+    )
+    assert "10 results reused from another run, in journal wf-" in done.stderr
+    assert "10 done (10 of them reused)" in done.stderr
+    assert place.ran() == {}
+    explained = place.command("journal", "explain", "work").stdout
+    assert explained.count("reused (recorded in journal wf-") == 5
+    for path in (place.path / ".rhapsody/journals").glob("*.sqlite"):
+        if path.name in explained:
+            path.unlink()
+    again = place.run("--resume", "--", "21")  # the results were copied
+    assert "found 10 recorded results of the last run" in again.stderr
+    assert "in journal" not in again.stderr
+    assert place.ran() == {}
+
+
+@pytest.mark.parametrize("option", ["--fresh", None])
+def test_results_of_other_journals_are_used_only_on_request(
+    place: Place, option: str | None
+) -> None:
+    place.run("--", "20")
+    place.ran()
+    place.write("bad")
+    place.run("--", "21")
+    (place.path / "bad").unlink()
+    place.ran()
+    place.run(*filter(None, [option]), "--", "21")
+    ran = place.ran()
+    assert (ran["work 3"], ran["show 30"]) == (1, 1)
+    assert ("work 1" in ran) is (option is not None)
+
+
+def test_results_are_found_in_the_directory_of_the_program(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place.run()
+    place.ran()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = rhapsody("run", str(place.path / "wf.py"), "--resume", cwd=elsewhere, timeout=PATIENCE)
+    assert "5 results reused from another run" in done.stderr  # commands name the directory
+    assert done.stdout == RESULT
 
 
 @pytest.mark.parametrize("option", ["--fresh", "--no-journal"])

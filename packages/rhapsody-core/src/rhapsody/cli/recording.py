@@ -66,6 +66,7 @@ class Recording:
         self.journal: Journal | None = None
         self._arguments = arguments
         self._copied: Path | None = None
+        self._others = 0  # number of other journals in which results are looked up
         self._opened = self._warned = False
 
     @property
@@ -124,7 +125,12 @@ class Recording:
         if journal is None and not arguments.dry_run:
             return
         if self.resumes and (journal is None or not journal.reused):
-            note("rhapsody: no earlier run with these arguments is recorded; running all tasks")
+            others, s = self._others, "" if self._others == 1 else "s"
+            what = f"looking for results in {others} other journal{s}" if others else None
+            note(
+                "rhapsody: no earlier run with these arguments is recorded; "
+                f"{what or 'running all tasks'}"
+            )
         elif journal is not None and journal.reused and not (arguments.quiet or arguments.dry_run):
             count, s = journal.reused, "" if journal.reused == 1 else "s"
             if journal.before in END_PHRASES:
@@ -137,6 +143,7 @@ class Recording:
                 note(f"rhapsody: found {count} recorded result{s} of the last run")
 
     def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
+        from rhapsody.journal.others import other_journals
         from rhapsody.journal.plugin import Journal
         from rhapsody.journal.store import JournalInUseError, NotYoursError, journal_of_program
 
@@ -147,8 +154,10 @@ class Recording:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
             )
+            others = other_journals(path, base) if resume is True else []
+            self._others = len(others)
             if arguments.dry_run:
-                if not path.is_file():
+                if not path.is_file() and not others:
                     return None
                 path = self._copy(path)
             path.parent.mkdir(0o775, parents=True, exist_ok=True)
@@ -159,6 +168,7 @@ class Recording:
                 shared=False,
                 largest=MAX_RESULT_SIZE,
                 again=arguments.rerun,
+                others=others,
                 push_down=True,
             )
         except (NotYoursError, JournalInUseError, OSError) as error:
@@ -171,11 +181,13 @@ class Recording:
         """Copy a journal within its directory, because the journal contains relative paths."""
         from rhapsody.journal.store import opened
 
-        with opened(path) as journal:
-            file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
-            os.close(file)
-            self._copied = Path(name)
-            journal.copy(self._copied)
+        path.parent.mkdir(0o775, parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
+        os.close(file)
+        self._copied = Path(name)
+        if path.is_file():
+            with opened(path) as journal:
+                journal.copy(self._copied)
         return self._copied
 
     def end(self) -> None:
@@ -200,6 +212,9 @@ class Recording:
         except JournalError as error:
             complain(str(error))
             return
+        for path, count in journal.copied.items():
+            s = "" if count == 1 else "s"
+            note(f"rhapsody: {count} result{s} reused from another run, in journal {path.name}")
         if unknown and self.how == "done":
             complain(f"--rerun {unknown[0]}: no task with this name was called")
         if self.how != "done" and (journal.kept or journal.taken):

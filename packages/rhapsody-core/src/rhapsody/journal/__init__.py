@@ -63,15 +63,19 @@ def checked_journal(journal: object, resume: object, largest: object) -> Journal
 def _opened(
     journal: Literal[True] | str | os.PathLike[str], resume: bool | None, largest: int | None
 ) -> Journal:
+    from rhapsody.journal.others import other_journals
     from rhapsody.journal.plugin import Journal
     from rhapsody.journal.store import journal_of_program
 
+    program, others = _program_directory(), list[Path]()
     if journal is True:
         path = journal_of_program()
+        if resume is True:
+            others = other_journals(path, program)
         path.parent.mkdir(0o775, parents=True, exist_ok=True)
     else:
         path = Path(os.path.abspath(journal))
-    return Journal(path, _program_directory(), resume=resume, largest=largest)
+    return Journal(path, program, resume=resume, largest=largest, others=others)
 
 
 def _program_directory() -> Path:

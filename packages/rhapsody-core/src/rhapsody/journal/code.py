@@ -99,6 +99,12 @@ _STARTERS = (
 )  # fmt: skip
 """Prefixes of the names of functions that start programs."""
 
+_ARGUMENT_READERS = (
+    "absl.", "argparse.", "cappa.", "cleo.", "click.", "cyclopts.", "docopt.", "fire.", "getopt.",
+    "hydra.", "jsonargparse.", "optparse.", "plac.", "simple_parsing.", "tap.", "typer.", "tyro.",
+)  # fmt: skip
+"""Prefixes of the names of libraries that read command-line arguments."""
+
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
@@ -185,6 +191,7 @@ class CodeFingerprint:
             environment variables.
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
             or a name that matches `_OPENS`.
+        reads_arguments: True if the code uses a library that reads command-line arguments.
     """
 
     def __init__(self, program: Program) -> None:
@@ -219,6 +226,7 @@ class CodeFingerprint:
         self.set_here: bool = False
         self.starts_programs: bool = False
         self.may_open: bool = False
+        self.reads_arguments: bool = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
@@ -239,12 +247,17 @@ class CodeFingerprint:
                 name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
-            self.starts_programs = self.starts_programs or name.startswith(_STARTERS)
+            self._note_kind(name)
             if any(thing is each for each in _READERS):  # not called here, but passed on
                 self._used(f"the environment used by {name}", os.environ)
             elif id(thing) in _IMPORTERS:
                 raise UnhashableError(f"{name} may import any module")
         return known[1]
+
+    def _note_kind(self, name: str) -> None:
+        """Note whether a function or class, given its name, starts programs or reads arguments."""
+        self.starts_programs = self.starts_programs or name.startswith(_STARTERS)
+        self.reads_arguments = self.reads_arguments or name.startswith(_ARGUMENT_READERS)
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
@@ -756,7 +769,7 @@ class CodeFingerprint:
             return
         name = part.rpartition(".")[2]
         self.read.append((vars(module), name, member))
-        self.starts_programs = self.starts_programs or self._name(member).startswith(_STARTERS)
+        self._note_kind(self._name(member))
         home = str(member.__module__).partition(".")[0]
         if member.__name__ != name or home != module.__name__.partition(".")[0]:
             self.parts[f"{part} used by {user}"] = self._name(member)

@@ -370,6 +370,21 @@ class Outputs:
             noted["returned"] = returned
         return json.dumps(noted)
 
+    def moved(self, noted: str, directory: Path) -> str:
+        """Return the record of a task's files for this journal.
+
+        Args:
+            noted: The record in a journal in another directory.
+            directory: That directory.
+        """
+        if os.path.samefile(directory, self._directory):
+            return noted
+        other, read = Outputs(directory, self._digests), json.loads(noted)
+        for file in (read, *read["files"].values()):
+            for kind in {"sandbox", "path", "place"} & file.keys():
+                file[kind] = self._relative(other._absolute(file[kind]))
+        return json.dumps(read)
+
     def changed(self, former: str, made: str) -> dict[str, bytes]:
         """Return the former paths of files whose content differs after a repeated attempt.
 

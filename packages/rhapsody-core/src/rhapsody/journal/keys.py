@@ -102,6 +102,8 @@ class Key(NamedTuple):
         may_open: True if the task is a function that may open files.
         function: The function that `code` represents, if it runs in this process.
         used: What `code` represents, if the function runs in this process.
+        portable: True if runs with other command-line arguments may use the result. False if the
+            function uses a library that reads these arguments.
     """
 
     digest: bytes
@@ -114,6 +116,7 @@ class Key(NamedTuple):
     may_open: bool = False
     function: Any = None
     used: _Known | None = None
+    portable: bool = True
 
 
 def as_text(parts: Mapping[str, object]) -> str:
@@ -259,12 +262,14 @@ class Keys:
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
-        if code is None or not task.get("shares_memory", False):
-            return Key(digest, text, code, found.paths, watched, shared, generators, may_open)
-        known = self._functions[function]
+        known = None
+        if code is not None and task.get("shares_memory", False):
+            known = self._functions[function]
+        portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
-            digest, text, code, found.paths, watched, shared, generators, may_open, function, known
-        )
+            digest, text, code, found.paths, watched, shared, generators, may_open,
+            None if known is None else function, known, portable,
+        )  # fmt: skip
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key, computed from its parts, code digest and files.

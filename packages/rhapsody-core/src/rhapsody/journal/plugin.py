@@ -32,6 +32,7 @@ from rhapsody.journal.keys import (
     require_no_relative_paths,
     require_not_changed,
 )
+from rhapsody.journal.others import Other, OtherJournals
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
@@ -87,6 +88,8 @@ class Journal:
         largest: Maximum size of a recorded result in bytes, in memory (`sys.getsizeof`) and as a
             pickle; `None` for no limit.
         again: Names of tasks that run again, because their recorded results are not used.
+        others: The paths of further journals, in which results are looked up that this journal does
+            not contain. The first ones take precedence.
         push_down: True if, on backends that keep values, the engine may submit tasks before their
             dependencies have finished. Such tasks are not recorded. Values that a backend keeps
             are recorded if computing them took longer than fetching them.
@@ -112,6 +115,7 @@ class Journal:
         shared: bool = True,
         largest: int | None = None,
         again: Collection[str] = (),
+        others: Sequence[Path] = (),
         push_down: bool = False,
     ) -> None:
         self.path: Path = path
@@ -128,6 +132,7 @@ class Journal:
         self._program = Program(program, self._files)
         self._keys = Keys(self._program)
         self._opened = OpenedFiles(self._program, self._files, path)
+        self._others = OtherJournals(others, self._store.fresh_since)
         self._outputs = Outputs(path.parent, self._files)
         self._largest = largest
         self._again = frozenset(again)
@@ -158,6 +163,11 @@ class Journal:
         return len(self._store.used)
 
     @property
+    def copied(self) -> Mapping[Path, int]:
+        """Number of results of other journals that this run has used so far, by journal."""
+        return self._others.taken
+
+    @property
     def reused(self) -> int:
         """Number of recorded results that were available when this run began."""
         return self._store.reused
@@ -179,7 +189,7 @@ class Journal:
         Raises:
             JournalError: The journal cannot be written.
         """
-        self._store.end(how)
+        self._store.end(how, self._others.close)
 
     # On the loop.
 
@@ -279,7 +289,7 @@ class Journal:
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
         own_modules()  # read the sources that workers receive, before keys are computed
-        with self._files.looking_once():  # none of these tasks has started
+        with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
             results = [self._look_up(task) for task in tasks]
             for task, result in zip(tasks, results, strict=True):
                 if task["destinations"] and not preview:
@@ -329,7 +339,7 @@ class Journal:
         if name in self._again:
             why = "requested by --rerun"
             self.names.add(name)
-        elif self._store.reused:
+        elif self._store.reused or self._others.paths:
             found, why = self._found(call, name, key, number)
             if found is not None:
                 for path in filter(None, task["inputs"].values()):
@@ -452,9 +462,13 @@ class Journal:
             sqlite3.Error: The journal cannot be read.
         """
         try:
-            row = self._store.find(key.digest, number)
+            row, other = self._store.find(key.digest, number), None
             if row is None:
-                return None, None
+                other = self._others.find(key.digest, number) if key.portable else None
+                if other is None:
+                    return None, None
+                noted = other.files and self._outputs.moved(other.files, other.journal.parent)
+                row = 0, other.value, noted, other.began, other.opened
             recording, packed, noted, computed, opened = row
             if opened is not None and (changed := self._opened.changed(opened)):
                 return None, changed
@@ -479,6 +493,8 @@ class Journal:
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
+        if other is not None:
+            recording = self._copy(call, name, key, number, other._replace(files=noted))
         found = Recorded(value, files, stdout, stderr, exit_code, computed)
         for name in advanced.keys() & key.generators.keys():
             self._advances.append((key.generators[name], advanced[name]))
@@ -488,6 +504,18 @@ class Journal:
         self._store.used[recording] = FILES_MISSING
         self._gone[call] = recording, noted
         return found, "a file that it wrote is missing or has changed"
+
+    def _copy(self, call: str, name: str, key: Key, number: int, other: Other) -> int:
+        """Copy a result of another journal to this one, and return its id."""
+        uid, why = ".".join(call.split(".")[-2:]), f"recorded in journal {other.journal.name}"
+        parts, code = _with_files(key.parts, key.paths), key.code
+        text = None if code is None else self._keys.codes.pop(code, None)
+        recording = Recording(
+            key.digest, number, name, uid, parts, code, other.files, why, other.value, other.opened
+        )
+        self._others.taken[other.journal] += 1
+        codes = {} if code is None or text is None else {code: text}
+        return self._store.copy(recording, codes, other.began)
 
     def _keep(self, records: Sequence[Record], work_dir: str) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}

@@ -83,7 +83,7 @@ CREATE TABLE recordings (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
     run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
     gone INTEGER NOT NULL DEFAULT 0, parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT,
-    value BLOB NOT NULL, intact BLOB NOT NULL, opened TEXT
+    value BLOB NOT NULL, intact BLOB NOT NULL, opened TEXT, began REAL
 );
 CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE digests (
@@ -101,6 +101,17 @@ _EARLIER = """
 INSERT OR REPLACE INTO earlier
 SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY used, id
 """
+
+
+_INSERT = """
+INSERT INTO recordings (
+    lineage, run, used, key, number, name, uid, parts, code, files, why, value, intact, opened
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))
+"""
+
+COPIED = 0
+"""Number that stands for the run of a result that was copied from another journal. The column
+`began` of such a recording contains the time at which the run that made the result began."""
 
 
 class JournalInUseError(JournalError):
@@ -229,6 +240,7 @@ class Store:
         origin: A string that identifies the lineage, also after the journal was removed.
         reused: Number of recorded results that were available when this run began.
         began: The time at which this run began, in seconds since the epoch; 0 before `begin`.
+        fresh_since: The start of the last run that ignored earlier results; 0 if there was none.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
         kept: Number of results that this run has recorded.
@@ -251,6 +263,7 @@ class Store:
         self.kept: int = 0
         self.lineage: int = 0
         self.origin: str = ""
+        self.fresh_since: float = 0.0
         self._lock: FileLock | None = None
         self._ended = False
         self._shared = shared
@@ -332,11 +345,12 @@ class Store:
         """
         self._wait(lambda: self._begin(resume))
 
-    def end(self, how: How) -> None:
+    def end(self, how: How, close: Callable[[], object] = lambda: None) -> None:
         """End the run once all work in progress has finished. A second call has no effect.
 
         Args:
             how: The outcome of the run.
+            close: Function that is called first, on the journal's thread.
 
         Raises:
             JournalError: The journal cannot be written.
@@ -345,6 +359,7 @@ class Store:
             return
         self._ended = True
         try:
+            self._wait(close)
             self._wait(lambda: self._end(how))
         finally:
             self._release()
@@ -413,6 +428,8 @@ class Store:
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
+            fresh = "SELECT coalesce(max(began), 0) FROM runs WHERE fresh"
+            (self.fresh_since,) = database.execute(fresh).fetchone()
             first = "SELECT min(began) FROM runs WHERE lineage = ?"
             self.origin = f"{database.execute(first, (self.lineage,)).fetchone()[0]:.6f}"
             if reusable:
@@ -482,10 +499,12 @@ class Store:
         Raises:
             JournalError: The recording is damaged.
         """
+        if not self.reused:
+            return None
         row = self._database.execute(
             "SELECT id, value, files, intact, name, uid, opened, "
-            "(SELECT began FROM runs WHERE runs.id = recordings.run) FROM recordings WHERE id = "
-            "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
+            "coalesce(began, (SELECT runs.began FROM runs WHERE runs.id = recordings.run)) "
+            "FROM recordings WHERE id = (SELECT id FROM earlier WHERE key = ? AND number = ?)",
             (key, number),
         ).fetchone()
         if row is None:
@@ -499,6 +518,40 @@ class Store:
         """Return the files of all recordings with saved files. See `Recording.files`."""
         select = "SELECT files FROM recordings WHERE files LIKE '%\"place\"%'"
         return [files for (files,) in self._database.execute(select)]
+
+    @contextlib.contextmanager
+    def lookups(self) -> Iterator[None]:
+        """Keep all results that are copied in the `with` block, or none after an error."""
+        database = self._database
+        try:
+            yield
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        if database.in_transaction:
+            database.execute("COMMIT")
+
+    def copy(self, recording: Recording, codes: Mapping[bytes, str], began: float | None) -> int:
+        """Add a result of another journal, which this run uses. Called in a `lookups` block.
+
+        Args:
+            recording: The result. `why` names the other journal.
+            codes: See `write`.
+            began: The time at which the run that made the result began, if it is known.
+
+        Returns:
+            The id of the new recording.
+        """
+        database = self._database
+        if not database.in_transaction:
+            database.execute("BEGIN IMMEDIATE")
+        database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
+        row = (self.lineage, COPIED, self.run, *_row(recording))
+        added = database.execute(_INSERT, row).lastrowid
+        assert added is not None
+        database.execute("UPDATE recordings SET began = ? WHERE id = ?", (began, added))
+        return added
 
     def value(self, recording: int) -> bytes:
         """Return the pickled value of a recording. See `Recording.value`."""
@@ -572,12 +625,7 @@ class Store:
                         [(each.key, each.number) for each in recordings],
                     )
                 where = self.lineage, self.run, self.run
-                database.executemany(
-                    "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, "
-                    "code, files, why, value, intact, opened) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                    "nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))",
-                    ((*where, *_row(each)) for each in recordings),
-                )
+                database.executemany(_INSERT, ((*where, *_row(each)) for each in recordings))
                 kept = self.kept + len(recordings)
                 row = "UPDATE runs SET kept = ?, ended = ? WHERE id = ?"
                 database.execute(row, (kept, time.time(), self.run))
@@ -891,6 +939,40 @@ class Reader:
         with contextlib.closing(sqlite3.connect(path)) as target:
             self._database.backup(target)
 
+    def results(self, since: float) -> dict[tuple[bytes, int], int]:
+        """Return the recordings that `--resume` would use: the ids by key and number of the call.
+
+        Args:
+            since: The time before which results are ignored.
+        """
+        lineages = {*_reusable(self.runs(), unfinished=False)}
+        rows = self._database.execute(
+            "SELECT lineage, key, number, id FROM recordings WHERE coalesce("
+            "began, (SELECT runs.began FROM runs WHERE runs.id = recordings.run), 0) >= ? "
+            "ORDER BY used, id",
+            (since,),
+        )
+        return {(key, number): each for lineage, key, number, each in rows if lineage in lineages}
+
+    def result(
+        self, recording: int, key: bytes, number: int
+    ) -> tuple[bytes, str | None, float | None, str | None]:
+        """Return a recording's value, files, the time at which its run began, and opened files.
+
+        Raises:
+            JournalError: The recording is damaged, or was removed meanwhile.
+        """
+        row = self._database.execute(
+            "SELECT value, files, coalesce("
+            "began, (SELECT runs.began FROM runs WHERE runs.id = recordings.run)), opened, intact "
+            "FROM recordings WHERE id = ?",
+            (recording,),
+        ).fetchone()
+        if row is None or intact_mark(key, number, row[0], row[1], row[3]) != row[4]:
+            raise JournalError(f"a result in journal {self._path} is damaged or was removed")
+        value, files, began, opened, _ = row
+        return value, files, began, opened
+
     def earlier(self, run: int, lineage: int) -> Earlier:
         """Return the recordings that a run did not use.
 
@@ -932,7 +1014,8 @@ class Reader:
                 changed = why or earlier.what_changed(name, uid, parts, code)
                 explained.append(Explained(name, uid, f"ran: {changed}"))
             else:
-                explained.append(Explained(name, uid, f"reused{_OF_FILES.get(gone, '')}"))
+                source = f" ({why})" if made == COPIED else ""
+                explained.append(Explained(name, uid, f"reused{source}{_OF_FILES.get(gone, '')}"))
         refused = "SELECT name, why FROM refused WHERE run = ? AND (? IS NULL OR name = ?)"
         for name, why in database.execute(refused, (run, task, task)):
             explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))
