@@ -14,11 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import hashlib
 import logging
 import os
 import re
+import socket
 import stat
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import (
@@ -645,6 +648,57 @@ class Put(NamedTuple):
     root: str | None = None
 
 
+_PART = re.compile(r"\..{1,40}\.([0-9a-f]{16})[0-9a-f]{16}\.part", re.DOTALL)
+"""Name of an incomplete copy, which begins with the id of the process that makes it."""
+
+_ABANDONED = 86_400.0
+"""Minimum age in seconds of the last change to an incomplete copy that another host has left."""
+
+
+def part_of(path: Path) -> Path:
+    """Return a new path next to a destination, for the copy that will be renamed."""
+    return path.with_name(f".{path.name[:40]}.{_process_id()}{uuid.uuid4().hex[:16]}.part")
+
+
+def _process_id(process: int | None = None) -> str:
+    """Return 16 hexadecimal digits for a process of this host, by default this process."""
+    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    return f"{host}{os.getpid() if process is None else process:08x}"
+
+
+def remove_parts(directory: Path) -> None:
+    """Remove incomplete copies that processes of earlier runs left when they were killed.
+
+    Copies of other hosts are removed once they are a day old. Errors are ignored.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            found = _PART.fullmatch(entry.name) if entry.name.endswith(".part") else None
+            if found is not None:
+                with contextlib.suppress(OSError):
+                    if _is_abandoned(found[1], entry.stat(follow_symlinks=False).st_mtime):
+                        remove(entry.path)
+
+
+def _is_abandoned(owner: str, changed: float) -> bool:
+    """Return True if an incomplete copy will not be completed.
+
+    Args:
+        owner: The id of the process that made it.
+        changed: The time of its last change.
+    """
+    process = int(owner[8:], 16)
+    if owner != _process_id(process):
+        return time.time() - changed > _ABANDONED
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 class Results:
     """Results of one engine's tasks: saves outputs to their destinations, and lists kept files.
 
@@ -670,6 +724,7 @@ class Results:
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
         self._read: set[tuple[str, str]] = set()
+        self._cleaned: set[Path] = set()  # directories without incomplete copies of earlier runs
         self._threads = threads
         self._slots = asyncio.Semaphore(_MAX_COPIES)
 
@@ -728,8 +783,11 @@ class Results:
 
     async def _put(self, path: Path, put: Put) -> Sequence[str]:
         """Save a file or directory, and return the entries that were skipped."""
-        part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
         run = self._threads.run
+        if path.parent not in self._cleaned:
+            self._cleaned.add(path.parent)
+            await run(partial(remove_parts, path.parent))
+        part = part_of(path)
         stop = threading.Event()
         try:
             if isinstance(put.source, str):
