@@ -265,3 +265,28 @@ async def test_retries_are_watched(here: Path) -> None:
     assert await program() == "a"
     (here / "data" / "a.txt").write_text("changed")
     assert await program() == "changed"
+
+
+def count(path: str) -> int:
+    note("count")
+    return int(path.endswith("."))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+async def test_data_sets_among_the_arguments_count_with_their_files(
+    here: Path, tmp_path: Path, inside: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = (here if inside else tmp_path) / "image.zarr"
+    (data / "0").mkdir(parents=True)
+    chunk = data / "0" / "0.0"
+    chunk.write_text("one")
+    for times in (1, 1):
+        await run(count, (str(data),))
+        assert ran()["count"] == times
+    chunk.write_text("changed")
+    await run(count, (str(data),))
+    assert ran()["count"] == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "MAX_ENTRIES", 0)
+        await run(count, (str(data),), (str(data),))
+    assert caplog.text.count("more than 0 files") == 1

@@ -43,6 +43,15 @@ long."""
 LARGE_FILE = 1 << 20
 """Minimum size in bytes of a file whose digest is stored for later runs."""
 
+TREES = (".zarr", ".n5", ".parquet")
+"""Endings of the names of directories that are data sets."""
+
+MAX_ENTRIES = 100_000
+"""Maximum number of files in a data set whose changes are detected."""
+
+TOP = f"\0{os.sep}"
+"""Beginning of `Program.portable` for a path in the program's directory."""
+
 SETTLE_TIME = 2_000_000_000
 """Minimum age in nanoseconds of a file's last change before the digest is kept. Otherwise, a second
 change within the same clock tick of the file system would go unnoticed (Git calls such an entry
@@ -574,10 +583,15 @@ class OpenedFiles:
         self._digests = digests
         self._journal = os.fspath(journal)
         self._directories: dict[str, str | None] = {}
+        self._large: set[str] = set()
         self.places: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
 
     def noted(
-        self, task: Mapping[str, Any], declared: Iterable[str | None], work_dir: str
+        self,
+        task: Mapping[str, Any],
+        declared: Iterable[str | None],
+        work_dir: str,
+        trees: Iterable[str] = (),
     ) -> str | None:
         """Return the record of the files that a function opened, or `None` if there are none.
 
@@ -585,18 +599,21 @@ class OpenedFiles:
             task: The description of the task, which has ended.
             declared: The paths of files that the task declares, or that its arguments name.
             work_dir: The directory of the sandboxes, with a trailing slash.
+            trees: The directories of data sets among the arguments. One that changes while the task
+                runs is regarded as its output, and ignored.
 
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran.
         """
-        opened = task.get("opened")
-        if not opened:
-            return None
+        opened = task.get("opened", {})
         known = {os.path.abspath(path) for path in declared if path}
         written = {path for path, use in opened.items() if use == WRITTEN}
         known |= written
-        start = int(task["interval"][0] * 1e9)
+        start = int(task.get("interval", (0,))[0] * 1e9)
         states = {}
+        for path in map(os.path.abspath, trees):
+            if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
+                states[f"{self._program.portable(path).removeprefix(TOP)}{os.sep}"] = state
         for path in opened:
             plain = "/." not in path and "//" not in path and path[-1:] != os.sep
             full = path if plain else os.path.normpath(path)
@@ -630,7 +647,10 @@ class OpenedFiles:
         root = self._program.roots[0]
         for name, state in json.loads(noted).items():
             path = root if name == "." else f"{root}{os.sep}{name}"
-            now = self._digests.once(self._state_of, path)
+            if name.endswith(os.sep):  # a data set, whose path may be absolute
+                now = self._digests.once(self._tree, os.path.normpath(os.path.join(root, name)))
+            else:
+                now = self._digests.once(self._state_of, path)
             if now != state:
                 how = "is missing" if not now else "has changed" if state else "is new"
                 return f"{name!r}, which it opened, {how}"
@@ -695,6 +715,39 @@ class OpenedFiles:
         with contextlib.suppress(OSError):  # it was removed
             return _read_small(path)[0].hex()
         return ""
+
+    def _tree(self, directory: str, start: int | None = None) -> str | None:
+        """Return a text that changes with the names, sizes and times of the files in a directory.
+
+        Args:
+            directory: The path of the directory.
+            start: The start time of a task, in nanoseconds since the epoch.
+
+        Returns:
+            The text; `None` if a file has changed since `start`, or if there are too many files.
+        """
+        made = hashlib.blake2b(digest_size=DIGEST_SIZE)
+        count = 0
+        for place, directories, names in os.walk(directory):
+            directories.sort()
+            count += len(names)
+            if count > MAX_ENTRIES:
+                if directory not in self._large:
+                    self._large.add(directory)
+                    log.warning(
+                        "%s contains more than %d files: changes in it do not count; pass an "
+                        "argument that changes with it",
+                        directory, MAX_ENTRIES,
+                    )  # fmt: skip
+                return None
+            for name in sorted(names):
+                path = os.path.join(place, name)
+                about = _stat(path)
+                if about is None or (start is not None and about.st_ctime_ns >= start):
+                    return None
+                text = f"{path[len(directory) :]} {about.st_size} {about.st_mtime_ns}\n"
+                made.update(text.encode("utf-8", "surrogateescape"))
+        return made.hexdigest()
 
     def _entries(self, directory: str) -> list[str]:
         """Return the paths of the visible entries of a directory."""

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import (
+    TREES,
     Edits,
     FileDigests,
     OpenedFiles,
@@ -652,9 +653,10 @@ class Journal:
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
-        if not task.get("opened"):
+        trees = [path for path in paths if path.rstrip("/").endswith(TREES)]
+        if not (task.get("opened") or trees):
             return None
-        if len(task["opened"]) >= MAX_OPENED and task["name"] not in self._many:
+        if len(task.get("opened", ())) >= MAX_OPENED and task["name"] not in self._many:
             self._many.add(task["name"])
             log.warning(
                 "task %r opened more than %d undeclared files: changes in the others do not count; "
@@ -664,7 +666,9 @@ class Journal:
             )
         written = () if files is None else (*files.paths.values(), *files.places.values())
         named = (path for path, digest in paths.items() if digest)
-        return self._opened.noted(task, (*named, *record.inputs.values(), *written), work_dir)
+        return self._opened.noted(
+            task, (*named, *record.inputs.values(), *written), work_dir, trees
+        )
 
     def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""
