@@ -501,6 +501,50 @@ async def test_an_object_with_a_cache_is_compared_without_it(
         assert flow.stats.recorded == reused
 
 
+MISSING = object()
+
+
+class Sentinel:
+    pass
+
+
+ABSENT = Sentinel()
+
+
+async def test_sentinels_of_a_module_come_back_as_themselves() -> None:
+    async def program(flow: WorkflowEngine) -> list[Any]:
+        @flow.function_task
+        def search(number: int) -> Any:
+            note("search")
+            return MISSING if number else {"found": [ABSENT, Sentinel()]}
+
+        return [await search(number) for number in range(2)]
+
+    for _ in range(2):
+        found, missing = await broken_off(program)
+        assert missing is MISSING
+        assert found["found"][0] is ABSENT
+        assert found["found"][1] is not ABSENT
+    assert ran() == {"search": 2}
+
+
+async def test_an_object_without_a_name_is_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    missing = object()
+
+    async def program(flow: WorkflowEngine) -> Any:
+        @flow.function_task
+        def search() -> Any:
+            note("search")
+            return [missing]
+
+        return await search()
+
+    for _ in range(2):
+        assert (await broken_off(program))[0] is missing
+    assert ran() == {"search": 2}
+    assert "object()" in caplog.text
+
+
 async def test_a_cache_that_is_filled_before_the_first_call_counts() -> None:
     async def program(flow: WorkflowEngine, known: int) -> int:
         model = Cached()

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
+from rhapsody.journal import pickling
 from rhapsody.journal.files import (
     TREES,
     Edits,
@@ -617,7 +618,7 @@ class Journal:
         key, number, why = call
         digest, paths = key.digest, key.paths
         advanced = self._advanced(key, _call(record.task["uid"])) if key.generators else {}
-        packed = None if advanced is None else self._packed(record, advanced)
+        packed = None if advanced is None else self._packed(record, key, advanced)
         if advanced is None:
             self._refuse(
                 task["name"],
@@ -679,7 +680,7 @@ class Journal:
         advanced = self._keys.advanced(key)
         return None if advanced and call in self._mixed else advanced
 
-    def _packed(self, record: Record, advanced: Mapping[str, object]) -> bytes | None:
+    def _packed(self, record: Record, key: Key, advanced: Mapping[str, object]) -> bytes | None:
         name, packed = record.task["name"], b""
         value: tuple[object, ...] = record.value, record.stdout, record.stderr, record.exit_code
         if advanced:
@@ -687,7 +688,10 @@ class Journal:
         largest = self._largest
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
-                packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+                packed = pickling.packed(value, () if key.used is None else key.used.found.read)
+        except UnhashableError as error:
+            self._refuse(name, str(error))
+            return None
         except Exception:  # `dumps` also stores objects that pickle cannot find by name
             try:
                 packed = dumps(value)

@@ -1,0 +1,80 @@
+"""Pickles of results, in which objects that the program holds by name are replaced by their names.
+
+A sentinel such as `MISSING = object()` is compared with `is`, so a copy of it would be useless. If
+a result contains an object that compares by identity, and that the code of the task reads from a
+variable of a module, the pickle contains the name of the variable. Its value is part of the task's
+key, so a later run that reuses the result has an equal object under this name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+from rhapsody.journal.values import UnhashableError
+
+_PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
+
+_BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType
+"""Types of objects that pickle itself stores by name."""
+
+Read = Iterable[tuple[Mapping[str, Any], str, object]]
+"""Variables that code reads. See `CodeFingerprint.read`."""
+
+
+def packed(content: tuple[object, ...], read: Read) -> bytes:
+    """Return the pickle of a result.
+
+    Args:
+        content: The value, followed by what else is stored with it.
+        read: The variables that the task's code reads.
+
+    Raises:
+        UnhashableError: The value contains an instance of `object` that has no name.
+        Exception: The value cannot be pickled.
+    """
+    if type(content[0]) in _PLAIN and len(content) == 4:
+        return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
+    stream = BytesIO()
+    _Pickler(stream, read).dump(content)
+    return stream.getvalue()
+
+
+def named(module: str, name: str) -> object:
+    """Return the value of a variable of a module. Called when a pickle is loaded."""
+    return vars(sys.modules[module])[name]
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream: BytesIO, read: Read) -> None:
+        super().__init__(stream, pickle.HIGHEST_PROTOCOL)
+        self._read = read
+
+    @cached_property
+    def _names(self) -> dict[int, tuple[str, str]]:
+        """The module and the name of each object that code reads from a variable of a module."""
+        found: dict[int, tuple[str, str]] = {}
+        for variables, name, value in self._read:
+            module = variables.get("__name__")
+            if isinstance(module, str) and vars(sys.modules.get(module, types)) is variables:
+                found[id(value)] = module, name
+        return found
+
+    def reducer_override(self, value: Any) -> Any:
+        kind: Any = type(value)
+        if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
+            return NotImplemented
+        if id(value) in self._names:
+            return named, self._names[id(value)]
+        if kind is object:
+            raise UnhashableError(
+                "its result contains an object(), and a reused result would contain a copy that "
+                "differs from it; assign it to a variable of a module that the function reads, or "
+                "use a member of an enum.Enum"
+            )
+        return NotImplemented
