@@ -234,7 +234,8 @@ class Keys:
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
-        used = found if code is None else self._functions[function].found
+        known = None if code is None else self._functions[function]
+        used = found if known is None else known.found
         inherited = None
         if used.starts_programs and _VARIABLES not in parts:
             inherited = self._variables(task, found)
@@ -244,8 +245,10 @@ class Keys:
         on_workers = not task.get("shares_memory", True)
         if elsewhere and on_workers:
             parts["values of modules"] = "as a worker imports them"
-        generators = {name: value for name, value in shared.items() if is_generator(value)}
-        if generators and on_workers:
+        generators: dict[str, object] = {}
+        if shared:
+            generators = {name: value for name, value in shared.items() if is_generator(value)}
+        if on_workers and generators:
             parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
@@ -257,14 +260,11 @@ class Keys:
         if task["function"] is None and _VARIABLES in parts:
             watched[_VARIABLES] = parts[_VARIABLES]
         if not task.get("shares_memory", False):
-            shared = generators = {}  # it receives copies
+            shared, generators, known = {}, {}, None  # it receives copies
         watched.update((name, parts[name]) for name in shared)
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
-        known = None
-        if code is not None and task.get("shares_memory", False):
-            known = self._functions[function]
         portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
             digest, text, code, found.paths, watched, shared, generators, may_open,
