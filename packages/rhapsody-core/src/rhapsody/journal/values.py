@@ -208,14 +208,15 @@ class Values:
         self._entries += 1
         if self._entries > MAX_OBJECTS:
             raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
-        if id(value) in self._open:
-            feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
+        address = id(value)  # called once, because audit hooks make it slow
+        if address in self._open:
+            feed(b"^%d;" % (len(self._open) - self._open[address]))
             return
-        self._open[id(value)] = len(self._open)
+        self._open[address] = len(self._open)
         try:
             self._composed(value, feed)
         finally:
-            self._open.pop(id(value), None)
+            self._open.pop(address, None)
 
     def _composed(self, value: Any, feed: Feed) -> None:
         kind = type(value)
