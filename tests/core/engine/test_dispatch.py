@@ -273,6 +273,7 @@ async def test_a_kept_name_settles_at_once_while_another_batch_is_handed_over() 
 async def test_a_service_whose_value_is_held_has_ended_before_it_was_ready() -> None:
     class Holding(Scripted):
         fetched: ClassVar[list[str]] = []
+        size = 0
 
     async with WorkflowEngine.create(backend := Holding()) as flow:
 
