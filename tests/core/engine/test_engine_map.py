@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ async def test_map_returns_the_futures_in_order_as_one_batch() -> None:
         @flow.function_task
         def plus(x: int, y: int) -> Any: ...
 
-        futures = flow.map(plus, range(20), range(10, 10_000))
+        futures = flow.map(plus, range(20), count(10))
         assert isinstance(futures, list)
         for _ in futures:
             task = await backend.next()
@@ -39,10 +40,24 @@ async def test_map_takes_futures_among_its_items_and_the_shortest_ends_it() -> N
         def plus(x: int, y: int) -> int:
             return x + y
 
-        first = flow.map(plus, [1, 2, 3], [10, 20])
+        first = flow.map(plus, [1, 2, 3], iter([10, 20]))
         second = flow.map(plus, first, iter(lambda: 100, None))
         assert await within(asyncio.gather(*second)) == [111, 122]
         assert flow.map(plus, [], []) == []
+
+
+async def test_map_refuses_iterables_of_different_lengths() -> None:
+    async with WorkflowEngine.create("noop") as flow:
+
+        @flow.function_task
+        def plus(x: int, y: int) -> Any: ...
+
+        with pytest.raises(ValueError, match="3 and 2"):
+            flow.map(plus, [1, 2, 3], (10, 20))
+        with pytest.raises(ValueError, match="0 and 3"):
+            flow.map(plus, {}, iter([1]), "abc")
+    assert flow.summary is not None
+    assert flow.summary.stats.tasks == 0
 
 
 async def test_imap_yields_in_order_whatever_ends_first() -> None:

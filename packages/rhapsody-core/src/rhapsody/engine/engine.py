@@ -29,6 +29,7 @@ from collections.abc import (
     Iterable,
     Mapping,
     Sequence,
+    Sized,
 )
 from contextlib import AbstractAsyncContextManager, suppress
 from enum import Enum
@@ -349,16 +350,25 @@ class WorkflowEngine(OlderNames):
 
         Args:
             task: A decorated function.
-            *iterables: Iterables of the task's arguments; the calls end with the shortest iterable.
+            *iterables: Iterables of the task's arguments. Iterators and other iterables without a
+                length, such as `itertools.repeat(x)`, may be longer than the others: the calls end
+                with the shortest iterable.
 
         Returns:
             The futures, in the order of the calls.
 
         Raises:
             TypeError: No iterable is given, or `task` does not return a task's future.
+            ValueError: The iterables have different lengths.
         """
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments")
+        lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"map() takes iterables of equal length, got {' and '.join(map(str, lengths))} "
+                "items; to end with the shortest one, pass the others as iterators: iter(items)"
+            )
         return [_call("map", task, *arguments) for arguments in zip(*iterables, strict=False)]
 
     async def imap(
