@@ -14,9 +14,17 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DataError, InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody import (
+    DataError,
+    InputFile,
+    OutputDir,
+    OutputFile,
+    TaskFailedError,
+    WorkflowEngine,
+)
 from rhapsody.journal.plugin import Journal
 from rhapsody.plugins.specs import Record
+from rhapsody.staging.fsutil import remove
 from tests._support.journal_keys import described
 from tests._support.recorded import Program, broken_off
 from tests._support.saving import files
@@ -458,6 +466,34 @@ async def test_missing_files_are_reported_before_their_tasks_run(
     (line,) = [each.getMessage() for each in caplog.records if "rerunning" in each.getMessage()]
     assert line.startswith("rerunning 2 tasks of an earlier run")
     assert "(2 so far): task 'run' (task.000002), task 'run' (task.000001)" in line
+
+
+async def test_the_summary_names_missing_files_of_reused_tasks(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        run = command(flow, here)
+        run("first", "echo 1 > first.txt", OutputFile("first.txt"))
+        run(
+            "second", "cat first.txt > second.txt", InputFile("first.txt"), OutputFile("second.txt")
+        )
+        run("third", "echo 3 > 3.dat", OutputFile("*.dat", many=True))
+        run("stays", "echo 4 > stays.txt", OutputFile("stays.txt"))
+        await flow.join()
+
+    async def resumed() -> list[str]:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            await program(flow)
+        assert flow.summary is not None
+        return sorted(f"{each.path.name} of {each.uid}" for each in flow.summary.missing)
+
+    assert await resumed() == []
+    for name in ("first.txt", "second.txt", "3.dat"):
+        (path,) = (here / ".rhapsody").rglob(name)
+        path.unlink()
+    missing = ["3.dat of task.000003", "second.txt of task.000002"]
+    assert await resumed() == missing  # `first.txt` is an intermediate file
+    remove(here / ".rhapsody")
+    assert await resumed() == [*missing, "stays.txt of task.000004"]
+    assert ran(here) == ["first", "second", "stays", "third"]
 
 
 async def test_a_missing_file_with_many_readers_is_made_once(here: Path) -> None:

@@ -280,7 +280,7 @@ def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_a
     assert said == "      no convergence"
 
 
-def test_the_account_names_stale_results_and_a_large_disk_use(
+def test_the_account_names_stale_and_missing_results_and_a_large_disk_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -288,12 +288,15 @@ def test_the_account_names_stale_results_and_a_large_disk_use(
     counts.rows["make"] = Row()
     files = [SavedFile(tmp_path / f"{n}.txt", "make", f"task.{n:06d}") for n in range(22)]
     directory = tmp_path / ".rhapsody/20261121T041233-program-7f3a/engine.12345678"
-    summary = Summary("engine", Stats(), 1.0, stale=tuple(files), disk_use=3 * 10**9)
+    lost = (SavedFile(tmp_path / "lost.txt", "make", "task.000030"),)
+    summary = Summary("engine", Stats(), 1.0, stale=tuple(files), missing=lost, disk_use=3 * 10**9)
     lines = account(summary, counts, directory)
     assert lines[0] == "stale, from an earlier run (22):"
     assert "(make, task.000019)" in lines[20]
     assert lines[21:-1] == [
         "  ... and 2 more",
+        "missing, of reused tasks; --rerun writes them again (1):",
+        "  lost.txt  (make, task.000030)",
         "3.0 GB in .rhapsody: rhapsody clean removes old files except results",
     ]
 

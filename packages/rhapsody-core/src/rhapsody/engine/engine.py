@@ -749,6 +749,7 @@ class WorkflowEngine(OlderNames):
                 for file in runtime.submission.declared.stale(results)
                 if not runtime.stager.results.places.is_read(file.path)
             ),
+            missing=tuple(runtime.stager.results.missing),
             disk_use=runtime.stager.disk_use,
             cut_short=runtime.cut_short,
             held_back=runtime.held_back,

@@ -409,6 +409,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
 
     lines = _listed("results", sorted(summary.results, key=order))
     lines += _listed("stale, from an earlier run", summary.stale)
+    lines += _listed("missing, of reused tasks; --rerun writes them again", summary.missing)
     replaced = [f"  {group.summary}" for group in counts.fallbacks.latest[-MAX_LISTED:]]
     lines += ["done by fallback after:"] * bool(replaced) + replaced
     failures = counts.failures.lines()

@@ -227,6 +227,9 @@ class Summary:
         results: Files that tasks created and that still exist.
         stale: Files of an earlier run at the destinations of results that this run did not
             produce, because their tasks failed, were skipped or were canceled.
+        missing: Output files of reused tasks that no longer exist, for example because
+            `rhapsody clean` has removed them. Files with a destination, and files that other tasks
+            read, are not included.
         disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), or 0 if this run
             has left nothing there. Counting stops after half a second, so the number may be too
             small.
@@ -249,6 +252,7 @@ class Summary:
     backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     results: tuple[SavedFile, ...] = ()
     stale: tuple[SavedFile, ...] = ()
+    missing: tuple[SavedFile, ...] = ()
     disk_use: int = 0
     cut_short: bool = False
     held_back: bool = False
@@ -272,6 +276,7 @@ class Summary:
             "time": f"{self.seconds:.1f} s" if self.seconds < 60 else str(whole),
             "results": _few([str(file.path) for file in self.results]),
             "stale results": _few([str(file.path) for file in self.stale]),
+            "missing results": _few([str(file.path) for file in self.missing]),
             "still running": _few(self.still_running),
             "problems": _few(self.problems),
         }

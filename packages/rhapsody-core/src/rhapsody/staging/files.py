@@ -1254,6 +1254,7 @@ class Stager:
             name: SavedFile(Path(files.paths[name]), file.task, file.uid)
             for name, file in without_place(task, sandbox, outputs, files.matches).items()
         }
+        self.results.miss(file for name, file in unsaved.items() if name in files.missing)
         if self._keep == "all" or files.stays or not os.path.isdir(sandbox):
             self.results.add(unsaved.values())
             return None

@@ -723,6 +723,7 @@ class Results:
         self.directory = directory
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
+        self._missing: list[SavedFile] = []
         self._read: set[tuple[str, str]] = set()
         self._cleaned: set[Path] = set()  # directories without incomplete copies of earlier runs
         self._threads = threads
@@ -737,6 +738,11 @@ class Results:
             if os.path.exists(file.path)
         ]
 
+    @property
+    def missing(self) -> list[SavedFile]:
+        """Files of reused tasks that no longer exist and that no task has read."""
+        return [file for file in self._missing if (file.uid, file.path.name) not in self._read]
+
     def is_read(self, producer: str, name: str) -> None:
         """Record that a task reads a file that the task with the uid `producer` wrote."""
         self._read.add((producer, os.path.basename(name)))
@@ -745,6 +751,10 @@ class Results:
         """Add files that stay where their task wrote them. May be called on any thread."""
         for file in files:
             self._saved.setdefault(str(file.path), file)
+
+    def miss(self, files: Iterable[SavedFile]) -> None:
+        """Add files of a reused task that no longer exist."""
+        self._missing += files
 
     async def save(
         self, task: TaskDescription, puts: Mapping[Path, Put], there: Collection[Path] = ()
