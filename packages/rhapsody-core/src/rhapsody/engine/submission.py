@@ -163,10 +163,10 @@ class Submission:
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
             raise self.closed_error(task.name)
-        if task.on_other_loop:
+        found, plain = None, not kwargs and _all_plain(map(type, args))
+        if task.on_other_loop and not (plain and task.searched):
             _require_own_loop_objects(task, args, kwargs)
-        found = None
-        if kwargs or not _all_plain(map(type, args)):
+        if not plain:
             found = search(args, kwargs)
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is not FutureState.PENDING:
