@@ -86,7 +86,7 @@ def passed_loop_object(
         A description of the argument and the object, or `None` if there is none.
     """
     for value in (*args, *kwargs.values()):
-        kind = type(value)
+        kind: type = type(value)
         if kind is dict or kind in _CONTAINERS or _is_of_loops(kind):
             break
     else:
