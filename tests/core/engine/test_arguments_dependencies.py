@@ -7,6 +7,7 @@ import collections
 import copy
 import dataclasses
 import enum
+import io
 import time
 import typing
 from types import MappingProxyType
@@ -16,6 +17,7 @@ import pytest
 
 from rhapsody import (
     DependencyFailureError,
+    LocalExecutionBackend,
     WorkflowEngine,
     literal,
 )
@@ -51,6 +53,26 @@ class Frozen:
 
 
 # Where futures are found.
+
+
+async def test_an_iterator_that_a_task_returns_is_given_to_one_task_only() -> None:
+    def numbers() -> typing.Iterator[int]:
+        yield from (1, 2)
+
+    def lines() -> typing.Any:
+        return io.StringIO("a\nb\n")
+
+    async with WorkflowEngine.create() as flow:
+        read: Any = flow.function_task(list)
+        for make in (numbers, lines):
+            future = flow.function_task(make)()
+            assert len(await read(future)) == 2
+            with pytest.raises(TypeError, match=r"task\.\d+ has received .* return a list"):
+                await read(future)
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+        task = flow.function_task(map)(abs, [1, 2])
+        both = [flow.function_task(sum)(task) for _ in range(2)]
+        assert await asyncio.gather(*both) == [3, 3]
 
 
 async def test_positional_and_keyword() -> None:

@@ -200,7 +200,7 @@ class KeptArguments:
         if self._pickles is None:
             self._pickles = [_pickled(value) for _, value in self._values]
             for (name, value), packed in zip(self._values, self._pickles, strict=True):
-                if packed is None and any(map(_may_be_consumed, (value, *_items_of(value)))):
+                if packed is None and any(map(may_be_consumed, (value, *_items_of(value)))):
                     self.consumed = name
 
     def restore(self) -> tuple[list[int | str], list[int | str]]:
@@ -258,7 +258,7 @@ def _items_of(value: object) -> Iterator[object]:
     return (item for _, item in contents(value))
 
 
-def _may_be_consumed(value: object) -> bool:
+def may_be_consumed(value: object) -> bool:
     """Return True for iterators, which include open files, unless a file is only for writing."""
     if isinstance(value, IOBase) and (value.closed or not value.readable()):
         return False

@@ -518,6 +518,21 @@ def generator_sent_again(
     )
 
 
+def read_twice(record: TaskRecord, future: TaskFuture[Any], reader: str) -> TypeError:
+    """Return the error for an iterator that a dependency returned and another task has received.
+
+    Args:
+        record: The task.
+        future: The future of the dependency.
+        reader: The uid of the other task.
+    """
+    return TypeError(
+        f"task {record.task.name!r}: task {future.name!r} ({future.uid}) returned an iterator "
+        f"({type(future._result).__name__}), which {reader} has received as well; only one "
+        "of them can read its items: let the function return a list"
+    )
+
+
 def cancelled_elsewhere(record: TaskRecord) -> str:
     """Return the message for the cancellation of a task by something other than its engine."""
     return (

@@ -14,9 +14,10 @@ import inspect
 import logging
 import os
 import pickle
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, InputFiles, Output, moved, not_an_option
 from rhapsody.engine import error_messages
@@ -25,6 +26,7 @@ from rhapsody.engine.arguments import (
     ArgumentScan,
     KeptArguments,
     kept_arguments,
+    may_be_consumed,
     texts_in,
 )
 from rhapsody.engine.backend_handles import BackendHandle, find
@@ -129,6 +131,7 @@ class TaskBuilder:
         self._implicit_data = options.implicit_data
         self._shell = options.shell
         self._quiet = quiet
+        self._readers: WeakKeyDictionary[TaskFuture[Any], str] = WeakKeyDictionary()
         self._generators: dict[int, tuple[Any, bytes]] = {}  # those sent and their states, by id
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
         self._unsafe: set[str] = set()  # names of tasks with a reported condition
@@ -269,11 +272,24 @@ class TaskBuilder:
                 task.generators = (), captured_generators(task.function)
             if task.generators[1] or kwargs or not IMMUTABLE.issuperset(map(type, args)):
                 self._check_generators(record, backend)
-        elif record.task.may_retry:
+            return
+        if record.found is not None:
+            self._check_iterators(record, record.found.futures)
+        if record.task.may_retry:
             if record.kept is None:
                 record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
             if record.kept is not None:
                 record.description["keep_arguments"] = record.kept.keep
+
+    def _check_iterators(self, record: TaskRecord, futures: Iterable[asyncio.Future[Any]]) -> None:
+        """Raise a `TypeError` if another task has received an iterator of a dependency."""
+        for future in futures:  # tasks in other processes receive copies
+            if not isinstance(future, TaskFuture):
+                continue
+            if hasattr(type(future._result), "__next__") and may_be_consumed(future._result):
+                reader = self._readers.setdefault(future, record.future.uid)
+                if reader != record.future.uid:
+                    raise error_messages.read_twice(record, future, reader)
 
     def _check_generators(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Raise a `ValueError` if another call has received a generator in the same state."""
