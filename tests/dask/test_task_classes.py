@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +16,15 @@ from rhapsody_dask import DaskExecutionBackend
 pytestmark = pytest.mark.asyncio
 
 
-async def test_threads_of_a_worker_do_not_share_the_cache_of_a_class() -> None:
+async def test_threads_of_a_worker_do_not_share_the_cache_of_a_class(tmp_path: Path) -> None:
     class Model:
         cache: dict[int, int] = {}  # noqa: RUF012 - what is tested
 
         def value(self, key: int) -> int:
             self.cache[key] = key
-            time.sleep(0.01)
+            (tmp_path / str(key)).touch()
+            while len(os.listdir(tmp_path)) < 4:  # all threads have such a cache
+                time.sleep(0.01)
             return self.cache[key]
 
     def value(model: Model, key: int) -> int:
@@ -29,8 +33,8 @@ async def test_threads_of_a_worker_do_not_share_the_cache_of_a_class() -> None:
     async with asyncio.timeout(60):
         backend = await DaskExecutionBackend({"n_workers": 1, "threads": 4})
         async with WorkflowEngine.create(backend=backend) as flow:
-            futures = flow.map(flow.function_task(value), [Model()] * 40, range(40))
-            assert await asyncio.gather(*futures) == [2 * key for key in range(40)]
+            futures = flow.map(flow.function_task(value), [Model()] * 4, range(4))
+            assert await asyncio.gather(*futures) == [2 * key for key in range(4)]
     assert Model.cache == {}
 
 

@@ -445,7 +445,7 @@ async def test_spawned_generators_give_the_same_samples_on_all_backends() -> Non
     assert len(set(found)) == 4
 
 
-async def test_workers_start_with_different_global_states() -> None:
+async def test_workers_start_with_different_global_states(tmp_path: Path) -> None:
     def draw(_: int) -> tuple[int, float, float]:
         import os
         import random
@@ -453,13 +453,16 @@ async def test_workers_start_with_different_global_states() -> None:
 
         import numpy
 
-        time.sleep(0.1)  # so that all workers take part
+        (tmp_path / str(os.getpid())).touch()
+        while len(os.listdir(tmp_path)) < 3:  # all workers take part
+            time.sleep(0.01)
         return os.getpid(), random.random(), float(numpy.random.random())
 
     pytest.importorskip("numpy")
     backend = LocalExecutionBackend("process", resources={"workers": 3})
     async with engine(backend) as flow:
         found = await asyncio.gather(*flow.map(flow.function_task(draw), range(6)))
+    assert len({pid for pid, *_ in found}) == 3
     assert len({first for _, first, _ in found}) == len({second for *_, second in found}) == 6
 
 
