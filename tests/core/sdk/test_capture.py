@@ -59,7 +59,27 @@ async def speak_deeper(text: str) -> None:
     print("err", text, file=sys.stderr)
 
 
+def close_the_streams(_: str) -> None:
+    with sys.stdout as stream:
+        stream.write("text ")
+    with sys.stdout.buffer as binary:
+        binary.write(b"bytes ")
+    sys.stdout.buffer.close()
+    sys.stderr.close()
+    print("after")
+
+
 # On every executor.
+
+
+async def test_a_task_that_closes_standard_output_does_not_close_it_for_others(
+    driver: Driver,
+) -> None:
+    for _ in range(3):
+        end = await driver.run_one(driver.call(close_the_streams, "x"))
+        assert (end.error, end.stdout) == (None, "text bytes after\n")
+        end = await driver.run_one(driver.call(speak, "x"))
+        assert (end.stdout, end.stderr) == ("out x\none\ntwo\n", "err x\n")
 
 
 async def test_what_a_function_prints_is_kept(driver: Driver) -> None:

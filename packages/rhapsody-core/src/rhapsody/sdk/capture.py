@@ -351,6 +351,19 @@ class Tee:
             if _recorder.get() is None:
                 raise
 
+    def close(self) -> None:
+        """Close the real stream; in a task, only flush it, because other tasks write to it."""
+        if _recorder.get() is None:
+            self.rhapsody_stream.close()
+        else:
+            self.flush()
+
+    def __enter__(self) -> Tee:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def buffer(self) -> Any:
         """The binary stream. Data that a task writes to this stream is recorded as text."""
@@ -379,6 +392,15 @@ class _Bytes:
     def flush(self) -> None:
         if not streams.exiting:
             self._buffer.flush()
+
+    def close(self) -> None:  # also called when a wrapper is garbage-collected
+        self.flush()
+
+    def __enter__(self) -> _Bytes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._buffer, name)
