@@ -263,7 +263,7 @@ async def test_results_stay_unless_they_are_to_be_removed(
     assert first.endswith(f" (kept: {', '.join(kept)}, {2 * len(kept)} B)")
     assert second.startswith("removed 1 run, ")
     assert last.startswith(f"kept {len(kept)} result")
-    assert last.endswith("to remove results, too, run: rhapsody clean --results")
+    assert last.endswith("to remove results as well, run: rhapsody clean --results")
     assert sorted(path.name for path in run.rglob("*") if path.is_file()) == sorted(
         [*kept, "results.json", "run.jsonl"]
     )

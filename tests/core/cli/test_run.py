@@ -444,7 +444,7 @@ def test_calls_that_come_after_the_end_of_main_fail_the_run(run: Run) -> None:
     """
     done = run(dedent(OUTLIVES) + dedent(late).replace("\n", "\n    "), "-b", "noop")
     assert done.returncode == 1
-    assert "1 call of coroutines that `main` did not await" in done.stderr
+    assert "1 call did not run, because `main` had ended" in done.stderr
 
 
 def test_tasks_that_the_program_itself_shuts_down_are_no_failure(run: Run) -> None:

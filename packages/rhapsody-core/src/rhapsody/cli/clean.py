@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     if total.results:
         say(
             f"kept {_several(total.results, 'result')}, {size_text(total.results_size)}; to remove "
-            "results, too, run: rhapsody clean --results"
+            "results as well, run: rhapsody clean --results"
         )
     return code
 

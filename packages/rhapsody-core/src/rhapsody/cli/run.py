@@ -392,9 +392,9 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
     refused = warn_of_coroutines(flow)
     if refused:
         raise CommandError(
-            f"{refused} call{'s' if refused > 1 else ''} of coroutines that `main` did not await "
-            "came after its end and did not run; await the coroutines in `main`, for example with "
-            "asyncio.gather"
+            f"{refused} call{'s' if refused > 1 else ''} did not run, because `main` had ended "
+            "without awaiting the coroutines that made the calls; await them in `main`, for "
+            "example with asyncio.gather"
         )
 
 

@@ -1058,8 +1058,8 @@ def warn_of_coroutines(flow: WorkflowEngine) -> int:
     if named:
         more = f" and {len(named) - 1} more" if len(named) > 1 else ""
         log.warning(
-            "engine %s: `main` has ended, but not the coroutine %s%s, which is canceled; await it "
-            "in `main`, for example with `asyncio.gather` or in a `TaskGroup`",
+            "engine %s: canceling coroutine %s%s, which is still running although `main` has "
+            "ended; await it in `main`, for example with `asyncio.gather` or in a `TaskGroup`",
             flow.uid, named[0], more,
         )  # fmt: skip
     return flow._runtime.submission.refused

@@ -249,12 +249,12 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
     if "|" in command and (code == 128 + signal.SIGPIPE or _BROKEN.search(printed)):
         return (
-            "\nhint: a program in the pipeline was still writing when its reader, such as head, "
+            "\nhint: a program in the pipeline was still writing after its reader, such as head, "
             "had ended; if this is intended, write `set +o pipefail` before the pipeline"
         )
     if code == 1 and not printed and _GREP.search(command, 0, MAX_ARGUMENT):
         return (
-            "\nhint: if grep found no line, and this is not a failure, write "
+            "\nhint: if grep matched no line, and this is not an error, write "
             "`{ grep ... || [ $? = 1 ]; }` (with doubled braces in an f-string)"
         )
     if _UNSET.search(printed):
@@ -266,7 +266,7 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     if silent and _SEVERAL.search(command.strip()) and not _EXIT.search(command, 0, MAX_ARGUMENT):
         options = "set -eu" if record.description.get("shell") == "sh" else "set -euo pipefail"
         return (
-            "\nhint: the shell stops at the first command or pipeline that fails, also if it "
+            "\nhint: the shell stops at the first command or pipeline that fails, even if it "
             f"prints no error (`{options}`); `shell=` chooses another shell"
         )
     return ""
@@ -383,8 +383,8 @@ def input_changed(
     cure = "To let a task change its input, pass it a copy: InputFile(..., copy=True)."
     if record.resolved is not None and path in record.resolved.linked:
         cure = (
-            "The task received only a link to it: pass it to the task as InputFile(..., "
-            "copy=True), and if a task wrote it, declare it there as an OutputFile."
+            "The task received a link to the file, not a copy: pass the file as InputFile(..., "
+            "copy=True). If another task wrote it, declare it as an OutputFile of that task."
         )
     when = "while the task waited or ran"
     if record.resolved is not None and not record.resolved.at_call.isdisjoint(changed):

@@ -288,10 +288,10 @@ class EngineOptions:
     )
     shell: Shell = _option(
         SHELL,
-        'Shell that runs commands that are strings: `"bash"` stops at the first failed command, at '
-        "a failure in a pipeline and at variables that are not set (`set -euo pipefail`), and is "
-        '`sh` (`set -eu`) on a machine or in a container without bash. `"sh"` is the same with '
-        '`sh`. A list such as `["zsh", "-e", "-c"]` contains the words that precede the command.',
+        'Shell for commands that are strings. `"bash"` stops at the first failed command, at a '
+        "failure in a pipeline and at variables that are not set (`set -euo pipefail`). `sh` with "
+        '`set -eu` is used for `"sh"`, and on a machine or in a container without bash. A list '
+        'such as `["zsh", "-e", "-c"]` contains the words that precede the command.',
         shell_setting,
     )
     observers: Iterable[object] = _option(

@@ -317,7 +317,7 @@ class Submission:
         if settings.implicit_data and not self._implicit_data:
             raise ValueError(
                 "implicit_data=True of a task has no effect in an engine with implicit_data=False; "
-                "set implicit_data=False for the other tasks instead of the engine"
+                "set implicit_data=False for the other tasks instead of for the engine"
             )
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name

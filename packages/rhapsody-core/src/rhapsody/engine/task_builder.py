@@ -356,8 +356,8 @@ class TaskBuilder:
             names = [argument_name(record.task.function, each) for each in shared]
             log.warning(
                 "%s: its %s changed since the first attempt and is shared with other calls; "
-                "attempt %d starts from the present value. To avoid this, return what each call "
-                "adds",
+                "attempt %d starts from the current value. To avoid this, let each call return "
+                "what it adds",
                 record.named(), " and ".join(names), record.attempt,
             )  # fmt: skip
 
@@ -509,10 +509,10 @@ class TaskBuilder:
             if shell == "bash" and name not in self._unsafe and stops_reading(words):
                 self._unsafe.add(name)
                 log.warning(
-                    "%s: in its command, a pipeline into `grep -q`, `grep -m` or `head` also fails "
-                    "if the reader ends before the writer, so with much data a condition is false "
-                    "although there is a match; write `grep -q PATTERN FILE` or `grep PATTERN > "
-                    '/dev/null`, or choose shell=["bash", "-c"]',
+                    "%s: a condition in its command can be wrong: a pipeline into `grep -q`, `grep "
+                    "-m` or `head` fails if the reader ends before the writer, so with much data "
+                    "the condition is false although there is a match; write `grep -q PATTERN "
+                    'FILE` or `grep PATTERN > /dev/null`, or choose shell=["bash", "-c"]',
                     record.named(),
                 )
         else:
@@ -758,9 +758,8 @@ def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
     lists = [word for word in words if isinstance(word, list | tuple)]
     if lists and all(isinstance(item, File) for item in lists[0]):
         raise ValueError(
-            f"executable task {record.task.name!r} ({record.future.uid}) returned a list command "
-            f"with a list of files in it, {lists[0]!r}; unpack the list of files, as in "
-            "['cat', *files]"
+            f"executable task {record.task.name!r} ({record.future.uid}) returned a list that "
+            f"contains a list of files, {lists[0]!r}; unpack the files, as in ['cat', *files]"
         )
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(

@@ -65,8 +65,8 @@ class OutputStore:
             was_full, self._available = self._available < 0, -1
         if not was_full:
             log.warning(
-                "record: the limit of %s for whole output is reached; of later tasks, only the end "
-                'of the output is recorded. The task setting capture="files" keeps all of it',
+                "record: the limit of %s for stored output is reached; for later tasks, only the "
+                'end of the output is recorded. The task setting capture="files" keeps all of it',
                 size_text(LIMIT),
             )  # fmt: skip
         return False
@@ -86,7 +86,9 @@ class OutputStore:
                 was_full, self._available = self._available < 0, -1
             if not was_full:
                 log.warning(
-                    "record: whole output is no longer kept (%s: %s)", self._path, error.strerror
+                    "record: output is no longer stored in full (%s: %s)",
+                    self._path,
+                    error.strerror,
                 )
             return None
         return offset, len(data)

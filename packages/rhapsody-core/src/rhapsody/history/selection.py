@@ -65,7 +65,9 @@ def select_run(text: str | None, base: Path) -> Path:
         for name in names:
             if name not in private:
                 return base / name / RECORD
-        raise SelectionError(f"no permission to read the runs in {base}; they are of other users")
+        raise SelectionError(
+            f"no permission to read the runs in {base}, which belong to other users"
+        )
     found = [name for name in names if name == text]
     found = found or [name for name in names if name.startswith(text)]
     found = found or [name for name in names if text and name.endswith(f"-{text}")]

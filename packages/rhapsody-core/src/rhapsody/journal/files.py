@@ -555,7 +555,7 @@ class Edits:
                 copy_file(path, copy)
         except (OSError, DataError) as error:
             log.warning(
-                "%s was changed since it was saved, and will be replaced; it cannot be copied: %s",
+                "%s was changed after it was saved, and will be replaced without a copy: %s",
                 path, error,
             )  # fmt: skip
             return None

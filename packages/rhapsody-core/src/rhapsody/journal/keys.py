@@ -611,8 +611,8 @@ def _taken_apart(
 
 def _changed_in_place(what: str) -> str:
     return (
-        f"{what} changed in place while it waited or ran, which a reused result would not repeat; "
-        "let the function change a copy and return it"
+        f"{what} changed in place while the task waited or ran, which a reused result would not "
+        "repeat; let the function change a copy and return it"
     )
 
 
@@ -622,5 +622,5 @@ def _shown(function: Any, part: str) -> str:
     if kind == "argument":
         return f"its {argument_name(function, int(word) - 1 if word.isdigit() else word)}"
     if kind == "around" and isinstance(function, types.MethodType):
-        return f"the {type(function.__self__).__name__} object whose method it is"
+        return f"the {type(function.__self__).__name__} object of its method"
     return "an argument of its functools.partial" if kind == "around" else part

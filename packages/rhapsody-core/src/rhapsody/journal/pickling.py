@@ -74,7 +74,7 @@ class _Pickler(pickle.Pickler):
         if kind is object:
             raise UnhashableError(
                 "its result contains an object(), and a reused result would contain a copy that "
-                "differs from it; assign it to a variable of a module that the function reads, or "
-                "use a member of an enum.Enum"
+                "is not equal to it; assign it to a variable of a module that the function reads, "
+                "or use a member of an enum.Enum"
             )
         return NotImplemented

@@ -298,8 +298,8 @@ def interpreter_fault(path: str) -> str | None:
         return None
     if newline and start.endswith(b"\r"):
         return (
-            f"the first line of {path!r} ends with a carriage return, which counts as a part of "
-            "the interpreter's name: save the file with Unix line ends"
+            f"the first line of {path!r} ends with a carriage return, which becomes part of the "
+            "interpreter's name; save the file with Unix line endings"
         )
     name, *words = os.fsdecode(start[2:]).split() or [""]
     if not os.path.exists(name):

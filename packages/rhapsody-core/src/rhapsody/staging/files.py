@@ -315,8 +315,8 @@ def _explicitly(
     if used.setdefault(name, which) != which:
         other = "an output" if used[name] == "an output" else "another input"
         raise DataError(
-            f"task {task['name']!r}: {file!r} has the name of {other} of the task; choose another "
-            "name, or omit name="
+            f"task {task['name']!r}: {file!r} has the same name as {other} of the task; choose "
+            "another name, or omit name="
         )
     return name
 
@@ -929,7 +929,7 @@ class Stager:
                     raise DataError(
                         f"backend {backend.name!r} cannot link input {name!r} of task "
                         f"{task['name']!r} into a directory of the sandbox ({error}); give each "
-                        "input with this name another one, as in InputFile(..., name='a.txt')"
+                        "input with this name a different name, as in InputFile(..., name='a.txt')"
                     ) from error
         except BaseException:
             self._links.pop(task["uid"], None)
@@ -1316,7 +1316,7 @@ def _readable(task: TaskDescription, place: InputPlace, name: str, to: str) -> I
     """
     if place.path is None:
         raise DataError(
-            f"task {task['name']!r} cannot have its input {name!r} as {to!r}, because the sandbox "
+            f"task {task['name']!r}: input {name!r} cannot be named {to!r}, because the sandbox "
             "that contains it cannot be read on this machine; rename the file in the task that "
             "writes it"
         )

@@ -125,7 +125,7 @@ def _conflict(task: str, one: AttemptInfo, other: AttemptInfo, name: str) -> str
     return (
         f"task {task!r}: {what} was left by two of its dependencies, {one.task} and {other.task}, "
         "neither of which declares it. If the task needs only the values, set implicit_data=False "
-        f"for it; otherwise pass them an {kind} with different names"
+        f"for it; otherwise, let each of them declare an {kind} with a different name"
     )
 
 

@@ -378,7 +378,7 @@ class Places:
             cure = "call that task first, or pass its future"
             if self._claims.get(key) is not claim:
                 cure = (
-                    "a file in a declared directory, or one that matches a pattern, makes no "
+                    "a file in a declared directory, or one that matches a pattern, creates no "
                     "dependency: pass the future of that task as an argument, or in after=[future]"
                 )
             raise DataError(
