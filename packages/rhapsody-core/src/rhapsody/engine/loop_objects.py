@@ -85,12 +85,6 @@ def passed_loop_object(
     Returns:
         A description of the argument and the object, or `None` if there is none.
     """
-    for value in (*args, *kwargs.values()):
-        kind: type = type(value)
-        if kind is dict or kind in _CONTAINERS or _is_of_loops(kind):
-            break
-    else:
-        return None
     arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for name, value in arguments:
         kind = type(value)

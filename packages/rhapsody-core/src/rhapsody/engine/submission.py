@@ -57,6 +57,7 @@ _MAX_NAMES = 5
 
 _loop_of = methodcaller("get_loop")
 _all_plain = PLAIN.issuperset
+_all_safe = (PLAIN | {TaskFuture}).issuperset  # on any event loop
 
 
 class Submission:
@@ -163,10 +164,10 @@ class Submission:
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
             raise self.closed_error(task.name)
-        found, plain = None, not kwargs and _all_plain(map(type, args))
-        if task.on_other_loop and not (plain and task.searched):
+        if task.on_other_loop and not (task.searched and not kwargs and _all_safe(map(type, args))):
             _require_own_loop_objects(task, args, kwargs)
-        if not plain:
+        found = None
+        if kwargs or not _all_plain(map(type, args)):
             found = search(args, kwargs)
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is not FutureState.PENDING:
