@@ -321,8 +321,8 @@ class File:
     def __str__(self) -> str:
         """Return the file's path.
 
-        Outside tasks, and in commands that run in the sandbox, return the file's name instead. A
-        name that begins with a dash follows `./`, so that it does not look like an option.
+        Outside tasks, and in commands that run in the sandbox, return the file's name instead. If
+        it begins with a dash, `./` is put before it, so that it does not look like an option.
         """
         return str(self.filepath) if self._by_path else not_an_option(self.filename)
 
@@ -344,30 +344,30 @@ class InputFile(File):
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    A path, which is a name with a directory part such as `data/a.csv` or `./a.csv`, stands for the
-    file at that path, or for the output with that destination if an earlier call declared it. A
-    plain name such as `a.csv` stands for the first of:
+    A path, which is a name with a directory such as `data/a.csv` or `./a.csv`, refers to the output
+    with this destination if an earlier call declared it, and otherwise to the file at this path. A
+    plain name such as `a.csv` refers to the first of the following that exists:
 
     1. a declared output of the call's own dependencies (arguments and `after=`),
     2. the output that the same coroutine, block or thread declared last before the call,
-    3. the output of the only call of the engine that has declared this name,
+    3. the output with this name, if exactly one call of the engine has declared it,
     4. the file in the directory in which the engine was created.
 
     An output with a destination has a plain name only if the destination was given as `save=`, as
     in `OutputFile("a.csv", save="results/")`.
 
-    A task depends on the call that writes its input. If a plain name could stand for the outputs of
-    several calls of other coroutines, or for one of these and a file on disk, the call raises
-    `DataError`; `future.file(name)` selects the output of one call. Relative paths start at the
-    directory in which the engine was created, also if the current directory was changed since.
+    A task depends on the call that writes its input. If a plain name could refer to the outputs of
+    several calls of other coroutines, or to one of these and a file on disk, the call raises
+    `DataError`; `future.file(name)` selects the output of one call. Relative paths are relative to
+    the directory in which the engine was created, even if the current directory was changed.
 
     Args:
         spec: A URL (including `data:` URLs), a local path (a directory is linked as a whole), or
             the name of a file or directory that another task writes. Another `InputFile`, such as
             `future.file("out.txt")`, stands for the same file.
         name: The name under which the task sees the file, without directories. Default: the base
-            name. If several inputs of a call have one name, the second one is in the directory
-            `2` of the sandbox, the third one in `3`, and so on.
+            name. If several inputs of a call have the same name, the second one is in the
+            directory `2` of the sandbox, the third one in `3`, and so on.
         copy: True to give each attempt of the task its own copy, which it may change. A task that
             changes another input fails.
 

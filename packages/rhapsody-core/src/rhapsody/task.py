@@ -184,7 +184,7 @@ class AttemptInfo:
 
 
 class Written(NamedTuple):
-    """Output of ended tasks that an input stands for.
+    """Output of ended tasks that an input refers to.
 
     Attributes:
         attempts: The last attempts of the tasks that declared the output: one, or several if they
@@ -200,7 +200,7 @@ class Written(NamedTuple):
 
 
 class Declaration(NamedTuple):
-    """Output that an input stands for, with the calls that declared it; see `Written`."""
+    """Output that an input refers to, with the calls that declared it; see `Written`."""
 
     futures: tuple[TaskFuture[Any], ...]
     name: str
@@ -409,7 +409,7 @@ class HeldValue(Protocol):
         """The approximate size of the value in bytes, or `None` if it is unknown.
 
         The engine fetches a value in order to record it if the task's `interval` was longer than
-        fetching a value of this size takes.
+        the estimated time for fetching a value of this size.
         """
 
     async def fetch(self) -> Mapping[str, Any]:

@@ -58,11 +58,11 @@ class TaskSettings(TypedDict, total=False):
         version: A string that replaces the function's code in the key of a recorded result, so
             that the result is reused until the version changes, even if the code changes.
         environment: Variables to add to the task's environment.
-        shell: The shell that runs a command that is a string. `"bash"` stops at the first failed
-            command, at a failure in a pipeline and at variables that are not set (`set -euo
-            pipefail`), and is `sh` (`set -eu`) on a machine or in a container without bash.
-            `"sh"` is the same with `sh`. A list such as `["zsh", "-e", "-c"]` contains the words
-            that precede the command. Default: the engine's. Not for functions.
+        shell: The shell for a command that is a string. `"bash"` stops at the first failed command,
+            at a failure in a pipeline and at variables that are not set (`set -euo pipefail`).
+            `sh` with `set -eu` is used for `"sh"`, and on a machine or in a container without
+            bash. A list such as `["zsh", "-e", "-c"]` contains the words that precede the
+            command. Default: the engine's. Not for functions.
         stdin: Text for an executable's standard input.
         cwd: An existing directory in which an executable runs instead of its sandbox. A relative
             path starts at the directory that was current when the engine was created. Input
@@ -92,9 +92,9 @@ class TaskSettings(TypedDict, total=False):
             ended without being canceled; each start is another attempt. Dependents that have not
             started wait until the service is ready again, and receive its new value. Default 0.
         after: Futures to wait for without using their values.
-        implicit_data: False if the task needs only the values of the futures in its arguments, not
-            copies of the files that their tasks left without declaring them. `True` needs an engine
-            with `implicit_data=True`. Default: the engine's.
+        implicit_data: False if the task needs only the values of the futures in its arguments, and
+            no copies of the undeclared files that their tasks left. `True` requires an engine with
+            `implicit_data=True`. Default: the engine's.
         limit: A named limit, or a list of these. `"license:2"` allows two of the engine's tasks
             with this limit to run at once.
         fallback: The result to use when every attempt has failed, or a callable that the engine
