@@ -26,11 +26,11 @@ class LoopClock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._epoch = max(time.time() - loop.time() for _ in range(3))  # the least interrupted
+        self._epoch = max(time.time() - time.monotonic() for _ in range(3))  # the least interrupted
 
     def time(self) -> float:
         """Return the seconds since the epoch."""
-        return self._epoch + self._loop.time()
+        return self._epoch + time.monotonic()
 
     @property
     def monotonic(self) -> Callable[[], float]:

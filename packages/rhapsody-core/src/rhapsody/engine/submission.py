@@ -164,11 +164,13 @@ class Submission:
         scheduler, is_block = self._scheduler, task.kind == "block"
         if scheduler.closing:
             raise self.closed_error(task.name)
-        if task.on_other_loop and not (task.searched and not kwargs and _all_safe(map(type, args))):
-            _require_own_loop_objects(task, args, kwargs)
-        found = None
-        if kwargs or not _all_plain(map(type, args)):
+        found, plain = None, not kwargs and _all_plain(map(type, args))
+        if not plain:
             found = search(args, kwargs)
+        if task.on_other_loop and not (
+            task.searched and (plain or (not kwargs and _all_safe(map(type, args))))
+        ):
+            _require_own_loop_objects(task, args, kwargs)
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is not FutureState.PENDING:
             if parent.state.future is FutureState.CANCELLED:
