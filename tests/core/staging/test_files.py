@@ -297,7 +297,7 @@ async def test_a_sandbox_stays_while_a_dependent_needs_it(keep: Any) -> None:
     gate = asyncio.Event()
     async with engine(Machine(), keep_sandboxes=keep) as flow:
 
-        @flow.function_task
+        @flow.block
         async def late() -> None:
             await gate.wait()
 
