@@ -16,7 +16,6 @@ import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -36,6 +35,10 @@ _VARIABLES = "variables set by the program"
 
 _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
 
+_NOTHING: Mapping[str, object] = types.MappingProxyType({})
+
+_SETTINGS = ("environment", "cwd", "stdin", *SETTINGS)
+
 _REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
@@ -48,7 +51,8 @@ SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_e
 RADICAL-Pilot, and `container` of any backend."""
 
 
-class _Known(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
     """Result of inspecting a function.
 
     Attributes:
@@ -112,7 +116,7 @@ class Key(NamedTuple):
     paths: Mapping[str, bytes | None]
     watched: Mapping[str, str]
     arguments: Mapping[str, object]
-    generators: Mapping[str, object] = MappingProxyType({})
+    generators: Mapping[str, object] = _NOTHING
     may_open: bool = False
     function: Any = None
     used: _Known | None = None
@@ -142,7 +146,7 @@ class Keys:
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
-    _checked: dict[int, tuple[_Known, bool]] = field(default_factory=dict)
+    _checked: dict[_Known, bool] = field(default_factory=dict)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
 
     def __post_init__(self) -> None:
@@ -201,41 +205,42 @@ class Keys:
         if task["function"] is not None:
             function = _taken_apart(task["function"], found, parts, shared)
         for number, value in enumerate(task["args"], 1):
-            parts[f"argument {number}"] = found.value(value)
+            part = f"argument {number}"
+            parts[part] = found.value(value)
             if type(value) not in _IMMUTABLE:
-                shared[f"argument {number}"] = value
+                shared[part] = value
         for name, value in sorted(task["kwargs"].items()):
             shown = name if name.isidentifier() else repr(name)  # not taken for a position
-            parts[f"argument {shown}"] = found.value(value)
+            part = f"argument {shown}"
+            parts[part] = found.value(value)
             if type(value) not in _IMMUTABLE:
-                shared[f"argument {shown}"] = value
+                shared[part] = value
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
             raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is unknown")
-        version, code = settings.get("version"), None
+        version, known = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
             shared.update(found.versioned(function, parts))
         elif isinstance(function, _CODE):
-            code = self._code(function)
+            known = self._code(function)
         elif function is not None:
             parts["function"] = found.value(function)
             shared["function"] = function
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
-        for name in task.get("given", ()) if task["function"] is not None else ():
+        for name in task.get("given", ()) if inputs and task["function"] is not None else ():
             place = self.program.portable(inputs[name] or "")
             if place != f"\0{os.sep}{name}":  # it is not in the program's directory
                 parts[f"path of input file {name}"] = place.removeprefix(f"\0{os.sep}")
-        for name in ("environment", "cwd", "stdin", *SETTINGS):
+        for name in _SETTINGS:
             if task.get(name):
                 parts[name] = found.value(task[name])
         specific = task["task_backend_specific_kwargs"]
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
-        known = None if code is None else self._functions[function]
-        used = found if known is None else known.found
+        code, used = (None, found) if known is None else (known.digest, known.found)
         inherited = None
         if used.starts_programs and _VARIABLES not in parts:
             inherited = self._variables(task, found)
@@ -245,7 +250,7 @@ class Keys:
         on_workers = not task.get("shares_memory", True)
         if elsewhere and on_workers:
             parts["values of modules"] = "as a worker imports them"
-        generators: dict[str, object] = {}
+        generators: Mapping[str, object] = _NOTHING
         if shared:
             generators = {name: value for name, value in shared.items() if is_generator(value)}
         if on_workers and generators:
@@ -254,20 +259,21 @@ class Keys:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
         may_open = function is not None and (
-            code is None or used.may_open or not all(map(_is_builtin, shared.values()))
+            known is None or used.may_open or not all(map(_is_builtin, shared.values()))
         )
-        watched = {f"input file {name}": parts[f"input file {name}"] for name in inputs}
-        if task["function"] is None and _VARIABLES in parts:
-            watched[_VARIABLES] = parts[_VARIABLES]
         if not task.get("shares_memory", False):
-            shared, generators, known = {}, {}, None  # it receives copies
-        watched.update((name, parts[name]) for name in shared)
+            shared, generators, known = {}, _NOTHING, None  # it receives copies
+        names = [f"input file {name}" for name in inputs] if inputs else []
+        if task["function"] is None and _VARIABLES in parts:
+            names.append(_VARIABLES)
+        names += shared
+        watched = {name: parts[name] for name in names} if names else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
         portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
-            digest, text, code, found.paths, watched, shared, generators, may_open,
+            digest, text, code, found.paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, portable,
         )  # fmt: skip
 
@@ -414,7 +420,7 @@ class Keys:
         """
         used = key.used
         is_same = used is None or (used.is_current() and self._is_unchanged(used))
-        if used is not None and not is_same and self._code(key.function) != key.code:
+        if used is not None and not is_same and self._code(key.function).digest != key.code:
             before, now = used.found.parts, self._functions[key.function].found.parts
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
@@ -466,8 +472,8 @@ class Keys:
         """Begin a batch of tasks. Mutable values are compared again once in each batch."""
         self._checked.clear()
 
-    def _code(self, function: Any) -> bytes:
-        """Return the digest of a function's code and of everything that the code uses.
+    def _code(self, function: Any) -> _Known:
+        """Inspect a function, unless this has been done and nothing has changed since.
 
         Raises:
             UnhashableError: The function has no digest.
@@ -477,16 +483,17 @@ class Keys:
             known = self._functions[function] = self._looked_at(function)
         if known.refused is not None:
             raise UnhashableError(known.refused)
-        return known.digest
+        return known
 
     def _is_unchanged(self, known: _Known) -> bool:
         """Return True if the mutable values that a function uses are unchanged.
 
         They are compared only once per batch.
         """
-        if id(known) not in self._checked:
-            self._checked[id(known)] = known, known.found.is_unchanged()
-        return self._checked[id(known)][1]
+        unchanged = self._checked.get(known)
+        if unchanged is None:
+            unchanged = self._checked[known] = known.found.is_unchanged()
+        return unchanged
 
     def _looked_at(self, function: Any) -> _Known:
         found = CodeFingerprint(self.program)

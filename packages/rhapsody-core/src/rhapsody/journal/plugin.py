@@ -374,11 +374,10 @@ class Journal:
                 "declare each file that it reads as an OutputFile of the task that writes it, "
                 "and as an InputFile of this task"
             )
-        began = self._store.began
-        more = {
-            f"after {name!r}": f"{began if math.isinf(computed) else computed:.6f}"
-            for name, computed in task["after"].items()
-        }
+        more: dict[str, str] = {}
+        for name, computed in task["after"].items():
+            began = self._store.began if math.isinf(computed) else computed
+            more[f"after {name!r}"] = f"{began:.6f}"
         for number, uid in enumerate(task["services"]):
             service = self._services.get(_call(uid))
             if service is None:
@@ -654,6 +653,8 @@ class Journal:
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
+        if not paths and "opened" not in task:
+            return None
         trees = [path for path in paths if path.rstrip("/").endswith(TREES)]
         if not (task.get("opened") or trees):
             return None
