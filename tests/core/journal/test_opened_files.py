@@ -267,18 +267,59 @@ async def test_retries_are_watched(here: Path) -> None:
     assert await program() == "changed"
 
 
+async def run_command(command: str, *inputs: InputFile) -> str:
+    """Run a command that resumes the run before it."""
+    async with engine(resume=True) as flow:
+
+        @flow.executable_task
+        def look(*inputs: InputFile) -> str:
+            return f"echo look >> {os.path.abspath(LOG)}; {command}"
+
+        return await look(*inputs)
+
+
+async def test_data_sets_that_commands_name_count_with_their_files(here: Path) -> None:
+    data = here / "image.zarr"
+    data.mkdir()
+    for number in (1, 2):
+        (data / str(number)).write_text("one")
+        for _ in range(2):
+            await run_command(f"ls {data}")
+            assert ran()["look"] == number
+
+
+async def test_directories_that_commands_read_are_named_once(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        await run_command(f"ls {here}/data && ls {here}/data/")
+    assert caplog.text.count("InputFile") == 1
+
+
+async def test_directories_that_commands_write_or_declare_are_not_named(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "empty").mkdir()
+    await run_command(f"ls {here}/empty {here}; date > {here}/data/c.txt; ls {here}/data")
+    await run_command(f"ls {here}/empty; ls data", InputFile("data"))
+    assert "InputFile" not in caplog.text
+
+
 def count(path: str) -> int:
     note("count")
     return int(path.endswith("."))
 
 
 @pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    "name", ["image.zarr/0/0.0", "scan/1.dcm", "scan/DICOMDIR", "study/series/1.dcm"]
+)
 async def test_data_sets_among_the_arguments_count_with_their_files(
-    here: Path, tmp_path: Path, inside: bool, caplog: pytest.LogCaptureFixture
+    here: Path, tmp_path: Path, inside: bool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = (here if inside else tmp_path) / "image.zarr"
-    (data / "0").mkdir(parents=True)
-    chunk = data / "0" / "0.0"
+    chunk = (here if inside else tmp_path) / name
+    data = chunk.parents[name.count("/") - 1]
+    chunk.parent.mkdir(parents=True)
     chunk.write_text("one")
     for times in (1, 1):
         await run(count, (str(data),))

@@ -46,6 +46,12 @@ LARGE_FILE = 1 << 20
 TREES = (".zarr", ".n5", ".parquet")
 """Endings of the names of directories that are data sets."""
 
+SEARCHED = 100
+"""Maximum number of entries of a directory that are examined to find out what it contains."""
+
+SEARCHED_DIRECTORIES = 10
+"""Maximum number of subdirectories that are searched for DICOM files."""
+
 MAX_ENTRIES = 100_000
 """Maximum number of files in a data set whose changes are detected."""
 
@@ -110,12 +116,14 @@ class FileDigests:
         new: Digests to store for later runs, by stamp.
         gone: Digests to use for missing files that recorded tasks wrote, by path.
         pipes: Paths passed to `of` that are named pipes.
+        directories: Paths passed to `of` that are directories.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
         self.new: dict[Stamp, bytes] = {}
         self.gone: dict[str, bytes] = {}
         self.pipes: set[str] = set()
+        self.directories: set[str] = set()
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
         self._have_logs: dict[bytes, bool] = {}  # results of `_has_log`, by digest
@@ -159,6 +167,8 @@ class FileDigests:
             path = path[7:]
         try:
             found = os.stat(path)
+            if stat.S_ISDIR(found.st_mode):
+                self.directories.add(given)
             if stat.S_ISFIFO(found.st_mode):
                 self.pipes.add(given)
             if stat.S_ISCHR(found.st_mode) and found.st_rdev == self._null:
@@ -592,6 +602,7 @@ class OpenedFiles:
         declared: Iterable[str | None],
         work_dir: str,
         trees: Iterable[str] = (),
+        start: int = 0,
     ) -> str | None:
         """Return the record of the files that a function opened, or `None` if there are none.
 
@@ -601,6 +612,7 @@ class OpenedFiles:
             work_dir: The directory of the sandboxes, with a trailing slash.
             trees: The directories of data sets among the arguments. One that changes while the task
                 runs is regarded as its output, and ignored.
+            start: The start time of the task, in nanoseconds since the epoch.
 
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran.
@@ -609,7 +621,6 @@ class OpenedFiles:
         known = {os.path.abspath(path) for path in declared if path}
         written = {path for path, use in opened.items() if use == WRITTEN}
         known |= written
-        start = int(task.get("interval", (0,))[0] * 1e9)
         states = {}
         for path in map(os.path.abspath, trees):
             if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
@@ -655,6 +666,20 @@ class OpenedFiles:
                 how = "is missing" if not now else "has changed" if state else "is new"
                 return f"{name!r}, which it opened, {how}"
         return None
+
+    def is_only_read(self, directory: str, start: int) -> bool:
+        """Return True if a task seems to have read a directory of the program and not written it.
+
+        Args:
+            directory: The path of the directory.
+            start: The start time of the task, in nanoseconds since the epoch.
+        """
+        path = os.path.abspath(directory)
+        if self._name(path) in (None, "."):
+            return False
+        inner = [entry.path for entry in _first_entries(path) if not _is_hidden(entry.name)]
+        states = [about for about in map(_stat, [path, *inner]) if about is not None]
+        return bool(inner) and all(about.st_ctime_ns < start for about in states)
 
     def _name(self, path: str) -> str | None:
         """Return a path relative to the program's directory; `None` if it is ignored."""
@@ -764,6 +789,33 @@ def _stat(path: str) -> os.stat_result | None:
         return os.stat(path)
     except (OSError, ValueError):  # missing, or a name with a NUL byte
         return None
+
+
+def is_data_set(path: str) -> bool:
+    """Return True if a directory has an ending in `TREES`, or contains DICOM files.
+
+    Only the first entries of the directory and of its first subdirectories are examined.
+    """
+    if path.rstrip(os.sep).endswith(TREES):
+        return True
+    entries = _first_entries(path)
+    if any(map(_is_dicom, entries)):
+        return True
+    inner = (entry.path for entry in entries if entry.is_dir() and not _is_hidden(entry.name))
+    places = islice(inner, SEARCHED_DIRECTORIES)
+    return any(_is_dicom(entry) for place in places for entry in _first_entries(place))
+
+
+def _first_entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(islice(entries, SEARCHED))
+    except OSError:
+        return []
+
+
+def _is_dicom(entry: os.DirEntry[str]) -> bool:
+    return entry.name == "DICOMDIR" or entry.name.endswith((".dcm", ".DCM"))
 
 
 def _is_hidden(name: str) -> bool:

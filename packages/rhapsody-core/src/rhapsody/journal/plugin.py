@@ -9,8 +9,9 @@ import os
 import pickle
 import sqlite3
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,12 +20,12 @@ from typing import NamedTuple, TypeVar
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal import pickling
 from rhapsody.journal.files import (
-    TREES,
     Edits,
     FileDigests,
     OpenedFiles,
     Outputs,
     has_files,
+    is_data_set,
     paths_in,
 )
 from rhapsody.journal.keys import (
@@ -49,9 +50,9 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-_Call = tuple[Key, int, str | None]
-"""A call that may be recorded: its key, its number among the calls with that key, and the reason
-why an earlier result is not used (`None` if there is none)."""
+_Call = tuple[Key, int, str | None, float]
+"""A call that may be recorded: its key, its number among the calls with that key, the reason why an
+earlier result is not used (`None` if there is none), and the time of the lookup."""
 
 
 class _Service(NamedTuple):
@@ -152,6 +153,8 @@ class Journal:
         self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
+        self._reading: set[str] = set()  # names of commands that read undeclared directories
+        self._time = 0.0  # of the current lookup
         self._failed = False
 
     @property
@@ -283,13 +286,14 @@ class Journal:
         call = self._calls.get(_call(task["uid"]))
         if call is None:
             return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
-        key, _, why = call
+        key, _, why, _ = call
         parts = _with_files(key.parts, key.paths)
         uid = ".".join(task["uid"].split(".")[-3:-1])
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
+        self._time = time.time()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
             results = [self._look_up(task) for task in tasks]
@@ -353,7 +357,7 @@ class Journal:
             calls.add(call)
             if len(calls) > 1:
                 self._mixed |= calls
-        self._calls[call] = key, number, why
+        self._calls[call] = key, number, why, self._time
         if task["services"]:
             self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
         if key.may_open:
@@ -614,7 +618,7 @@ class Journal:
     ) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
-        key, number, why = call
+        key, number, why, since = call
         digest, paths = key.digest, key.paths
         advanced = self._advanced(key, _call(record.task["uid"])) if key.generators else {}
         packed = None if advanced is None else self._packed(record, key, advanced)
@@ -641,7 +645,7 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
-            opened = self._opened_by(record, paths, work_dir)
+            opened = self._opened_by(record, paths, work_dir, since)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
@@ -649,13 +653,17 @@ class Journal:
         return Recording(digest, number, name, uid, parts, key.code, files, why, packed, opened)
 
     def _opened_by(
-        self, record: Record, paths: Mapping[str, bytes | None], work_dir: str
+        self, record: Record, paths: Mapping[str, bytes | None], work_dir: str, since: float
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
         if not paths and "opened" not in task:
             return None
-        trees = [path for path in paths if path.rstrip("/").endswith(TREES)]
+        directories = sorted(paths.keys() & self._files.directories)
+        trees = [path for path in directories if self._files.once(is_data_set, path)]
+        start = int(task.get("interval", (since,))[0] * 1e9)
+        if directories and task["function"] is None:
+            self._warn_of_directories(record, set(directories).difference(trees), start)
         if not (task.get("opened") or trees):
             return None
         if len(task.get("opened", ())) >= MAX_OPENED and task["name"] not in self._many:
@@ -669,8 +677,29 @@ class Journal:
         written = () if files is None else (*files.paths.values(), *files.places.values())
         named = (path for path, digest in paths.items() if digest)
         return self._opened.noted(
-            task, (*named, *record.inputs.values(), *written), work_dir, trees
+            task, (*named, *record.inputs.values(), *written), work_dir, trees, start
         )
+
+    def _warn_of_directories(self, record: Record, directories: Iterable[str], start: int) -> None:
+        """Warn once for each task name of directories that a command reads without declaring them.
+
+        Args:
+            record: The task.
+            directories: The directories that the command names.
+            start: The start time of the task, in nanoseconds since the epoch.
+        """
+        name, declared = record.task["name"], set(record.inputs.values())
+        if name in self._reading:
+            return
+        for path in sorted(directories):
+            if path not in declared and self._opened.is_only_read(path, start):
+                self._reading.add(name)
+                log.warning(
+                    "task %r: changes in the directory %s, which its command names, do not count; "
+                    "if the command reads files in it, pass InputFile(%r)",
+                    name, path, path,
+                )  # fmt: skip
+                return
 
     def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""
