@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
@@ -324,12 +324,15 @@ class Memoization:
             ]
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
-        found["after"] = _predecessors(record)
-        places, targets = self._stager.results.places, record.targets().values()
-        found["destinations"] = [
-            str(target.path) for target in targets if not places.has_written(target.path)
-        ]
-        services = _services(record)
+        callers = tuple(_callers(record))
+        found["after"] = _predecessors(callers)
+        found["destinations"] = ()
+        if record.resolved is not None:
+            places, targets = self._stager.results.places, record.resolved.targets.values()
+            found["destinations"] = [
+                str(target.path) for target in targets if not places.has_written(target.path)
+            ]
+        services = _services(callers)
         found["services"] = [service._uid for service in services]
         if services:
             self._name_services(services, record, found)
@@ -405,24 +408,19 @@ def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
         caller = caller.parent
 
 
-def _predecessors(record: TaskRecord) -> dict[str, float]:
+def _predecessors(callers: Iterable[TaskRecord]) -> dict[str, float]:
     """Return the names and times in `LookupTask.after`."""
     found: dict[str, float] = {}
-    for caller in _callers(record):
+    for caller in callers:
         for future in caller.task.settings.after:
             if isinstance(future, TaskFuture) and not is_service(future):
                 found[future.name] = max(computed(future), found.get(future.name, 0.0))
     return found
 
 
-def _services(record: TaskRecord) -> list[TaskFuture[Any]]:
+def _services(callers: Iterable[TaskRecord]) -> list[TaskFuture[Any]]:
     """Return the services that a task, or a block that it was called in, depends on."""
-    found = [
-        future
-        for caller in _callers(record)
-        for future in caller.dependencies
-        if is_service(future)
-    ]
+    found = [future for caller in callers for future in caller.dependencies if is_service(future)]
     return list(dict.fromkeys(found))
 
 

@@ -500,6 +500,8 @@ def paths_in(value: object) -> list[str]:
     Only the first `MAX_RETURNED` values in lists, tuples, sets and dicts are considered.
     """
     found: list[str] = []
+    if value is None or type(value) in (bool, int, float):
+        return found
     waiting, left = [value], MAX_RETURNED
     while waiting and left:
         one = waiting.pop()

@@ -473,7 +473,7 @@ class Keys:
         self._checked.clear()
 
     def _code(self, function: Any) -> _Known:
-        """Inspect a function, unless this has been done and nothing has changed since.
+        """Return what a function uses. It is inspected again only if something has changed.
 
         Raises:
             UnhashableError: The function has no digest.

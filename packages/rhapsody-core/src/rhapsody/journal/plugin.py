@@ -659,7 +659,9 @@ class Journal:
         task, files = record.task, record.files
         if not paths and "opened" not in task:
             return None
-        directories = sorted(paths.keys() & self._files.directories)
+        directories: list[str] = []
+        if self._files.directories:
+            directories = sorted(paths.keys() & self._files.directories)
         trees = [path for path in directories if self._files.once(is_data_set, path)]
         start = int(task.get("interval", (since,))[0] * 1e9)
         if directories and task["function"] is None:

@@ -260,6 +260,7 @@ class Store:
         self.began: float = 0.0
         self.before: str = "killed"
         self.used: dict[int, int] = {}
+        self._starts: dict[int, float] = {}  # of the runs before this one
         self.kept: int = 0
         self.lineage: int = 0
         self.origin: str = ""
@@ -443,6 +444,7 @@ class Store:
                 database.execute(_EARLIER, (self.lineage,))
                 row = "SELECT count(*) FROM earlier"
                 (self.reused,) = database.execute(row).fetchone()
+                self._starts = dict(database.execute("SELECT id, began FROM runs"))
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
@@ -502,16 +504,16 @@ class Store:
         if not self.reused:
             return None
         row = self._database.execute(
-            "SELECT id, value, files, intact, name, uid, opened, "
-            "coalesce(began, (SELECT runs.began FROM runs WHERE runs.id = recordings.run)) "
-            "FROM recordings WHERE id = (SELECT id FROM earlier WHERE key = ? AND number = ?)",
+            "SELECT id, value, files, intact, name, uid, opened, began, run FROM recordings "
+            "WHERE id = (SELECT id FROM earlier WHERE key = ? AND number = ?)",
             (key, number),
         ).fetchone()
         if row is None:
             return None
-        id_, value, files, intact, name, uid, opened, began = row
+        id_, value, files, intact, name, uid, opened, began, run = row
         if intact_mark(key, number, value, files, opened) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
+        began = self._starts.get(run) if began is None else began
         return id_, value, files, began, opened
 
     def files(self) -> list[str]:
