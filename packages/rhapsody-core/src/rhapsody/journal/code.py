@@ -239,18 +239,19 @@ class CodeFingerprint:
 
     def code(self, thing: Any) -> str:
         """Collect a function, class or module, and return the name of its part."""
-        known = self._seen.get(id(thing))
+        address = id(thing)  # called once, because audit hooks make it slow
+        known = self._seen.get(address)
         if known is None:
             name = self._name(thing)
             number = self._called[name] = self._called.get(name, 0) + 1
             if number > 1:  # such as several closures of one function
                 name = f"{name} ({number})"
-            known = self._seen[id(thing)] = thing, name
+            known = self._seen[address] = thing, name
             self._todo.append(known)
             self._note_kind(name)
             if any(thing is each for each in _READERS):  # not called here, but passed on
                 self._used(f"the environment used by {name}", os.environ)
-            elif id(thing) in _IMPORTERS:
+            elif address in _IMPORTERS:
                 raise UnhashableError(f"{name} may import any module")
         return known[1]
 
