@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import mmap
 import os
 import subprocess
 import sys
@@ -137,6 +138,41 @@ async def test_files_that_the_task_writes_do_not_count() -> None:
             await run(write_and_read, (number,))
     await run(write_and_read, (1,), (2,))
     assert ran() == {"write 1": 1, "write 2": 1}
+
+
+def map_file(name: str) -> bytes:
+    note(name)
+    with open(f"data/{name}.txt", "r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        return content[:]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_file_that_is_opened_for_writing_but_only_read_counts(
+    here: Path, backend: str
+) -> None:
+    calls = ("a",), ("b",)
+    assert await run(map_file, *calls, backend=BACKENDS[backend]()) == [b"a", b"b"]
+    (here / "data" / "b.txt").write_text("changed")
+    assert await run(map_file, *calls, backend=BACKENDS[backend]()) == [b"a", b"changed"]
+    assert ran() == {"a": 1, "b": 2}
+
+
+def increment(name: str) -> str:
+    note(name)
+    start = time.time_ns()
+    with open(f"data/{name}.txt", "r+") as file:
+        text = file.read()
+        while os.fstat(file.fileno()).st_ctime_ns < start:  # its clock ticks every few milliseconds
+            file.write("+")
+            file.flush()
+    return text
+
+
+async def test_a_file_that_the_task_updates_does_not_count(here: Path) -> None:
+    for text in ("a", "another"):
+        (here / "data" / "a.txt").write_text(text)
+        assert await run(increment, ("a",)) == ["a"]
+    assert ran() == {"a": 1}
 
 
 def start_and_read(name: str) -> str:

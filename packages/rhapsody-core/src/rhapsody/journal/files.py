@@ -25,7 +25,7 @@ from rhapsody.data import RESERVED, File
 from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
-from rhapsody.sdk.runner import STARTED, WRITTEN
+from rhapsody.sdk.runner import STARTED, UPDATED, WRITTEN
 from rhapsody.staging.fsutil import copy_directory
 
 if TYPE_CHECKING:
@@ -621,7 +621,11 @@ class OpenedFiles:
         """
         opened = task.get("opened", {})
         known = {os.path.abspath(path) for path in declared if path}
-        written = {path for path, use in opened.items() if use == WRITTEN}
+        written = {
+            path
+            for path, use in opened.items()
+            if use == WRITTEN or (use == UPDATED and _changed_since(path, start))
+        }
         known |= written
         states = {}
         for path in map(os.path.abspath, trees):
@@ -818,6 +822,12 @@ def _first_entries(directory: str) -> list[os.DirEntry[str]]:
 
 def _is_dicom(entry: os.DirEntry[str]) -> bool:
     return entry.name == "DICOMDIR" or entry.name.endswith((".dcm", ".DCM"))
+
+
+def _changed_since(path: str, start: int) -> bool:
+    """Return True if a file was changed or removed after a time in nanoseconds since the epoch."""
+    about = _stat(path)
+    return about is None or about.st_ctime_ns >= start
 
 
 def _is_hidden(name: str) -> bool:

@@ -395,7 +395,7 @@ def _outcome(
     )
 
 
-READ, LISTED, WRITTEN = "read", "listed", "written"
+READ, LISTED, UPDATED, WRITTEN = "read", "listed", "updated", "written"
 """Uses of a path; see `watch_files`."""
 
 STARTED = ""
@@ -452,7 +452,7 @@ class _Watch:
             and not path.endswith(_CODE)
             and len(self.paths) < MAX_OPENED
         ):
-            if use is WRITTEN:
+            if use is WRITTEN or (use is UPDATED and self.paths.get(path) is not WRITTEN):
                 self.paths[path] = use
             else:
                 self.paths.setdefault(path, use)
@@ -464,6 +464,13 @@ _watch: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar(
 _watch_of_context = _watch.get
 
 
+def _use(flags: int) -> str:
+    """Return the use of a file that is opened with some flags of `os.open`."""
+    if flags & os.O_ACCMODE == os.O_RDWR and not flags & (os.O_CREAT | os.O_TRUNC):
+        return UPDATED
+    return WRITTEN if flags & os.O_ACCMODE else READ
+
+
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
     watch = _watch_of_context()
@@ -473,7 +480,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path, mode, flags = args
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
-            watch.note(path, WRITTEN if flags & os.O_ACCMODE else READ)
+            watch.note(path, _use(flags))
     elif event in _LISTINGS:
         path = args[0]
         caller = sys._getframe(1).f_code.co_filename
@@ -505,7 +512,8 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
 
     Returns:
         A dictionary that receives the absolute paths, each with its use: `READ`, `LISTED` for a
-        directory, or `WRITTEN` if the call has also created, changed or removed it. The key
+        directory, `UPDATED` for a file that was opened for reading and writing, as with the mode
+        `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
         `STARTED` is added if the call starts another process.
     """
     _install()
