@@ -67,6 +67,14 @@ def test_a_global_that_is_set_between_two_tasks_counts(keys: Keys, monkeypatch: 
     assert key_of(keys, by_mode).digest == first
 
 
+def test_the_record_of_warnings_in_globals_does_not_count(keys: Keys) -> None:
+    space: dict[str, Any] = {}
+    exec("def evaluate(): return eval('1')", space)
+    first = key_of(keys, space["evaluate"]).digest
+    space["__warningregistry__"] = {"version": 1}
+    assert key_of(keys, space["evaluate"]).digest == first
+
+
 def test_a_global_that_the_function_sets_counts_as_the_caller_saw_it(keys: Keys) -> None:
     digests: set[bytes] = set()
     for _ in range(3):

@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from filecmp import cmp as same
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend
@@ -38,6 +40,9 @@ async def run(function: Callable[..., Any], *calls: tuple[Any, ...], **options: 
     async with engine(resume=True, **options) as flow:
         task = flow.function_task(function)
         return await asyncio.gather(*[task(*call) for call in calls])
+
+
+READERS = {"text": open}
 
 
 def read(name: str) -> str:
@@ -138,6 +143,37 @@ async def test_files_that_the_task_writes_do_not_count() -> None:
             await run(write_and_read, (number,))
     await run(write_and_read, (1,), (2,))
     assert ran() == {"write 1": 1, "write 2": 1}
+
+
+def compare() -> Any:
+    return same("data/a.txt", "data/b.txt", False)
+
+
+def first_lines() -> Any:
+    with READERS["text"]("data/a.txt") as lines:
+        return list(lines)
+
+
+def call(function: Callable[..., Any]) -> Any:
+    return function("data/a.txt", "u1").tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (compare, ()),
+        (first_lines, ()),
+        (call, (numpy.memmap,)),
+        (call, (numpy.fromfile,)),
+    ],
+)
+async def test_functions_of_libraries_open_files_under_any_name(
+    here: Path, backend: str, function: Any, arguments: tuple[Any, ...]
+) -> None:
+    first = await run(function, arguments, backend=BACKENDS[backend]())
+    (here / "data" / "a.txt").write_text("b")
+    assert await run(function, arguments, backend=BACKENDS[backend]()) != first
 
 
 def map_file(name: str) -> bytes:

@@ -74,7 +74,9 @@ _OF_MODULES = frozenset(
 """Module variables that the import system sets; their values depend on whether a program is run or
 imported."""
 
-_NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
+_NOT_OF_MODULES = _OF_MODULES | {
+    "__builtins__", "__doc__", "__annotations__", "__annotate__", "__warningregistry__",
+}  # fmt: skip
 
 _SPECIAL: frozenset[int] = frozenset(map(id, (
     os.environ, os.environb, sys.modules, os.getenv, os.getenvb, os.path.expandvars,
@@ -134,8 +136,8 @@ _HIDDEN = frozenset((
 """Names that give code access to objects that it does not name."""
 
 _OPENS = re.compile(
-    "open|read|load|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
-    "|input|dataset|mbox|filecmp|[Ff]ile|[Pp]ath"
+    "open|read|load|memmap|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
+    "|input|dataset|mbox|filecmp|^cmp(files)?$|dircmp|[Ff]ile|[Pp]ath"
 )
 """Matches parts of the names of functions in the standard library and NumPy that open files."""
 
@@ -256,9 +258,14 @@ class CodeFingerprint:
         return known[1]
 
     def _note_kind(self, name: str) -> None:
-        """Note whether a function or class, given its name, starts programs or reads arguments."""
+        """Note what a function or class may do, given its name.
+
+        The code may use a library's function under another name, as with `import ... as`.
+        """
         self.starts_programs = self.starts_programs or name.startswith(_STARTERS)
         self.reads_arguments = self.reads_arguments or name.startswith(_ARGUMENT_READERS)
+        if not self.may_open and _OPENS.search(name.rpartition(".")[2]):
+            self.may_open = " in " not in name  # not a function of the program
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""

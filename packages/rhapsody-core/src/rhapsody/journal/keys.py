@@ -259,7 +259,10 @@ class Keys:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
         may_open = function is not None and (
-            known is None or used.may_open or not all(map(_is_builtin, shared.values()))
+            known is None
+            or used.may_open
+            or found.may_open
+            or not all(map(_is_builtin, shared.values()))
         )
         if not task.get("shares_memory", False):
             shared, generators, known = {}, _NOTHING, None  # it receives copies
