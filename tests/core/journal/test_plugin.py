@@ -10,7 +10,7 @@ import random
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -611,6 +611,106 @@ async def test_calls_that_share_a_generator_at_the_same_time_are_not_recorded(
     await broken_off(program)
     assert ran() == {"draw": 4}
     assert "random number generator" in caplog.text
+
+
+class Tally:
+    count = 0
+    log: ClassVar = [0]
+
+    def add(self) -> int:
+        type(self).count += 1
+        return self.count
+
+    def append(self) -> int:
+        self.log.append(0)
+        return len(self.log)
+
+    def __call__(self) -> int:
+        return self.add()
+
+
+class SubTally(Tally):
+    pass
+
+
+def count_in(tally: Any) -> int:
+    tally.count += 1
+    count: int = tally.count
+    return count
+
+
+def append_in(tallies: list[Tally]) -> int:
+    return tallies[0].append()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (SubTally().add, None),
+        (SubTally().append, None),
+        (SubTally(), None),
+        (count_in, Tally),
+        (append_in, [SubTally()]),
+    ],
+)
+async def test_attributes_of_classes_of_arguments_that_change_are_noticed(
+    function: Any, argument: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        monkeypatch.setattr(Tally, "count", 0)
+        monkeypatch.setattr(Tally, "log", [0])
+        monkeypatch.setattr(SubTally, "count", 0)
+        task = flow.function_task(function, name="count")
+        given = () if argument is None else (argument,)
+        return [await task(*given) for _ in range(3)]
+
+    first = await broken_off(program)
+    assert first in ([1, 2, 3], [2, 3, 4])
+    assert "of class Tally" in caplog.text or "of class SubTally" in caplog.text
+    assert await broken_off(program) == first
+
+
+class CountedRandom(random.Random):
+    drawn = 0
+
+    def random(self) -> float:
+        self.drawn += 1
+        return super().random()
+
+
+async def test_a_generator_of_a_subclass_is_not_advanced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def program(flow: WorkflowEngine) -> int:
+        rng = CountedRandom(1)
+
+        @flow.function_task
+        def draw(rng: random.Random) -> float:
+            return rng.random()
+
+        await draw(rng)
+        await draw(rng)
+        return rng.drawn
+
+    assert await broken_off(program) == 2
+    assert await broken_off(program) == 2
+    assert "its argument 'rng' changed in place" in caplog.text
+
+
+async def test_a_generator_that_a_call_receives_twice_is_advanced_once() -> None:
+    async def program(flow: WorkflowEngine) -> list[float]:
+        rng = random.Random(1)
+
+        @flow.function_task
+        def draw(rng: random.Random, same: random.Random) -> float:
+            note("draw")
+            return rng.random() + same.random()
+
+        return [await draw(rng, rng), await draw(rng, same=rng)]
+
+    first = await broken_off(program)
+    assert await broken_off(program) == first
+    assert ran() == {"draw": 2}
 
 
 async def test_a_generator_with_more_state_than_can_be_set_is_not_reused() -> None:

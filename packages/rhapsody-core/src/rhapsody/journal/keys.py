@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import os
+import random
 import re
 import shlex
 import sys
@@ -97,7 +98,7 @@ class Key(NamedTuple):
             of its file, or `None` if there is no readable file.
         watched: The parts of the key that must not change until the task has ended, by name: the
             task's input files, the environment variables that a command inherits, and the parts of
-            `arguments`.
+            `arguments` and of their classes.
         arguments: The arguments that a function in this process may change in place, the object
             whose method it is, and the values around a function with a `version`, by the names of
             their parts.
@@ -252,7 +253,7 @@ class Keys:
             parts["values of modules"] = "as a worker imports them"
         generators: Mapping[str, object] = _NOTHING
         if shared:
-            generators = {name: value for name, value in shared.items() if is_generator(value)}
+            generators = {name: value for name, value in shared.items() if _can_be_set(value)}
         if on_workers and generators:
             parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
@@ -269,7 +270,8 @@ class Keys:
         names = [f"input file {name}" for name in inputs] if inputs else []
         if task["function"] is None and _VARIABLES in parts:
             names.append(_VARIABLES)
-        names += shared
+        if shared:
+            names += [*shared, *found.parts]
         watched = {name: parts[name] for name in names} if names else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
@@ -410,9 +412,10 @@ class Keys:
     def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:
         """Raise an error if values that a function in this process uses have changed meanwhile.
 
-        These are its arguments, and its code with all values in its closure, its defaults and the
-        globals that it reads. A function that changes them has an effect that is not repeated when
-        its result is reused; if something else changes them, it may have used either value.
+        These are its arguments and their classes, and its code with all values in its closure, its
+        defaults and the globals that it reads. A function that changes them has an effect that is
+        not repeated when its result is reused; if something else changes them, it may have used
+        either value.
 
         Args:
             task: The task's description.
@@ -434,6 +437,9 @@ class Keys:
         for name, value in key.arguments.items():
             if self._fingerprint.value(value) != key.watched[name]:
                 raise UnhashableError(_changed_in_place(_shown(task["function"], name)))
+        for name, digest in self._fingerprint.parts.items():
+            if key.watched.get(name) != digest:
+                raise UnhashableError(_changed_in_place(name))
 
     def advanced(self, key: Key) -> dict[str, object]:
         """Return the random number generators that a function has advanced, by their names."""
@@ -513,6 +519,16 @@ class Keys:
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return _Known(digest, found)
+
+
+def _can_be_set(value: object) -> bool:
+    """Return True if a value is a random number generator whose whole state `set_state` sets.
+
+    Instances of subclasses of `random.Random` can have attributes, which it does not set.
+    """
+    return is_generator(value) and (
+        type(value) is random.Random or not isinstance(value, random.Random)
+    )
 
 
 def _is_builtin(value: object) -> bool:

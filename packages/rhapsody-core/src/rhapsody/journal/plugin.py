@@ -705,7 +705,7 @@ class Journal:
 
     def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""
-        for number in map(id, key.generators.values()):
+        for number in set(map(id, key.generators.values())):
             self._drawing[number].discard(call)
             if not self._drawing[number]:
                 del self._drawing[number]

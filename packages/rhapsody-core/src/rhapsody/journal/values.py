@@ -341,7 +341,7 @@ class Values:
                 state = {name: each for name, each in state.items() if name not in left_out} or None
         if isinstance(value, BaseException) and value.__cause__ is not None:
             state = state, value.__cause__  # pickle omits the cause
-        elif _is_array(value) and getattr(value, "__dict__", None):
+        elif _omits_attributes(value) and getattr(value, "__dict__", None):
             state = state, vars(value)
         elif isinstance(value, enum.Enum):  # pickle stores only the value, not other attributes
             more = getattr(value, "__dict__", {}).items()
@@ -476,10 +476,14 @@ def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
     return _parts_of_numpy(value) if library == "numpy" else None
 
 
-def _is_array(value: object) -> bool:
-    """Return True if a value is a NumPy array or an instance of a subclass."""
+def _omits_attributes(value: object) -> bool:
+    """Return True if a value's class, or a base class, leaves attributes out when it is pickled.
+
+    These are the arrays of NumPy and the random number generators of Python.
+    """
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    is_array = numpy is not None and isinstance(value, numpy.ndarray)
+    return is_array or isinstance(value, random.Random)
 
 
 def _parts_of_numpy(value: Any) -> tuple[Any, ...] | None:
