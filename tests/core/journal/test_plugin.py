@@ -651,6 +651,7 @@ def append_in(tallies: list[Tally]) -> int:
         (SubTally(), None),
         (count_in, Tally),
         (append_in, [SubTally()]),
+        (partial(append_in, [Tally()]), None),
     ],
 )
 async def test_attributes_of_classes_of_arguments_that_change_are_noticed(
