@@ -20,7 +20,7 @@ import numpy
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend
-from rhapsody.journal import files
+from rhapsody.journal import opened as opened_files
 from rhapsody.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
 
@@ -316,7 +316,7 @@ async def test_functions_that_cannot_open_files_are_not_watched(
     def fail(*args: object) -> None:
         raise AssertionError(args)
 
-    monkeypatch.setattr(files.OpenedFiles, "noted", fail)
+    monkeypatch.setattr(opened_files.OpenedFiles, "noted", fail)
     monkeypatch.setattr("rhapsody.backends.local.threads.watch_files", fail)
     assert await run(copied, ([1],)) == [[1]]
 
@@ -400,6 +400,6 @@ async def test_data_sets_among_the_arguments_count_with_their_files(
     await run(count, (str(data),))
     assert ran()["count"] == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "MAX_ENTRIES", 0)
+        patch.setattr(opened_files, "MAX_ENTRIES", 0)
         await run(count, (str(data),), (str(data),))
     assert caplog.text.count("more than 0 files") == 1

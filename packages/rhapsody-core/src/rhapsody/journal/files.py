@@ -25,11 +25,10 @@ from rhapsody.data import RESERVED, File
 from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
-from rhapsody.sdk.runner import STARTED, UPDATED, WRITTEN
 from rhapsody.staging.fsutil import copy_directory
 
 if TYPE_CHECKING:
-    from rhapsody.journal.program import Program
+    pass
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -220,7 +219,7 @@ class FileDigests:
         if not found.st_size:  # reading other files of the kernel may block
             return _EMPTY
         if found.st_size <= SMALL_FILE:
-            digest, has_log = _read_small(path)
+            digest, has_log = read_small(path)
         else:
             digest = self._of_large(path, found)
             known = self._have_logs.get(digest)
@@ -275,7 +274,7 @@ def _read(path: str) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_SIZE)).digest()
 
 
-def _read_small(path: str) -> tuple[bytes, bool]:
+def read_small(path: str) -> tuple[bytes, bool]:
     """Read a small file with as few system calls as possible.
 
     Returns:
@@ -574,223 +573,8 @@ class Edits:
         return copy
 
 
-class OpenedFiles:
-    """Reader and writer of records of the files that functions opened without declaring them.
-
-    A result is reused only if these files have not changed since they were recorded. Recorded paths
-    are relative to the program's directory. Files outside of it, files of installed packages, and
-    files in hidden directories are not recorded, because caches and settings are stored there.
-
-    Args:
-        program: The program's sources and directory.
-        digests: The object that computes digests of files.
-        journal: The path of the journal, whose files are ignored.
-
-    Attributes:
-        places: The directories to watch; see `rhapsody.sdk.watch_files`.
-    """
-
-    def __init__(self, program: Program, digests: FileDigests, journal: Path) -> None:
-        self._program = program
-        self._digests = digests
-        self._journal = os.fspath(journal)
-        self._directories: dict[str, str | None] = {}
-        self._large: set[str] = set()
-        self.places: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
-
-    def noted(
-        self,
-        task: Mapping[str, Any],
-        declared: Iterable[str | None],
-        work_dir: str,
-        trees: Iterable[str] = (),
-        start: int = 0,
-    ) -> str | None:
-        """Return the record of the files that a function opened, or `None` if there are none.
-
-        Args:
-            task: The description of the task, which has ended.
-            declared: The paths of files that the task declares, or that its arguments name.
-            work_dir: The directory of the sandboxes, with a trailing slash.
-            trees: The directories of data sets among the arguments. One that changes while the task
-                runs is regarded as its output, and ignored.
-            start: The start time of the task, in nanoseconds since the epoch.
-
-        Raises:
-            UnhashableError: A file was changed by another task or process while the task ran.
-        """
-        opened = task.get("opened", {})
-        known = {os.path.abspath(path) for path in declared if path}
-        written = {
-            path
-            for path, use in opened.items()
-            if use == WRITTEN or (use == UPDATED and _changed_since(path, start))
-        }
-        known |= written
-        states = {}
-        for path in map(os.path.abspath, trees):
-            if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
-                states[f"{self._program.portable(path).removeprefix(TOP)}{os.sep}"] = state
-        for path in opened:
-            plain = "/." not in path and "//" not in path and path[-1:] != os.sep
-            full = path if plain else os.path.normpath(path)
-            if full in known or path == STARTED or full.startswith(work_dir):
-                continue
-            name = self._name(full)
-            if name is None:
-                continue
-            about = _stat(full)
-            # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
-            if about is not None and about.st_ctime_ns >= start:
-                if STARTED in opened:  # most likely, that process has written it
-                    continue
-                if not stat.S_ISDIR(about.st_mode) or self._is_filled(full, start, written):
-                    raise UnhashableError(
-                        f"{name!r}, which it opened, changed while the task ran; run again when "
-                        "nothing writes to it, or declare what the task writes as OutputFile"
-                    )
-            states[name] = self._state(full, about)
-        return json.dumps(states) if states else None
-
-    def changed(self, noted: str) -> str | None:
-        """Return the reason why a result cannot be reused: a file that its function opened changed.
-
-        Args:
-            noted: The result of the method `noted`.
-
-        Returns:
-            The reason, or `None` if no file has changed.
-        """
-        root = self._program.roots[0]
-        for name, state in json.loads(noted).items():
-            path = root if name == "." else f"{root}{os.sep}{name}"
-            if name.endswith(os.sep):  # a data set, whose path may be absolute
-                now = self._digests.once(self._tree, os.path.normpath(os.path.join(root, name)))
-            else:
-                now = self._digests.once(self._state_of, path)
-            if now != state:
-                how = "is missing" if not now else "has changed" if state else "is new"
-                return f"{name!r}, which it opened, {how}"
-        return None
-
-    def is_only_read(self, directory: str, start: int) -> bool:
-        """Return True if a task seems to have read a directory of the program and not written it.
-
-        Args:
-            directory: The path of the directory.
-            start: The start time of the task, in nanoseconds since the epoch.
-        """
-        path = os.path.abspath(directory)
-        if self._name(path) in (None, "."):
-            return False
-        inner = [entry.path for entry in _first_entries(path) if not _is_hidden(entry.name)]
-        states = [about for about in map(_stat, [path, *inner]) if about is not None]
-        return bool(inner) and all(about.st_ctime_ns < start for about in states)
-
-    def _name(self, path: str) -> str | None:
-        """Return a path relative to the program's directory; `None` if it is ignored."""
-        if path in self._program.roots:
-            return "."
-        directory, name = os.path.split(path)
-        if name == "__pycache__" or path.startswith(self._journal):
-            return None
-        if directory not in self._directories:
-            self._directories[directory] = self._directory(directory)
-        place = self._directories[directory]
-        return None if place is None else f"{place}{name}"
-
-    def _directory(self, path: str) -> str | None:
-        """Return what precedes the names of a directory's entries; `None` if it is ignored."""
-        if not f"{path}{os.sep}".startswith(self.places) or not self._program.origins.own(path):
-            return None
-        name = self._program.portable(path)[2:]
-        if any(map(_is_hidden, name.split(os.sep))):
-            return None
-        return f"{name}{os.sep}" if name else ""
-
-    def _is_filled(self, directory: str, start: int, written: Collection[str]) -> bool:
-        """Return True if a directory contains a file that another task or process has written.
-
-        The time of the directory itself also changes with hidden files, and with those that the
-        task has written.
-
-        Args:
-            directory: The path of the directory.
-            start: The start time of the task, in nanoseconds since the epoch.
-            written: The paths that the task has written.
-        """
-        others = (_stat(path) for path in self._entries(directory) if path not in written)
-        return any(
-            about is not None and about.st_ctime_ns >= start and not stat.S_ISDIR(about.st_mode)
-            for about in others
-        )
-
-    def _state_of(self, path: str) -> str:
-        return self._state(path, _stat(path))
-
-    def _state(self, path: str, about: os.stat_result | None) -> str:
-        """Return a text that changes with a file or with the names in a directory.
-
-        The text is empty if there is neither a regular file nor a directory. Large files are
-        represented by their sizes and times, because reading them takes too long.
-        """
-        if about is None:
-            return ""
-        if stat.S_ISDIR(about.st_mode):
-            names = sorted(map(os.path.basename, self._entries(path)))
-            return hashlib.blake2b(ascii(names).encode(), digest_size=DIGEST_SIZE).hexdigest()
-        if not stat.S_ISREG(about.st_mode):
-            return ""
-        if about.st_size >= LARGE_FILE:
-            return f"{about.st_size} {about.st_mtime_ns}"
-        with contextlib.suppress(OSError):  # it was removed
-            return _read_small(path)[0].hex()
-        return ""
-
-    def _tree(self, directory: str, start: int | None = None) -> str | None:
-        """Return a text that changes with the names, sizes and times of the files in a directory.
-
-        Args:
-            directory: The path of the directory.
-            start: The start time of a task, in nanoseconds since the epoch.
-
-        Returns:
-            The text; `None` if a file has changed since `start`, or if there are too many files.
-        """
-        made = hashlib.blake2b(digest_size=DIGEST_SIZE)
-        count = 0
-        for place, directories, names in os.walk(directory):
-            directories.sort()
-            count += len(names)
-            if count > MAX_ENTRIES:
-                if directory not in self._large:
-                    self._large.add(directory)
-                    log.warning(
-                        "%s contains more than %d files: changes in it do not count; pass an "
-                        "argument that changes with it",
-                        directory, MAX_ENTRIES,
-                    )  # fmt: skip
-                return None
-            for name in sorted(names):
-                path = os.path.join(place, name)
-                about = _stat(path)
-                if about is None or (start is not None and about.st_ctime_ns >= start):
-                    return None
-                text = f"{path[len(directory) :]} {about.st_size} {about.st_mtime_ns}\n"
-                made.update(text.encode("utf-8", "surrogateescape"))
-        return made.hexdigest()
-
-    def _entries(self, directory: str) -> list[str]:
-        """Return the paths of the visible entries of a directory."""
-        try:
-            names = [name for name in os.listdir(directory) if not _is_hidden(name)]
-        except OSError:
-            return []
-        paths = [os.path.join(directory, name) for name in names]
-        return [path for path in paths if not path.startswith(self._journal)]
-
-
-def _stat(path: str) -> os.stat_result | None:
+def stat_of(path: str) -> os.stat_result | None:
+    """Return the status of a path; `None` if there is no such file."""
     try:
         return os.stat(path)
     except (OSError, ValueError):  # missing, or a name with a NUL byte
@@ -804,15 +588,16 @@ def is_data_set(path: str) -> bool:
     """
     if path.rstrip(os.sep).endswith(TREES):
         return True
-    entries = _first_entries(path)
+    entries = first_entries(path)
     if any(map(_is_dicom, entries)):
         return True
-    inner = (entry.path for entry in entries if entry.is_dir() and not _is_hidden(entry.name))
+    inner = (entry.path for entry in entries if entry.is_dir() and not is_hidden(entry.name))
     places = islice(inner, SEARCHED_DIRECTORIES)
-    return any(_is_dicom(entry) for place in places for entry in _first_entries(place))
+    return any(_is_dicom(entry) for place in places for entry in first_entries(place))
 
 
-def _first_entries(directory: str) -> list[os.DirEntry[str]]:
+def first_entries(directory: str) -> list[os.DirEntry[str]]:
+    """Return the first entries of a directory; none if it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             return list(islice(entries, SEARCHED))
@@ -824,13 +609,14 @@ def _is_dicom(entry: os.DirEntry[str]) -> bool:
     return entry.name == "DICOMDIR" or entry.name.endswith((".dcm", ".DCM"))
 
 
-def _changed_since(path: str, start: int) -> bool:
+def changed_since(path: str, start: int) -> bool:
     """Return True if a file was changed or removed after a time in nanoseconds since the epoch."""
-    about = _stat(path)
+    about = stat_of(path)
     return about is None or about.st_ctime_ns >= start
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return True if undeclared files with this name are not recorded."""
     return name.startswith(".") or name == "__pycache__"
 
 

@@ -22,7 +22,6 @@ from rhapsody.journal import pickling
 from rhapsody.journal.files import (
     Edits,
     FileDigests,
-    OpenedFiles,
     Outputs,
     has_files,
     is_data_set,
@@ -35,6 +34,7 @@ from rhapsody.journal.keys import (
     require_no_relative_paths,
     require_not_changed,
 )
+from rhapsody.journal.opened import OpenedFiles
 from rhapsody.journal.others import Other, OtherJournals
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
