@@ -661,7 +661,7 @@ async def test_attributes_of_classes_of_arguments_that_change_are_noticed(
         monkeypatch.setattr(Tally, "count", 0)
         monkeypatch.setattr(Tally, "log", [0])
         monkeypatch.setattr(SubTally, "count", 0)
-        task = flow.function_task(function, name="count")
+        task: Any = flow.function_task(name="count")(function)
         given = () if argument is None else (argument,)
         return [await task(*given) for _ in range(3)]
 
