@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import hashlib
 import importlib
 import io
@@ -458,10 +457,28 @@ class _Watch:
                 self.paths.setdefault(path, use)
 
 
-_watch: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar(
-    "rhapsody_watch", default=None
-)
-_watch_of_context = _watch.get
+class _Watches:
+    """The `_Watch` of each context, or `None`. A copy of this object in another process is new.
+
+    The functions of this module may be pickled by value, which context variables cannot be.
+
+    Attributes:
+        hooked: True if the audit hook has been added to this process.
+    """
+
+    __slots__ = ("get", "hooked", "set")
+
+    def __init__(self) -> None:
+        variable = contextvars.ContextVar[_Watch | None]("rhapsody_watch", default=None)
+        self.get: Callable[[], _Watch | None] = variable.get
+        self.set: Callable[[_Watch | None], object] = variable.set
+        self.hooked: bool = False
+
+    def __reduce__(self) -> tuple[type[_Watches], tuple[()]]:
+        return _Watches, ()
+
+
+_watches = _Watches()
 
 
 def _use(flags: int) -> str:
@@ -473,7 +490,7 @@ def _use(flags: int) -> str:
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
-    watch = _watch_of_context()
+    watch = _watches.get()
     if watch is None:
         return
     if event == "open":
@@ -494,12 +511,6 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         watch.paths[STARTED] = WRITTEN
 
 
-@functools.cache
-def _install() -> None:
-    """Add the audit hook to this process. It cannot be removed."""
-    sys.addaudithook(_audit)
-
-
 def watch_files(places: tuple[str, ...]) -> dict[str, str]:
     """Note the files and directories that Python opens, for the rest of this `Context`.
 
@@ -516,19 +527,21 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
         `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
         `STARTED` is added if the call starts another process.
     """
-    _install()
+    if not _watches.hooked:
+        _watches.hooked = True
+        sys.addaudithook(_audit)  # it cannot be removed
     watch = _Watch(places)
-    _watch.set(watch)
+    _watches.set(watch)
     return watch.paths
 
 
 @contextmanager
 def _watching(places: tuple[str, ...]) -> Iterator[Mapping[str, str]]:
-    before = _watch.get()
+    before = _watches.get()
     try:
         yield watch_files(places)
     finally:
-        _watch.set(before)
+        _watches.set(before)
 
 
 _unwatched: AbstractContextManager[Mapping[str, str]] = nullcontext({})
