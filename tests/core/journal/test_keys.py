@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,27 @@ def test_a_file_in_a_word_of_a_command_counts(
         data.write_text(text)
         (tmp_path / "a file.txt").write_text(text)
         seen.add(command(keys, "tool", word.format(data), environment=environment))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("name", ["T=300.dat", "a,b", "x@2.txt", "a:b", "#1", "T=1/x.dat"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cat {}",), ("tool", "--in={}"), ("cat <'{}'; date",), ("tool --in='{}'",),
+        ("tool", "if={}", "of=/tmp/x"), ("tool", "a,{}"),
+    ],
+)  # fmt: skip
+def test_a_file_with_an_unusual_name_counts(
+    words: Sequence[str], name: str, keys: Keys, tmp_path: Path
+) -> None:
+    path, seen = tmp_path / "dir, with=a space" / name, set()
+    if "'" not in "".join(words) and len(words) == 1:
+        path = tmp_path / "dir,with=none" / name
+    path.parent.mkdir(parents=True)
+    for text in ("one", "two"):
+        path.write_text(text)
+        seen.add(command(keys, *(word.format(path) for word in words)))
     assert len(seen) == 2
 
 

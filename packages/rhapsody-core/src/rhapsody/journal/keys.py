@@ -42,6 +42,9 @@ _SETTINGS = ("environment", "cwd", "stdin", *SETTINGS)
 
 _REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
+_IN_NAMES = re.compile(r"[=:,@#]")  # in names such as `T=300.dat`, or before a path
+_AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
+_TAIL = re.compile(r"(?=[=:,@](/.*))", re.DOTALL)
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
@@ -352,6 +355,12 @@ class Keys:
             if "\\" in text or "'" in text or '"' in text:
                 with contextlib.suppress(ValueError):  # the word is not a shell command
                     pieces += _quoted(_with_variables(word, environment))
+            if _IN_NAMES.search(text):
+                whole = _AROUND_WORDS.split(text)
+                pieces += whole
+                for each in (word, *whole):
+                    if len(each) <= MAX_PATH_LENGTH:
+                        pieces += _TAIL.findall(each)
             pieces += [
                 last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
             ]
