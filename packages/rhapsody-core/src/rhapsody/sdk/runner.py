@@ -522,9 +522,9 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
         places: The directories to watch, each with a trailing slash.
 
     Returns:
-        A dictionary that receives the absolute paths, each with its use: `READ`, `LISTED` for a
-        directory, `UPDATED` for a file that was opened for reading and writing, as with the mode
-        `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
+        A dictionary that receives the absolute paths with their uses. The use is `READ`, `LISTED`
+        for a directory, `UPDATED` for a file that was opened for reading and writing, as with the
+        mode `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
         `STARTED` is added if the call starts another process.
     """
     if not _watches.hooked:
