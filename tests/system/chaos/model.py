@@ -157,6 +157,15 @@ def wrong_counts(
     return wrong
 
 
+def runs_again(graph: Iterable[Call]) -> set[int]:
+    """The calls that each run makes again: uses of a fallback, and what comes after them."""
+    again: set[int] = set()
+    for call in graph:
+        if "falls back" in call.kind or not again.isdisjoint(call.after):
+            again.add(call.number)
+    return again
+
+
 def ran_after_seen(log: Iterable[str]) -> list[str]:
     """The calls that ran after the program had seen their results."""
     seen: set[str] = set()
