@@ -299,8 +299,8 @@ class TaskDescription(_RequiredKeys, total=False):
             `stdout` and `stderr`. `"quiet"`, used only for functions, captures the output without
             printing it on the worker, because the engine shows it.
         scope: The label of the scope in which the task was called.
-        priority: The priority, if it is not 0. A backend with a queue starts the waiting tasks with
-            the highest priority first.
+        priority: The priority, if it is not 0. A backend with its own queue starts waiting tasks
+            with a higher priority first.
         trace_context: The W3C trace context of the attempt, as header names (`traceparent`) and
             their values. Set by a plugin in `rhapsody_trace_tasks`. Programs receive it as
             environment variables (`TRACEPARENT`), functions in `current_task().trace_context` and,

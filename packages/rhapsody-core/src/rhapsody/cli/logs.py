@@ -262,7 +262,7 @@ def _reason(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> tuple
     what = " and ".join(STREAMS[stream] for stream in streams)
     if task.settings.get("capture") is False:
         return (
-            f"the {what} of {task.key} was not kept, because the task has capture=False; "
+            f"no {what} of {task.key} was kept, because the task has capture=False; "
             "capture=True keeps it",
             FAILED,
         )

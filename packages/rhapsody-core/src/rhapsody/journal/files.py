@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED, File
@@ -26,9 +26,6 @@ from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
 from rhapsody.staging.fsutil import copy_directory
-
-if TYPE_CHECKING:
-    pass
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 

@@ -451,7 +451,7 @@ class _Watch:
             and not path.endswith(_CODE)
             and len(self.paths) < MAX_OPENED
         ):
-            if use is WRITTEN or (use is UPDATED and self.paths.get(path) is not WRITTEN):
+            if use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
                 self.paths[path] = use
             else:
                 self.paths.setdefault(path, use)

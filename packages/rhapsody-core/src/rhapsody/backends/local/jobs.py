@@ -500,7 +500,7 @@ class Job:
             before they started its call.
         call: The job's pickled call, for a worker process.
         modules: The program's own modules for the call; see `CallSpec.modules`.
-        filters: The program's filters of warnings, pickled, for a worker process.
+        filters: The program's warning filters, pickled, for a worker process.
         block: The block of shared memory that contains the call, if the call is large.
     """
 

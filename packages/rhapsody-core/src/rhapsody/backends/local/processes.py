@@ -88,8 +88,7 @@ class ProcessWorkers(JobRunner):
             otherwise `None`.
         withdrawn: Called with the jobs that were withdrawn from a worker, in order.
         grace: Number of seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
-        size: Number of workers, of which some may be idle, from which on a new worker replaces an
-            idle one.
+        size: Number of workers, including idle ones, at which a new worker replaces an idle one.
     """
 
     announces = True

@@ -82,7 +82,7 @@ class Call(NamedTuple):
         arguments: The pickled positional and keyword arguments.
         kind: `REUSABLE` if calls cannot change the function, so that it is unpickled only once;
             `SHARED` if `arguments` is a `BLOCK` that refers to the whole call in shared memory;
-            `FILTERS` for the program's filters of warnings; otherwise 0.
+            `FILTERS` for the program's warning filters; otherwise 0.
     """
 
     function: bytes
@@ -147,7 +147,7 @@ def modules_frame(modules: bytes) -> bytearray:
 
 
 def filters_frame(filters: bytes) -> bytearray:
-    """Encode the program's filters of warnings for a worker, as a call without a spec."""
+    """Encode the program's warning filters for a worker, as a call without a spec."""
     return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, len(filters))) + filters
 
 
@@ -243,7 +243,7 @@ class _Runner(Runner):
     def __init__(self) -> None:
         self._loop = WorkerLoop()
         self.memory = WorkerMemory(None)
-        self.filters: bytes | None = None  # the program's filters of warnings, until they are set
+        self.filters: bytes | None = None  # the program's warning filters, until they are set
         self._set: list[Any] = []  # filters that were set before
 
     def load(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
@@ -282,7 +282,7 @@ class _Runner(Runner):
         return task_context(TaskContext(**known(order)))
 
     def _set_filters(self, packed: bytes) -> None:
-        """Set the program's filters of warnings, before those that this worker's modules added."""
+        """Set the program's warning filters, before those that this worker's modules added."""
         former, self._set = self._set, []
         for action, message, (module, name), *where in pickle.loads(packed):  # noqa: S301
             with suppress(Exception):  # only the program can import the class
@@ -328,7 +328,7 @@ _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
 
 
 class WarningFilters:
-    """The program's filters of warnings, pickled for workers."""
+    """The program's warning filters, pickled for workers."""
 
     def __init__(self) -> None:
         self._filters: list[Any] = []

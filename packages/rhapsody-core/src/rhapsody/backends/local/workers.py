@@ -98,7 +98,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
         self._modules: bytes | None = None  # the modules that were sent last
-        self._filters: bytes | None = None  # the filters of warnings that were sent last
+        self._filters: bytes | None = None  # the warning filters that were sent last
         self._number = 0
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
