@@ -192,3 +192,17 @@ def test_an_attempt_that_the_fallback_replaced_is_a_failed_action(
     found = written(read_run(records.write(NAME, *lines)), tmp_path / "crate")
     (action,) = [each for each in found.values() if each.get("startTime") and each["@id"] != "#run"]
     assert (action["actionStatus"], action["error"]) == (FAILED, "OSError: no")
+
+
+def test_the_page_of_a_crate_contains_recorded_text_as_text(
+    records: Records, tmp_path: Path
+) -> None:
+    markup = '<script src="//evil">'
+    outputs = [{"name": "a", "path": "/tmp/<b>", "size": 1}]
+    lines = [call(1, markup), end(1, 0, 0.5, 1, outputs=outputs)]
+    record = records.write(NAME, *lines, program=f"/{markup}", host=markup, user=markup)
+    written(read_run(record), tmp_path / "crate", license=markup)
+    page = (tmp_path / "crate" / "ro-crate-preview.html").read_text()
+    assert "&lt;script" in page
+    assert "<script" not in page
+    assert "<b>" not in page

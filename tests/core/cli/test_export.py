@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,26 @@ def test_a_zip_file_can_be_written() -> None:
     with zipfile.ZipFile("crate.zip") as found:
         graph = json.loads(found.read("ro-crate-metadata.json"))["@graph"]
     assert next(each for each in graph if each["@id"] == "./")["license"] == "CC0"
+
+
+@pytest.mark.usefixtures("records")
+@pytest.mark.parametrize(
+    ("command", "written"),
+    {
+        "report": f"{NAME}.html",
+        "trace": f"{NAME}.trace.json",
+        "export": f"{NAME}-crate",
+        "export -o crate.zip": "crate.zip",
+    }.items(),
+)
+def test_only_the_user_can_read_what_is_written(command: str, written: str) -> None:
+    former = os.umask(0)
+    try:
+        assert main(command.split()) == 0
+        assert os.umask(0) == 0  # the command has restored it
+    finally:
+        os.umask(former)
+    assert Path(written).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.usefixtures("records")

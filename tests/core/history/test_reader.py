@@ -69,6 +69,24 @@ def test_a_damaged_line_is_reported_and_skipped(tmp_path: Path) -> None:
     ]
 
 
+DEEP = "[" * 100_000
+"""A line that the parser cannot read, because its recursion is limited."""
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_line_that_is_nested_too_deeply_is_damaged(tmp_path: Path, place: str) -> None:
+    lines: list[Any] = [RUN, ENGINE, CALL, END]
+    lines.insert({"first": 0, "middle": 2, "last": 4}[place], DEEP)
+    path = write(tmp_path / "20260101T000000-p-0001" / "run.jsonl", *lines)
+    (found,) = list_runs(tmp_path)
+    assert (found.problem is not None) == (place == "first")
+    if place == "first":
+        with pytest.raises(RecordError):
+            read_run(path)
+    else:
+        assert len(read_run(path).problems) == 1
+
+
 @pytest.mark.parametrize(
     "damage",
     [

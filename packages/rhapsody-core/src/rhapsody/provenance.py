@@ -19,11 +19,12 @@ import os
 import shlex
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 try:
-    from rocrate.model import ComputerLanguage, ContextEntity, DataEntity
+    from rocrate.model import ComputerLanguage, ContextEntity, DataEntity, Preview
     from rocrate.rocrate import ROCrate
 except ModuleNotFoundError as _error:
     if str(_error.name).partition(".")[0] != "rocrate":
@@ -78,7 +79,8 @@ class _Export:
     """Conversion of one record into a crate."""
 
     def __init__(self, history: RunHistory, license: str | None, files: Files) -> None:
-        self.crate = ROCrate(version="1.1", gen_preview=True)
+        self.crate = ROCrate(version="1.1")
+        self.crate.add(_Preview(self.crate))
         self.crate.metadata.extra_terms["sha256"] = _SHA256
         self._history, self._run, self._files = history, history.run, files
         self._until = last_time(history)
@@ -244,7 +246,7 @@ class _Export:
                 if self._files == "copy":
                     return self.crate.add_file(path, self._place(path), properties=values)
         directory = file.size is None and os.path.isdir(path)
-        uri = f"file://{self._run.host}{quote(path)}{'/' if directory else ''}"
+        uri = f"file://{quote(self._run.host)}{quote(path)}{'/' if directory else ''}"
         values["@type"] = "Dataset" if directory else "File"
         return self.crate.add(DataEntity(self.crate, uri, values))
 
@@ -255,6 +257,25 @@ class _Export:
 
     def _add(self, identifier: str, values: dict[str, Any]) -> Any:
         return self.crate.add(ContextEntity(self.crate, identifier, values))
+
+
+class _Preview(Preview):  # type: ignore[misc]  # rocrate has no types
+    """Page that describes the crate for readers. The page of `rocrate` does not escape text."""
+
+    def generate_html(self) -> str:
+        """Return the page."""
+        crate, license = self.crate, self.crate.license
+        license = license if isinstance(license, str) else license.id
+        files = "\n".join(
+            f'<li><a href="{escape(each.id)}">{escape(each.id)}</a></li>'
+            for each in crate.data_entities
+        )
+        return (
+            f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+            f"<title>{escape(crate.name)}</title>\n<h1>{escape(crate.name)}</h1>\n"
+            f"<p>{escape(crate.description)}</p>\n<p>License: {escape(license)}</p>\n"
+            f"<h2>Files</h2>\n<ul>\n{files}\n</ul>\n</html>\n"
+        )
 
 
 def _time(seconds: float | None) -> str | None:

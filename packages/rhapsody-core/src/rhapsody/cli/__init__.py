@@ -11,7 +11,8 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,9 @@ COMMANDS = {
 
 MIXED = {"status", "show", "logs", "stats"}
 """Commands whose options may be between their arguments."""
+
+PRIVATE = {"trace", "report", "export"}
+"""Commands whose files only the user may read, as the record itself."""
 
 PUBLISHED = {"replay": "rhapsody-wfcommons"}
 """Commands of known plugins, each with the distribution that contains it."""
@@ -157,7 +161,8 @@ class Commands:
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         _require_directory()
-        result = command.run(parsed)
+        with _private_files() if name in PRIVATE else nullcontext():
+            result = command.run(parsed)
         return DONE if result is None else result
 
     def overview(self) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -204,6 +209,16 @@ def _check_name(kind: str, name: str, taken: Container[str]) -> None:
         raise ValueError(f"{kind} name {name!r} must be one word that does not begin with '-'")
     if name in taken:
         raise ValueError(f"a {kind} named {name!r} already exists")
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Return a context manager in which new files are readable only by the user."""
+    former = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(former)
 
 
 def _require_directory() -> None:

@@ -483,7 +483,7 @@ class RecordReader:
     def _parsed(self, block: bytes) -> Iterable[tuple[int, Any]]:
         """Parse lines, all of them at once if none is damaged."""
         try:
-            found = json.loads(b"[" + block[:-1].replace(b"\n", b",") + b"]")
+            found = _json(b"[" + block[:-1].replace(b"\n", b",") + b"]")
             if len(found) == block.count(b"\n"):
                 return enumerate(found, self._line + 1)
         except ValueError:  # a line is damaged
@@ -493,7 +493,7 @@ class RecordReader:
     def _parsed_singly(self, lines: Sequence[bytes]) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, self._line + 1):
             try:
-                yield number, json.loads(line)
+                yield number, _json(line)
             except ValueError:
                 self._problem(number, "it is not valid JSON")
 
@@ -604,6 +604,14 @@ class RecordReader:
             get("time", 0.0), block, get("scope"), tuple(dependencies), get("resources") or {},
             get("settings") or {}, tuple(attempts),
         )  # fmt: skip
+
+
+def _json(text: bytes) -> Any:
+    """Return the value of JSON text. Raise a `ValueError` if it is damaged."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _checked_task(task: TaskRun) -> TaskRun:
@@ -996,7 +1004,7 @@ def describe_run(path: Path) -> RunRecord:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))
             tail = file.read()
-        run = _checked(path, json.loads(first))
+        run = _checked(path, _json(first))
         return _run(path, run, _last(tail))
     except FileNotFoundError:
         raise
@@ -1015,7 +1023,7 @@ def _last(tail: bytes) -> Mapping[str, Any] | None:
     if len(lines) < 2 or lines[-1]:  # the last line is incomplete
         return None
     try:
-        found = json.loads(lines[-2])
+        found = _json(lines[-2])
     except ValueError:
         return None
     if isinstance(found, Mapping) and found.get("event") == "run_end":
