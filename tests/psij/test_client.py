@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Pa
         "arguments": ["-c", f"echo $$ >{pid}; exec sleep 300"],
         "resources": {},
         "attributes": {"duration": None},
+        "options": [],
     }
     lines = [SETTINGS, {"submit": [spec]}]
     with client(tmp_path) as process:
@@ -73,6 +75,21 @@ def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Pa
         assert process.wait(60) == 0
     text = pid.read_text()
     assert not text or not alive(int(text))
+
+
+def test_a_job_that_is_started_again_repeats_nothing(tmp_path: Path) -> None:
+    log, reports, order = tmp_path / "log", tmp_path / "reports", tmp_path / "1"
+    reports.mkdir()
+    command = {"executable": f"echo line >>{log}", "arguments": None, "sandbox": str(tmp_path)}
+    entry = {"task": {"uid": "a", "name": "a", **command}, "call": None, "cores": 1}
+    order.write_bytes(pickle.dumps({"reports": str(reports), "tasks": [entry]}))
+    job = [sys.executable, "-m", "rhapsody_psij.job", str(order)]
+    subprocess.run(job, check=True)
+    (reports / "a.ended").rename(tmp_path / "a.ended")  # the program has read it
+    (reports / "a.claim").unlink()
+    assert pickle.loads((tmp_path / "a.ended").read_bytes())["exit_code"] == 0
+    subprocess.run(job, check=True)
+    assert log.read_text() == "line\n"
 
 
 def test_a_canceled_job_that_its_batch_system_overlooks_ends(tmp_path: Path) -> None:

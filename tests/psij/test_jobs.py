@@ -94,6 +94,26 @@ def test_settings_of_a_task_take_precedence() -> None:
 
 
 @pytest.mark.parametrize(
+    ("executor", "name", "options"),
+    [
+        ("slurm", "slurm.exclusive", ["--no-requeue", "--exclusive"]),
+        ("pbs_classic", "pbs.h", ["-r", "n", "-h"]),
+        ("lsf", "lsf.x", ["-rn", "-x"]),
+        ("slurm", "pbs.h", ["--no-requeue"]),
+        ("local", "slurm.exclusive", []),
+    ],
+    ids=["Slurm", "PBS", "LSF", "other system", "local"],
+)
+def test_attributes_without_a_value_are_options_of_the_command(
+    executor: str, name: str, options: list[str]
+) -> None:
+    settings = Settings(attributes={name: True, "slurm.hold": False, "slurm.nice": 1})
+    spec = job_spec(task(), settings, executor)
+    assert spec["options"] == options
+    assert spec["attributes"]["custom_attributes"] == {"slurm.nice": 1}
+
+
+@pytest.mark.parametrize(
     ("given", "error", "reason"),
     [
         ({"queue": 1}, TypeError, "queue must be a string"),
@@ -102,8 +122,21 @@ def test_settings_of_a_task_take_precedence() -> None:
         ({"attributes": "qos"}, TypeError, "attributes must be a dict"),
         ({"attributes": {"qos": "a"}}, ValueError, "such as 'slurm.qos', got 'qos'"),
         ({"attributes": {"duration": "soon"}}, ValueError, "duration must be"),
+        ({"attributes": {"slurm.requeue": True}}, ValueError, "'slurm.requeue' .* lost_retries"),
+        ({"attributes": {"slurm.exclusive": ""}}, ValueError, "'slurm.exclusive': True"),
+        ({"attributes": {"slurm.nice": [1]}}, TypeError, r"string, a number, .* got \[1\]"),
     ],
-    ids=["queue", "no nodes", "nodes", "attributes", "attribute", "duration"],
+    ids=[
+        "queue",
+        "no nodes",
+        "nodes",
+        "attributes",
+        "attribute",
+        "duration",
+        "requeue",
+        "empty",
+        "list",
+    ],
 )
 def test_invalid_settings_are_refused(
     given: dict[str, Any], error: type[Exception], reason: str

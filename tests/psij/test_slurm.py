@@ -124,6 +124,18 @@ async def test_a_job_that_is_killed_is_lost_and_repeated(
     assert await once(tmp_path / "marker") == "again\n"
 
 
+async def test_slurm_does_not_start_a_job_again(flow: WorkflowEngine) -> None:
+    exclusive = {"attributes": {"slurm.exclusive": True}}
+
+    @flow.executable_task(task_description=exclusive)
+    def append() -> str:
+        again = "scontrol requeue $SLURM_JOB_ID && sleep 60 || cat lines"
+        return f"echo line >>lines; {again}; scontrol show job $SLURM_JOB_ID | grep -o OverSub.*"
+
+    assert (await append()).split()[:2] == ["line", "OverSubscribe=NO"]
+    assert flow.stats.lost == 0
+
+
 @pytest.mark.parametrize(
     ("resources", "reason"),
     [

@@ -97,6 +97,9 @@ class Client:
         if settings["executor"] == "slurm":
             executor: Any = self._executor
             executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
+        if isinstance(self._executor, BatchSchedulerExecutor):
+            command = partial(_with_options, self._executor.get_submit_command)
+            self._executor.get_submit_command = command  # type: ignore[method-assign]
         self._local = settings["executor"] == "local"
         self._named = settings["executor"] in ("slurm", "lsf")
         self._report = report
@@ -160,6 +163,7 @@ class Client:
         try:
             if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
                 job.name = spec["name"]  # type: ignore[attr-defined]
+            job.options = spec.pop("options")  # type: ignore[attr-defined]
             job.spec = self._spec(spec)
             self._executor.submit(job)
             if listed is not None and self._list is not None:
@@ -225,6 +229,12 @@ class Client:
         if job is not None:
             self._ids.pop(job.id, None)
         self._report([number, state, message, code])
+
+
+def _with_options(command: Callable[..., list[str]], job: Any, script: Path) -> list[str]:
+    """Return the command that submits a job, with the options of its specification."""
+    program, *arguments = command(job, script)
+    return [program, *job.options, *arguments]
 
 
 def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:

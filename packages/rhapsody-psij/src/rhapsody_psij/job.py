@@ -11,8 +11,9 @@ To cancel a task of a shared job, which also runs other tasks, the program creat
 only one of them succeeds. If the task has started, the program creates the file `UID.cancel`, which
 the job looks for while it runs the task.
 
-A batch system may start a job again, for example after the failure of a node. Tasks whose reports
-are still there are then skipped, and the others run again.
+The job removes its order file when it starts. If the batch system starts the job again, for example
+after the failure of a node, the job therefore ends at once: its tasks that have not ended are lost,
+and the program runs them again, each in a new sandbox.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ class Reports:
         claim = self.path(uid, "claim")
         try:
             claim.symlink_to("started")
-        except FileExistsError:  # canceled, or started by this job before a node failed
-            return os.readlink(claim) == "started"
+        except FileExistsError:
+            return False
         return True
 
     def canceled(self, uid: str) -> bool:
@@ -176,14 +177,16 @@ def main(path: str) -> None:
     if sys.platform == "linux":  # orphans of a task stay below this process, and end with its job
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        order = pickle.loads(Path(path).read_bytes())  # noqa: S301 - of the program's user
-    except FileNotFoundError:  # the job was canceled
+        content = Path(path).read_bytes()
+        os.unlink(path)
+    except FileNotFoundError:  # the job was canceled, or is started again
         return
+    order = pickle.loads(content)  # noqa: S301 - of the program's user
     reports = Reports(order["reports"], shared=len(order["tasks"]) > 1)
     reaper = Reaper()
     for entry in order["tasks"]:
         uid = entry["task"]["uid"]
-        if not reports.path(uid, "ended").exists() and reports.claim(uid):
+        if reports.claim(uid):
             outcome = outcome_of(entry, reports, reaper)
             if outcome.get("exit_code") in TERMINATED:
                 # A batch system that ends a job signals all its processes, in any order. This one

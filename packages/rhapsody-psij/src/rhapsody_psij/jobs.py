@@ -2,7 +2,8 @@
 
 A specification is a dict of plain values, because it is sent to the process in which PSI/J runs.
 Its keys are the parameters of `psij.JobSpec`; `resources` and `attributes` contain those of
-`psij.ResourceSpecV1` and `psij.JobAttributes`.
+`psij.ResourceSpecV1` and `psij.JobAttributes`. The key `options` contains options of the command
+that submits the job, which take precedence over the script and the environment.
 """
 
 from __future__ import annotations
@@ -28,6 +29,20 @@ UNSAFE = re.compile(r"[^\w@%+=:,./-]", re.ASCII)
 
 COUNT_PROCESSES = frozenset({"pbs", "pbs_classic", "lsf"})
 """Executors that request one core per process, regardless of the cores per process."""
+
+NO_REQUEUE = {
+    "slurm": ["--no-requeue"],
+    "pbs": ["-r", "n"],
+    "pbs_classic": ["-r", "n"],
+    "lsf": ["-rn"],
+}
+"""Options that keep a batch system from starting a job again, by executor.
+
+A second start would find the files of the first one. The engine repeats lost tasks instead.
+"""
+
+REQUEUE = frozenset({"slurm.requeue", "pbs.r", "lsf.r"})
+"""Attributes that would let a batch system start a job again."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,22 @@ class Settings:
                 raise ValueError(
                     "attributes: names must be 'duration', 'reservation_id' or an option of the "
                     f"batch system such as 'slurm.qos', got {name!r}"
+                )
+            elif name in REQUEUE:
+                raise ValueError(
+                    f"attributes: {name!r} is not supported, because a job that starts again would "
+                    "find the files of its first start: set lost_retries of the engine, which "
+                    "repeats lost tasks in new jobs"
+                )
+            elif not isinstance(value, str | int | float):
+                raise TypeError(
+                    f"attributes: the value of {name!r} must be a string, a number, or True for "
+                    f"an option without a value, got {value!r}"
+                )
+            elif value == "":
+                raise ValueError(
+                    f"attributes: the value of {name!r} is empty; for an option without a value, "
+                    f"use {{{name!r}: True}}"
                 )
 
     def of(self, task: TaskDescription) -> Settings:
@@ -145,6 +176,8 @@ def job_spec(
         duration = task["timeout"] + START  # so that the engine ends the attempt
     attributes.pop("duration", None)
     reservation = attributes.pop("reservation_id", None)
+    flags = [name for name, value in attributes.items() if value is True]
+    valued = {name: value for name, value in attributes.items() if not isinstance(value, bool)}
     return {
         "name": re.sub(r"[^\w.-]", "_", task["name"], flags=re.ASCII)[:15],
         "resources": requested,
@@ -153,11 +186,19 @@ def job_spec(
             "queue_name": settings.queue,
             "account": settings.account,
             "reservation_id": reservation,
-            "custom_attributes": attributes,
+            "custom_attributes": valued,
         },
+        "options": [*NO_REQUEUE.get(executor, ()), *_flags(flags, executor)],
         "launcher": "single",
         "environment": {},
     }
+
+
+def _flags(names: list[str], executor: str) -> list[str]:
+    """Return the options for attributes without a value; those of other systems are left out."""
+    dash = "--" if executor in ("slurm", "cobalt") else "-"
+    found = (name.split(".", 1) for name in names)
+    return [dash + name for system, name in found if system == executor.partition("_")[0]]
 
 
 def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, executor: str) -> None:
