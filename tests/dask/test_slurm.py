@@ -6,11 +6,13 @@ import asyncio
 import subprocess
 import sys
 import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody import BackendUnavailableError, InputFile, OutputFile, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
 from tests._support.recipes import PROGRAM, recipe
 from tests._support.slurm import slurm, until_no_jobs, why_not
@@ -103,3 +105,52 @@ async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path
         )
         assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
         await asyncio.to_thread(until_no_jobs)
+
+
+async def test_jobs_that_are_refused_held_back_or_ended_do_not_wait_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 1.0)
+    monkeypatch.setattr("rhapsody_dask.backend.WARNING_INTERVAL", 1.0)
+    caplog.set_level("INFO", "rhapsody_dask")
+    place = tmp_path / "slurm"
+    place.mkdir()
+    common = {
+        "cores": 1, "processes": 1, "memory": "1GB", "queue": "debug", "walltime": "00:05:00",
+        "interface": "lo", "job_extra_directives": ["--mem=500"], "local_directory": str(place),
+        "log_directory": str(place), "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+        "n_workers": 1,
+    }  # fmt: skip
+
+    @asynccontextmanager
+    async def engine(**kwargs: object) -> AsyncIterator[WorkflowEngine]:
+        backend = DaskExecutionBackend(
+            cluster_class="dask_jobqueue.SLURMCluster", cluster_kwargs={**common, **kwargs}
+        )
+        async with WorkflowEngine.create(backend=backend) as flow:
+            yield flow
+
+    with slurm(place):
+        async with asyncio.timeout(200):
+            with pytest.raises(BackendUnavailableError, match=r"Invalid partition.*'queue'"):
+                async with engine(queue="missing"):
+                    pass
+            async with engine(job_script_prologue=["exit 3"]) as flow:
+                with pytest.raises(BackendUnavailableError, match=r"3 worker jobs .*FAILED"):
+                    await flow.function_task(int)(1)
+            await _run("scontrol", "update", "partitionname=debug", "state=down")
+            async with engine() as flow:
+                with pytest.raises(BackendUnavailableError, match=r"PartitionDown.*'queue'"):
+                    await flow.function_task(int)(1)
+            await _run("scontrol", "update", "partitionname=debug", "state=up")
+            async with engine() as flow:
+                assert await flow.function_task(int)(1) == 1
+                await _run("scancel", "--me")
+                await asyncio.to_thread(until_no_jobs)
+                assert await flow.function_task(int)(2) == 2
+        await asyncio.to_thread(until_no_jobs)
+
+
+async def _run(*words: str) -> None:
+    await asyncio.to_thread(subprocess.run, words, check=True)

@@ -26,6 +26,7 @@ from rhapsody_dask import options
 from rhapsody_dask.cluster import Connection, NotStartedError
 from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.groups import Groups
+from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.plugin import CLUSTER
 from rhapsody_dask.results import Background, Results, reference_lost, worker_lost
 from rhapsody_dask.task import Call, Packer, Ready, Submission
@@ -144,9 +145,11 @@ class DaskExecutionBackend(ManagedBackend):
         self._share_over = share_over
         self._shared_files = shared_file_system
         self._batch_calls = batch_calls
-        self._connection = Connection(parsed)
+        self._jobs = WorkerJobs(self._give_up, self._check_jobs_soon)
+        self._connection = Connection(parsed, self._jobs)
         self._links = Links()
         self._loss: str | None = None
+        self._remedy = ""
         self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
@@ -165,6 +168,8 @@ class DaskExecutionBackend(ManagedBackend):
         except Exception as error:
             await self._explain(error)
             raise
+        if self._jobs.refusal:
+            await self._check_jobs()
         if self._loss is not None:
             raise self._lost()
         self._started_up = True
@@ -276,9 +281,7 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _lost(self) -> BackendUnavailableError:
         """Return the error for calls after the connection to the scheduler was lost."""
-        return BackendUnavailableError(
-            f"{self._loss}. Create a new DaskExecutionBackend once the scheduler can be reached"
-        )
+        return BackendUnavailableError(f"{self._loss}{self._remedy}")
 
     async def _explain(self, error: BaseException) -> None:
         """Raise a more specific error if a request failed because of the connection."""
@@ -422,6 +425,7 @@ class DaskExecutionBackend(ManagedBackend):
     ) -> None:
         """Handle a task's transition on the scheduler; see `SchedulerSetup.transition`."""
         results = self._results
+        self._jobs.done += change in ("returned", "replied", "erred")
         if change == "stuck":
             results.stuck(key)
         call = results.calls.get(key)
@@ -479,10 +483,21 @@ class DaskExecutionBackend(ManagedBackend):
 
     def disconnected(self, reason: str) -> None:
         """Fail all tasks because the connection to the scheduler was lost."""
+        address = self._connection.address
+        self._end(
+            f"the connection to the Dask scheduler at {address} was lost: {reason}",
+            ". Create a new DaskExecutionBackend once the scheduler can be reached",
+        )
+
+    def _give_up(self, reason: str) -> None:
+        """Fail all tasks because the cluster has no workers and will not have any."""
+        self._end(f"the Dask cluster at {self._connection.address} has no workers: {reason}")
+
+    def _end(self, lost: str, remedy: str = "") -> None:
+        """Fail all tasks, and close the connection."""
         if self._loss is not None:
             return
-        address = self._connection.address
-        self._loss = lost = f"the connection to the Dask scheduler at {address} was lost: {reason}"
+        self._loss, self._remedy = lost, remedy
         self._closing = asyncio.ensure_future(self._connection.close())
         if not self._started_up:
             return
@@ -597,6 +612,16 @@ class DaskExecutionBackend(ManagedBackend):
             self._check_scheduled = True
             self._background.start(self._check_waiting(WARNING_INTERVAL if again else FIRST_CHECK))
 
+    def _check_jobs_soon(self) -> None:
+        """Check the worker jobs, because one was refused."""
+        if self._started_up:
+            self._background.start(self._check_jobs())
+
+    async def _check_jobs(self) -> None:
+        with suppress(OSError):  # the client reports the loss of the connection
+            workers, _ = await self._connection.client.run_on_scheduler(stuck)
+            await self._jobs.check(set(workers.values()))
+
     async def _check_waiting(self, pause: float) -> None:
         await asyncio.sleep(pause)
         self._check_scheduled = False
@@ -606,12 +631,18 @@ class DaskExecutionBackend(ManagedBackend):
             workers, keys = await self._connection.client.run_on_scheduler(stuck)
         except OSError:  # the client reports the loss of the connection
             return
+        waiting, missing = await self._jobs.check(set(workers.values()))
+        if self._loss is not None:
+            return
         # The uid of a group begins with that of its first call.
         uids = [key.rpartition(f"-{self.session.uid}-")[2].partition("+")[0] for key in keys]
         calls = [self.open_tasks[uid] for uid in uids if uid in self.open_tasks]
         where = f"the Dask scheduler at {self._connection.address}"
         if not workers and self.open_tasks:
-            log.warning("tasks waiting: %d; %s has no workers", len(self.open_tasks), where)
+            log.warning(
+                "tasks waiting: %d; %s has no workers%s%s",
+                len(self.open_tasks), where, "; " if waiting else "", waiting,
+            )  # fmt: skip
         elif calls:
             demand = calls[0].demand
             wanted = [*map(str, demand.workers)]
@@ -619,9 +650,9 @@ class DaskExecutionBackend(ManagedBackend):
             others = f" (other tasks without a worker: {len(calls) - 1})" if calls[1:] else ""
             log.warning(
                 "%s: waiting for a worker that matches %s%s; workers of %s: %s",
-                calls[0], ", ".join(wanted), others, where, ", ".join(workers),
+                calls[0], ", ".join(wanted), others, where, ", ".join([*workers][:10]),
             )  # fmt: skip
-        else:
+        elif not missing:
             return
         self._watch_waiting(again=True)
 

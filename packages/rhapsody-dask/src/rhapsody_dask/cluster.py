@@ -26,6 +26,7 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
+from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.options import TLS, Options
 from rhapsody_dask.worker.entry import has_dashboard
 
@@ -54,6 +55,7 @@ class Connection:
 
     Args:
         options: The options that select the cluster.
+        jobs: The jobs of the workers, if the cluster is one of dask-jobqueue.
 
     Attributes:
         client: Dask's client, on the engine's loop.
@@ -63,8 +65,8 @@ class Connection:
         dashboard: The address of the dashboard, or `None` if the scheduler serves none.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, jobs: WorkerJobs) -> None:
+        self.options, self._jobs = options, jobs
         self.client: Any = None
         self.cluster: Any = None
         self.address: str = ""
@@ -224,10 +226,12 @@ class Connection:
                     "cluster must be a running Dask cluster with a scheduler_address, got "
                     f"{target!r}"
                 )
+            self._jobs.watch(target)
             return address, security or getattr(target, "security", None)
         if way == "cluster_class":
-            make = partial(_make, _class(target), self.options)
+            make = partial(_make, self._jobs.watched_class(_class(target)), self.options)
             self._started = cluster = await self._start(make)
+            self._jobs.watch(cluster)
             return cluster.scheduler_address, security or cluster.security
         return target, security
 
@@ -265,6 +269,7 @@ class Connection:
         A second call does nothing. The scheduler plugin removes itself when the client disconnects.
         """
         client, self.client = self.client, None
+        self._jobs.close()
         if client is not None:
             if self.cluster is None and client.status == "running":
                 with suppress(Exception):  # the scheduler or a worker may have ended

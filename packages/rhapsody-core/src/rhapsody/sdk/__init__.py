@@ -75,15 +75,16 @@ from rhapsody.sdk.services import (
     too_early,
     wait_until,
 )
+from rhapsody.sdk.slurm import SlurmReason, slurm_refusal, slurm_waiting
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 from rhapsody.task import Reference, TaskKind, is_async, task_kind
 from rhapsody.undeclared import copy_all
 
 __all__ = [
-    "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED",
-    "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment",
-    "Launch", "Mailbox", "Meter", "Output", "Program", "ProtocolVersionError", "Readiness",
-    "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
+    "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED", "RUNNER_FILE",
+    "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment", "Launch", "Mailbox",
+    "Meter", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready", "Reaper",
+    "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop", "SlurmReason",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
     "copy_into", "describe_error", "dumps", "end_of_file", "finish", "in_thread", "is_async",
@@ -91,7 +92,7 @@ __all__ = [
     "name_in_sandbox", "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts",
     "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
     "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable",
-    "start_thread", "streams", "task_context", "task_environment", "task_kind", "time_needed",
-    "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "watch_files",
-    "watching", "without_own_frames", "working_directory",
+    "slurm_refusal", "slurm_waiting", "start_thread", "streams", "task_context", "task_environment",
+    "task_kind", "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until",
+    "watch_files", "watching", "without_own_frames", "working_directory",
 ]  # fmt: skip

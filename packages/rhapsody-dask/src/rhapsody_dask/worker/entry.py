@@ -40,13 +40,14 @@ def run_group(order: bytes) -> Any:
     return run_group(order)
 
 
-def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
-    """Return up to 10 addresses of workers, and up to 1,000 keys of tasks that no worker can run.
+def stuck(dask_scheduler: Any) -> tuple[dict[str, str], list[str]]:
+    """Return the workers' names by address, and up to 1,000 keys of tasks that no worker can run.
 
     Called through `Client.run_on_scheduler`.
     """
     tasks = list(dask_scheduler.unrunnable)
-    return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
+    workers = {address: str(worker.name) for address, worker in dask_scheduler.workers.items()}
+    return workers, [str(task.key) for task in tasks[:1000]]
 
 
 def recompute(key: str, dask_scheduler: Any) -> bool:

@@ -1,0 +1,92 @@
+"""Worker jobs of dask-jobqueue that a batch system refuses; `test_slurm.py` tests a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import BackendUnavailableError, WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:dask_jobqueue.*"),
+]
+
+SBATCH = """#!/bin/sh
+echo 'sbatch: error: {0}' >&2
+exit 1
+"""
+
+
+def _cluster_class(tmp_path: Path, message: str) -> Any:
+    jobqueue: Any = pytest.importorskip("dask_jobqueue")
+    job_class, cluster_class = jobqueue.slurm.SLURMJob, jobqueue.SLURMCluster
+    command = tmp_path / "sbatch"
+    command.write_text(SBATCH.format(message))
+    command.chmod(0o755)
+
+    class RefusedJob(job_class):  # type: ignore[misc, valid-type]
+        submit_command = str(command)
+
+    class RefusingCluster(cluster_class):  # type: ignore[misc, valid-type]
+        job_cls = RefusedJob
+
+    return RefusingCluster
+
+
+def _kwargs(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "cores": 1, "memory": "1GB", "account": "ABC123", "interface": "lo",
+        "log_directory": str(tmp_path), "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+        "n_workers": 2,
+    }  # fmt: skip
+
+
+async def test_a_refused_job_fails_the_start_with_the_sentence_and_the_argument(
+    tmp_path: Path,
+) -> None:
+    kind = _cluster_class(tmp_path, "Invalid account or account/partition combination specified")
+    backend = DaskExecutionBackend(cluster_class=kind, cluster_kwargs=_kwargs(tmp_path))
+    async with asyncio.timeout(60):
+        with pytest.raises(BackendUnavailableError) as caught:
+            async with WorkflowEngine.create(backend=backend) as flow:
+                await flow.function_task(int)(1)
+    assert "Invalid account or account/partition" in str(caught.value)
+    assert "'account' in cluster_kwargs (now 'ABC123')" in str(caught.value)
+
+
+async def test_a_refusal_by_a_cluster_of_the_user_fails_the_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 0.1)
+    kind = _cluster_class(tmp_path, "Invalid partition name specified")
+    cluster = await asyncio.to_thread(lambda: kind(**_kwargs(tmp_path)))
+    try:
+        async with asyncio.timeout(60):
+            backend = await DaskExecutionBackend(cluster=cluster)
+            async with WorkflowEngine.create(backend=backend) as flow:
+                with pytest.raises(BackendUnavailableError, match="'queue' in cluster_kwargs"):
+                    await flow.function_task(int)(1)
+    finally:
+        await asyncio.to_thread(cluster.close)
+
+
+async def test_a_refusal_that_can_pass_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 0.1)
+    monkeypatch.setattr("rhapsody_dask.backend.WARNING_INTERVAL", 0.1)
+    monkeypatch.setattr("rhapsody_dask.jobs.RETRY", 0.1)
+    kind = _cluster_class(tmp_path, "AssocMaxSubmitJobLimit")
+    backend = DaskExecutionBackend(cluster_class=kind, cluster_kwargs=_kwargs(tmp_path))
+    async with asyncio.timeout(60):
+        async with WorkflowEngine.create(backend=backend) as flow:
+            future = flow.function_task(int)(1)
+            (tmp_path / "sbatch").write_text(SBATCH.format("Invalid qos specification"))
+            with pytest.raises(BackendUnavailableError, match="job_extra_directives"):
+                await future
+    assert any("AssocMaxSubmitJobLimit" in one.getMessage() for one in caplog.records)
