@@ -12,9 +12,10 @@ from rhapsody import WorkflowEngine
 from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
+from tests._support.accounts import accounts
 from tests._support.command_line import run
 
-__all__ = ["run"]
+__all__ = ["accounts", "run"]
 
 
 @pytest.fixture

@@ -45,11 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         UsageError: The age or the directory is invalid.
+        DataError: Another user could replace the runs.
     """
-    from rhapsody.staging.runs import jobs_lists, left_runs, tidy
+    from rhapsody.staging.runs import jobs_lists, left_runs, require_trusted, tidy
 
     before = time.time() - (0 if arguments.older is None else age(arguments.older))
     base = base_of(arguments.directory)
+    require_trusted(base)
     found = left_runs(base)
     if not found:
         say(f"no runs in {base}")

@@ -145,7 +145,12 @@ class Recording:
     def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
         from rhapsody.journal.others import other_journals
         from rhapsody.journal.plugin import Journal
-        from rhapsody.journal.store import JournalInUseError, NotYoursError, journal_of_program
+        from rhapsody.journal.store import (
+            JournalInUseError,
+            NotYoursError,
+            journal_of_program,
+            make_directory,
+        )
 
         arguments = self._arguments
         script = Path(os.path.realpath(program.path))
@@ -160,7 +165,7 @@ class Recording:
                 if not path.is_file() and not others:
                     return None
                 path = self._copy(path)
-            path.parent.mkdir(0o775, parents=True, exist_ok=True)
+            make_directory(path)
             return Journal(
                 path,
                 base,
@@ -179,9 +184,9 @@ class Recording:
 
     def _copy(self, path: Path) -> Path:
         """Copy a journal within its directory, because the journal contains relative paths."""
-        from rhapsody.journal.store import opened
+        from rhapsody.journal.store import make_directory, opened
 
-        path.parent.mkdir(0o775, parents=True, exist_ok=True)
+        make_directory(path)
         file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
         os.close(file)
         self._copied = Path(name)

@@ -77,16 +77,21 @@ def runs_directory(path: str) -> Path:
     """Return the absolute path of the directory for runs, used if `work_dir` is not set.
 
     Raises:
-        DataError: The path is a file.
+        DataError: The path is a file, or another user could replace the runs.
         FileNotFoundError: The current directory was removed.
     """
+    from rhapsody.staging.runs import require_trusted
+
     try:
-        return directory("work_dir", path)
+        found = directory("work_dir", path)
     except ValueError:
         raise DataError(
             f"cannot store runs in {os.path.abspath(path)!r}: it is a file, not a directory; move "
             "it, or pass work_dir=..."
         ) from None
+    if os.access(found, os.W_OK):  # otherwise, only runs without files can work
+        require_trusted(found)
+    return found
 
 
 def _trace(value: object) -> Path:

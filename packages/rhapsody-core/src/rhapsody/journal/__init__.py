@@ -65,14 +65,14 @@ def _opened(
 ) -> Journal:
     from rhapsody.journal.others import other_journals
     from rhapsody.journal.plugin import Journal
-    from rhapsody.journal.store import journal_of_program
+    from rhapsody.journal.store import journal_of_program, make_directory
 
     program, others = _program_directory(), list[Path]()
     if journal is True:
         path = journal_of_program()
         if resume is True:
             others = other_journals(path, program)
-        path.parent.mkdir(0o775, parents=True, exist_ok=True)
+        make_directory(path)
     else:
         path = Path(os.path.abspath(journal))
     return Journal(path, program, resume=resume, largest=largest, others=others)

@@ -31,8 +31,8 @@ from typing import Literal, NamedTuple, TypeVar
 from rhapsody.errors import JournalError
 from rhapsody.journal.files import Stamp, on_network
 from rhapsody.journal.values import DIGEST_SIZE
-from rhapsody.staging.fsutil import FileLock, full_disk, state_of
-from rhapsody.staging.runs import BASE, NOTEBOOK, program
+from rhapsody.staging.fsutil import FileLock, full_disk, make_shared_directory, state_of
+from rhapsody.staging.runs import BASE, NOTEBOOK, make_base, program
 
 T = TypeVar("T")
 
@@ -740,6 +740,17 @@ def journal_of_program(
         data = os.fsencode(word)
         made.update(b"%d:%b" % (len(data), data))
     return Path(here, BASE, DIRECTORY, f"{program()}-{made.hexdigest()}.sqlite")
+
+
+def make_directory(path: Path) -> None:
+    """Create the directory of a program's journal, and `.rhapsody`, unless they exist.
+
+    Raises:
+        OSError: A directory cannot be created.
+        DataError: Other users could replace what is in `.rhapsody`.
+    """
+    make_base(path.parent.parent)
+    make_shared_directory(path.parent)
 
 
 def _notebook() -> str:

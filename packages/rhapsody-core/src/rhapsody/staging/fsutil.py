@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import resource
 import shutil
 import socket
@@ -347,6 +348,71 @@ def remove(path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def remove_below(directory: int, path: str) -> None:
+    """Remove a path relative to an open directory, with its content, without following links.
+
+    Raises:
+        OSError: The path cannot be removed, or one of the directories in it is a link.
+    """
+    *above, name = path.split(os.sep)
+    with contextlib.ExitStack() as stack:
+        for part in above:
+            directory = os.open(part, DIRECTORY, dir_fd=directory)
+            stack.callback(os.close, directory)
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+            os.unlink(name, dir_fd=directory)
+            return
+        try:
+            shutil.rmtree(name, dir_fd=directory)
+        except PermissionError:
+            inner = os.open(name, DIRECTORY, dir_fd=directory)
+            stack.callback(os.close, inner)
+            os.fchmod(inner, 0o700)
+            for _, names, _, place in os.fwalk(dir_fd=inner):
+                for each in names:
+                    if not stat.S_ISLNK(os.lstat(each, dir_fd=place).st_mode):
+                        os.chmod(each, 0o700, dir_fd=place)
+            shutil.rmtree(name, dir_fd=directory)
+
+
+DIRECTORY: int = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags that open a directory, and fail for a link."""
+
+
+def make_shared_directory(path: str | os.PathLike[str]) -> None:
+    """Create a directory that only the user can access, unless it exists.
+
+    In a directory of a group, which is writable by the group and has the setgid bit, the group can
+    access it as well. Its sticky bit keeps the members from replacing the entries of others.
+
+    Raises:
+        OSError: The directory cannot be created.
+        FileExistsError: There is a file at the path.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if os.path.isdir(path):
+            return
+        raise
+    mode = os.stat(os.path.dirname(os.path.abspath(path))).st_mode
+    if is_groups(mode):
+        os.chmod(path, mode & 0o770 | stat.S_ISGID | stat.S_ISVTX)
+
+
+def is_groups(mode: int) -> bool:
+    """Return True if a directory of this mode is shared by a group, and by no other users."""
+    return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP and not mode & stat.S_IWOTH)
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if the name is unknown."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:
     """Remove a directory, even if it is write-protected.
 
@@ -402,6 +468,8 @@ class FileLock:
 
     Args:
         path: The path of the file, which is created if it does not exist.
+        directory: The descriptor of the open directory to which the path is relative, which must
+            stay open until `release`; `None` for the current directory.
 
     Attributes:
         path: The path of the file.
@@ -413,8 +481,9 @@ class FileLock:
         OSError: The file cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], directory: int | None = None) -> None:
         self.path: str = os.fspath(path)
+        self._directory = directory
         self.problem: OSError | None = None
         self._file = self._locked()
         with contextlib.suppress(OSError):  # the disk may be full
@@ -423,7 +492,7 @@ class FileLock:
 
     def _locked(self) -> int:
         while True:
-            file = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+            file = os.open(self.path, _FLAGS | os.O_CREAT, 0o600, dir_fd=self._directory)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -433,14 +502,15 @@ class FileLock:
                 self.problem = error
                 return file
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), os.stat(self.path)):
+                there = os.stat(self.path, dir_fd=self._directory)
+                if os.path.samestat(os.fstat(file), there):
                     return file
             os.close(file)  # the former owner has removed the file meanwhile
 
     def release(self) -> None:
         """Release the lock and remove the file."""
         with contextlib.suppress(OSError):  # it was removed
-            os.unlink(self.path)
+            os.unlink(self.path, dir_fd=self._directory)
         self.let_go()
 
     def let_go(self) -> None:

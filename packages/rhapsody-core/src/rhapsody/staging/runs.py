@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -28,7 +29,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
-from rhapsody.staging.fsutil import FileLock, LockState, remove, state_of
+from rhapsody.errors import DataError
+from rhapsody.staging.fsutil import (
+    DIRECTORY,
+    FileLock,
+    LockState,
+    is_groups,
+    make_shared_directory,
+    remove_below,
+    state_of,
+    user_name,
+)
 
 log: logging.Logger = logging.getLogger("rhapsody")
 
@@ -79,7 +90,7 @@ class RunLog(logging.FileHandler):
         if self._taking and os.getpid() == self._pid:
             try:
                 super().emit(record)
-            except OSError as error:  # the file cannot be opened
+            except (OSError, DataError) as error:  # the file cannot be opened
                 self._fail(error)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
@@ -88,7 +99,7 @@ class RunLog(logging.FileHandler):
         if isinstance(error, OSError):
             self._fail(error)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: OSError | DataError) -> None:
         self._taking = False
         log.warning("log of this run: disabled (%s)", error)
 
@@ -172,6 +183,7 @@ class Run:
             OSError: The directory cannot be created.
             FileNotFoundError: Other processes repeatedly removed the directory, because it was
                 empty.
+            DataError: Another user could replace the directory.
         """
         with self._lock:
             for attempt in range(MAX_ATTEMPTS):
@@ -185,7 +197,7 @@ class Run:
             return self.path
 
     def _claim(self) -> None:
-        self.base.mkdir(exist_ok=True)
+        make_base(self.base)
         try:
             self.path.mkdir(0o700)
         except FileExistsError:
@@ -294,7 +306,7 @@ def new_name(base: Path) -> str:
     """
     now = time.time()
     ticks = int(now * 0x10000)  # the last four digits are a fraction of a second
-    for newest in runs_in(base)[-1:]:
+    for newest in runs_in(base, own=True)[-1:]:
         with contextlib.suppress(ValueError):  # the digits are no time
             second = calendar.timegm(time.strptime(newest[:15], _STAMP))
             ticks = max(ticks, second * 0x10000 + int(newest[-4:], 16) + 1)
@@ -329,16 +341,70 @@ def program() -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:MAX_NAME_LENGTH].strip("_.-") or "python"
 
 
-def runs_in(base: Path) -> list[str]:
-    """Return the names of the runs in a `.rhapsody` directory, oldest first."""
+def runs_in(base: Path, *, own: bool = False) -> list[str]:
+    """Return the names of the runs in a `.rhapsody` directory, oldest first.
+
+    Args:
+        base: The directory.
+        own: True to leave out the runs of other users.
+    """
     names: list[str] = []
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         names = [
             entry.name
             for entry in entries
-            if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            if NAME.fullmatch(entry.name)
+            and entry.is_dir(follow_symlinks=False)
+            and (not own or entry.stat(follow_symlinks=False).st_uid == os.geteuid())
         ]
     return sorted(names, key=_order)
+
+
+def make_base(base: Path) -> None:
+    """Create a `.rhapsody` directory, unless it exists.
+
+    Raises:
+        OSError: The directory cannot be created.
+        PermissionError: It belongs to another user, and this user cannot write to it. Only runs
+            without files can work.
+        DataError: Other users could replace the runs in it.
+    """
+    make_shared_directory(base)
+    try:
+        require_trusted(base)
+    except DataError as error:
+        if os.access(base, os.W_OK):
+            raise
+        raise PermissionError(str(error)) from None
+
+
+def require_trusted(base: Path) -> None:
+    """Raise an error if other users could replace the runs in a `.rhapsody` directory.
+
+    The owner and the members of a group that shares the directory are trusted.
+
+    Raises:
+        DataError: The directory belongs to another user, and not to a group, or all users can write
+            to it.
+    """
+    try:
+        link, found = os.lstat(base), os.stat(base)
+    except FileNotFoundError:
+        return
+    trusted = (0, os.geteuid())
+    if found.st_mode & stat.S_IWOTH:
+        raise DataError(
+            f"directory {base} is not used for runs, because all users can write to it and replace "
+            f"the runs in it. If you trust its content, run: chmod o-w {base}"
+        )
+    for status in (link, found):
+        if status.st_uid not in trusted and not is_groups(status.st_mode):
+            raise DataError(
+                f"directory {base} is not used for runs, because it belongs to user "
+                f"{user_name(status.st_uid)}, who could replace your runs. Use another current "
+                "directory or a work_dir of your own; to share the directory with its group, its "
+                f"owner can run: chmod g+rwxs,+t,o-w {base}"
+            )
 
 
 JOBS = "jobs.jsonl"
@@ -368,16 +434,20 @@ def jobs_left(run: Path) -> dict[str, str]:
 
 
 def point_latest(base: Path) -> None:
-    """Point `latest` to the newest existing run; ignore errors."""
+    """Point `latest` to the user's newest run; ignore errors, and the link of another user."""
     link, pointed = base / LATEST, None
     for _ in range(MAX_ATTEMPTS):  # another process may begin or end a run meanwhile
-        newest = runs_in(base)[-1:]
+        newest = runs_in(base, own=True)[-1:]
         if newest == pointed:
             return
         pointed = newest
         with contextlib.suppress(OSError):
-            if link.is_symlink() or not link.exists():  # otherwise it is another file
+            if _is_own_link(link) or not os.path.lexists(link):  # otherwise it is another file
                 _replace(link, newest)
+
+
+def _is_own_link(path: Path) -> bool:
+    return path.is_symlink() and os.lstat(path).st_uid == os.geteuid()
 
 
 def _replace(link: Path, newest: list[str]) -> None:
@@ -586,12 +656,14 @@ class LeftRun:
             killed, `"unknown"` if this cannot be determined on this host.
         changed: The time of the last change to the directory or one of its entries, in seconds
             since the epoch.
+        status: The status of the directory, which identifies it.
     """
 
     path: Path
     lock: Path
     state: LockState
     changed: float
+    status: os.stat_result
 
     def results(self) -> dict[str, int]:
         """Return the paths of the run's results that still exist, with their sizes in bytes.
@@ -628,24 +700,43 @@ class LeftRun:
     def remove(self, paths: Iterator[str]) -> bool:
         """Remove paths in the directory, and then the directory itself if it is empty.
 
+        Everything is removed relative to the open directory, so that nothing outside is removed if
+        another user replaces the directory with a link at the same time.
+
         Returns:
             False if another process has locked the directory since it was listed.
 
         Raises:
             OSError: A path cannot be removed.
+            PermissionError: Another directory, or a link, has replaced the listed directory.
         """
-        try:
-            lock = FileLock(self.lock)
-        except BlockingIOError:
-            return False
-        try:
-            for path in paths:
-                remove(path)
-        finally:
-            lock.release()
-        with contextlib.suppress(OSError):  # the directory contains results
-            self.path.rmdir()
+        with _opened(self.path.parent) as base, _opened(self.path.name, base) as directory:
+            found = os.fstat(directory)
+            if not os.path.samestat(found, self.status) or found.st_uid != os.geteuid():
+                raise PermissionError("it was replaced since it was listed")
+            try:
+                lock = FileLock(self.lock.name, directory)
+            except BlockingIOError:
+                return False
+            try:
+                for path in paths:
+                    remove_below(directory, os.path.relpath(path, self.path))
+            finally:
+                lock.release()
+            with contextlib.suppress(OSError):  # the directory contains results
+                os.rmdir(self.path.name, dir_fd=base)
         return True
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], base: int | None = None) -> Iterator[int]:
+    """Open a directory, relative to another one, from which `path` is no link."""
+    follow = os.O_NOFOLLOW if base is None else 0
+    directory = os.open(path, DIRECTORY & ~follow, dir_fd=base)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def left_runs(base: Path) -> list[LeftRun]:
@@ -657,7 +748,7 @@ def left_runs(base: Path) -> list[LeftRun]:
         lock = path / LOCK
         with contextlib.suppress(FileNotFoundError):  # the directory was removed meanwhile
             changed = max(os.lstat(each).st_mtime for each in (path, *path.iterdir()))
-            found.append(LeftRun(path, lock, state_of(lock), changed))
+            found.append(LeftRun(path, lock, state_of(lock), changed, os.lstat(path)))
     return sorted(found, key=lambda run: run.path.name)
 
 
