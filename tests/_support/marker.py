@@ -76,6 +76,48 @@ async def main(flow):
 """
 
 
+NAMED = """
+import os
+OTHER = os.environ["OTHERS"][::-1]
+
+async def main(flow):
+    flow.prof.event("login", token=OTHER, place=f"https://me:{OTHER}@host/")
+
+    @flow.function_task
+    def ask(options, token):
+        login(password="xyzzy-s3cr3t-marker-0042")
+        raise RuntimeError(f"401 for token={OTHER!r} at https://host/?api_key={OTHER}")
+
+    @flow.executable_task
+    def fetch():
+        return f"echo password={OTHER} >&2; : --password {OTHER} http://me:{OTHER}@host/x; exit 3"
+
+    def login(password):
+        pass
+
+    fetch()
+    await ask({"api_key": OTHER, "n": [{"token": OTHER}]}, token=OTHER)
+"""
+
+
+def check_no_named_secrets(place: Path) -> None:
+    """Runs a program with secrets that only their names show to be secret, and looks for them."""
+    (place / "flow.py").write_text(NAMED.replace(SECRET, SECRET[::-1]))
+    variables = {"OTHERS": SECRET}
+    engine = ["-e", 'trace="trace.jsonl"', "-e", 'keep_sandboxes="all"']
+    first = _shown(place, "first", variables, "run", "-v", *engine, "flow.py", "--", "--key", "x")
+    call = "ask({'api_key': <api_key>, 'n': [{...}]}, token=<token>)"
+    assert call in first, first
+    assert "401 for token='<token>' at https://host/?api_key=<api_key>" in first, first
+    assert "http://me:<password>@host/x" in first, first
+    for command in ("report", "trace", "export"):
+        _shown(place, command, variables, command)
+    _shown(place, "show", variables, "show", "-", "task.000002")
+    (sandbox,) = {path.parent for path in place.rglob(".rhapsody.again")}
+    shown = [path for path in _with_secret(place, SECRET[::-1]) if Path(path).parent != sandbox]
+    assert {Path(path).name for path in shown} == {"flow.py"}  # and its copy in the crate
+
+
 def check_no_secrets(place: Path, *options: str, functions: bool = True) -> None:
     """Runs a program that gives tasks a secret, and looks for that in all that is left of it.
 
@@ -115,8 +157,8 @@ def _shown(place: Path, name: str, variables: dict[str, str], *words: str) -> st
     return path.read_text()
 
 
-def _with_secret(place: Path) -> list[str]:
+def _with_secret(place: Path, secret: str = SECRET) -> list[str]:
     """The files that hold the secret."""
     files = [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.suffix == ".sqlite" for path in files)
-    return [str(path) for path in files if SECRET.encode() in path.read_bytes()]
+    return [str(path) for path in files if secret.encode() in path.read_bytes()]

@@ -15,6 +15,7 @@ import rhapsody
 ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
+    "masking",
     "errors",
     "config_files",
     "aio",
@@ -25,7 +26,6 @@ ORDER = [
     "undeclared",
     "context",
     "resources",
-    "masking",
     "cards",
     "task",
     "capabilities",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from rhapsody.masking import looks_secret, mask, secrets_of, values_of
 from rhapsody.plugins.specs import TaskCall
-from tests._support.marker import check_no_secrets
+from tests._support.marker import check_no_named_secrets, check_no_secrets
 
 
 def test_a_run_on_threads(here: Path) -> None:
@@ -17,6 +18,10 @@ def test_a_run_on_threads(here: Path) -> None:
 
 def test_a_run_in_processes(here: Path) -> None:
     check_no_secrets(here, "-o", "executor=process")
+
+
+def test_a_run_with_secrets_that_are_named_in_texts(here: Path) -> None:
+    check_no_named_secrets(here)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,14 @@ def test_a_run_in_processes(here: Path) -> None:
         "PGPASSWORD": True,
         "DB_PASS": True,
         "GOOGLE_APPLICATION_CREDENTIALS": True,
+        "DATABASE_URL": True,
+        "GITHUB_PAT": True,
+        "NPM_AUTH": True,
+        "SESSION_COOKIE": True,
+        "BEARER": True,
+        "SLACK_WEBHOOK_URL": True,
+        "SSH_AUTH_SOCK": False,
+        "AUTHOR": False,
         "TOKENIZERS_PARALLELISM": False,
         "KEYBOARD": False,
         "PASSES": False,
@@ -38,6 +51,57 @@ def test_a_run_in_processes(here: Path) -> None:
 )
 def test_names_tell_what_is_secret(name: str, secret: bool) -> None:
     assert looks_secret(name) is secret
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    {
+        "login --password XX -v": "login --password <password> -v",
+        "login --password='XX'": "login --password='<password>'",
+        "['login', '--api-key', 'XX', 'y']": "['login', '--api-key', '<api_key>', 'y']",
+        "f(token='XX', n=1)": "f(token='<token>', n=1)",
+        'said \'{"api_key": "XX"}\'': 'said \'{"api_key": "<api_key>"}\'',
+        "said \\'{\\'api_key\\': \\'XX\\'}": "said \\'{\\'api_key\\': \\'<api_key>\\'}",
+        "API_TOKEN=XX login": "API_TOKEN=<API_TOKEN> login",
+        "password: XX": "password: <password>",
+        "Authorization: Basic XX==": "Authorization: <Authorization>",
+        "'Cookie': 'a=XX; b=XX'": "'Cookie': '<Cookie>'",
+        "uses bearer XXXXXXXXXX": "uses bearer <token>",
+        "postgres://me:XX@host/db": "postgres://me:<password>@host/db",
+        "https://XX@host/x": "https://<user>@host/x",
+        "https://host/x?token=XX&n=1": "https://host/x?token=<token>&n=1",
+    }.items(),
+)
+def test_values_with_names_that_look_secret_are_masked(text: str, masked: str) -> None:
+    text = text.replace("XX", "s3cr3t")
+    assert mask(text, ()) == masked
+    assert mask(masked, ()) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sorted(key='name')",
+        "f(max_tokens=100, token=None)",
+        "invalid token: unexpected end",
+        "unexpected token: '}'",
+        "CredentialError: cannot log in",
+        "--password $PASSWORD --token <token>",
+        "if token == 'abc':",
+        "token = os.environ['API_TOKEN']",
+        "ssh://git@host/x",
+        "PASS: test_x",
+    ],
+)
+def test_other_text_is_not_masked(text: str) -> None:
+    assert mask(text, ()) == text
+
+
+def test_masking_takes_linear_time() -> None:
+    for text in ("token" * 40_000, "--key" * 40_000, "token='" * 30_000, "http://" * 30_000 + "@"):
+        begun = time.process_time()
+        mask(text, ())
+        assert time.process_time() - begun < 5
 
 
 def test_a_secret_that_begins_with_another_one_is_masked_as_a_whole(

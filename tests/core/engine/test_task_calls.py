@@ -145,7 +145,7 @@ async def test_settings_and_resources_that_differ_from_the_defaults_are_describe
     assert first.masked("it was a-secret-value") == "it was <TOKEN>"
     assert second.settings == {"stdin": "<14 characters>", "retries": 3}
     assert (third.resources, third.settings) == ({}, {})
-    assert third.masked("it was a-secret-value") == "it was a-secret-value"
+    assert third.masked("it was a-secret-value") == "it was <TOKEN>"  # the name looks secret
 
 
 async def test_secrets_in_backend_specific_settings_are_masked() -> None:

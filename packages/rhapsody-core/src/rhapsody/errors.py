@@ -15,6 +15,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+from rhapsody.masking import mask
+
 MAX_CAUSES = 8
 """Maximum number of failed dependencies in the chain of causes of an error."""
 
@@ -234,9 +236,9 @@ class JournalError(RhapsodyError, RuntimeError):
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return `str()` of an exception, or a replacement if its `__str__` raises."""
+    """Return `str()` of an exception without secrets, or a replacement if its `__str__` raises."""
     try:
-        return str(error)
+        return mask(str(error))
     except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
         return f"(str() of the exception raised {type(mistake).__name__})"
 

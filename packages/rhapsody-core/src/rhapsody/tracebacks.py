@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from rhapsody.errors import text_of
+from rhapsody.masking import mask
 from rhapsody.sdk.modules import Origins
 
 MAX_FRAMES = 3
@@ -105,15 +106,15 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
         lines.append(f'File "{file}", line {frame.line}, in {frame.function}')
         source = frame.source or linecache.getline(frame.file, frame.line).strip()
         if source:
-            lines.append(f"  {source}")
+            lines.append(f"  {mask(source, ())}")
     return lines
 
 
 def format_error(error: BaseException, trace: TracebackType | None = None) -> str:
     """Format an exception and its causes as Python does.
 
-    Frames in which Rhapsody re-raises a task's exception are omitted, and classes of a script that
-    `rhapsody run` imported are named as if Python had run the script.
+    Secrets are masked. Frames in which Rhapsody re-raises a task's exception are omitted, and
+    classes of a script that `rhapsody run` imported are named as if Python had run the script.
 
     Args:
         error: The exception.
@@ -129,7 +130,7 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
         if (each := todo.pop()) is not None:
             each.stack[:] = [frame for frame in each.stack if frame.filename != _AWAITED]
             todo += [each.__cause__, each.__context__, *(each.exceptions or ())]
-    return _OF_SCRIPT.sub(r"\1", "".join(whole.format()))
+    return mask(_OF_SCRIPT.sub(r"\1", "".join(whole.format())))
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:

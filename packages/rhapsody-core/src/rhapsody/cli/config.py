@@ -130,7 +130,7 @@ def _setting(name: str, value: Value | None, default: Any) -> Setting:
 
 def _without_secrets(name: str, value: Any) -> Any:
     """Return a value for JSON, with secrets in it replaced by their names."""
-    from rhapsody.masking import looks_secret
+    from rhapsody.masking import looks_secret, mask
 
     if isinstance(value, dict):
         return {key: _without_secrets(key, each) for key, each in value.items()}
@@ -138,7 +138,9 @@ def _without_secrets(name: str, value: Any) -> Any:
         return [_without_secrets(name, each) for each in value]
     if isinstance(value, date | time):  # a `datetime` is a `date`
         return value.isoformat()
-    return f"<{name}>" if isinstance(value, str) and looks_secret(name) else value
+    if isinstance(value, str):
+        return f"<{name}>" if looks_secret(name) else mask(value)
+    return value
 
 
 def _key(name: str) -> str:

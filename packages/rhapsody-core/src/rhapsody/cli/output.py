@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rhapsody.history.values import printable
+from rhapsody.masking import mask
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -62,9 +63,9 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to standard error, separate from the output of the workflow."""
+    """Write a line without secrets to standard error, separate from the workflow's output."""
     with suppress(BrokenPipeError):
-        _write(sys.stderr, text)
+        _write(sys.stderr, mask(text))
 
 
 def complain(text: str) -> None:

@@ -39,7 +39,7 @@ from rhapsody.errors import (
     describe_error,
     first_call,
 )
-from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, mask, secrets_of
+from rhapsody.masking import MIN_SECRET_LENGTH, Hidden, Secrets, hides, mask, secrets_of
 from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
@@ -627,6 +627,11 @@ class Brief(reprlib.Repr):
         """Shorten text after masking secret values."""
         return super().repr_str(mask(x, self._secrets), level)
 
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Shorten a dictionary after masking the values of keys that look secret."""
+        hidden = {key: Hidden(key) for key, value in x.items() if hides(key, value)}
+        return super().repr_dict({**x, **hidden} if hidden else x, level)
+
     def repr_instance(self, x: Any, level: int) -> str:
         """Show a value for which `reprlib` has no method, in most cases only as its type."""
         kind = type(x)
@@ -634,7 +639,7 @@ class Brief(reprlib.Repr):
             return f"<{x.uid}>"
         if issubclass(kind, PurePath | File):
             return repr(x)
-        if kind in (float, bool, type(None), complex):
+        if kind in (float, bool, type(None), complex, Hidden):
             return repr(x)
         return f"<{kind.__name__}>"
 
@@ -651,7 +656,10 @@ def call_text(
     brief = Brief(secrets)
     try:
         given = [brief.repr(value) for value in args]
-        given += [f"{key}={brief.repr(value)}" for key, value in (kwargs or {}).items()]
+        given += [
+            f"{key}=<{key}>" if hides(key, value) else f"{key}={brief.repr(value)}"
+            for key, value in (kwargs or {}).items()
+        ]
         text = mask(", ".join(given), secrets)
     except Exception:  # an object that cannot be inspected must not hide the failure
         text = "..."

@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 from rhapsody import environments
+from rhapsody.masking import remember
 from rhapsody.resources import Resources, builtin_number, changed_fields, seconds
 from rhapsody.shells import Shell, shell_setting
 from rhapsody.task import RetryPolicy, as_policies, is_async
@@ -236,6 +237,7 @@ def _environment(value: object) -> dict[str, str] | None:
             raise ValueError(f"environment: {shown!r} is not a valid variable name")
         if "\0" in content:
             raise ValueError(f"environment: the value of {key!r} contains a null character")
+    remember(value)
     return dict(value)
 
 

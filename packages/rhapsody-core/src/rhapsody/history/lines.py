@@ -11,10 +11,9 @@ import getpass
 import json
 import os
 import platform
-import re
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from json.encoder import encode_basestring_ascii
@@ -25,7 +24,15 @@ from rhapsody._version import __version__
 from rhapsody.errors import DependencyFailureError, text_of
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import OutputStore
-from rhapsody.masking import MIN_SECRET_LENGTH, Secrets, looks_secret, mask, merged, secrets_of
+from rhapsody.masking import (
+    MIN_SECRET_LENGTH,
+    Secrets,
+    mask,
+    mask_arguments,
+    mask_value,
+    merged,
+    secrets_of,
+)
 from rhapsody.plugins.manager import CORE, installed
 from rhapsody.plugins.specs import (
     AttemptFiles,
@@ -384,16 +391,16 @@ def _file(name: str, path: str | None) -> dict[str, Any]:
 def run_line(started: float, profile: str | None = None) -> str:
     """Return the first line of a record, which describes this process and its run."""
     secrets = secrets_of()
-    program, *arguments = [mask(str(each), secrets) for each in sys.argv or [""]]
-    command = [mask(each, secrets) for each in getattr(sys, "orig_argv", ())]
+    program, *arguments = mask_arguments(map(str, sys.argv or [""]), secrets)
+    command = list(mask_arguments(getattr(sys, "orig_argv", ()), secrets))
     packages = {entry.distribution: entry.version for entry in installed().entries}
     return _line(
         "run",
         {
             "format": FORMAT,
             "program": program,
-            "arguments": list(without_secrets(arguments)),
-            "command": list(without_secrets(command)),
+            "arguments": arguments,
+            "command": command,
             "cwd": _directory(),
             "host": socket.gethostname(),
             "user": _user(),
@@ -405,24 +412,6 @@ def run_line(started: float, profile: str | None = None) -> str:
             "profile": profile,
         },
     )
-
-
-_OPTION = re.compile(r"(--?[A-Za-z][\w-]*)(=?)(.*)", re.DOTALL)
-
-
-def without_secrets(arguments: Iterable[str]) -> Iterator[str]:
-    """Yield a program's arguments; the values of options whose names look secret are replaced."""
-    secret = None
-    for argument in arguments:
-        match = _OPTION.fullmatch(argument)
-        if match is None:
-            yield argument if secret is None else f"<{secret}>"
-            secret = None
-            continue
-        option, equals, _ = match.groups()
-        name = option.lstrip("-").replace("-", "_")
-        secret = name if looks_secret(name) and not equals else None
-        yield f"{option}=<{name}>" if looks_secret(name) and equals else argument
 
 
 def _directory() -> str | None:
@@ -482,6 +471,7 @@ def _option(value: Any) -> Any:
 
 def engine_end_line(engine: str, summary: Summary, now: float) -> str:
     """Return the line for the end of an engine."""
+    secrets = secrets_of()
     return _line(
         "engine_end",
         {
@@ -494,8 +484,8 @@ def engine_end_line(engine: str, summary: Summary, now: float) -> str:
             "cut_short": summary.cut_short,
             "held_back": summary.held_back,
             "still_running": summary.still_running,
-            "problems": summary.problems,
-            "accounts": summary.backends,
+            "problems": mask_value(summary.problems, secrets),
+            "accounts": mask_value(summary.backends, secrets),
         },
     )
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TextIO
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.history.recorder import Recorder
 from rhapsody.journal import JournalOption
+from rhapsody.masking import mask, mask_value, secrets_of
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.specs import ObservedEngine, TaskCall, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
@@ -57,8 +58,12 @@ class Trace:
         self.write([_record(event) for event in events])
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records; values that JSON cannot represent are written as text."""
-        text = "".join(json.dumps(record, default=str) + "\n" for record in records)
+        """Write records without secrets; values that JSON cannot represent are written as text."""
+        secrets = secrets_of()
+        text = "".join(
+            json.dumps(mask_value(record, secrets), default=lambda value: mask(str(value))) + "\n"
+            for record in records
+        )
         with self._lock:
             if self._file is None:
                 return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.context import running_task
+from rhapsody.masking import mask
 from rhapsody.observers.account import Counts, account, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
@@ -133,7 +134,7 @@ class Progress:
 
 
 def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
-    """Yield the lines that tasks have printed, each with a prefix that names its task.
+    """Yield the lines without secrets that tasks have printed, each with the task in a prefix.
 
     Args:
         events: The events of the tasks that ended.
@@ -143,7 +144,7 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
         for printed in (event.stdout, event.stderr):
             if printed and (functions or event.kind == "executable"):
                 prefix = f"{event.name} {event.uid.partition('.')[2]} | "
-                for line in printed.removesuffix("\n").split("\n"):
+                for line in mask(printed).removesuffix("\n").split("\n"):
                     yield prefix, line
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError
+from rhapsody.masking import mask
 from rhapsody.staging.fsutil import (
     DIRECTORY,
     FileLock,
@@ -48,6 +49,13 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 """Formats of a line of the log and of the time in it. The time is UTC, as in the names of runs."""
 
 
+class _Lines(logging.Formatter):
+    """Formatter of log records that masks secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
+
+
 class RunLog(logging.FileHandler):
     """Log handler that writes to a file, which is opened when the first record is written.
 
@@ -61,7 +69,7 @@ class RunLog(logging.FileHandler):
         self._path = path
         self._pid = os.getpid()
         self._taking = False
-        lines = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
+        lines = _Lines(LOG_FORMAT, TIME_FORMAT)
         lines.converter = time.gmtime
         self.setFormatter(lines)
 
