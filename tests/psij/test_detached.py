@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from rhapsody import BackendUnavailableError
+from rhapsody_psij import PsijExecutionBackend
 from rhapsody_psij.detached import LIST, LOCK, LeftJobs, locked, succeeded
 from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "[0, 1, 'printed 0, written 0', 'printed 1, written 1', 'ranked\\nranked\\n']\n"
+ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
 
 
@@ -42,13 +46,16 @@ def started(place: Path, shared: int = 1, *names: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=place, env=environment)
 
 
-def killed(place: Path, lines: int, shared: int = 1) -> None:
-    """Start the program, and kill it when the log of its tasks has a number of lines."""
+def killed(
+    place: Path, lines: int, shared: int = 1, number: signal.Signals = signal.SIGKILL
+) -> None:
+    """Start the program, and send it a signal when the log of its tasks has a number of lines."""
     log = place / "log"
     log.touch()
     with started(place, shared) as program:
         until(lambda: log.read_text().count("\n") >= lines)
-        program.kill()
+        program.send_signal(number)
+    assert program.returncode in (0, -number, 128 + number)
 
 
 def finished(program: subprocess.Popen[str]) -> str:
@@ -76,14 +83,17 @@ def require_run_once(place: Path) -> None:
 @pytest.mark.parametrize("lines", range(10))
 def test_no_task_is_repeated_after_a_kill(lines: int, tmp_path: Path) -> None:
     (tmp_path / "gate").touch()
-    killed(tmp_path, lines)
+    killed(tmp_path, lines, number=ENDS[lines % 3])
     assert finished(started(tmp_path)) == RESULTS
     require_run_once(tmp_path)
 
 
 @on_slurm
-def test_results_of_jobs_that_ended_meanwhile_are_taken_over(tmp_path: Path) -> None:
-    killed(tmp_path, 2)
+@pytest.mark.parametrize("number", ENDS[:2])
+def test_results_of_jobs_that_ended_meanwhile_are_taken_over(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    killed(tmp_path, 2, number=number)
     until(lambda: "jobs that may continue (5)" in said(tmp_path, "status"))
     assert len(json.loads(said(tmp_path, "status", "--json"))["jobs"]) == 5
     assert "1 may have jobs" in said(tmp_path, "clean")
@@ -103,7 +113,7 @@ def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Pat
     second = started(tmp_path, shared)
     until(lambda: len(list(tmp_path.glob(f".rhapsody/2*/*/*/{LOCK}"))) == 2)
     with second:
-        second.kill()
+        second.terminate()
     third = started(tmp_path, shared)
     (tmp_path / "gate").touch()
     assert finished(third) == RESULTS
@@ -151,6 +161,17 @@ def test_only_ended_runs_in_private_directories_are_taken_over(tmp_path: Path) -
     assert LeftJobs.take_over(str(tmp_path / "psij-1")).jobs == []  # it is locked
     assert found.close() == [mine]
     os.close(lock)
+
+
+@pytest.mark.asyncio
+async def test_a_failed_start_leaves_the_jobs_of_earlier_runs(tmp_path: Path) -> None:
+    earlier = left(tmp_path / "earlier", "psij-none-1", "one")
+    backend = PsijExecutionBackend("none", detach=True)
+    backend.session.path, backend.session.earlier = str(tmp_path / "new"), str(tmp_path / "earlier")
+    with pytest.raises(BackendUnavailableError, match="'none' cannot be used"):
+        await backend
+    assert (earlier / LIST).exists()
+    assert not os.listdir(tmp_path / "new")
 
 
 def test_only_successful_outcomes_are_taken_over() -> None:

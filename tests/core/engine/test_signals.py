@@ -61,13 +61,14 @@ def test_a_signal_ends_the_work_and_then_the_main_coroutine(
                     say(type(error).__name__, getattr(error, "code", None))
                     raise
                 finally:
-                    say("cleaned up")
+                    say("cleaned up after", int(flow.backend.session.signal))
         asyncio.run(main())
     """)
     program.until("ready")
     program.send(number)
     code, lines, err = program.end()
-    assert (code, lines[1:]) == (GRACEFUL[number], [SEEN[number], "cleaned up"]), err
+    said = [SEEN[number], f"cleaned up after {int(number)}"]
+    assert (code, lines[1:]) == (GRACEFUL[number], said), err
     pids = [int(pid) for n in range(2) for pid in (tmp_path / f"pids{n}").read_text().split()]
     assert len(pids) == 4
     assert gone(pids)

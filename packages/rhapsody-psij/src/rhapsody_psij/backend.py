@@ -2,7 +2,7 @@
 
 PSI/J runs in a separate process, the client (`rhapsody_psij.client`). The client submits and
 cancels jobs, and sends PSI/J's status changes in batches. It ends when the program ends, and then
-cancels the remaining jobs.
+cancels the remaining jobs that are not detached.
 
 A job runs `rhapsody_psij.job`, which runs one or several tasks and writes a report when a task
 starts and when it ends. The reports of all jobs are in one directory, which the backend lists while
@@ -20,6 +20,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import sys
 import uuid
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -175,9 +176,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
             Tasks with several ranks do not share a job.
-        detach: True to let jobs continue if the program is killed. The next run of the program
-            that resumes this one takes over their results. Requires a journal, and an executor
-            other than `"local"`.
+        detach: True to let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP,
+            as when a connection is lost. The next run of the program that resumes this one takes
+            over their results. Requires a journal, and an executor other than `"local"`.
         name: The name of this object in an engine.
 
     Attributes:
@@ -247,6 +248,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._left = detached.LeftJobs()
         self._left_jobs: dict[detached.LeftJob, _Job] = {}
         self._seen: set[Path] = set()  # reports that were read and are kept
+        self._number_left = 0
+        self._ready = False  # until `start` has succeeded
         self._warned = False
         self._client: Process | None = None
         self._node_cores: int | None = None
@@ -300,6 +303,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._spawn(self._listen())
         if self.executor == "slurm":
             self._node_cores = await _slurm_node_cores()
+        self._ready = True
 
     @property
     def _prefix(self) -> str:
@@ -328,12 +332,13 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def stop(self) -> None:
         """End the client process, and remove the files of the jobs.
 
-        If the client was killed, detached jobs may continue, so that their files stay.
+        If detached jobs are left, or the client was killed, their files stay.
         """
-        stays = self.detach and self._failure is not None
+        stays = self.detach and (self._leaving or self._failure is not None)
         if self._client is not None:
             assert self._client.stdin is not None
-            self._send({"end": True})
+            if not self._leaving:
+                self._send({"end": True})
             self._client.stdin.close()
             await self._client.wait()
             self._client = None
@@ -341,15 +346,29 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
+        if self._number_left:
+            log.warning(
+                "backend %r: the jobs of %d tasks continue (detach=True); run the program again to "
+                "take over their results. `rhapsody status` lists the jobs",
+                self.name, self._number_left,
+            )  # fmt: skip
         directories = self._left.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
         if self._directory is not None:
             directories.append(self._directory)
-        for directory in () if stays else directories:
+        for directory in directories:
+            if stays and (directory / detached.LIST).exists():
+                continue
             remove = partial(shutil.rmtree, directory, ignore_errors=True)
             await in_thread(remove, or_here=True)
+
+    @property
+    def _leaving(self) -> bool:
+        """True if detached jobs continue when the program ends. Ctrl-C cancels them."""
+        signals = (signal.SIGTERM, signal.SIGHUP)
+        return self.detach and (not self._ready or self.session.signal in signals)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -526,10 +545,21 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if run.job is None:
             self._waiting[key].remove(run)
             run.ended.set_result({})
+        elif self._leaving and (run.detach or run.job.left is not None):
+            self._leave(run, run.job)
         elif run.job.unwanted:
             self._send({"cancel": [run.job.number]})
         else:
             self._spawn(self._cancel_shared(run.job, run))
+
+    def _leave(self, run: _Run, job: _Job) -> None:
+        """End a task whose job continues."""
+        self._number_left += 1
+        run.task.pop("sandbox", None)  # the job needs it, so the engine must not remove it
+        del job.runs[run.uid]
+        run.ended.set_result({})
+        if not job.runs:
+            del self._jobs[job.number]
 
     async def _cancel_shared(self, job: _Job, run: _Run) -> None:
         uid = run.uid

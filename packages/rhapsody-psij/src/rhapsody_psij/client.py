@@ -8,11 +8,12 @@ detached.
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
 [...]}` with ids, `{"attach": [...]}` with the ids and the batch system's ids of jobs of an earlier
-run, and `{"end": true}` as the last one. If that line is missing, because the program was killed,
-jobs whose specification contains `detach` continue. The client replies with `{"error": ...}` after
-a failed start, or `{}`, and then sends lists of reports, `[id, state, message, exit code]`. All
-reports that are waiting are sent together. The states are those of PSI/J, and `REFUSED` for a job
-that could not be submitted.
+run, and `{"end": true}` as the last one. If that line is missing, because the program was killed or
+leaves its jobs, jobs whose specification contains `detach` continue.
+
+The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
+reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
+states are those of PSI/J, and `REFUSED` for a job that could not be submitted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Detached jobs: jobs that go on when the program is killed, and whose results the next run takes.
+"""Detached jobs: jobs that outlive the program, and whose results the next run takes.
 
 Each backend object with `detach=True` has a directory that only the user can access. The client
 lists there every job that it has submitted, in `jobs.jsonl`, and the jobs write their reports

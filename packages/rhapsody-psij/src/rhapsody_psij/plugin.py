@@ -84,7 +84,8 @@ OPTIONS = (
         "detach",
         bool,
         False,
-        "Let jobs continue if the program is killed; the next run takes over their results.",
+        "Let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP; the next run "
+        "takes over their results.",
     ),
     BackendOption("name", str, "psij", "Name of the backend in an engine."),
     BackendOption("partition", instead="PSI/J calls it 'queue'"),

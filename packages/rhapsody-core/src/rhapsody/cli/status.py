@@ -225,7 +225,8 @@ class Status:
         left = {} if may_run(history.run) else jobs_left(history.run.path.parent)
         for task in history.tasks.values() if left else ():
             job = left.get(f"{task.engine}.{task.uid}")
-            if job is not None and not task.ended:
+            # A signal cancels tasks, but a backend may have left their jobs running.
+            if job is not None and task.outcome not in ("done", "failed"):
                 status.jobs.append((task, job))
         return status
 

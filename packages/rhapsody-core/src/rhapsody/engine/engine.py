@@ -39,7 +39,7 @@ from types import CoroutineType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from rhapsody.aio import Clock, end_of, settable
-from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.cards import ACTIVE, IDLE, Card
 from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
@@ -691,11 +691,14 @@ class WorkflowEngine(OlderNames):
         await self._stop(skip_backends=skip)
         self._settle()
 
-    async def _interrupt(self) -> None:
+    async def _interrupt(self, number: int) -> None:
         """Stop all work because of a signal, and leave the futures pending for now."""
         scheduler = self._runtime.scheduler
         if self._ending is None:
             scheduler.interrupted = True
+            for backend in self._attached.values():
+                if isinstance(session := getattr(backend, "session", None), Session):
+                    session.signal = number
             log.warning(
                 "engine %s: interrupted; stopping %s (unfinished tasks: %d). "
                 "Interrupt again to end immediately.",

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 Handler = Callable[[int, FrameType | None], Any]
 
-Stop = Callable[[], Coroutine[Any, Any, None]]
+Stop = Callable[[int], Coroutine[Any, Any, None]]
 
 
 class _Registry:
@@ -67,7 +67,8 @@ class _Registry:
 
         Args:
             engine: The engine, or a placeholder for one that is starting.
-            stop: Coroutine function that stops the engine's work and leaves its futures pending.
+            stop: Coroutine function that stops the engine's work and leaves its futures pending;
+                called with the number of the signal.
             settle: Function that settles the futures; called after the signal's exception was
                 raised in the main coroutine.
         """
@@ -110,7 +111,7 @@ class _Registry:
             if not signalled and not gate.done():
                 gate.set_result(None)
 
-        async def stop() -> None:
+        async def stop(_: int) -> None:
             nonlocal signalled
             signalled = True
             running.cancel()
@@ -218,7 +219,7 @@ class _Registry:
     async def _end(self, number: int) -> None:
         stops = list(self._stops.values())
         main, former = self._main, self._replaced(number)
-        await asyncio.gather(*(stop() for stop, _ in stops), return_exceptions=True)
+        await asyncio.gather(*(stop(number) for stop, _ in stops), return_exceptions=True)
         self._forget()
         error: BaseException = _exception(number)
         if former is not None:
