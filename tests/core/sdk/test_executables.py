@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import tracemalloc
+import sys
 from pathlib import Path
 
 import pytest
 
+from rhapsody import data
 from rhapsody.sdk import executables
 from rhapsody.sdk.executables import TaskProgram, task_environment
 from rhapsody.sdk.processes import group_alive
@@ -54,23 +55,58 @@ async def test_variables_say_what_a_task_was_given(tmp_path: Path) -> None:
     assert task_environment(task) == {"OMP_NUM_THREADS": "7"}
 
 
-async def test_large_output_takes_no_more_memory_than_twice_its_text(tmp_path: Path) -> None:
-    task = described(tmp_path, "head -c 30000000 /dev/zero | tr '\\0' x")
-    program = TaskProgram(task, {})
-    tracemalloc.start()
-    try:
-        await asyncio.wait_for(program.wait(grace=1), 30)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(task["stdout"]) == 30_000_000
-    assert peak < 2.3 * 30_000_000
+MEMORY = """
+import asyncio, resource
+from rhapsody import WorkflowEngine
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+async def main():
+    async with WorkflowEngine.create(record=True) as flow:
+        @flow.executable_task
+        def command(size):
+            return f"truncate -s {size} /dev/stdout /dev/stderr && echo end >> /dev/stdout"
+
+        await command(17_000_000)
+        before = peak()
+        text = await command(300_000_000)
+        assert text.startswith("[truncated: the output has 300000004 bytes"), text[:100]
+        assert text.endswith("\\0end\\n"), text[-100:]
+        print(peak() - before)
+
+asyncio.run(main())
+"""
 
 
-async def test_characters_may_lie_across_the_pieces_that_output_is_read_in(
+async def test_output_of_a_command_takes_little_memory_whatever_its_size(tmp_path: Path) -> None:
+    (tmp_path / "flow.py").write_text(MEMORY)
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "flow.py", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await within(program.communicate())
+    assert program.returncode == 0
+    assert int(out) < 50_000_000
+
+
+async def test_output_up_to_the_limit_is_returned_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executables, "CHUNK", 3)
+    monkeypatch.setattr(data, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(data, "KEPT_OUTPUT", 3)
+    path = tmp_path / "out"
+    path.write_text("0123456789")
+    assert data.output_of(str(path)) == "0123456789"
+    path.write_text("01234567890")
+    note, text = data.output_of(str(path)).split("\n")
+    assert str(path) in note
+    assert text == "890"
+    assert data.output_of(str(tmp_path / "missing")) == ""
+
+
+async def test_characters_that_utf_8_does_not_allow_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(executables, "MAX_LOOP_READ", 3)
     task = described(tmp_path, "printf 'a\\303\\244\\360\\237\\230\\200\\377b\\303'")
     await asyncio.wait_for(TaskProgram(task, {}).wait(grace=1), 30)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import logging
 import os
 import re
 import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
+from typing import IO, Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from rhapsody.copying import copy_file
 from rhapsody.errors import DataError
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 __all__ = [
     "OUTPUT_FILES",
@@ -42,6 +45,7 @@ __all__ = [
     "make_sandbox",
     "moved",
     "name_in_sandbox",
+    "output_of",
     "plain_name",
     "stderr_tail",
     "stdout_tail",
@@ -162,15 +166,59 @@ def end_of_file(path: str, count: int) -> str:
     The text is empty if the file does not exist on this host or is not a regular file: a task may
     have replaced the file with a link or a FIFO.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with _output_file(path) as file:
+        if file is None:
             return ""
         file.seek(max(0, file.seek(0, os.SEEK_END) - count))
         return file.read().decode(errors="replace")
+
+
+MAX_OUTPUT = 16 << 20
+"""Maximum number of bytes of an output file that are read as a whole."""
+
+KEPT_OUTPUT = 1 << 20
+"""Number of bytes that are read from the end of a longer output file."""
+
+
+def output_of(path: str) -> str:
+    """Return the text of an output file, or a note and the last MiB if it exceeds 16 MiB.
+
+    Like `end_of_file`, this does not block, and the text is empty if there is no regular file.
+    """
+    with _output_file(path) as file:
+        return "" if file is None else read_output(file.fileno(), path)
+
+
+def read_output(descriptor: int, path: str) -> str:
+    """Return the text of an open output file, as `output_of` does.
+
+    Processes may still be writing to the file.
+    """
+    size = os.fstat(descriptor).st_size
+    start = 0 if size <= MAX_OUTPUT else size - KEPT_OUTPUT
+    data = bytearray()
+    while piece := os.pread(descriptor, size - start - len(data), start + len(data)):
+        data += piece
+    if not start:
+        return data.decode(errors="replace")
+    note = (
+        f"the output has {size} bytes, of which only the last {KEPT_OUTPUT} are returned; all of "
+        f'them are in {path} until the sandbox is removed; capture="files" returns this path'
+    )
+    log.warning("%s", note)
+    return f"[truncated: {note}]\n{data.decode(errors='replace')}"
+
+
+@contextlib.contextmanager
+def _output_file(path: str) -> Iterator[IO[bytes] | None]:
+    """Open an output file for the `with` block; `None` if it is not a regular file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield None
+        return
+    with open(descriptor, "rb") as file:
+        yield file if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
 
 
 def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:

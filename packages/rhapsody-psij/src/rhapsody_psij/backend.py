@@ -55,6 +55,7 @@ from rhapsody.sdk import (
     finish,
     in_thread,
     make_sandbox,
+    output_of,
     pack,
     require_mpi4py,
     unpack,
@@ -846,5 +847,5 @@ def _output(task: TaskDescription, sandbox: str) -> dict[str, str]:
         return {"stdout": "", "stderr": ""}
     paths = [os.path.join(sandbox, name) for name in OUTPUT_FILES]
     if capture != "files":
-        paths = [end_of_file(path, sys.maxsize) for path in paths]
+        paths = [output_of(path) for path in paths]
     return dict(zip(("stdout", "stderr"), paths, strict=True))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import sys
 from typing import Any
 
 from rhapsody import (
@@ -21,7 +20,7 @@ from rhapsody import (
     TaskLostError,
     TaskTimeoutError,
 )
-from rhapsody.sdk import end_of_file, too_early
+from rhapsody.sdk import output_of, too_early
 from rhapsody_radical import functions
 from rhapsody_radical.pilots import Job
 from rhapsody_radical.translate import missing_outputs, output_names
@@ -81,7 +80,7 @@ def collect_output(job: Job) -> None:
     if capture == "files":
         task["stdout"], task["stderr"] = paths
         return
-    task["stdout"], errors = (end_of_file(path, sys.maxsize) or "" for path in paths)
+    task["stdout"], errors = map(output_of, paths)
     while OF_LAUNCHER.fullmatch(errors, last := errors.rfind("\n", 0, -1) + 1):
         errors = errors[:last]
     task["stderr"] = errors

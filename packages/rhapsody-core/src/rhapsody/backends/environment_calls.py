@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from rhapsody._version import __version__
-from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file, make_sandbox
+from rhapsody.data import OUTPUT_FILES, RESERVED, make_sandbox, output_of
 from rhapsody.environments import SETTINGS, wrap_command
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.sdk.calls import call_spec, pack, unpack
@@ -114,7 +114,7 @@ class EnvironmentCall:
             TaskLostError: The process ended before it had written an outcome.
             BackendError: The outcome cannot be unpickled.
         """
-        printed = [end_of_file(self._path(name), sys.maxsize) for name in OUTPUT_FILES]
+        printed = [output_of(self._path(name)) for name in OUTPUT_FILES]
         try:
             outcome = unpack(Path(self._path(OUTCOME)).read_bytes())
         except FileNotFoundError:

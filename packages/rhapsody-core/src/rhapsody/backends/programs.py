@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -25,9 +24,9 @@ from rhapsody.data import (
     OUTPUT_FILES,
     RESERVED,
     copy_into,
-    end_of_file,
     link_into,
     make_sandbox,
+    output_of,
 )
 from rhapsody.masking import looks_secret
 from rhapsody.resources import Resources
@@ -272,4 +271,4 @@ def output(task: TaskDescription) -> tuple[str, str]:
     out, err = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
     if capture == "files":
         return out, err
-    return end_of_file(out, sys.maxsize), end_of_file(err, sys.maxsize)
+    return output_of(out), output_of(err)

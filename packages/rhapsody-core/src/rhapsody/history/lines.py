@@ -302,7 +302,7 @@ class Encoder:
 
     def _long(self, uid: str, name: str, text: str) -> _LongOutput:
         if isinstance(text, TruncatedText):
-            whole = self._outputs.reserve(text.size)
+            whole = self._outputs.reserve(text.stored)
         elif not (whole := self._outputs.reserve(len(text))):
             # Do not keep the text until the line is written.
             return _LongOutput(name, self._last(uid, text), (), whole)

@@ -34,6 +34,10 @@ _taken = threading.Lock()
 """Lock that is held while a table is shown, because there can be only one at a time."""
 
 
+MAX_PRINTED = 1 << 20
+"""Maximum number of characters of a task's output that are shown."""
+
+
 class Progress:
     """Observer that shows a run on standard error, as a live table or as lines at intervals.
 
@@ -144,7 +148,9 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
         for printed in (event.stdout, event.stderr):
             if printed and (functions or event.kind == "executable"):
                 prefix = f"{event.name} {event.uid.partition('.')[2]} | "
-                for line in mask(printed).removesuffix("\n").split("\n"):
+                if len(printed) > MAX_PRINTED:
+                    yield prefix, f"[{len(printed) - MAX_PRINTED} characters are omitted here]"
+                for line in mask(printed[-MAX_PRINTED:]).removesuffix("\n").split("\n"):
                     yield prefix, line
 
 

@@ -17,6 +17,7 @@ from rhapsody.data import (
     make_sandbox,
     moved,
     name_in_sandbox,
+    output_of,
     plain_name,
 )
 from rhapsody.errors import add_note, describe_error
@@ -89,10 +90,11 @@ __all__ = [
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
     "copy_into", "describe_error", "dumps", "end_of_file", "finish", "in_thread", "is_async",
     "is_cancelling", "known", "link_into", "make_sandbox", "memory_in_bytes", "moved",
-    "name_in_sandbox", "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts",
-    "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
-    "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable",
-    "slurm_refusal", "slurm_waiting", "start_thread", "streams", "task_context", "task_environment",
-    "task_kind", "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until",
-    "watch_files", "watching", "without_own_frames", "working_directory",
+    "name_in_sandbox", "output_of", "own_modules", "pack", "pack_call", "pack_error", "parse_ready",
+    "parts", "pickler", "plain_name", "recording", "require_mpi4py", "require_unused",
+    "require_version", "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules",
+    "settable", "slurm_refusal", "slurm_waiting", "start_thread", "streams", "task_context",
+    "task_environment", "task_kind", "time_needed", "too_early", "trimmed", "unpack",
+    "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
+    "working_directory",
 ]  # fmt: skip

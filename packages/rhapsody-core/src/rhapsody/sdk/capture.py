@@ -74,6 +74,11 @@ class TruncatedText(str):
     _rest: bytes | None
     size: int
 
+    @property
+    def stored(self) -> int:
+        """The number of characters of `whole`."""
+        return len(self) if self._rest is None else self.size
+
     def whole(self) -> str:
         """Return the whole output or, if its rest was not kept, its beginning and the note."""
         if self._rest is None:

@@ -27,16 +27,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rhapsody.aio import wait_through
-from rhapsody.data import OUTPUT_FILES, stderr_tail
+from rhapsody.data import OUTPUT_FILES, read_output, stderr_tail
 from rhapsody.errors import OutOfMemoryError
 from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
 __all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
-
-CHUNK = 1 << 20
-"""Number of bytes to read at a time."""
 
 MAX_LOOP_READ = 1 << 16
 """Maximum number of bytes of output to read on the loop; larger output is read on a thread."""
@@ -53,6 +50,7 @@ class ProgramOutput:
     """
 
     def __init__(self, directory: str) -> None:
+        self._directory = directory
         self._descriptors: list[int] = []
         for name in OUTPUT_FILES:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -73,9 +71,13 @@ class ProgramOutput:
         return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
 
     def take(self) -> list[str]:
-        """Return the text of standard output and standard error, and close the files."""
+        """Return standard output and standard error as text, and close the files.
+
+        Of output that is too long, the text contains only the end; see `read_output`.
+        """
         try:
-            return [_text(descriptor) for descriptor in self._descriptors]
+            paths = [os.path.join(self._directory, name) for name in OUTPUT_FILES]
+            return list(map(read_output, self._descriptors, paths))
         finally:
             self.close()
 
@@ -83,14 +85,6 @@ class ProgramOutput:
         """Close the files without removing them."""
         while self._descriptors:
             os.close(self._descriptors.pop())
-
-
-def _text(descriptor: int) -> str:
-    """Return the current text of a file, even if processes are still writing to it."""
-    data, size = bytearray(), os.fstat(descriptor).st_size
-    while piece := os.pread(descriptor, min(CHUNK, size - len(data)), len(data)):
-        data += piece
-    return data.decode(errors="replace")
 
 
 SIGKILL_EXIT_CODES = (-signal.SIGKILL, 128 + signal.SIGKILL)
