@@ -61,7 +61,7 @@ class Account:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def owns(self, *paths: Path) -> None:
-        """Give files to this user."""
+        """Make this user the owner of files."""
         for path in paths:
             os.chown(path, self.uid, -1)
 
@@ -94,7 +94,7 @@ READS = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 
 @pytest.fixture
 def accounts() -> Iterator[Accounts]:
-    """Two users, of whom the first one can read all files; skips the test without root's rights."""
+    """Two users; the first one can read all files. Skips the test without the rights of root."""
     if not can_change_user():
         pytest.skip("only root can run processes as two other users, with setpriv")
     with tempfile.TemporaryDirectory(prefix="rhapsody-accounts-", dir="/tmp") as directory:

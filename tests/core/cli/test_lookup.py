@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,23 +110,3 @@ def test_a_task_with_malformed_values_is_left_out(
     text, error = output(capsys, command)
     assert "is damaged: " in error
     assert "sound" in text
-
-
-@pytest.mark.skipif(
-    os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read all files"
-)
-@commands
-def test_a_newer_run_of_another_user_is_skipped(
-    command: str, records: Records, tmp_path: Path
-) -> None:
-    newest = tmp_path / ".rhapsody" / SECOND
-    words = [sys.executable, "-m", "rhapsody", command, *COMMANDS[command]]
-    if os.geteuid() == 0:
-        words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *words]
-    newest.chmod(0)  # stands for the private directory of a colleague
-    try:
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    finally:
-        newest.chmod(0o700)
-    assert "Traceback" not in done.stderr
-    assert [line for line in done.stderr.splitlines() if SECOND in line]

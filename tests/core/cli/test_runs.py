@@ -87,7 +87,8 @@ def test_the_list_as_json_has_a_stable_form(
     found = json.loads(output(capsys, "--json")[0])
     assert [each["name"] for each in found] == NAMES[::-1]
     assert set(found[0]) == {
-        "name", "path", "outcome", "program", "arguments", "profile", "host", "user", "pid",
+        "name", "path", "outcome", "program", "arguments", "profile", "host", "user", "owner",
+        "pid",
         "started", "ended", "seconds", "backends", "counts", "problem",
     }  # fmt: skip
     assert found[1]["counts"] == {

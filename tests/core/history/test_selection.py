@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from rhapsody.history.selection import (
     find_tasks,
     select_run,
     select_task,
-    unreadable_runs,
 )
 from tests._support.histories import Records, call, end, start
 
@@ -146,24 +144,27 @@ def test_the_candidates_begin_with_failed_and_running_tasks(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def private(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The newest recorded run is of another user; root may read it anyway."""
-    found, access = base / NAMES[2], os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != found and access(path, mode))
+def shared(base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in which the newest recorded run is of another user."""
+    monkeypatch.setattr(
+        "rhapsody.history.selection.other_owner",
+        lambda record: 12345 if record.parent.name == NAMES[2] else None,
+    )
     return base
 
 
-def test_the_newest_run_is_the_newest_that_this_user_may_read(private: Path) -> None:
-    assert select_run(None, private) == private / NAMES[1] / "run.jsonl"
-    assert unreadable_runs(private) == [NAMES[2]]
+def test_the_newest_run_is_the_newest_of_this_user(shared: Path) -> None:
+    assert select_run(None, shared) == shared / NAMES[1] / "run.jsonl"
+    assert select_run("latest", shared) == shared / NAMES[1] / "run.jsonl"
 
 
-def test_a_private_run_can_be_named(private: Path) -> None:
-    assert select_run("00c3", private) == private / NAMES[2] / "run.jsonl"
+def test_a_run_of_another_user_can_be_named_if_no_own_run_matches(shared: Path) -> None:
+    assert select_run("00c3", shared) == shared / NAMES[2] / "run.jsonl"
+    assert select_run("20260102", shared) == shared / NAMES[1] / "run.jsonl"
 
 
-def test_only_private_runs_are_an_error(private: Path) -> None:
+def test_only_runs_of_other_users_are_an_error(shared: Path) -> None:
     for name in NAMES[:2]:
-        (private / name / "run.jsonl").unlink()
-    with pytest.raises(SelectionError, match="no permission"):
-        select_run(None, private)
+        (shared / name / "run.jsonl").unlink()
+    with pytest.raises(SelectionError, match="belong to other users"):
+        select_run(None, shared)

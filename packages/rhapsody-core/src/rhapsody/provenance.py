@@ -8,18 +8,22 @@ began. Otherwise, the crate is a Process Run Crate, which describes the same act
 The run is one action, and each attempt that has started is another one. So is each task whose
 result was reused from an earlier run; its action has no times. Files are referenced by their paths.
 Digests and copies are made only of files that have the recorded size and have not been modified
-since the run.
+since the run, and copies only of files in the directories of the run. The record of another user
+names only files of that user for this purpose.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import mimetypes
 import os
 import shlex
+import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
@@ -33,14 +37,18 @@ except ModuleNotFoundError as _error:
         "RO-Crates need the library rocrate; to install it: pip install 'rhapsody-core[provenance]'"
     ) from None
 
+from rhapsody.history.reader import other_owner
 from rhapsody.history.timeline import last_time
 from rhapsody.history.values import counts_of, counts_text, program_of
+from rhapsody.staging.runs import BASE
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, FileRecord, RunHistory, TaskRun
 
 __all__ = ["Files", "ro_crate"]
+
+log: logging.Logger = logging.getLogger("rhapsody")
 
 Files = Literal["reference", "digest", "copy"]
 """Treatment of data files: reference them, also compute digests, or also copy them."""
@@ -84,6 +92,9 @@ class _Export:
         self.crate.metadata.extra_terms["sha256"] = _SHA256
         self._history, self._run, self._files = history, history.run, files
         self._until = last_time(history)
+        self._owner = other_owner(self._run.path)
+        self._places = [os.path.realpath(place) for place in _directories(history)]
+        self._left: list[str] = []
         self._data: dict[str, Any] = {}  # entities of files, by path
         # A task reads a file in the sandbox of the task that wrote it, which is saved elsewhere.
         self._saved: dict[str, FileRecord] = {
@@ -104,6 +115,13 @@ class _Export:
             if task.kind != "block" and (attempt.started is not None or attempt.reused)
         ]
         self._describe(license, [self._run_action(), *actions])
+        if self._left:
+            more = f" and {len(self._left) - 1} more" if len(self._left) > 1 else ""
+            log.warning(
+                "not copied into the crate, as they are outside the directories of the run: %s%s",
+                self._left[0],
+                more,
+            )
 
     def _describe(self, license: str | None, actions: list[Any]) -> None:
         """Describe the crate itself."""
@@ -184,7 +202,7 @@ class _Export:
         software = {"Python": run.python, **run.packages}
         needs = [self._application(name, version) for name, version in software.items()]
         values = {"name": program_of(run), "softwareRequirements": needs}
-        if self._tools and _unchanged(run.program, None, run.started):
+        if self._tools and self._vouched(run.program, None, run.started):
             name = os.path.basename(run.program)
             program = crate.add_workflow(run.program, name, lang=language)
             values |= {"hasPart": list(self._tools.values()), "sha256": _digest(run.program)}
@@ -241,14 +259,35 @@ class _Export:
             values["encodingFormat"] = kind
         if file.size is not None:
             values["contentSize"] = str(file.size)
-            if self._files != "reference" and _unchanged(path, file.size, self._until):
+            if self._files != "reference" and self._vouched(path, file.size, self._until):
                 values["sha256"] = _digest(path)
                 if self._files == "copy":
-                    return self.crate.add_file(path, self._place(path), properties=values)
+                    real = os.path.realpath(path)
+                    if any(os.path.commonpath((real, place)) == place for place in self._places):
+                        return self.crate.add_file(real, self._place(path), properties=values)
+                    self._left.append(path)
         directory = file.size is None and os.path.isdir(path)
         uri = f"file://{quote(self._run.host)}{quote(path)}{'/' if directory else ''}"
         values["@type"] = "Dataset" if directory else "File"
         return self.crate.add(DataEntity(self.crate, uri, values))
+
+    def _vouched(self, path: str, size: int | None, since: float | None) -> bool:
+        """Return True if a file is the one that the run has used or written, as far as known.
+
+        The record of another user could name any file of this user, so it vouches only for files of
+        that other user.
+        """
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False
+        return (
+            stat.S_ISREG(found.st_mode)
+            and self._owner in (None, found.st_uid)
+            and size in (None, found.st_size)
+            and since is not None
+            and found.st_mtime <= since
+        )
 
     def _place(self, path: str) -> str:
         """Return the path of a copy in the crate."""
@@ -284,14 +323,18 @@ def _time(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def _unchanged(path: str, size: int | None, since: float | None) -> bool:
-    """Return True if a file exists, has this size, and has not been modified since this time."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    same = size is None or found.st_size == size
-    return os.path.isfile(path) and same and since is not None and found.st_mtime <= since
+def _directories(history: RunHistory) -> list[str]:
+    """Return the directories of a run: those in which it ran, and those that it was given."""
+    run, places = history.run, []
+    path = Path(os.path.abspath(run.path))
+    if path.parent.parent.name == BASE:
+        places.append(str(path.parents[2]))
+    if other_owner(run.path) is None:
+        places += [run.cwd] if run.cwd else []
+        for engine in history.engines.values():
+            given = [engine.work_dir, engine.options.get("results_dir")]
+            places += [os.path.join(run.cwd or "/", place) for place in given if place]
+    return places
 
 
 def _digest(path: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, note
+from rhapsody.cli.output import CommandError, new_file, note
 from rhapsody.history.values import counts_of
 from rhapsody.plugins.manager import install_command
 from rhapsody.plugins.specs import UsageError
@@ -60,14 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     path = Path(arguments.output or f"{history.run.name}{suffix}")
     if os.path.lexists(path):
         raise CommandError(f"{path} already exists; remove it, or choose another path with -o")
-    try:
+    with new_file(path) as new:
         if write is None:
-            wrote = _write_crate(history, path, arguments)
+            wrote = _write_crate(history, new, arguments)
         else:
-            write(history.run.path, path)
+            write(history.run.path, new)
             wrote = f"in the format {name}"
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
     note(f"wrote {path}, {wrote}")
     reused = counts_of(history)["reused"]
     if reused:

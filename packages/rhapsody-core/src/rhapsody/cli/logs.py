@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import io
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from rhapsody.cli.lookup import (
     shown,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
+from rhapsody.history.reader import open_recorded
 from rhapsody.history.values import may_run
 from rhapsody.plugins.specs import UsageError
 from rhapsody.states import TasksMainStates
@@ -175,8 +177,9 @@ class _Files(ExitStack):
         for stream in self._streams:
             path = self.attempt.output_path(stream)
             if stream not in self._files and path is not None:
-                with suppress(OSError, ValueError):  # not created yet, removed, on another host
-                    opened = self.enter_context(open(path, "rb"))  # noqa: SIM115 - this closes it
+                with suppress(FileNotFoundError, NotADirectoryError, ValueError), _allowed(path):
+                    # Otherwise, it was not created yet, was removed, or is on another host.
+                    opened = self.enter_context(open_recorded(path, self._record))
                     self._files[stream] = opened, codecs.getincrementaldecoder("utf-8")("replace")
             if stream in self._files:
                 file, decoder = self._files[stream]
@@ -291,6 +294,15 @@ def _reason(task: TaskRun, attempt: Attempt, streams: Sequence[Stream]) -> tuple
     return f"no {_or(what)} of {task.key} is recorded", FAILED
 
 
+@contextmanager
+def _allowed(path: str | None) -> Iterator[None]:
+    """Raise a `CommandError` if there is no permission to read a file."""
+    try:
+        yield
+    except PermissionError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+
+
 def _or(what: str) -> str:
     return what.replace(" and ", " or ")
 
@@ -305,7 +317,11 @@ def _json(
             continue
         path = attempt.output_path(stream)
         try:
-            text = Path(path or "").read_text("utf-8", "replace")
+            with (
+                _allowed(path),
+                io.TextIOWrapper(open_recorded(path or "", record), "utf-8", "replace") as file,
+            ):
+                text = file.read()
             found[stream] = {"text": text, "path": path, "complete": attempt.ended is not None}
         except (OSError, ValueError):
             recorded_text, complete = recorded(record, attempt, stream)

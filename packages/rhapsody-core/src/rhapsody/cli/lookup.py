@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RUN_HELP = (
     "the name of a run, the beginning of its name, its last four digits, or the path of a record "
-    "(default: the newest run)"
+    "(default: your newest run)"
 )
 TASK_HELP = "the uid, number or name of a task, or the beginning of its name"
 
@@ -45,20 +45,15 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
         RecordError: It is damaged.
     """
     from rhapsody.history.reader import RecordReader
-    from rhapsody.history.selection import select_run, unreadable_runs
-    from rhapsody.staging.runs import LATEST, runs_in
+    from rhapsody.history.selection import select_run
 
-    base = base_of(".")
-    path = select_run(run, base)
-    if run is None or run == LATEST:
-        names = runs_in(base)
-        for name in unreadable_runs(base):
-            if name in names[names.index(path.parent.name) :]:
-                complain(f"skipping run {name}: no permission to read it")
+    path = select_run(run, base_of("."))
     reader = RecordReader(path)
     with readable(reader.path):
         reader.update()
     history = reader.history()
+    if history.run.owner is not None:
+        complain(f"{shown(path)} is the record of user {printable(history.run.owner)}")
     report_damage(history)
     return reader, history
 
@@ -122,6 +117,7 @@ def run_json(run: RunRecord) -> dict[str, Any]:
         "profile": run.profile,
         "host": run.host,
         "user": run.user,
+        "owner": run.owner,
         "pid": run.pid,
         "started": run.started,
         "ended": run.ended,

@@ -8,8 +8,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rhapsody.history.values import printable
@@ -111,6 +113,37 @@ def _write(stream: TextIO | None, text: str, *, end: str = "\n") -> None:
         encoding = stream.encoding
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         stream.write(f"{text}{end}")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file or directory to create, which then replaces `path`.
+
+    Nothing is written through a link that another user may have created at `path`. A pipe or device
+    is not replaced.
+
+    Raises:
+        CommandError: The path is a link, or the file cannot be written.
+    """
+    if path.is_symlink():
+        raise CommandError(
+            f"{path} is a link, and nothing is written through links; remove it, or choose another "
+            "path with -o"
+        )
+    directory = None
+    try:
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        directory = tempfile.mkdtemp(prefix=".rhapsody-", dir=path.parent)
+        new = Path(directory, path.name)
+        yield new
+        os.replace(new, path)
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def flush() -> bool:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, note, write_bytes
+from rhapsody.cli.output import CommandError, new_file, note, write_bytes
 
 HELP = "write an HTML report about a run"
 
@@ -35,8 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
         write_bytes(text.encode())
         return
     path = Path(arguments.output or f"{history.run.name}.html")
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    with new_file(path) as new:
+        new.write_text(text, "utf-8")
     note(f"wrote {path}; open it in a browser")

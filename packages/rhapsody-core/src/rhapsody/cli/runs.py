@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"no recorded runs in {base}; `rhapsody run` records each run")
         return DONE
     same = Counter(each.name[-4:] for each in runs)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             each.name[-4:] if same[each.name[-4:]] == 1 else each.name,
             _day(each.started),
@@ -76,10 +76,23 @@ def run(arguments: argparse.Namespace) -> int:
             "-" if counts is None else str(counts["failed"]),
             duration(seconds_so_far(each)),
             ",".join(map(str, each.backends)) or "-",
+            each.owner or "-",
         )
         for each, counts in found
     ]
-    header = ("RUN", "STARTED", "PROGRAM", "OUTCOME", "DONE", "FAILED", "TIME", "BACKEND")
+    header: tuple[str, ...] = (
+        "RUN",
+        "STARTED",
+        "PROGRAM",
+        "OUTCOME",
+        "DONE",
+        "FAILED",
+        "TIME",
+        "BACKEND",
+        "OWNER",
+    )
+    if all(row[-1] == "-" for row in rows):  # all runs are the user's
+        header, rows = header[:-1], [row[:-1] for row in rows]
     say_lines(
         table(
             header,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, note
+from rhapsody.cli.output import new_file, note
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory
@@ -49,11 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.writelines(pieces)
         return
     path = Path(arguments.output or f"{history.run.name}.trace.json")
-    try:
-        with open(path, "w", encoding="ascii") as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
+    with new_file(path) as new, open(new, "w", encoding="ascii") as file:
+        file.writelines(pieces)
     note(f"wrote {path}; open it at https://ui.perfetto.dev")
 
 

@@ -12,6 +12,7 @@ repeatedly traverse all of them, is off while they are created.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -21,13 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import Place
-from rhapsody.staging.fsutil import state_of
+from rhapsody.staging.fsutil import state_of, user_name
 from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Usage
@@ -119,6 +120,15 @@ class RunRecord:
         if self.started is None or self.ended is None:
             return None
         return max(0.0, self.ended - self.started)
+
+    @property
+    def owner(self) -> str | None:
+        """Name of the other user that owns the record; `None` if it is this user's own.
+
+        `user`, in contrast, is the name that the record contains.
+        """
+        uid = other_owner(self.path)
+        return None if uid is None else user_name(uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -838,6 +848,34 @@ def _sum(engines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def _name(path: Path) -> str:
     return path.parent.name if _in_run(path) else path.name
+
+
+def other_owner(record: Path) -> int | None:
+    """Return the user that owns a record, or `None` if it is this user or is unknown."""
+    for path in (record.parent, record) if _in_run(record) else (record,):
+        with contextlib.suppress(OSError):  # it was removed, or is not readable
+            uid = os.lstat(path).st_uid
+            if uid != os.geteuid():
+                return uid
+    return None
+
+
+def open_recorded(path: str, record: Path) -> IO[bytes]:
+    """Return the open file with the output of a task, whose path is in a record.
+
+    Raises:
+        OSError: The file cannot be opened.
+        PermissionError: The record belongs to another user, and the file does not: others must not
+            choose which of this user's files are shown.
+    """
+    owner = other_owner(record)
+    file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+    if owner is not None and os.fstat(file.fileno()).st_uid != owner:
+        file.close()
+        raise PermissionError(
+            errno.EACCES, f"it does not belong to {user_name(owner)}, as the record does", path
+        )
+    return file
 
 
 def _in_run(path: Path) -> bool:

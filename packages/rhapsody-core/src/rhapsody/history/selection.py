@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rhapsody.history.reader import RunHistory, TaskRun
+from rhapsody.history.reader import RunHistory, TaskRun, other_owner
 from rhapsody.history.values import call_of
 from rhapsody.plugins.specs import UsageError
 from rhapsody.staging.runs import LATEST, RECORD, runs_in
@@ -38,39 +38,40 @@ def select_run(text: str | None, base: Path) -> Path:
     Args:
         text: The name of the run, the beginning of its name, or its last four digits; `None` or
             `"latest"` for the newest recorded run. Also the path of a record or of a run's
-            directory. The newest run is the newest one that this user may read.
+            directory. The newest run is the newest one of this user; runs of other users must be
+            named.
         base: The `.rhapsody` directory.
 
     Raises:
         SelectionError: The text selects no recorded run, or several.
     """
-    private = unreadable_runs(base)
     names = [
         name
         for name in reversed(runs_in(base))
-        if name in private or os.path.isfile(base / name / RECORD)
+        if os.path.isfile(base / name / RECORD) or not os.access(base / name, os.X_OK)
     ]
+    own = [name for name in names if other_owner(base / name / RECORD) is None]
     if text is not None and text != LATEST and text not in names:
         for path in (Path(text) / RECORD, Path(text)):
             if os.path.isfile(path):
                 return path
         if os.path.isdir(text) and not os.access(text, os.X_OK):
             return Path(text) / RECORD  # reading it raises the error
+    if text is None or text == LATEST:
+        for name in own:
+            return base / name / RECORD
     if not names:
         raise SelectionError(
             f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "
             "record=True to the engine"
         )
     if text is None or text == LATEST:
-        for name in names:
-            if name not in private:
-                return base / name / RECORD
         raise SelectionError(
-            f"no permission to read the runs in {base}, which belong to other users"
+            f"all recorded runs in {base} belong to other users; to read one of them, name it: "
+            "`rhapsody runs` lists them"
         )
-    found = [name for name in names if name == text]
-    found = found or [name for name in names if name.startswith(text)]
-    found = found or [name for name in names if text and name.endswith(f"-{text}")]
+    others = [name for name in names if name not in own]
+    found = _matching(text, own) or _matching(text, others)
     if len(found) == 1:
         return base / found[0] / RECORD
     if found:
@@ -80,14 +81,11 @@ def select_run(text: str | None, base: Path) -> Path:
     raise SelectionError(f"no recorded run {text!r} in {base}{meant}", close)
 
 
-def unreadable_runs(base: Path) -> list[str]:
-    """Return the names of the runs whose records this user may not read, newest first."""
-    return [
-        name
-        for name in reversed(runs_in(base))
-        if not os.access(base / name, os.X_OK)
-        or (os.path.isfile(base / name / RECORD) and not os.access(base / name / RECORD, os.R_OK))
-    ]
+def _matching(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names that text selects."""
+    found = [name for name in names if name == text]
+    found = found or [name for name in names if name.startswith(text)]
+    return found or [name for name in names if text and name.endswith(f"-{text}")]
 
 
 def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:

@@ -49,7 +49,7 @@ class Trace:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         self._file: TextIO | None = os.fdopen(descriptor, "w", encoding="utf-8")
 
     @hookimpl
