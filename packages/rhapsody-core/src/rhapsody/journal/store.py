@@ -419,12 +419,7 @@ class Store:
                 reusable = [each for each in found if each not in taken and self._holds(each)]
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
             self.lineage = reusable[-1] if reusable else newest + 1
-            if (
-                not reusable
-                and resume is not False
-                and free
-                and free[-1].how in ("killed", "interrupted", None)
-            ):
+            if not reusable and resume is not False and free and free[-1].how != "done":
                 self.lineage = free[-1].lineage  # without results, but its jobs may continue
             self.began = time.time()
             row = "INSERT INTO runs (lineage, began, fresh) VALUES (?, ?, ?)"
