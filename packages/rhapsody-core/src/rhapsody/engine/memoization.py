@@ -324,7 +324,7 @@ class Memoization:
             ]
         if record.left and "sandbox" in found:
             found["implicit"] = tuple(source.sandbox for source in record.left)
-        callers = tuple(_callers(record))
+        callers = (record,) if record.parent is None else tuple(_callers(record))
         found["after"] = _predecessors(callers)
         found["destinations"] = ()
         if record.resolved is not None:
@@ -421,7 +421,7 @@ def _predecessors(callers: Iterable[TaskRecord]) -> dict[str, float]:
 def _services(callers: Iterable[TaskRecord]) -> list[TaskFuture[Any]]:
     """Return the services that a task, or a block that it was called in, depends on."""
     found = [future for caller in callers for future in caller.dependencies if is_service(future)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) if found else []
 
 
 def _stands_in(

@@ -70,6 +70,11 @@ NETWORK = frozenset(
 )  # fmt: skip
 """File system types, as in Linux's list of mounts, whose files other hosts may change."""
 
+_NUMBERS = frozenset((type(None), bool, int, float))
+
+_NAMES_FILE = str, PurePath, File
+"""Types of the values that may name a file."""
+
 MAX_RETURNED = 10_000
 """Maximum number of values in a result that are checked for paths."""
 
@@ -495,14 +500,14 @@ def paths_in(value: object) -> list[str]:
 
     Only the first `MAX_RETURNED` values in lists, tuples, sets and dicts are considered.
     """
+    if type(value) in _NUMBERS:
+        return []
     found: list[str] = []
-    if value is None or type(value) in (bool, int, float):
-        return found
     waiting, left = [value], MAX_RETURNED
     while waiting and left:
         one = waiting.pop()
         left -= 1
-        if isinstance(one, str | PurePath | File):
+        if isinstance(one, _NAMES_FILE):
             path = one.filepath if isinstance(one, File) else one
             if path and len(text := str(path)) <= MAX_PATH_LENGTH and os.path.lexists(text):
                 found.append(text)

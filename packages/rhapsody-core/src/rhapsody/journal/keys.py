@@ -32,6 +32,8 @@ _CODE = (types.FunctionType, type)
 
 _IMMUTABLE = frozenset((int, float, bool, str, bytes, type(None), complex, range))
 
+_BUILTIN = frozenset((list, tuple, dict, set, frozenset, bytearray))
+
 _VARIABLES = "variables set by the program"
 
 _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
@@ -99,9 +101,9 @@ class Key(NamedTuple):
             `Keys.codes`); `None` for a command, a callable object, or a task with a `version`.
         paths: The strings and paths in the arguments that may name files, each with the digest
             of its file, or `None` if there is no readable file.
-        watched: The parts of the key that must not change until the task has ended, by name: the
-            task's input files, the environment variables that a command inherits, and the parts of
-            `arguments` and of their classes.
+        watched: The parts of the key by name. Those of the task's input files, of the environment
+            variables that a command inherits, and of `arguments` and their classes must not change
+            until the task has ended. Empty if there are none of these.
         arguments: The arguments that a function in this process may change in place, the object
             whose method it is, and the values around a function with a `version`, by the names of
             their parts.
@@ -255,7 +257,8 @@ class Keys:
         if elsewhere and on_workers:
             parts["values of modules"] = "as a worker imports them"
         generators: Mapping[str, object] = _NOTHING
-        if shared:
+        plain = _BUILTIN.issuperset(map(type, shared.values()))
+        if not plain:
             generators = {name: value for name, value in shared.items() if _can_be_set(value)}
         if on_workers and generators:
             parts["generators"] = "copied to a worker"  # tasks on threads advance the original
@@ -266,16 +269,11 @@ class Keys:
             known is None
             or used.may_open
             or found.may_open
-            or not all(map(_is_builtin, shared.values()))
+            or not (plain or all(map(_is_builtin, shared.values())))
         )
         if not task.get("shares_memory", False):
             shared, generators, known = {}, _NOTHING, None  # it receives copies
-        names = [f"input file {name}" for name in inputs] if inputs else []
-        if task["function"] is None and _VARIABLES in parts:
-            names.append(_VARIABLES)
-        if shared:
-            names += [*shared, *found.parts]
-        watched = {name: parts[name] for name in names} if names else _NO_PARTS
+        watched = parts if shared or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
         digest = self.digest(text, code, found.paths)
@@ -434,8 +432,11 @@ class Keys:
             UnhashableError: A value has changed since the key was computed.
         """
         used = key.used
-        is_same = used is None or (used.is_current() and self._is_unchanged(used))
-        if used is not None and not is_same and self._code(key.function).digest != key.code:
+        if (
+            used is not None
+            and not self._is_unchanged(used)
+            and self._code(key.function).digest != key.code
+        ):
             before, now = used.found.parts, self._functions[key.function].found.parts
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
@@ -504,13 +505,11 @@ class Keys:
         return known
 
     def _is_unchanged(self, known: _Known) -> bool:
-        """Return True if the mutable values that a function uses are unchanged.
-
-        They are compared only once per batch.
-        """
+        """Return True if what a function uses is unchanged. It is compared once per batch."""
         unchanged = self._checked.get(known)
         if unchanged is None:
-            unchanged = self._checked[known] = known.found.is_unchanged()
+            unchanged = known.is_current() and known.found.is_unchanged()
+            self._checked[known] = unchanged
         return unchanged
 
     def _looked_at(self, function: Any) -> _Known:

@@ -657,11 +657,9 @@ class Journal:
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
-        if not paths and "opened" not in task:
+        if not task.get("opened") and self._files.directories.isdisjoint(paths):
             return None
-        directories: list[str] = []
-        if self._files.directories:
-            directories = sorted(paths.keys() & self._files.directories)
+        directories = sorted(paths.keys() & self._files.directories)
         trees = [path for path in directories if self._files.once(is_data_set, path)]
         start = int(task.get("interval", (since,))[0] * 1e9)
         if directories and task["function"] is None:
