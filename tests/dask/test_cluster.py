@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import LocalCluster, Security
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError
@@ -21,14 +21,10 @@ from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.cluster import skew
 from tests._support.machine import free_port
+from tests._support.sockets import answers_http, listening
 from tests.dask.clusters import foreign, make_credentials
 
 pytestmark = pytest.mark.asyncio
-
-
-def _connections(process: psutil.Process) -> Any:
-    look: Any = getattr(process, "net_connections", None) or process.connections
-    return look("tcp")
 
 
 async def _works(backend: DaskExecutionBackend) -> bool:
@@ -41,18 +37,25 @@ async def _works(backend: DaskExecutionBackend) -> bool:
         return await twice(21) == 42
 
 
-async def test_a_local_cluster_listens_on_loopback_only_and_uses_tls() -> None:
+@pytest.mark.parametrize("processes", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_cluster_listens_on_loopback_with_tls_and_without_http(
+    processes: bool, named: bool
+) -> None:
     before = set(psutil.Process().children(recursive=True))
-    async with asyncio.timeout(60), DaskExecutionBackend({"n_workers": 1, "threads": 1}) as backend:
+    elsewhere = listening([psutil.Process()])
+    given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "processes": processes}
+    if named:
+        kwargs = {**given, "host": "127.0.0.1", "security": Security.temporary()}
+        given = {"cluster_class": "distributed.LocalCluster", "cluster_kwargs": kwargs}
+    async with asyncio.timeout(60), DaskExecutionBackend(given) as backend:
         assert backend.client.scheduler.address.startswith("tls://127.0.0.1:")
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        listening = {
-            connection.laddr.ip
-            for process in processes
-            for connection in _connections(process)
-            if connection.status == psutil.CONN_LISTEN
-        }
-        assert listening == {"127.0.0.1"}
+        await backend.client.wait_for_workers(1)
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        ours = listening(family) - elsewhere
+        assert {host for host, _ in ours} == {"127.0.0.1"}
+        assert not [address for address in ours if answers_http(address)]
+        assert len(ours) == (3 if processes else 2)  # the scheduler, the worker and its nanny
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     left = [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]
     assert not left

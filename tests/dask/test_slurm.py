@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 import warnings
@@ -28,9 +30,32 @@ ONE_NODE = """
 interface = "lo"
 job_extra_directives = ["--mem=500"]
 local_directory = "{0}"
-log_directory = "{0}"
-scheduler_options = {{ dashboard_address = "127.0.0.1:0" }}
 """
+
+LOOK = """
+    import json, os, sys
+    from pathlib import Path
+
+    import psutil
+
+    sys.path.append({root!r})
+    from tests._support.sockets import answers_http, listening
+
+    @flow.function_task
+    def processes():
+        return [os.getpid(), os.getppid()]
+
+    family = [psutil.Process(), *map(psutil.Process, await processes())]
+    found = listening(family)
+    (jobs,) = Path(flow.backend.session.path).glob("dask-jobs")
+    print(json.dumps(dict(
+        hosts=sorted({{host for host, _ in found}}),
+        count=len(found),
+        http=sum(map(answers_http, found)),
+        files=[[path.name, path.stat().st_mode & 0o777] for path in (jobs, *jobs.iterdir())],
+    )))
+"""
+"""A part of a program that prints what listens, and the files of the jobs."""
 
 
 async def test_workers_in_slurm_jobs_run_functions_and_programs(tmp_path: Path) -> None:
@@ -83,16 +108,17 @@ async def _work(flow: WorkflowEngine) -> None:
 
 
 async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path) -> None:
+    """It opens ports on the named interface only, without HTTP; its files are private."""
     pytest.importorskip("dask_jobqueue")
     place = tmp_path / "slurm"
     place.mkdir()
     # The node has two cores and little memory, and no network but loopback.
     text = recipe("dask-slurm").replace("= 4\n", "= 1\n").replace("cores=4", "cores=1")
     text = text.replace('memory = "16GB"', f"memory = '1GB'\n{ONE_NODE.format(place)}")
-    text = text.replace('"~"', f'"{place}"').replace('account = "ABC123"\n', "")
-    text = text.replace('log_directory = "logs"\n', "")
+    text = text.replace('interface = "ib0"\n', "").replace('account = "ABC123"\n', "")
     (tmp_path / "rhapsody.toml").write_text(text)
-    (tmp_path / "analysis.py").write_text(PROGRAM)
+    look = LOOK.format(root=str(Path(__file__).parents[2]))
+    (tmp_path / "analysis.py").write_text(PROGRAM + look)
     with slurm(place):
         command = [sys.executable, "-W", "ignore", "-m", "rhapsody", "run", "analysis.py"]
         done = await asyncio.to_thread(
@@ -103,8 +129,19 @@ async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path
             text=True,
             timeout=100,
         )
-        assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
+        value, seen, *_ = [*done.stdout.splitlines(), "{}", "{}"]
+        assert (done.returncode, value) == (0, "285"), done.stderr
         await asyncio.to_thread(until_no_jobs)
+    sockets = json.loads(seen)
+    assert sockets["hosts"] == ["127.0.0.1"]
+    assert (sockets["count"], sockets["http"]) == (3, 0)  # the scheduler, a nanny and a worker
+    files = dict(sockets["files"])
+    assert files["dask-jobs"] == 0o700
+    keys = [mode for name, mode in files.items() if name.startswith(".dask-jobqueue.worker.")]
+    assert keys == [0o600] * 3
+    assert sorted(await asyncio.to_thread(os.listdir, tmp_path)) == [
+        ".rhapsody", "analysis.py", "rhapsody.toml", "slurm",
+    ]  # fmt: skip
 
 
 async def test_jobs_that_are_refused_held_back_or_ended_do_not_wait_forever(

@@ -146,7 +146,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._shared_files = shared_file_system
         self._batch_calls = batch_calls
         self._jobs = WorkerJobs(self._give_up, self._check_jobs_soon)
-        self._connection = Connection(parsed, self._jobs)
+        self._connection = Connection(parsed, self._jobs, self._job_directory)
         self._links = Links()
         self._loss: str | None = None
         self._remedy = ""
@@ -686,6 +686,10 @@ class DaskExecutionBackend(ManagedBackend):
             DataError: The file does not exist, or its name refers to a place outside the sandbox.
         """
         await in_thread(partial(copy_out, task, self._own(), name, path))
+
+    def _job_directory(self) -> str | None:
+        """Return a directory for the files of batch jobs that the nodes of a cluster can read."""
+        return self.session.directory("dask-jobs") if self.session.chosen else None
 
     def _own(self) -> str:
         session = self.session

@@ -26,6 +26,7 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
+from rhapsody_dask.classes import LOOPBACK, Http, keywords, requested
 from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.options import TLS, Options
 from rhapsody_dask.worker.entry import has_dashboard
@@ -56,6 +57,8 @@ class Connection:
     Args:
         options: The options that select the cluster.
         jobs: The jobs of the workers, if the cluster is one of dask-jobqueue.
+        directory: A function that returns a directory for the files of batch jobs, or `None` for
+            the defaults of dask-jobqueue.
 
     Attributes:
         client: Dask's client, on the engine's loop.
@@ -65,8 +68,11 @@ class Connection:
         dashboard: The address of the dashboard, or `None` if the scheduler serves none.
     """
 
-    def __init__(self, options: Options, jobs: WorkerJobs) -> None:
-        self.options, self._jobs = options, jobs
+    def __init__(
+        self, options: Options, jobs: WorkerJobs, directory: Callable[[], str | None]
+    ) -> None:
+        self.options, self._jobs, self._directory = options, jobs, directory
+        self._http = Http(scheduler=True, workers=True)
         self.client: Any = None
         self.cluster: Any = None
         self.address: str = ""
@@ -165,7 +171,7 @@ class Connection:
         foreign = client.id if self.cluster is None else None
         notes = self.cluster.scheduler.local_directory if self.in_processes else None
         self._plugins = await in_thread(
-            lambda: shipping.plugins(session, grace, client=foreign, notes=notes)
+            lambda: shipping.plugins(session, grace, self._http, client=foreign, notes=notes)
         )
         try:
             for plugin in self._plugins:
@@ -206,6 +212,8 @@ class Connection:
 
     async def _target(self) -> tuple[Any, Any]:
         """Return the address or scheduler file to connect to, and the credentials."""
+        from distributed import SpecCluster
+
         way, target = self.options.way, self.options.target
         if way is None:
             self.cluster = await self._make_cluster()
@@ -229,9 +237,16 @@ class Connection:
             self._jobs.watch(target)
             return address, security or getattr(target, "security", None)
         if way == "cluster_class":
-            make = partial(_make, self._jobs.watched_class(_class(target)), self.options)
-            self._started = cluster = await self._start(make)
+            kind = self._jobs.watched_class(_class(target))
+            try:
+                given = partial(keywords, kind, self.options.cluster_kwargs, self._directory())
+                kwargs, http = await in_thread(given)
+            except Exception as error:  # the class may accept other keywords
+                raise _class_error(target, error) from error
+            self._started = cluster = await self._start(partial(_make, kind, self.options, kwargs))
             self._jobs.watch(cluster)
+            if isinstance(cluster, SpecCluster):  # other clusters may need HTTP, as Kubernetes does
+                self._http = http
             return cluster.scheduler_address, security or cluster.security
         return target, security
 
@@ -250,6 +265,7 @@ class Connection:
         except ImportError as error:
             raise BackendUnavailableError(str(error)) from error
         self.in_processes = bool(cluster.processes)
+        self._http = requested(self.options.local)
         return cluster
 
     async def _start(self, make: Callable[[], Any]) -> Any:
@@ -380,7 +396,7 @@ def _local_cluster(options: Options) -> Any:
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
     quiet = {}
     if local["dashboard_address"] is None:  # otherwise Dask uses its default port
-        quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        quiet = {"dashboard": False, "dashboard_address": LOOPBACK}
     if "interface" in local and "host" not in options.local:
         del local["host"]
     processes = local["processes"] = _in_processes(local)
@@ -434,7 +450,7 @@ def _class(target: Any) -> Any:
             signal.signal(signal.SIGINT, former)
 
 
-def _make(kind: Any, options: Options) -> Any:
+def _make(kind: Any, options: Options, kwargs: Mapping[str, Any]) -> Any:
     """Create a cluster of the class that the user named; called in a separate thread.
 
     Returns:
@@ -444,7 +460,7 @@ def _make(kind: Any, options: Options) -> Any:
         BackendUnavailableError: The class raised an exception.
     """  # noqa: DOC501 - the BackendUnavailableError
     try:
-        cluster = kind(**options.cluster_kwargs)
+        cluster = kind(**kwargs)
         try:
             if options.adapt_kwargs is not None:
                 cluster.adapt(**options.adapt_kwargs)

@@ -29,6 +29,8 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
+from rhapsody_dask.classes import Http
+
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 """Names of the packages that are sent."""
 
@@ -147,7 +149,7 @@ class WorkerSetup(WorkerPlugin):
     """Worker plugin that prepares all present and future workers to run the backend's tasks."""
 
     def __init__(
-        self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool
+        self, cargo: _Cargo, session: str, grace: float, notes: str | None, *, own: bool, http: bool
     ) -> None:
         from rhapsody_dask.worker.site import current_directory
 
@@ -157,13 +159,18 @@ class WorkerSetup(WorkerPlugin):
         self.session = session
         self.grace = grace
         self.notes = notes
+        self.http = http
         self.directory: str = current_directory()
 
     def setup(self, worker: Any) -> None:
         """Prepare the worker to run the backend's tasks; called by Dask on the worker."""
         self.cargo.unpack(f"worker {worker.address}")
         import rhapsody_dask.worker.running  # noqa: F401 - the first task need not import it
+        from rhapsody_dask.worker.entry import close_http
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
+
+        if not self.http:
+            close_http(worker)
 
         if self.client is not None:
             leave_ctrl_c(self.client)
@@ -227,7 +234,13 @@ class SchedulerSetup(SchedulerPlugin):
     """
 
     def __init__(
-        self, cargo: _Cargo, session: str, client: str | None, notes: str | None = None
+        self,
+        cargo: _Cargo,
+        session: str,
+        client: str | None,
+        notes: str | None = None,
+        *,
+        http: bool = True,
     ) -> None:
         from rhapsody_dask.worker.site import topic
 
@@ -237,6 +250,7 @@ class SchedulerSetup(SchedulerPlugin):
         self.name: str = f"rhapsody-{session}"
         self.topic: str = topic(session)
         self.cargo = cargo
+        self.http = http
         self.changes: list[tuple[Any, ...]] = []
 
     async def start(self, scheduler: Any) -> None:
@@ -249,7 +263,10 @@ class SchedulerSetup(SchedulerPlugin):
             raise RuntimeError("the client has disconnected")
         self.cargo.unpack("the scheduler")
         import rhapsody_dask.worker.messages  # noqa: F401
+        from rhapsody_dask.worker.entry import close_http
 
+        if not self.http:
+            close_http(scheduler)
         self.scheduler = scheduler
 
     def transition(
@@ -389,13 +406,14 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def plugins(
-    session: str, grace: float, *, client: str | None, notes: str | None = None
+    session: str, grace: float, http: Http, *, client: str | None, notes: str | None = None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """Return the scheduler plugin and the worker plugin of one backend.
 
     Args:
         session: The backend's session.
         grace: Seconds between SIGTERM and SIGKILL.
+        http: The HTTP servers to keep; the plugins close the others.
         client: On an existing cluster, the client's id: the plugins contain the sources, and are
             removed when this client has disconnected. `None` for a cluster that the backend
             started.
@@ -404,6 +422,8 @@ def plugins(
     """
     cargo = _Cargo(archive() if client is not None else None, installed())
     return (
-        PackedSchedulerSetup(SchedulerSetup(cargo, session, client, notes)),
-        PackedWorkerSetup(WorkerSetup(cargo, session, grace, notes, own=client is None)),
+        PackedSchedulerSetup(SchedulerSetup(cargo, session, client, notes, http=http.scheduler)),
+        PackedWorkerSetup(
+            WorkerSetup(cargo, session, grace, notes, own=client is None, http=http.workers)
+        ),
     )

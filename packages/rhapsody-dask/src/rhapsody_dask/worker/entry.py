@@ -82,3 +82,9 @@ def has_dashboard(dask_scheduler: Any) -> bool:
     """
     applications = getattr(dask_scheduler.http_application, "applications", ())
     return any("Bokeh" in type(application).__name__ for application in applications)
+
+
+def close_http(server: Any) -> None:
+    """Close the port of the HTTP server that Dask opens for each scheduler and worker."""
+    server.http_server.stop()
+    server.http_server.port = 0  # in Dask's links, the port that another user may open next

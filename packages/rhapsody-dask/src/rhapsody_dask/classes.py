@@ -1,0 +1,88 @@
+"""Keywords for the clusters of a class that the user names with `cluster_class`.
+
+Such a cluster belongs to the backend. Unless the user requests otherwise, it serves no HTTP. Jobs
+of dask-jobqueue use TLS, and their credentials and logs are in the directory of the run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+LOOPBACK = "127.0.0.1:0"
+"""Address of the HTTP servers that Dask always starts, until the backend closes them."""
+
+
+class Http(NamedTuple):
+    """The HTTP servers that the user requests."""
+
+    scheduler: bool
+    workers: bool
+
+
+def requested(given: Mapping[str, Any]) -> Http:
+    """Return the HTTP servers that the keyword arguments for a cluster request."""
+    schedulers = [given, given.get("scheduler_options"), given.get("scheduler_kwargs")]
+    workers = given.get("worker_options") or {}
+    words = map(str, given.get("worker_extra_args") or ())
+    return Http(
+        any((keywords or {}).get("dashboard_address") is not None for keywords in schedulers),
+        given.get("worker_dashboard_address") is not None
+        or workers.get("dashboard_address") is not None
+        or any(word.startswith("--dashboard") for word in words),
+    )
+
+
+def keywords(
+    kind: Any, given: Mapping[str, Any], directory: str | None
+) -> tuple[dict[str, Any], Http]:
+    """Return the keyword arguments for a class of clusters, and the HTTP servers to keep.
+
+    Args:
+        kind: The class.
+        given: The keyword arguments that the user passes.
+        directory: A directory for files, which is created if it is needed; `None` for the defaults
+            of the class.
+    """
+    if hasattr(kind, "job_cls"):
+        return _jobqueue(kind, given, directory)
+    from distributed import LocalCluster
+
+    http = requested(given)
+    if isinstance(kind, type) and issubclass(kind, LocalCluster):
+        given = {"dashboard_address": None, **given}  # the default is a port on all interfaces
+    return dict(given), http
+
+
+def _jobqueue(
+    kind: Any, given: Mapping[str, Any], directory: str | None
+) -> tuple[dict[str, Any], Http]:
+    """Return the keyword arguments for a class of dask-jobqueue, and the HTTP servers to keep."""
+    import dask
+
+    section = given.get("config_name") or kind.job_cls.default_config_name()
+
+    def setting(name: str) -> Any:  # a keyword would replace Dask's configuration
+        configured = dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}", None)
+        return given[name] if given.get(name) is not None else configured
+
+    scheduler = dict(setting("scheduler_options") or {})
+    arguments = list(setting("worker_extra_args") or ())
+    made = {**given, "scheduler_options": scheduler, "worker_extra_args": arguments}
+    http = requested(made)
+    if not http.scheduler:
+        scheduler |= {"dashboard": False, "dashboard_address": LOOPBACK}
+    if not http.workers:
+        arguments += ["--no-dashboard", "--dashboard-address", LOOPBACK]
+    if "protocol" not in {**given, **scheduler} and "security" not in scheduler:
+        made.setdefault("security", True)
+    if made.get("security") is False:  # dask-jobqueue would use TLS
+        del made["security"]
+    if directory is not None:
+        os.makedirs(directory, 0o700, exist_ok=True)
+        for name in ("shared_temp_directory", "log_directory"):
+            made[name] = setting(name) or directory
+    if (logs := made.get("log_directory")) is not None:  # dask-jobqueue uses the default mode
+        os.makedirs(logs, 0o700, exist_ok=True)
+    return made, http

@@ -1,0 +1,78 @@
+"""Keywords for clusters of a class that the user names."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import LocalCluster
+
+from rhapsody_dask.classes import keywords, requested
+
+CLOSED = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+
+
+class BatchJob:
+    @classmethod
+    def default_config_name(cls) -> str:
+        return "example"
+
+
+class BatchCluster:
+    """A class with the attribute by which classes of dask-jobqueue are recognized."""
+
+    job_cls = BatchJob
+
+
+def test_jobs_use_tls_and_no_http_by_default(tmp_path: Path) -> None:
+    place = str(tmp_path / "run" / "jobs")
+    made, http = keywords(BatchCluster, {"interface": "ib0"}, place)
+    assert made == {
+        "interface": "ib0",
+        "security": True,
+        "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        "worker_extra_args": CLOSED,
+        "shared_temp_directory": place,
+        "log_directory": place,
+    }
+    assert http == (False, False)
+    assert stat.S_IMODE(Path(place).stat().st_mode) == 0o700
+
+
+def test_settings_of_the_user_and_of_dasks_configuration_are_kept(tmp_path: Path) -> None:
+    configured = {
+        "scheduler-options": {"dashboard_address": ":8787"},
+        "worker-extra-args": ["--resources", "cores=4"],
+        "log-directory": str(tmp_path / "logs"),
+    }
+    with dask.config.set({"jobqueue.example": configured}):
+        made, http = keywords(BatchCluster, {"security": False}, None)
+        assert made["scheduler_options"] == {"dashboard_address": ":8787"}
+        assert made["worker_extra_args"] == ["--resources", "cores=4", *CLOSED]
+        assert "security" not in made  # dask-jobqueue takes any other value for True
+        assert http == (True, False)
+        given: dict[str, Any] = {"worker_extra_args": ["--dashboard-address", ":0"]}
+        made, http = keywords(BatchCluster, given, str(tmp_path / "jobs"))
+        assert made["worker_extra_args"] == ["--dashboard-address", ":0"]
+        assert http == (True, True)
+        assert made["log_directory"] == str(tmp_path / "logs")
+        assert stat.S_IMODE((tmp_path / "logs").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("given", "http"),
+    [
+        ({}, (False, False)),
+        ({"dashboard_address": None, "worker_dashboard_address": None}, (False, False)),
+        ({"dashboard_address": ":0"}, (True, False)),
+        ({"scheduler_kwargs": {"dashboard_address": ":0"}}, (True, False)),
+        ({"worker_dashboard_address": ":0"}, (False, True)),
+        ({"worker_options": {"dashboard_address": ":0"}}, (False, True)),
+    ],
+)
+def test_a_dashboard_is_requested_by_an_address(given: dict[str, Any], http: object) -> None:
+    assert requested(given) == http
+    assert keywords(LocalCluster, given, None)[1] == http
