@@ -10,7 +10,7 @@ import dask
 import pytest
 from distributed import LocalCluster
 
-from rhapsody_dask.classes import keywords, requested
+from rhapsody_dask.classes import keywords, remove_credentials, requested
 
 CLOSED = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
 
@@ -28,18 +28,19 @@ class BatchCluster:
 
 
 def test_jobs_use_tls_and_no_http_by_default(tmp_path: Path) -> None:
-    place = str(tmp_path / "run" / "jobs")
-    made, http = keywords(BatchCluster, {"interface": "ib0"}, place)
+    made, http = keywords(BatchCluster, {"interface": "ib0"}, lambda: str(tmp_path))
+    security = made.pop("security")
     assert made == {
         "interface": "ib0",
-        "security": True,
         "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         "worker_extra_args": CLOSED,
-        "shared_temp_directory": place,
-        "log_directory": place,
+        "log_directory": str(tmp_path),
     }
     assert http == (False, False)
-    assert stat.S_IMODE(Path(place).stat().st_mode) == 0o700
+    files = [security.tls_ca_file, security.tls_worker_cert, security.tls_worker_key]
+    assert [stat.S_IMODE(Path(path).stat().st_mode) for path in files] == [0o600] * 3
+    remove_credentials(str(tmp_path))
+    assert not tmp_path.exists()
 
 
 def test_settings_of_the_user_and_of_dasks_configuration_are_kept(tmp_path: Path) -> None:
@@ -49,13 +50,13 @@ def test_settings_of_the_user_and_of_dasks_configuration_are_kept(tmp_path: Path
         "log-directory": str(tmp_path / "logs"),
     }
     with dask.config.set({"jobqueue.example": configured}):
-        made, http = keywords(BatchCluster, {"security": False}, None)
+        made, http = keywords(BatchCluster, {"security": False}, lambda: None)
         assert made["scheduler_options"] == {"dashboard_address": ":8787"}
         assert made["worker_extra_args"] == ["--resources", "cores=4", *CLOSED]
         assert "security" not in made  # dask-jobqueue takes any other value for True
         assert http == (True, False)
         given: dict[str, Any] = {"worker_extra_args": ["--dashboard-address", ":0"]}
-        made, http = keywords(BatchCluster, given, str(tmp_path / "jobs"))
+        made, http = keywords(BatchCluster, given, lambda: str(tmp_path))
         assert made["worker_extra_args"] == ["--dashboard-address", ":0"]
         assert http == (True, True)
         assert made["log_directory"] == str(tmp_path / "logs")
@@ -75,4 +76,4 @@ def test_settings_of_the_user_and_of_dasks_configuration_are_kept(tmp_path: Path
 )
 def test_a_dashboard_is_requested_by_an_address(given: dict[str, Any], http: object) -> None:
     assert requested(given) == http
-    assert keywords(LocalCluster, given, None)[1] == http
+    assert keywords(LocalCluster, given, lambda: None)[1] == http

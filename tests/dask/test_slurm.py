@@ -47,12 +47,15 @@ LOOK = """
 
     family = [psutil.Process(), *map(psutil.Process, await processes())]
     found = listening(family)
-    (jobs,) = Path(flow.backend.session.path).glob("dask-jobs")
+    (jobs,) = Path(flow.backend.session.path).glob("dask-jobs.*")
     print(json.dumps(dict(
         hosts=sorted({{host for host, _ in found}}),
         count=len(found),
         http=sum(map(answers_http, found)),
-        files=[[path.name, path.stat().st_mode & 0o777] for path in (jobs, *jobs.iterdir())],
+        files=dict(
+            jobs=jobs.stat().st_mode & 0o777,
+            **{{path.name: path.stat().st_mode & 0o777 for path in jobs.iterdir()}},
+        ),
     )))
 """
 """A part of a program that prints what listens, and the files of the jobs."""
@@ -135,10 +138,9 @@ async def test_the_documented_profile_starts_and_closes_a_cluster(tmp_path: Path
     sockets = json.loads(seen)
     assert sockets["hosts"] == ["127.0.0.1"]
     assert (sockets["count"], sockets["http"]) == (3, 0)  # the scheduler, a nanny and a worker
-    files = dict(sockets["files"])
-    assert files["dask-jobs"] == 0o700
-    keys = [mode for name, mode in files.items() if name.startswith(".dask-jobqueue.worker.")]
-    assert keys == [0o600] * 3
+    files = sockets["files"]
+    assert files["jobs"] == 0o700
+    assert [mode for name, mode in files.items() if name.endswith(".pem")] == [0o600] * 2
     assert sorted(await asyncio.to_thread(os.listdir, tmp_path)) == [
         ".rhapsody", "analysis.py", "rhapsody.toml", "slurm",
     ]  # fmt: skip

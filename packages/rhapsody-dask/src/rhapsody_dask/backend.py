@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -688,8 +689,11 @@ class DaskExecutionBackend(ManagedBackend):
         await in_thread(partial(copy_out, task, self._own(), name, path))
 
     def _job_directory(self) -> str | None:
-        """Return a directory for the files of batch jobs that the nodes of a cluster can read."""
-        return self.session.directory("dask-jobs") if self.session.chosen else None
+        """Create a directory for the files of batch jobs, if the nodes can read the engine's."""
+        if not self.session.chosen:
+            return None
+        os.makedirs(self.session.path, exist_ok=True)
+        return tempfile.mkdtemp(prefix="dask-jobs.", dir=self.session.path)
 
     def _own(self) -> str:
         session = self.session

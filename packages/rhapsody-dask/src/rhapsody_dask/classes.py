@@ -7,7 +7,9 @@ of dask-jobqueue use TLS, and their credentials and logs are in the directory of
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 LOOPBACK = "127.0.0.1:0"
@@ -35,14 +37,14 @@ def requested(given: Mapping[str, Any]) -> Http:
 
 
 def keywords(
-    kind: Any, given: Mapping[str, Any], directory: str | None
+    kind: Any, given: Mapping[str, Any], directory: Callable[[], str | None]
 ) -> tuple[dict[str, Any], Http]:
     """Return the keyword arguments for a class of clusters, and the HTTP servers to keep.
 
     Args:
         kind: The class.
         given: The keyword arguments that the user passes.
-        directory: A directory for files, which is created if it is needed; `None` for the defaults
+        directory: Called if the class needs a directory for files; returns `None` for the defaults
             of the class.
     """
     if hasattr(kind, "job_cls"):
@@ -56,7 +58,7 @@ def keywords(
 
 
 def _jobqueue(
-    kind: Any, given: Mapping[str, Any], directory: str | None
+    kind: Any, given: Mapping[str, Any], directory: Callable[[], str | None]
 ) -> tuple[dict[str, Any], Http]:
     """Return the keyword arguments for a class of dask-jobqueue, and the HTTP servers to keep."""
     import dask
@@ -79,10 +81,38 @@ def _jobqueue(
         made.setdefault("security", True)
     if made.get("security") is False:  # dask-jobqueue would use TLS
         del made["security"]
-    if directory is not None:
-        os.makedirs(directory, 0o700, exist_ok=True)
-        for name in ("shared_temp_directory", "log_directory"):
-            made[name] = setting(name) or directory
-    if (logs := made.get("log_directory")) is not None:  # dask-jobqueue uses the default mode
+    logs = setting("log_directory")
+    own = None if logs and setting("shared_temp_directory") else directory()
+    if own is not None:
+        made["log_directory"] = logs = logs or own
+        if made.get("security") is True and not setting("shared_temp_directory"):
+            made["security"] = credentials(own)
+    if logs is not None:  # dask-jobqueue would use the default mode
         os.makedirs(logs, 0o700, exist_ok=True)
     return made, http
+
+
+FILES = {"cert": "worker-cert.pem", "key": "worker-key.pem"}
+"""Names of the files with the credentials of workers that other processes start."""
+
+
+def credentials(directory: str) -> Any:
+    """Return new credentials; the workers read theirs from files in a directory."""
+    from distributed import Security
+
+    security: Any = Security.temporary()
+    for role, name in FILES.items():
+        path = os.path.join(directory, name)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(getattr(security, f"tls_worker_{role}"))
+        setattr(security, f"tls_worker_{role}", path)
+    security.tls_ca_file = security.tls_worker_cert  # it is self-signed
+    return security
+
+
+def remove_credentials(directory: str) -> None:
+    """Remove the files of `credentials`, and their directory if it contains nothing else."""
+    for name in FILES.values():
+        Path(directory, name).unlink(missing_ok=True)
+    with suppress(OSError):  # it contains the output of jobs
+        os.rmdir(directory)

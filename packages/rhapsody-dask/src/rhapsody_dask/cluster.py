@@ -26,7 +26,7 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
-from rhapsody_dask.classes import LOOPBACK, Http, keywords, requested
+from rhapsody_dask.classes import LOOPBACK, Http, keywords, remove_credentials, requested
 from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.options import TLS, Options
 from rhapsody_dask.worker.entry import has_dashboard
@@ -57,8 +57,8 @@ class Connection:
     Args:
         options: The options that select the cluster.
         jobs: The jobs of the workers, if the cluster is one of dask-jobqueue.
-        directory: A function that returns a directory for the files of batch jobs, or `None` for
-            the defaults of dask-jobqueue.
+        directory: A function that creates a directory for the files of batch jobs. It returns
+            `None` for the defaults of dask-jobqueue.
 
     Attributes:
         client: Dask's client, on the engine's loop.
@@ -239,7 +239,7 @@ class Connection:
         if way == "cluster_class":
             kind = self._jobs.watched_class(_class(target))
             try:
-                given = partial(keywords, kind, self.options.cluster_kwargs, self._directory())
+                given = partial(keywords, kind, self.options.cluster_kwargs, self._job_directory)
                 kwargs, http = await in_thread(given)
             except Exception as error:  # the class may accept other keywords
                 raise _class_error(target, error) from error
@@ -249,6 +249,12 @@ class Connection:
                 self._http = http
             return cluster.scheduler_address, security or cluster.security
         return target, security
+
+    def _job_directory(self) -> str | None:
+        path = self._directory()
+        if path is not None:
+            self._settings.callback(remove_credentials, path)
+        return path
 
     async def _make_cluster(self) -> Any:
         import dask
