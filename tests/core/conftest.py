@@ -91,6 +91,23 @@ ONE_PYTHON = {
     "benchmarks/test_compare",
     "benchmarks/test_structure",
     "benchmarks/test_suite",
+    "cli/test_backends",
+    "cli/test_completion",
+    "cli/test_config",
+    "cli/test_export",
+    "cli/test_graph",
+    "cli/test_logs",
+    "cli/test_lookup",
+    "cli/test_new_backend",
+    "cli/test_output",
+    "cli/test_report",
+    "cli/test_run_killed",
+    "cli/test_run_profiles",
+    "cli/test_runs",
+    "cli/test_show",
+    "cli/test_stats",
+    "cli/test_status",
+    "cli/test_trace",
     "cli/test_clean",
     "cli/test_doctor",
     "cli/test_dry_run",
@@ -116,7 +133,7 @@ ONE_PYTHON = {
 }
 """Modules that start many programs, or read the sources alone, or run the conformance kit on a
 backend of the tests. Others test what depends on Python's version: the kit runs on the local
-backend, too."""
+backend, and the command `rhapsody run` is tested, too."""
 
 
 MINIMUMS = {
