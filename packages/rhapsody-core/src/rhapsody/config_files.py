@@ -1,9 +1,9 @@
 """Configuration files: finds `rhapsody.toml` and `pyproject.toml`, and the lines of their keys.
 
 A project's file is found as by ruff and pytest: the nearest one in the current directory or a
-parent. The search ends at the root of the project. It also ends at a directory that another user
-could write a file into, because a setting of a backend, such as RADICAL-Pilot's `pre_exec`, may
-contain commands.
+parent. The search ends at the root of the project. Settings of backends, such as RADICAL-Pilot's
+`pre_exec`, may contain commands. Therefore, a file of another user is refused until the user has
+trusted its path, and the search ends at a directory that another user could write a file into.
 
 `tomllib` does not report the lines of keys. `ConfigFile` finds them by parsing the statements of
 the file one by one.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rhapsody.errors import ProfileError
+from rhapsody.errors import ProfileError, user_name
 
 NAME = "rhapsody.toml"
 PYPROJECT = "pyproject.toml"
+
+TRUSTED = "trusted"
+"""Name of the list of trusted files, one path per line, in the directory of the user's file."""
 
 ROOTS = (".git", ".hg")
 """Entries of the root directory of a project."""
@@ -42,12 +46,16 @@ class ConfigFile:
         text: The text of the file.
         prefix: The names of the tables that contain `data`.
         data: The parsed file, or the table.
+        owner: The uid of the owner.
+        mode: The mode.
     """
 
     path: Path
     text: str
     prefix: Keys
     data: Mapping[str, Any]
+    owner: int
+    mode: int
 
     @cached_property
     def _lines(self) -> Mapping[Keys, int]:
@@ -118,13 +126,14 @@ def user_file() -> Path | None:
 def project_file() -> ConfigFile | None:
     """Return the configuration file in the nearest directory that has one, or `None`.
 
-    The search starts in the current directory and continues in its parents.
+    The search starts in the current directory and continues in its parents. It ends at a parent in
+    which another user could have created the file, unless the user trusts the path.
 
     In one directory, `rhapsody.toml` takes precedence over `pyproject.toml`. A `pyproject.toml`
     without a table `[tool.rhapsody]` is ignored.
 
     Raises:
-        ProfileError: The file cannot be read.
+        ProfileError: The file cannot be read, or belongs to another user and is not trusted.
     """
     try:
         here = Path.cwd()
@@ -132,15 +141,100 @@ def project_file() -> ConfigFile | None:
         return None
     home = Path(os.path.expanduser("~"))
     for directory in (here, *here.parents):
-        if directory != here and not _private(directory):
-            return None
+        private = directory == here or _private(directory)
         for name in (NAME, PYPROJECT):
+            trusted = is_trusted(directory / name)
+            if not (private or trusted) and _is_open(directory):
+                continue
             found = read(directory / name)
-            if found is not None:
-                return found
-        if directory == home or any(os.path.exists(directory / root) for root in ROOTS):
+            if found is None:
+                continue
+            if not trusted:
+                _require_own(found)
+            return found if private or trusted else None
+        if (
+            not private
+            or directory == home
+            or any(os.path.exists(directory / root) for root in ROOTS)
+        ):
             return None
     return None
+
+
+def _require_own(file: ConfigFile) -> None:
+    """Raise an error if another user could have written a file."""
+    own = (0, os.geteuid())
+    for uid in (file.owner, os.lstat(file.path).st_uid):  # it may be a link of another user
+        if uid not in own:
+            raise ProfileError(
+                f"{file.path} belongs to user {user_name(uid)}, and its settings can run commands "
+                f"as you. If you trust it, run: rhapsody config trust {shlex.quote(str(file.path))}"
+            )
+    if file.mode & stat.S_IWOTH:
+        raise ProfileError(
+            f"all users can write to {file.path}, and its settings can run commands as you. If you "
+            f"trust its content, run: chmod o-w {shlex.quote(str(file.path))}"
+        )
+
+
+def trusted_paths() -> list[str]:
+    """Return the paths of files of other users that the user trusts.
+
+    Raises:
+        ProfileError: The list cannot be read.
+    """
+    own = user_file()
+    if own is None:
+        return []
+    try:
+        return own.with_name(TRUSTED).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{own.with_name(TRUSTED)}: cannot be read: {error}") from None
+
+
+def is_trusted(path: Path) -> bool:
+    """Return True if the user trusts the file at a path, no matter who can write to it."""
+    return _real(path) in trusted_paths()
+
+
+def trust(path: Path, *, remove: bool = False) -> Path:
+    """Add the path of a file to those that the user trusts, or remove it.
+
+    Returns:
+        The path of the list.
+
+    Raises:
+        ProfileError: The list cannot be written, or the user has no home directory.
+    """
+    own = user_file()
+    if own is None:
+        raise ProfileError("no file can be trusted, because you have no home directory; set HOME")
+    paths = [known for known in trusted_paths() if known != _real(path)]
+    paths += [] if remove else [_real(path)]
+    trusted = own.with_name(TRUSTED)
+    new = trusted.with_name(f".{TRUSTED}.{os.getpid()}")
+    try:
+        trusted.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text("".join(f"{line}\n" for line in paths), "utf-8")
+        os.replace(new, trusted)
+    except OSError as error:
+        raise ProfileError(f"{trusted}: cannot be written: {error.strerror or error}") from None
+    return trusted
+
+
+def _real(path: Path) -> str:
+    """Return a path whose directories are no links."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def _is_open(directory: Path) -> bool:
+    """Return True if all users may create files in a directory, or it cannot be examined."""
+    try:
+        return bool(os.stat(directory).st_mode & stat.S_IWOTH)
+    except OSError:
+        return True
 
 
 def _private(directory: Path) -> bool:
@@ -170,7 +264,7 @@ def read(path: Path) -> ConfigFile | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     try:
-        return _read(path, status.st_mtime_ns, status.st_size)
+        return _read(path, status.st_mtime_ns, status.st_size, status.st_ino, status.st_uid)
     except OSError as error:
         raise ProfileError(f"{short(path)}: cannot be read: {error.strerror or error}") from None
 
@@ -193,9 +287,12 @@ def _unquoted(line: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, modified: int, size: int) -> ConfigFile | None:
-    """Parse a file; `modified` and `size` are the key of the cache."""
-    content = path.read_bytes()
+def _read(path: Path, modified: int, size: int, inode: int, owner: int) -> ConfigFile | None:
+    """Parse a file; the other arguments are the key of the cache."""
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        content = file.read()
+    owner, mode = status.st_uid, status.st_mode
     if path.name == PYPROJECT and b"rhapsody" not in content:
         return None  # most files of other projects need not be parsed
     try:
@@ -210,8 +307,10 @@ def _read(path: Path, modified: int, size: int) -> ConfigFile | None:
         hint = _unquoted("".join(text.splitlines()[line - 1 : line]))
         raise ProfileError(f"{short(path)}:{line}: invalid TOML: {reason}{hint}") from None
     if path.name != PYPROJECT:
-        return ConfigFile(path, text, (), data)
+        return ConfigFile(path, text, (), data, owner, mode)
     prefix = ("tool", "rhapsody")
     tool = data.get("tool")
     table = tool.get("rhapsody") if isinstance(tool, dict) else None
-    return ConfigFile(path, text, prefix, table) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return None
+    return ConfigFile(path, text, prefix, table, owner, mode)

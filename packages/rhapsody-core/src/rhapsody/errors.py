@@ -8,6 +8,7 @@ also be exported by `rhapsody/__init__.py`.
 from __future__ import annotations
 
 import pickle
+import pwd
 import select
 import signal
 import sys
@@ -251,6 +252,14 @@ def first_call(error: BaseException | None) -> str | None:
     """Return a description of the call that raised an exception, or `None` if it is unknown."""
     found = None if error is None else vars(error).get(CALL)
     return found if isinstance(found, str) else None
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if the name is unknown."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def describe_error(error: BaseException | None, *, with_module: bool = False) -> str:

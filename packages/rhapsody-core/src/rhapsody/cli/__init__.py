@@ -76,7 +76,7 @@ COMMANDS = {
     "completion": completion,
 }
 
-MIXED = {"status", "show", "logs", "stats"}
+MIXED = {"status", "show", "logs", "stats", "config"}
 """Commands whose options may be between their arguments."""
 
 PRIVATE = {"trace", "report", "export"}

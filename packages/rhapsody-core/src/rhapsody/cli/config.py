@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from datetime import date, time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.cli.output import DONE, complain, say, say_json, say_lines, table
@@ -36,6 +38,12 @@ class Setting(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    text = "trust the file of another user, so that its settings are used"
+    parser.add_argument("action", nargs="?", choices=["trust"], metavar="trust", help=text)
+    text = "the file, or its directory (default: the current directory)"
+    parser.add_argument("path", nargs="?", default=".", metavar="FILE", help=text)
+    text = "with trust: no longer trust the file"
+    parser.add_argument("--remove", action="store_true", help=text)
     text = "the profile (default: RHAPSODY_PROFILE, or the default_profile of a file)"
     parser.add_argument("--profile", metavar="NAME", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -44,16 +52,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the settings as a table or as JSON, and warn about a backend that is not found.
 
+    With `trust`, only add a file to those that the user trusts, or remove it.
+
     Returns:
         The exit code.
 
     Raises:
-        UsageError: The profile does not exist, or a file contains a mistake.
+        UsageError: The profile does not exist, or a file contains a mistake or is not trusted.
     """
     from rhapsody.backends.discovery import declared_options
     from rhapsody.config_files import short
     from rhapsody.engine.profiles import Value, active_profile
 
+    if arguments.action == "trust":
+        return _trust(arguments.path, remove=arguments.remove)
+    if arguments.remove:
+        raise UsageError("--remove can only be used with rhapsody config trust")
     selected = None
     if arguments.profile is not None:
         selected = Value(arguments.profile, place="--profile")
@@ -80,6 +94,29 @@ def run(arguments: argparse.Namespace) -> int:
     say(f"profiles: {', '.join(profile.known) or 'none'}\n")
     rows = [(name, _text(value), each.source) for each in found for name, value in _parts(each)]
     say_lines(table(("SETTING", "VALUE", "SOURCE"), rows))
+    return DONE
+
+
+def _trust(given: str, *, remove: bool) -> int:
+    """Trust a file, or no longer trust it, and print which one.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: There is no such file, or it was not trusted.
+    """
+    from rhapsody.config_files import NAME, PYPROJECT, is_trusted, trust
+
+    path = Path(os.path.abspath(given))
+    if path.is_dir():
+        path /= PYPROJECT if not (path / NAME).exists() and (path / PYPROJECT).exists() else NAME
+    if not is_trusted(path) if remove else not path.is_file():
+        why = "is not trusted" if remove else "does not exist"
+        raise UsageError(f"file {path} {why}; pass the path of a {NAME} or {PYPROJECT}")
+    trusted = trust(path, remove=remove)
+    how = "no longer trusted" if remove else "trusted: its settings can run commands as you"
+    say(f"{path} is {how} (list: {trusted})")
     return DONE
 
 

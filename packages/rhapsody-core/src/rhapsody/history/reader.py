@@ -25,10 +25,10 @@ from types import MappingProxyType, NoneType
 from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import RhapsodyError
+from rhapsody.errors import RhapsodyError, user_name
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import Place
-from rhapsody.staging.fsutil import state_of, user_name
+from rhapsody.staging.fsutil import state_of
 from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Usage

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 import os
-import pwd
 import resource
 import shutil
 import socket
@@ -403,14 +402,6 @@ def make_shared_directory(path: str | os.PathLike[str]) -> None:
 def is_groups(mode: int) -> bool:
     """Return True if a directory of this mode is shared by a group, and by no other users."""
     return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP and not mode & stat.S_IWOTH)
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or the number if the name is unknown."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:

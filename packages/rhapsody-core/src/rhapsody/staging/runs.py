@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
-from rhapsody.errors import DataError
+from rhapsody.errors import DataError, user_name
 from rhapsody.masking import mask
 from rhapsody.staging.fsutil import (
     DIRECTORY,
@@ -39,7 +39,6 @@ from rhapsody.staging.fsutil import (
     make_shared_directory,
     remove_below,
     state_of,
-    user_name,
 )
 
 log: logging.Logger = logging.getLogger("rhapsody")
