@@ -173,7 +173,7 @@ def end_of_file(path: str, count: int) -> str:
         return file.read().decode(errors="replace")
 
 
-MAX_OUTPUT = 16 << 20
+MAX_OUTPUT = 64 << 20
 """Maximum number of bytes of an output file that are read as a whole."""
 
 KEPT_OUTPUT = 1 << 20
@@ -181,7 +181,7 @@ KEPT_OUTPUT = 1 << 20
 
 
 def output_of(path: str) -> str:
-    """Return the text of an output file, or a note and the last MiB if it exceeds 16 MiB.
+    """Return the text of an output file, or a note and the last MiB if it exceeds 64 MiB.
 
     Like `end_of_file`, this does not block, and the text is empty if there is no regular file.
     """
