@@ -51,6 +51,15 @@ def test_recorded_output(records: Records, capsys: pytest.CaptureFixture[str]) -
     assert output(capsys, "part", "--stderr") == ("two\n", "")
 
 
+def test_control_characters_are_escaped_unless_raw_output_is_requested(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a\x1b[2J\u202eb\r\n"
+    records.write(NAME, call(1, "part"), end(1, 0, 0, 1, stdout=text))
+    assert output(capsys, "part")[0] == "a\\x1b[2J\\u202eb\n"
+    assert output(capsys, "part", "--raw")[0] == text
+
+
 def test_a_title_begins_a_line(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
     records.write(NAME, call(1, "part"), end(1, 0, 0, 1, stdout="one", stderr="two"))
     assert output(capsys, "1")[0] == "one\n==> standard error <==\ntwo"

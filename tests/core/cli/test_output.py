@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import pytest
 
-from rhapsody.cli.output import say, shortened, table, text_width, wrapped
+from rhapsody.cli.output import complain, note, say, shortened, table, text_width, wrapped
 from rhapsody.history.values import printable
+from rhapsody.masking import escaped
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:
@@ -79,6 +81,17 @@ def test_control_characters_are_escaped() -> None:
     assert printable("a\x1b[2J\tb\n") == "a\\x1b[2J\\tb\\n"
     assert printable("\u00e9 ok") == "\u00e9 ok"
     assert table(("A",), [("x\ny",)]) == ["A", "x\\ny"]
+    assert escaped("a\tb\r\nc\r\x9b\u202e\n") == "a\tb\nc\\r\\x9b\\u202e\n"
+    assert escaped("\u00e9\u00a0\u20ac\n") == "\u00e9\u00a0\u20ac\n"
+
+
+@pytest.mark.parametrize("write", [say, note, complain])
+def test_control_characters_in_lines_are_escaped(
+    write: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("a\x1b]8;;http://evil\x07b\n  c")
+    out, error = capsys.readouterr()
+    assert (out or error).endswith("a\\x1b]8;;http://evil\\x07b\n  c\n")
 
 
 def test_characters_that_the_output_cannot_encode_are_escaped(

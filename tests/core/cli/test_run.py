@@ -93,6 +93,26 @@ def test_a_class_of_the_script_is_named_as_if_python_ran_the_script(
     assert "__rhapsody_script__" not in done.stderr
 
 
+def test_control_characters_in_texts_of_tasks_do_not_reach_the_terminal(run: Run) -> None:
+    script = r"""
+        async def main(flow):
+            @flow.executable_task
+            def command():
+                return "printf '\\033]0;title\\007' >&2; exit 3"
+
+            @flow.function_task
+            def function(text):
+                raise ValueError(f"clear {text}")
+
+            command()
+            await function("\033[2J\u202e")
+    """
+    done = run(script, "-v")
+    assert "clear \\x1b[2J\\u202e" in done.stderr
+    assert "\\x1b]0;title\\x07" in done.stderr
+    assert not set("\x1b\x07\u202e") & set(done.stderr)
+
+
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     done = run("""
         from rhapsody import OutputDir, OutputFile

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from rhapsody.masking import Secrets, mask, secrets_of
+from rhapsody.masking import Secrets, escaped, mask, secrets_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +72,7 @@ class Card(NamedTuple):
 
         secrets = secrets_of(self.environment)
         table = Table(
-            title=Text(_shown(self.title, secrets), f"bold {self.color}"),
+            title=Text(escaped(_shown(self.title, secrets)), f"bold {self.color}"),
             title_justify="left",
             show_header=False,
             box=None,
@@ -82,7 +82,7 @@ class Card(NamedTuple):
         table.add_column(overflow="fold")
         for label, text in self.rows.items():
             if text:
-                table.add_row(label, Text(_shown(text, secrets)))
+                table.add_row(label, Text(escaped(_shown(text, secrets))))
         return table
 
 

@@ -8,6 +8,8 @@ and the record of a run, in traces, notes and messages. It replaces
 - values that the text itself gives a name that looks secret, as in `--password X`, `token='X'`,
   `"api_key": "X"` and `Authorization: X`, each with that `<name>`, and the passwords in URLs.
 
+`escaped` makes text safe to print: it escapes the characters that control a terminal.
+
 A secret with neither a known value nor such a name cannot be recognized. Names are searched only in
 text that contains one of a few words, because most texts contain none of them.
 """
@@ -235,6 +237,23 @@ def _value_of(text: str, name: str, end: int) -> tuple[int, int] | None:
         return None
     start = found.start(kind)
     return start, start + len(value)
+
+
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+"""Control characters except tabs and line feeds, and characters that hide or reorder text."""
+
+
+def escaped(text: str) -> str:
+    """Return text in which characters that could control a terminal are escaped.
+
+    Lines and tabs are kept, and carriage returns before the ends of lines are removed.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
 
 
 def mask_arguments(arguments: Iterable[str], secrets: Secrets) -> Iterator[str]:

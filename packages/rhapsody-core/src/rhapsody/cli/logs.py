@@ -26,6 +26,7 @@ from rhapsody.cli.lookup import (
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
 from rhapsody.history.reader import open_recorded
 from rhapsody.history.values import may_run
+from rhapsody.masking import escaped
 from rhapsody.plugins.specs import UsageError
 from rhapsody.states import TasksMainStates
 
@@ -58,6 +59,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             f"--{name}", dest="streams", action="store_const", const=[name], default=[*STREAMS],
             help=f"print only the {long}",
         )  # fmt: skip
+    text = "print control characters as they are, instead of escaping them"
+    parser.add_argument("--raw", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--json prints the output so far; it cannot be combined with -f")
     reader, history = open_record(arguments.run)
     task = chosen_task(arguments.run, arguments.task, history)
-    printer = _Printer(arguments.streams)
+    printer = _Printer(arguments.streams, raw=arguments.raw)
     if arguments.follow:
         _follow(reader, task.key, arguments.attempt, printer)
         return DONE
@@ -118,14 +121,16 @@ class _Printer:
 
     Args:
         streams: The streams to write. If there is only one, its title is omitted.
+        raw: True to write control characters as they are.
 
     Attributes:
         streams: The argument `streams`.
         written: True if anything was written.
     """
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
+    def __init__(self, streams: Sequence[Stream], *, raw: bool) -> None:
         self.streams: Sequence[Stream] = streams
+        self._raw = raw
         self._several = len(streams) > 1
         self._last: Stream | None = None
         self._at_start = True
@@ -141,7 +146,7 @@ class _Printer:
             if self._last is not None or stream == "stderr":
                 self._title(STREAMS[stream])
             self._last = stream
-        write(text)
+        write(text if self._raw else escaped(text))
         self._at_start = text.endswith("\n")
 
     def begin(self, attempt: int) -> None:

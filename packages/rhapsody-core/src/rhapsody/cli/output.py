@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rhapsody.history.values import printable
-from rhapsody.masking import mask
+from rhapsody.masking import escaped, mask
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -60,14 +60,17 @@ class HelpParser(argparse.ArgumentParser):
 
 
 def say(text: str = "") -> None:
-    """Write a line to standard output."""
-    _write(sys.stdout, text)
+    """Write a line to standard output; control characters are escaped."""
+    _write(sys.stdout, escaped(text))
 
 
 def note(text: str) -> None:
-    """Write a line without secrets to standard error, separate from the workflow's output."""
+    """Write a line to standard error, separate from the output of the workflow.
+
+    Secrets are masked, and control characters are escaped.
+    """
     with suppress(BrokenPipeError):
-        _write(sys.stderr, mask(text))
+        _write(sys.stderr, escaped(mask(text)))
 
 
 def complain(text: str) -> None:
@@ -285,7 +288,7 @@ def styled(lines: Iterable[str]) -> Text:
     """Return lines with the styles of their states, headers and titles."""
     from rich.text import Text
 
-    text = Text("\n".join(lines))
+    text = Text(escaped("\n".join(lines)))
     for pattern, style in STYLES.items():
         text.highlight_regex(f"(?m){pattern}", style)
     return text
@@ -301,4 +304,4 @@ def say_lines(lines: Iterable[str]) -> None:
         return
     with console.capture() as captured:
         console.print(styled(lines), soft_wrap=True)
-    say(captured.get().removesuffix("\n"))
+    _write(sys.stdout, captured.get().removesuffix("\n"))

@@ -34,7 +34,7 @@ from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, is_closed_pipe
 from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
 from rhapsody.resources import duration_text
-from rhapsody.staging.runs import note_in_log
+from rhapsody.staging.runs import PrintableLines, note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -304,7 +304,9 @@ def _engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
         options["progress"] = False
     if arguments.verbose:
         options["progress"] = "lines"
-        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableLines("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("rhapsody").setLevel(logging.INFO)
     return {**options, "dry_run": True} if arguments.dry_run else options
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rhapsody.errors import describe_error
+from rhapsody.masking import escaped
 from rhapsody.observers.account import Counts, Row
 from rhapsody.resources import duration_text
 from rhapsody.sdk.capture import streams
@@ -72,7 +73,7 @@ class Picture:
             return picture
         picture.add_row(self._table(every))
         for failure in self._counts.failures.latest[-MAX_FAILURES:]:
-            text = Text.assemble(("failed: ", "bold bright_red"), failure.summary)
+            text = Text.assemble(("failed: ", "bold bright_red"), escaped(failure.summary))
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
         picture.add_row(self._bar(every))
@@ -90,7 +91,7 @@ class Picture:
         shown = _most_active(rows, max(4, get_terminal_size().lines - OTHER_LINES))
         for name, row in shown:
             cells = [_cell(column, getattr(row, column)) for column in columns]
-            table.add_row(Text(name), *cells)
+            table.add_row(Text(escaped(name)), *cells)
         if len(rows) > len(shown):
             table.add_row(Text(f"and {len(rows) - len(shown)} more names", "dim"))
         return table
@@ -143,8 +144,18 @@ Line = tuple[str, str]
 """A printed line: the prefix that names its task, and the text."""
 
 
-_MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
-"""Escape sequences and control characters other than those of colors."""
+_COLORS = re.compile(r"(\x1b\[[0-9;]*m)")
+_MOVES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
+"""Escape sequences that move the cursor, which are removed, and control characters."""
+
+
+def _harmless(text: str) -> str:
+    """Return text without control characters and escape sequences other than those of colors."""
+    if "\x1b" not in text:
+        return escaped(_MOVES.sub("", text))
+    parts = _COLORS.split(text)
+    parts[::2] = [escaped(_MOVES.sub("", part)) for part in parts[::2]]
+    return "".join(parts)
 
 
 class _Lines:
@@ -158,8 +169,8 @@ class _Lines:
 
     def __rich_console__(self, *_: object) -> Iterator[Segment]:
         for prefix, text in self._lines:
-            yield Segment(_MOVES.sub("", prefix), _DIM)
-            shown = _MOVES.sub("", text.rstrip("\r").rpartition("\r")[2])
+            yield Segment(_harmless(prefix), _DIM)
+            shown = _harmless(text.rstrip("\r").rpartition("\r")[2])
             yield Segment(f"{shown}\x1b[0m\n" if "\x1b" in shown else f"{shown}\n")
 
 

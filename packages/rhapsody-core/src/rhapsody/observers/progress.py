@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.context import running_task
-from rhapsody.masking import mask
+from rhapsody.masking import escaped, mask
 from rhapsody.observers.account import Counts, account, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
@@ -202,5 +202,5 @@ def _write(lines: Sequence[str]) -> None:
     stream = sys.stderr
     if stream is not None and lines:
         with suppress(OSError, ValueError):  # a full disk, or closed
-            stream.write("\n".join(lines) + "\n")
+            stream.write(escaped("\n".join(lines)) + "\n")
             stream.flush()

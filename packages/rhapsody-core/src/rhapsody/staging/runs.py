@@ -30,7 +30,7 @@ from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError, user_name
-from rhapsody.masking import mask
+from rhapsody.masking import escaped, mask
 from rhapsody.staging.fsutil import (
     DIRECTORY,
     FileLock,
@@ -48,11 +48,12 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S"
 """Formats of a line of the log and of the time in it. The time is UTC, as in the names of runs."""
 
 
-class _Lines(logging.Formatter):
-    """Formatter of log records that masks secrets."""
+class PrintableLines(logging.Formatter):
+    """Formatter of log records that masks secrets and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))
+        """Return the text of a record."""
+        return escaped(mask(super().format(record)))
 
 
 class RunLog(logging.FileHandler):
@@ -68,7 +69,7 @@ class RunLog(logging.FileHandler):
         self._path = path
         self._pid = os.getpid()
         self._taking = False
-        lines = _Lines(LOG_FORMAT, TIME_FORMAT)
+        lines = PrintableLines(LOG_FORMAT, TIME_FORMAT)
         lines.converter = time.gmtime
         self.setFormatter(lines)
 
@@ -133,7 +134,8 @@ def _hand_on(record: logging.LogRecord) -> None:
     """Print a record as `logging` does if no handler is configured."""
     last = logging.lastResort
     if last is not None and record.levelno >= last.level:
-        last.handle(record)
+        text = escaped(mask(record.getMessage()))
+        last.handle(logging.makeLogRecord({**vars(record), "msg": text, "args": None}))
 
 
 BASE = ".rhapsody"
