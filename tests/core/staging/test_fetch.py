@@ -212,10 +212,38 @@ async def test_a_compressed_file_stays_compressed(server: Server, stager: Stager
     assert gzip.decompress((sandbox / "data.csv.gz").read_bytes()) == b"data"
 
 
-async def test_a_file_url_is_fetched_as_any_other(stager: Stager, tmp_path: Path) -> None:
-    (tmp_path / "source.txt").write_text("source")
+@pytest.mark.parametrize(
+    "chain", ["file://{}", "local://{}", "simplecache::file://{}", "zip://a.txt::{}"]
+)
+async def test_files_of_this_machine_are_refused_as_urls(
+    stager: Stager, tmp_path: Path, chain: str
+) -> None:
+    (tmp_path / "source.txt").write_text("data")
+    with pytest.raises(DataError, match="RHAPSODY_FETCH_SCHEMES"):
+        await fetch(stager, chain.format(tmp_path / "source.txt"))
+
+
+async def test_caching_schemes_are_refused(server: Server, stager: Stager) -> None:
+    with pytest.raises(DataError, match="'filecache' is refused"):
+        await fetch(stager, f"filecache::{server.url('a.txt')}")
+    assert not server.asked
+
+
+async def test_a_refused_scheme_can_be_allowed(
+    stager: Stager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source.txt").write_text("data")
+    monkeypatch.setenv("RHAPSODY_FETCH_SCHEMES", "simplecache,file")
     sandbox = await fetch(stager, f"file://{tmp_path}/source.txt")
-    assert (sandbox / "source.txt").read_text() == "source"
+    assert (sandbox / "source.txt").read_text() == "data"
+
+
+async def test_a_failed_tls_connection_is_not_reported_as_a_missing_file(
+    server: Server, stager: Stager
+) -> None:
+    with pytest.raises(DataError, match="SSL") as caught:
+        await fetch(stager, server.url("a.txt").replace("http:", "https:"))
+    assert "FileNotFoundError" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ from rhapsody.sdk.threads import in_thread
 INSTALL = "pip install 'rhapsody-core[files]'"
 _URL = re.compile(r"[A-Za-z][\w.+-]*://[^\s'\"<>]+")
 _CHUNK = 1 << 20
+_LOCAL = {"file", "local", "git", "reference", "dir", "generic"}
+_CACHES = {"cached", "blockcache", "filecache", "simplecache"}
+_REFUSED: frozenset[str] = frozenset(_LOCAL | _CACHES)
+"""Schemes that are refused unless `RHAPSODY_FETCH_SCHEMES` contains them: those that read files of
+this machine, and those with which fsspec keeps copies in a directory that others may write to."""
+
 _MAX_TRANSFERS = 8
 _TIMEOUT = "600"
 _MAX_SIZE = "10 GiB"
@@ -38,6 +44,10 @@ _STALL_TIMEOUT = 60.0  # seconds without data after which an HTTP transfer is ab
 
 class _TooLargeError(Exception):
     """The file is larger than the limit."""
+
+
+class _RefusedError(Exception):
+    """The URL has a scheme that is refused."""
 
 
 class _MissingExtraError(Exception):
@@ -118,6 +128,8 @@ class Fetcher:
                 return str(target)
             except _MissingExtraError as error:
                 raise DataError(f"{shown} cannot be fetched: {error}; run {INSTALL}") from error
+            except _RefusedError as error:
+                raise DataError(f"{shown} is not fetched: {error}") from None
             except _TooLargeError:
                 raise DataError(
                     f"{shown} is larger than {self._limit} bytes; to fetch larger files, set "
@@ -131,7 +143,13 @@ class Fetcher:
             except Exception as error:
                 # A protocol's library may raise any exception. Its text may contain the URL with
                 # the password, or the URL of a redirection: pass on only the scrubbed text.
+                if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, OSError):
+                    error = error.__cause__  # fsspec's error for all that fails before the answer
                 text = f"{type(error).__name__}: {error}".replace(origin, shown)
+                if "certificate verify failed" in text.lower():
+                    text += (
+                        "; to trust its authority, set SSL_CERT_FILE to a file with certificates"
+                    )
                 text = _URL.sub(lambda url: without_secrets(url[0]), text)
                 raise DataError(f"{shown} cannot be fetched: {text}") from None
             finally:
@@ -186,6 +204,7 @@ def _opened(url: str, timeout: float) -> Any:
         head, _, data = url.partition(",")
         content = unquote_to_bytes(data)
         return io.BytesIO(b64decode(content) if head.lower().endswith(";base64") else content)
+    _check_schemes(url)
     try:
         core = importlib.import_module("fsspec.core")
         web = url.lower().startswith(("http://", "https://"))
@@ -205,6 +224,27 @@ def _opened(url: str, timeout: float) -> Any:
     }
     system, path = core.url_to_fs(url, client_kwargs=client, block_size=0)
     return system.open(path, "rb", block_size=0)
+
+
+def _check_schemes(url: str) -> None:
+    """Raise an error if a URL, or a part of a chained URL such as `zip://a::file://b`, is refused.
+
+    Raises:
+        _RefusedError: The URL has a scheme that is refused.
+    """
+    allowed = os.environ.get("RHAPSODY_FETCH_SCHEMES", "").replace(",", " ").split()
+    for part in url.split("::"):
+        scheme, separator, _ = part.partition("://")
+        scheme = scheme.lower()
+        if not separator and "/" in part:  # a path
+            scheme = "file"
+        if scheme in _REFUSED and scheme not in allowed:
+            instead = "to use a file of this machine, pass its path" if scheme in _LOCAL else ""
+            instead = instead or "fetched files are cached anyway, so leave the scheme out"
+            raise _RefusedError(
+                f"the scheme {scheme!r} is refused; {instead}. To allow it, set "
+                f"RHAPSODY_FETCH_SCHEMES to {scheme}"
+            )
 
 
 def _timeout(given: float | None) -> float:
