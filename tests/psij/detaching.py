@@ -16,13 +16,6 @@ from typing import Any
 from rhapsody import OutputFile, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
 
-
-class Eager(PsijExecutionBackend):
-    """A backend whose PSI/J queries the queue each second, which only tests may do."""
-
-    ask_every = 1.0
-
-
 SCRIPT = """
 echo start {name} >>{place}/log
 while ! ls {place} | grep -qx -e gate -e gate-{kind}; do sleep 0.1; done
@@ -31,7 +24,7 @@ echo end {name} >>{place}/log
 
 
 async def main(place: Path, shared: int, names: Sequence[str]) -> None:
-    backend = Eager("slurm", detach=True, tasks_per_job=shared)
+    backend = PsijExecutionBackend("slurm", detach=True, tasks_per_job=shared, poll_interval=1)
     options: dict[str, Any] = {"journal": place / "journal.sqlite", "record": True}
     async with WorkflowEngine.create(backend, **options) as flow:
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rhapsody_psij.job import read_outcome
 from tests._support.machine import alive
 
 PROGRAM = """
@@ -25,13 +26,14 @@ text = '''ARRAY_JOB_ID        ST                  REASON
 '''
 for job, status in _parse_queue(parse, 0, text).items():
     print(job, status.state.name, status.message)
+print(_parse_queue(parse, 1, "slurm_load_jobs error: Invalid job id specified"))
 try:
     _parse_queue(parse, 1, "no controller")
 except RuntimeError as error:
     print("no controller" in str(error))
 """
 
-SETTINGS = {"executor": "local", "ask_every": 1.0, "detach": False}
+SETTINGS = {"executor": "local", "poll_interval": 1.0, "detach": False}
 
 
 def client(directory: Path) -> subprocess.Popen[str]:
@@ -47,6 +49,7 @@ def test_unknown_reasons_do_not_spoil_the_queue() -> None:
         "1 QUEUED None",
         "2 FAILED F RaisedSignal:9(Killed",
         "3 ACTIVE None",
+        "{}",
         "True",
     ], done.stderr
 
@@ -86,8 +89,8 @@ def test_a_job_that_is_started_again_repeats_nothing(tmp_path: Path) -> None:
     job = [sys.executable, "-m", "rhapsody_psij.job", str(order)]
     subprocess.run(job, check=True)
     (reports / "a.ended").rename(tmp_path / "a.ended")  # the program has read it
-    (reports / "a.claim").unlink()
-    assert pickle.loads((tmp_path / "a.ended").read_bytes())["exit_code"] == 0
+    _, _, outcome = (tmp_path / "a.ended").read_bytes().partition(b"\n")
+    assert read_outcome("ended", outcome)["exit_code"] == 0
     subprocess.run(job, check=True)
     assert log.read_text() == "line\n"
 

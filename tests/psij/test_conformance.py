@@ -39,12 +39,6 @@ class TestPsijLocal(TestPsijShared):
         return PsijExecutionBackend()
 
 
-class Eager(PsijExecutionBackend):
-    """A backend whose PSI/J queries the queue each second, which only tests may do."""
-
-    ask_every = 1.0
-
-
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("cluster")
@@ -65,4 +59,4 @@ class TestPsijSlurm(TestPsijShared):
     }
 
     async def make_backend(self) -> PsijExecutionBackend:
-        return Eager("slurm", tasks_per_job=10)
+        return PsijExecutionBackend("slurm", tasks_per_job=10, poll_interval=1)

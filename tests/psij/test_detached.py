@@ -156,7 +156,7 @@ def test_only_ended_runs_in_private_directories_are_taken_over(tmp_path: Path) -
     job, uid = found.tasks["one"]
     assert (job.native, uid) == ("7", "a.task.000001.1")
     assert job.outcome(uid, "slurm") is None
-    (mine / "reports" / f"{uid}.ended").write_bytes(pickle.dumps({"exit_code": 0}))
+    (mine / "reports" / f"{uid}.ended").write_bytes(b"node1\n" + pickle.dumps({"exit_code": 0}))
     assert job.outcome(uid, "slurm") == {"exit_code": 0}
     assert LeftJobs.take_over(str(tmp_path / "psij-1")).jobs == []  # it is locked
     assert found.close() == [mine]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody import CapabilityError, Resources, TaskDescription
-from rhapsody_psij.jobs import Settings, job_spec, launch_ranks
+from rhapsody_psij.job import read_log, read_outcome
+from rhapsody_psij.jobs import Settings, job_spec, launch_ranks, script_of
 
 
 def task(**more: Any) -> TaskDescription:
@@ -159,3 +164,58 @@ def test_ranks_need_paths_and_variables_that_scripts_can_contain(
     ranks = task(resources=Resources(ranks=2), sandbox=sandbox, environment=environment)
     with pytest.raises(CapabilityError, match=reason):
         launch_ranks(job_spec(ranks, Settings(), "slurm"), ranks, Settings(), "slurm")
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        (
+            {
+                "executable": 'echo "$A"; cat; echo; pwd; umask; exit 3',
+                "environment": {"A": "a 'b' $x"},
+                "stdin": "text",
+                "cwd": "/",
+            },
+            {"exit_code": 3, "stdout": "a 'b' $x\ntext\n/\n0022\n"},
+        ),
+        ({"executable": "printf", "arguments": ["%s|", "a b", "$x", "'"]}, {"stdout": "a b|$x|'|"}),
+        ({"executable": "kill -9 $$"}, {"exit_code": -9}),
+        ({"executable": "sleep 300 & exit 150"}, {"exit_code": -22, "out_of_memory": False}),
+        ({"executable": "kill $PPID; sleep 0.1"}, {"job": 143}),
+        ({"executable": "nonexistent", "arguments": []}, {"job": 9}),
+        ({"executable": "true", "cwd": "/nonexistent"}, {"job": 9}),
+    ],
+    ids=["shell", "words", "signal", "children", "end of the job", "program", "directory"],
+)
+def test_a_script_runs_an_executable(
+    given: dict[str, Any], outcome: dict[str, Any], tmp_path: Path
+) -> None:
+    reports, sandbox = tmp_path / "reports", tmp_path / "sandbox"
+    reports.mkdir()
+    sandbox.mkdir()
+    description = task(uid="a", sandbox=str(sandbox), **given)
+    without_program = [sys.executable, "-c", "import sys; sys.exit(9)"]
+    script = script_of(description, str(reports), without_program, b"order")
+    assert script is not None
+    words = ["bash", "-c", f"umask 022; {script}"]
+    job = subprocess.run(words, capture_output=True, timeout=60)
+    log, host = reports / f"{socket.gethostname()}.log", socket.gethostname().encode()
+    (started, *ended), _ = read_log(log)
+    assert started == ("a", "started", host)
+    found = {"job": job.returncode, "stdout": (sandbox / ".rhapsody.stdout").read_text()}
+    if ended:
+        ((_, kind, values),) = ended
+        found |= read_outcome(kind, values)
+    assert outcome.items() <= found.items()
+    size = log.stat().st_size
+    subprocess.run(words, check=True, capture_output=True, timeout=60)  # the system starts it again
+    assert log.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"container": {}}, {"environment": {"a.b": "1"}}, {"environment": {"UID": "1"}}],
+    ids=["container", "name", "variable of bash"],
+)
+def test_a_script_cannot_run_all_executables(more: dict[str, Any], tmp_path: Path) -> None:
+    assert script_of(task(uid="a", sandbox=str(tmp_path), **more), "/", [], b"") is None

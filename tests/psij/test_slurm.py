@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +15,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import CapabilityError, SubmissionError, TasksMainStates, WorkflowEngine
+from rhapsody import (
+    CapabilityError,
+    SubmissionError,
+    TaskFailedError,
+    TasksMainStates,
+    WorkflowEngine,
+)
 from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.slurm import until_no_jobs
@@ -21,17 +29,13 @@ from tests._support.slurm import until_no_jobs
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("cluster")]
 
 
-class Eager(PsijExecutionBackend):
-    """A backend whose PSI/J queries the queue each second, which only tests may do."""
-
-    ask_every = 1.0
-
-
 @pytest_asyncio.fixture
 async def flow(tmp_path: Path) -> AsyncIterator[WorkflowEngine]:
     """An engine on the cluster."""
     async with asyncio.timeout(100):
-        async with WorkflowEngine.create(Eager("slurm", queue="debug")) as engine:
+        async with WorkflowEngine.create(
+            PsijExecutionBackend("slurm", queue="debug", poll_interval=1)
+        ) as engine:
             yield engine
 
 
@@ -182,7 +186,7 @@ async def test_a_job_that_slurm_rejects_fails_its_task(flow: WorkflowEngine) -> 
 
 
 async def test_tasks_share_a_job() -> None:
-    backend = Eager("slurm", queue="debug", tasks_per_job=3)
+    backend = PsijExecutionBackend("slurm", queue="debug", tasks_per_job=3, poll_interval=1)
     async with asyncio.timeout(100):
         async with WorkflowEngine.create(backend) as flow:
 
@@ -193,6 +197,51 @@ async def test_tasks_share_a_job() -> None:
             said = await asyncio.gather(*(job() for _ in range(3)))
     assert len(set(said)) == 1
     assert said[0].split()[1] == "3:00"
+
+
+async def test_a_command_needs_neither_python_nor_files_of_its_own(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def command() -> str:
+        return "cat /proc/$PPID/comm; exit 3"
+
+    task = command()
+    with pytest.raises(TaskFailedError, match="exit code 3") as caught:
+        await task
+    assert caught.value.stdout == "slurm_script\n"
+    assert task.host == socket.gethostname()
+    assert task.usage["cpu_seconds"] >= 0
+    with pytest.raises(FileNotFoundError, match="cannot start 'nonexistent'"):
+        await flow.executable_task(lambda: ["nonexistent"])()
+    (directory,) = Path().glob("**/psij-*")  # noqa: ASYNC240
+    files = {path.name for path in directory.rglob("*") if path.suffix not in ("", ".sh")}
+    assert files == {"client.log", f"{task.host}.log"}
+
+
+async def test_many_jobs_are_canceled_with_few_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("scancel", "squeue"):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\necho "$@" >>{tmp_path}/{name}.log\nexec {shutil.which(name)} "$@"\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(PsijExecutionBackend("slurm", poll_interval=1)) as flow:
+            tasks = [flow.executable_task(lambda: "sleep 100")() for _ in range(20)]
+            while sum(task.state is TasksMainStates.RUNNING for task in tasks) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*(task.ended() for task in tasks))
+    calls = (tmp_path / "scancel.log").read_text().splitlines()
+    assert len(calls) <= 3
+    assert len({word for call in calls for word in call.split() if word.isdigit()}) == 20
+    polls = (tmp_path / "squeue.log").read_text().splitlines()
+    assert polls
+    assert all(re.search(r" -j [\d,]+$", poll) for poll in polls)
+    until_no_jobs()
 
 
 SQUEUE = """#!/bin/sh
@@ -209,8 +258,8 @@ async def test_tasks_survive_a_queue_that_does_not_answer(
     program.write_text(SQUEUE.format(place=tmp_path, squeue=shutil.which("squeue")))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    backend = Eager("slurm")
-    backend.ask_every, backend.patience = 0.2, 0.5
+    backend = PsijExecutionBackend("slurm", poll_interval=1)
+    backend.poll_interval, backend.patience = 0.2, 0.5
     async with asyncio.timeout(100):
         async with WorkflowEngine.create(backend, lost_retries=0) as flow:
 

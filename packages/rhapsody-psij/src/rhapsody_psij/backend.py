@@ -35,6 +35,7 @@ from typing import Any
 from rhapsody import (
     BackendUnavailableError,
     CapabilityError,
+    OutOfMemoryError,
     Resources,
     SubmissionError,
     TaskDescription,
@@ -58,10 +59,20 @@ from rhapsody.sdk import (
     output_of,
     pack,
     require_mpi4py,
+    seconds,
     unpack,
 )
 from rhapsody_psij import detached
-from rhapsody_psij.jobs import UNSAFE, JobSpec, Settings, cores_of, job_spec, launch_ranks
+from rhapsody_psij.job import read_log, read_outcome
+from rhapsody_psij.jobs import (
+    UNSAFE,
+    JobSpec,
+    Settings,
+    cores_of,
+    job_spec,
+    launch_ranks,
+    script_of,
+)
 from rhapsody_psij.plugin import capabilities_of
 
 __all__ = ["PsijExecutionBackend"]
@@ -125,6 +136,13 @@ class _Run:
         task = {key: value for key, value in self.program.items() if key in keys}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
 
+    def script(self, reports: str) -> str | None:
+        """Return the script of a job that runs only this task; `None` if the job needs Python."""
+        if self.call is not None:
+            return None
+        order = {"reports": reports, "tasks": [self.order]}
+        return script_of(self.program, reports, _python("job"), pickle.dumps(order, 5))
+
 
 class _Job:
     """Job that was sent to the client.
@@ -180,10 +198,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         detach: True to let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP,
             as when a connection is lost. The next run of the program that resumes this one takes
             over their results. Requires a journal, and an executor other than `"local"`.
+        poll_interval: Maximum seconds between two queries of the queue while there are jobs, at
+            least 1, or a text such as `"2 min"`. Queries after a submission or a cancellation are
+            more frequent: after 5, 10 and 20 seconds.
         name: The name of this object in an engine.
 
     Attributes:
-        ask_every: Seconds between two queries of the queue by PSI/J.
         patience: Seconds to wait for the report of a task whose job has ended, before the task is
             reported as lost.
 
@@ -194,7 +214,6 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
 
     name = "psij"
     running_when_called = False
-    ask_every: float = 10.0
     patience: float = 10.0
 
     def __init__(
@@ -208,6 +227,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         max_jobs: int | None = None,
         tasks_per_job: int = 1,
         detach: bool = False,
+        poll_interval: float | str = 30.0,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -233,6 +253,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 "detach=True needs a batch system, got executor='local', whose jobs are processes "
                 "that end with the program: set executor='slurm', for example, or detach=False"
             )
+        self.poll_interval = seconds("poll_interval", poll_interval)
+        if self.poll_interval < 1:
+            raise ValueError(f"poll_interval must be at least 1 second, got {poll_interval!r}")
         self.detach = detach
         self.executor = executor
         self.capabilities: Capabilities = capabilities_of(executor)
@@ -251,6 +274,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._seen: set[Path] = set()  # reports that were read and are kept
         self._number_left = 0
         self._ready = False  # until `start` has succeeded
+        self._offsets: dict[Path, int] = {}  # of the logs of job scripts
         self._warned = False
         self._client: Process | None = None
         self._node_cores: int | None = None
@@ -291,7 +315,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 limit=MAX_LINE,
                 start_new_session=True,
             )
-        settings = {"ask_every": self.ask_every, "detach": self.detach}
+        settings = {"poll_interval": self.poll_interval, "detach": self.detach}
         self._send({"executor": self.executor, **settings})
         assert self._client.stdout is not None
         line = await self._client.stdout.readline()
@@ -530,8 +554,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             task["usage"] = outcome["usage"]
         if "exception" in outcome:
             raise outcome["exception"]
-        if "stdout" not in outcome:  # PSI/J's launcher has written the output
+        if "stdout" not in outcome:  # PSI/J's launcher or a script has written the output
             outcome |= await in_thread(partial(_output, task, task["sandbox"]))
+        if outcome.get("out_of_memory"):
+            raise OutOfMemoryError(
+                f"task {task['name']!r} was killed by the kernel because memory ran out: request "
+                "more for its job, resources={'memory': ...}",
+                exit_code=outcome["exit_code"],
+            )
         return CompletedExecutable(outcome["exit_code"], outcome["stdout"], outcome["stderr"])
 
     def _files_of_ranks(self, task: TaskDescription) -> Path:
@@ -565,7 +595,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def _cancel_shared(self, job: _Job, run: _Run) -> None:
         uid = run.uid
         try:
-            await in_thread(partial((job.reports / f"{uid}.claim").symlink_to, "canceled"))
+            await in_thread(partial((job.reports / f"{uid}.started").symlink_to, "canceled"))
         except FileExistsError:  # the task has started
             await in_thread((job.reports / f"{uid}.cancel").touch)
         else:
@@ -618,7 +648,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         try:
             if self._failure is not None:
                 raise self._unavailable()
-            await in_thread(partial(self._write_orders, jobs, runs))
+            await in_thread(partial(self._write_orders, specs, jobs, runs))
         except Exception as error:  # a full disk, an object that cannot be pickled
             for job in jobs:
                 self._end_job(job, {"exception": error})
@@ -636,11 +666,22 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         assert self._directory is not None
         return self._directory / job.number
 
-    def _write_orders(self, jobs: Sequence[_Job], runs: Sequence[Sequence[_Run]]) -> None:
-        for job, of_job in zip(jobs, runs, strict=True):
-            order = {"reports": str(self._reports), "tasks": [run.order for run in of_job]}
-            if not of_job[0].ranks:
-                _write_private(self._order_of(job), pickle.dumps(order, 5))
+    def _write_orders(
+        self, specs: Sequence[JobSpec], jobs: Sequence[_Job], runs: Sequence[Sequence[_Run]]
+    ) -> None:
+        """Write the orders of jobs, or add the scripts of those that do not need Python."""
+        reports = str(self._reports)
+        for spec, job, of_job in zip(specs, jobs, runs, strict=True):
+            if of_job[0].ranks:
+                continue
+            if len(of_job) == 1 and self.executor in COMMANDS:
+                script = of_job[0].script(reports)
+                if script is not None:
+                    spec["script"] = script
+                    spec["marker"] = str(self._reports / f"{of_job[0].uid}.cancel")
+                    continue
+            order = {"reports": reports, "tasks": [run.order for run in of_job]}
+            _write_private(self._order_of(job), pickle.dumps(order, 5))
 
     # From jobs to tasks.
 
@@ -701,9 +742,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             changed = False
             for directory in {job.reports for job in self._jobs.values()}:
                 jobs = [job for job in self._jobs.values() if job.reports == directory]
-                uids = {uid for job in jobs for uid in job.runs}
-                seen = (uids, self._seen) if self.detach else None
-                found = await in_thread(partial(_take_reports, directory, seen))
+                uids = {uid for job in jobs for uid in job.runs} if self.detach else None
+                take = partial(_take_reports, directory, self._seen, uids, self._offsets)
+                found = await in_thread(take)
                 by_uid = {uid: job for job in jobs for uid in job.runs}
                 for uid, kind, content in found:
                     if uid in by_uid:
@@ -726,7 +767,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if not run.cancelled:
                 self.task_state_cb(run.task, self.get_task_states_map().RUNNING)
             return
-        self._end_run(job, run, pickle.loads(content))  # noqa: S301 - of our own job
+        self._end_run(job, run, read_outcome(kind, content))
 
     def _end_silent(self, job: _Job) -> None:
         """End the tasks of a job that has ended, if they have no report and none can follow."""
@@ -741,6 +782,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
 
     def _end_job(self, job: _Job, outcome: dict[str, Any]) -> None:
         for run in list(job.runs.values()):
+            for kind in ("started", "cancel"):
+                path = job.reports / f"{run.uid}.{kind}"
+                self._seen.discard(path)
+                with suppress(OSError):  # the reports cannot be read
+                    path.unlink()
             self._end_run(job, run, dict(outcome))
         self._forget(job)
 
@@ -782,34 +828,52 @@ def _write_private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _take_reports(directory: Path, kept: tuple[set[str], set[Path]] | None) -> list[Report]:
-    """Read and remove all reports, those of starts first.
+def _take_reports(
+    directory: Path, seen: set[Path], uids: set[str] | None, offsets: dict[Path, int]
+) -> list[Report]:
+    """Read the new reports, those of starts first, and remove those of ended tasks.
 
     Args:
         directory: The directory of the reports.
-        kept: The uids of the tasks whose reports are read but not removed, and the reports that
-            were read before, to which the others are added; `None` to read and remove all.
+        seen: The reports that were read before and still exist, to which others are added.
+        uids: The uids of the tasks whose reports are read but not removed; `None` to read and
+            remove all.
+        offsets: The number of bytes of each log that were read, if the reports are removed.
 
     Returns:
         The reports.
     """
     found: list[Report] = []
-    for name in sorted(os.listdir(directory), key=lambda name: name.endswith(".ended")):
+    names = set(os.listdir(directory))
+    for name in names:
         uid, _, kind = name.rpartition(".")
-        if kind in ("started", "ended") and not name.startswith("."):
-            path = directory / name
-            if kept is not None:
-                uids, seen = kept
-                if uid in uids and path not in seen:
-                    seen.add(path)
-                    found.append((uid, kind, path.read_bytes()))
-                continue
-            found.append((uid, kind, path.read_bytes()))
-            path.unlink()
+        path = directory / name
+        if kind == "log":
+            lines, offset = read_log(path, offsets.get(path, 0))
+            found += lines
+            if uids is None:
+                offsets[path] = offset
+        elif kind in ("started", "ended") and path not in seen and (uids is None or uid in uids):
+            with suppress(FileNotFoundError):  # the task has just ended, or is canceled
+                host, newline, outcome = path.read_bytes().partition(b"\n")
+                if newline:  # otherwise it is being written
+                    found.append((uid, "started", host))
+                    if kind == "ended":
+                        found.append((uid, kind, outcome))
+    new: list[Report] = []
+    for uid, kind, content in sorted(found, key=lambda report: report[1] != "started"):
+        path = directory / f"{uid}.{kind}"
+        if path in seen or not (uids is None or uid in uids):
+            continue
+        seen.add(path)
+        new.append((uid, kind, content))
+        if kind != "started" and uids is None:
+            seen -= {path, directory / f"{uid}.started"}
             if kind == "ended":
-                for other in ("claim", "cancel"):
-                    (directory / f"{uid}.{other}").unlink(missing_ok=True)
-    return found
+                path.unlink()
+            if f"{uid}.cancel" in names:
+                (directory / f"{uid}.cancel").unlink(missing_ok=True)
+    return new
 
 
 def _launch_call(

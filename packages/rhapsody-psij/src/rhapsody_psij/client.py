@@ -18,19 +18,23 @@ states are those of PSI/J, and `REFUSED` for a job that could not be submitted.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
 import psij
@@ -45,7 +49,7 @@ from rhapsody_psij.detached import LIST, locked
 log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CANCELLATIONS = 8
-"""Maximum number of cancellations that run at the same time."""
+"""Maximum number of jobs without a batch system that are canceled at the same time."""
 
 CANCEL_ATTEMPTS = 10
 """Number of times that the cancellation of a job is tried."""
@@ -61,6 +65,17 @@ the job gives its program.
 KILL_TIMEOUT = 10.0
 """Seconds to wait for the processes of a local job to end after SIGKILL."""
 
+
+QUICK = 5.0
+"""Seconds from a submission or cancellation to the next query of the queue. The interval then
+doubles up to the option `poll_interval`.
+"""
+
+NEVER = 10**8
+"""Seconds between two queries by PSI/J's own thread, which can neither wake up nor slow down."""
+
+COPIED = frozenset({"slurm", "pbs", "pbs_classic"})
+"""Executors whose batch system copies a job's script when the job is submitted."""
 
 NO_ANSWER = "Failed to poll for job status"
 """Start of the message with which PSI/J fails all jobs if it cannot query the queue. The jobs
@@ -89,7 +104,7 @@ class Client:
         self._directory = directory
         config = BatchSchedulerExecutorConfig(
             work_directory=directory,
-            queue_polling_interval=settings["ask_every"],
+            queue_polling_interval=NEVER,  # see `_poll`
             initial_queue_polling_delay=0,
             keep_files=settings["detach"],
         )
@@ -98,9 +113,7 @@ class Client:
         if settings["executor"] == "slurm":
             executor: Any = self._executor
             executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
-        if isinstance(self._executor, BatchSchedulerExecutor):
-            command = partial(_with_options, self._executor.get_submit_command)
-            self._executor.get_submit_command = command  # type: ignore[method-assign]
+            executor.get_status_command = partial(_status_command, executor.get_status_command)
         self._local = settings["executor"] == "local"
         self._named = settings["executor"] in ("slurm", "lsf")
         self._report = report
@@ -110,12 +123,31 @@ class Client:
         self._detached: set[str] = set()
         self._list = locked(directory / LIST, wait=True) if settings["detach"] else None
         self._submissions = ThreadPoolExecutor(1)  # one at a time, to keep their order
-        self._cancellations = ThreadPoolExecutor(MAX_CANCELLATIONS)
+        self._to_cancel: SimpleQueue[str] = SimpleQueue()
+        self._slow: float = settings["poll_interval"]
+        self._interval = 4 * self._slow
+        self._hurry = threading.Event()
+        self._files: str | None = None
+        self._batch: BatchSchedulerExecutor | None = None
+        if isinstance(self._executor, BatchSchedulerExecutor):
+            batch: Any = self._executor
+            batch.get_submit_command = partial(_with_options, batch.get_submit_command)
+            batch.generate_submit_script = partial(_generate, batch.generate_submit_script)
+            if settings["executor"] in COPIED:  # not on the file system of the jobs
+                self._files = tempfile.mkdtemp(prefix="rhapsody-psij-")
+            self._batch = batch
+            threading.Thread(target=self._poll, daemon=True).start()
+        workers = MAX_CANCELLATIONS if self._batch is None else 1
+        self._cancellations = ThreadPoolExecutor(workers)
 
     def submit(self, spec: dict[str, Any]) -> None:
         """Submit a job after those that wait for their submission."""
         number, job, listed = spec.pop("id"), psij.Job(), spec.pop("detach", None)
+        if self._files is not None:
+            # The path of the script is the job's id below the working directory of the executor.
+            job._id = os.path.join(self._files, job.id)
         self._jobs[number], self._ids[job.id] = job, number
+        job.marker = spec.pop("marker", None)  # type: ignore[attr-defined]
         if listed is not None:
             self._detached.add(number)
         self._submissions.submit(self._submit, number, job, spec, listed)
@@ -130,14 +162,20 @@ class Client:
     def cancel(self, number: str) -> None:
         """Cancel a job; if it is not submitted yet, do not submit it.
 
-        Its order file is removed first: batch systems can overlook a process that a starting job
-        creates while its processes are listed, and such a process then ends without its order.
+        Its order file is removed first, or the marker that its script looks for is created: batch
+        systems can overlook a process that a starting job creates while its processes are listed,
+        and such a process then ends.
         """
         self._cancelled.add(number)
         (self._directory / number).unlink(missing_ok=True)
         job = self._jobs.get(number)
-        if job is not None and job.native_id is not None:
-            self._cancellations.submit(self._cancel, number)
+        if job is not None:
+            marker = getattr(job, "marker", None)
+            if marker is not None:
+                with suppress(OSError):  # the reports were removed
+                    Path(marker).touch()
+            if job.native_id is not None:
+                self._cancel_soon(number)
 
     def close(self, *, detach: bool) -> None:
         """Cancel the jobs that have not ended; return when all cancellations have been sent.
@@ -152,6 +190,8 @@ class Client:
                 self.cancel(number)
         self._submissions.shutdown(cancel_futures=detach)
         self._cancellations.shutdown()
+        if self._files is not None:
+            shutil.rmtree(self._files, ignore_errors=True)
         if self._list is not None and os.fstat(self._list).st_size == 0:
             (self._directory / LIST).unlink(missing_ok=True)  # there is nothing to take over
 
@@ -165,6 +205,7 @@ class Client:
             if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
                 job.name = spec["name"]  # type: ignore[attr-defined]
             job.options = spec.pop("options")  # type: ignore[attr-defined]
+            job.commands = spec.pop("script", None)  # type: ignore[attr-defined]
             job.spec = self._spec(spec)
             self._executor.submit(job)
             if listed is not None and self._list is not None:
@@ -175,8 +216,10 @@ class Client:
         except Exception as error:  # PSI/J raises the errors of the system's commands
             self._end(number, "REFUSED", str(error) or repr(error))
             return
+        if self._interval > 2 * self._slow:
+            self._hurry.set()
         if number in self._cancelled:  # meanwhile
-            self._cancel(number)
+            self._cancel_soon(number)
 
     def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
         resources = psij.ResourceSpecV1(**spec.pop("resources"))
@@ -189,23 +232,63 @@ class Client:
             made.duration = None  # type: ignore[assignment]  # the default of the queue
         return psij.JobSpec(**spec, resources=resources, attributes=made)
 
-    def _cancel(self, number: str) -> None:
+    def _cancel_soon(self, number: str) -> None:
+        self._to_cancel.put(number)
+        self._cancellations.submit(self._cancel_waiting)
+
+    def _cancel_waiting(self) -> None:
+        """Cancel a job whose cancellation was requested; of a batch system, all of them."""
+        numbers: list[str] = []
+        with suppress(Empty):
+            while not numbers or self._batch is not None:
+                numbers.append(self._to_cancel.get_nowait())
         for attempt in range(CANCEL_ATTEMPTS):
-            job = self._jobs.get(number)
-            if job is None:  # it has ended
+            jobs = {n: job for n in numbers if (job := self._jobs.get(n)) is not None}
+            if not jobs:  # they have ended
                 return
             if self._local:
-                _kill(job)
+                _kill(*jobs.values())
                 return
-            try:
-                job.cancel()
-                break
-            except Exception as error:  # PSI/J raises the errors of the system's commands
-                log.warning("job %s cannot be canceled: %s", job.native_id, error)
+            errors = self._cancel(jobs)
+            self._hurry.set()
+            for number, error in errors.items():
+                native = jobs[number].native_id
+                log.warning("job %s cannot be canceled: %s", native, error)
                 if attempt + 1 == CANCEL_ATTEMPTS:
                     self._end(number, "CANCELED", f"it cannot be canceled: {error}")
-                    return
+            numbers = list(errors)
+            if numbers:
                 time.sleep(CANCEL_WAIT)
+
+    def _cancel(self, jobs: dict[str, psij.Job]) -> dict[str, Exception]:
+        """Send the cancellation of jobs, and return the errors."""
+        if len(jobs) > 1 and self._batch is not None:
+            first, *others = [str(job.native_id) for job in jobs.values()]
+            command = [*self._batch.get_cancel_command(first), *others]
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                return {}
+        errors: dict[str, Exception] = {}
+        for number, job in jobs.items():  # some systems fail if one of several jobs has ended
+            try:
+                job.cancel()
+            except Exception as error:  # PSI/J raises the errors of the system's commands
+                errors[number] = error
+        return errors
+
+    def _poll(self) -> None:
+        """Query the queue soon after a cancellation or a submission, then less and less often.
+
+        A submission changes the interval only if the longest has passed, so that a program that
+        submits jobs all the time does not query the queue all the time.
+        """
+        thread: Any = self._executor._queue_poll_thread  # type: ignore[attr-defined]
+        while True:
+            if self._hurry.wait(min(self._interval, self._slow)):
+                self._interval = min(QUICK, self._slow)
+                time.sleep(self._interval)
+                self._hurry.clear()
+            thread._poll()
+            self._interval = min(2 * self._interval, 4 * self._slow)
 
     def _changed(self, job: psij.Job, status: psij.JobStatus) -> None:
         number = self._ids.get(job.id)
@@ -216,7 +299,7 @@ class Client:
             self._executor.attach(again, str(job.native_id))
             self._ids[again.id], self._jobs[number] = number, again
             if number in self._cancelled:  # PSI/J has ignored this for the failed job
-                self._cancel(number)
+                self._cancel_soon(number)
             return
         if status.final:
             self._end(number, status.state.name, status.message, status.exit_code)
@@ -238,15 +321,31 @@ def _with_options(command: Callable[..., list[str]], job: Any, script: Path) -> 
     return [program, *job.options, *arguments]
 
 
+def _generate(generate: Any, job: Any, context: dict[str, Any], file: TextIO) -> None:
+    """Write the script of a job: with PSI/J's own method, but with the job's commands, if any."""
+    script = io.StringIO()
+    generate(job, context, file if job.commands is None else script)
+    if job.commands is not None:
+        options = [line for line in script.getvalue().splitlines() if line.startswith("#")]
+        file.write("\n".join(options) + "\n" + job.commands)
+
+
+def _status_command(command: Any, native_ids: Collection[str]) -> list[str]:
+    """Return the command that queries Slurm, only for the given jobs."""
+    return [*command(native_ids), "-j", ",".join(native_ids)]
+
+
 def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
     """Parse the output of `squeue`, with reasons that PSI/J does not know.
 
     PSI/J's own method, `parse`, raises an error for the whole queue if a reason is unknown or
-    contains a space.
+    contains a space. `squeue` fails if it is asked for a single job that Slurm has forgotten.
 
     Returns:
         The statuses by job. The message of a failed job contains Slurm's state and reason.
     """
+    if code != 0 and "Invalid job id" in text:
+        return {}
     rows = [line.split(None, 2) for line in text.splitlines()]
     known = "\n".join(f"{row[0]} {row[1]} {REASON}" for row in rows if len(row) > 1)
     statuses: dict[str, psij.JobStatus] = parse(code, known if code == 0 else text)

@@ -17,7 +17,6 @@ import glob
 import json
 import logging
 import os
-import pickle
 import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from typing import Any
 
 from rhapsody import TaskDescription
 from rhapsody.sdk import unpack
+from rhapsody_psij.job import read_log, read_outcome
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -60,10 +60,14 @@ class LeftJob:
         if self.ranks:
             code = self.exit_code(executor)
             return None if code is None else {"exit_code": code}
-        with suppress(FileNotFoundError):
-            report = (self.directory / "reports" / f"{uid}.ended").read_bytes()
-            outcome: dict[str, Any] = pickle.loads(report)  # noqa: S301 - see `_is_private`
-            return outcome
+        reports = self.directory / "reports"
+        with suppress(FileNotFoundError):  # else read, as only this user can write it
+            report = (reports / f"{uid}.ended").read_bytes()
+            return read_outcome("ended", report.partition(b"\n")[2])
+        for log_file in reports.glob("*.log"):
+            for name, kind, values in read_log(log_file)[0]:
+                if name == uid and kind == "exited":
+                    return read_outcome(kind, values)
         return None
 
 

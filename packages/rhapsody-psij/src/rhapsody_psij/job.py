@@ -1,15 +1,21 @@
 """Program of a job: runs the tasks in an order file one after the other, and reports each.
 
-The reports are files in one directory, named after the task: `UID.started` contains the name of
-the host, and `UID.ended` the outcome. A file appears with its complete content. Outcomes are
-pickled dicts: `call` contains the result of a call as bytes; `exit_code`, `stdout`, `stderr`,
-`usage` and `interval` are those of an executable; `exception`, `lost` and `canceled` describe other
-ends.
+The job of a single command is a shell script instead, which starts this program only if the command
+cannot be started (`rhapsody_psij.jobs.script_of`).
 
-To cancel a task of a shared job, which also runs other tasks, the program creates the link
-`UID.claim` to `canceled`. The job creates the same link to `started` before it runs the task, so
-only one of them succeeds. If the task has started, the program creates the file `UID.cancel`, which
-the job looks for while it runs the task.
+The reports are files in one directory, named after the task. A task that starts creates
+`UID.started`, whose first line is the name of the host. When the task ends, its outcome is appended
+to the file, and the file is renamed to `UID.ended`. Outcomes are pickled dicts: `call` contains the
+result of a call as bytes; `exit_code`, `stdout`, `stderr`, `usage` and `interval` are those of an
+executable; `exception`, `lost` and `canceled` describe other ends.
+
+Job scripts create no files for their reports, because directories are slow on the file systems of
+clusters. They append lines to `HOST.log`, a file for all jobs on a host, so that only one machine
+writes to it: `UID started HOST`, and `UID exited` with the values that `exited` reads.
+
+To cancel a task of a shared job, which also runs other tasks, the program creates `UID.started` as
+a link. The job does not overwrite the file, so only one of them succeeds. If the task has started,
+the program creates the file `UID.cancel`, which the job looks for while it runs the task.
 
 The job removes its order file when it starts. If the batch system starts the job again, for example
 after the failure of a node, the job therefore ends at once: its tasks that have not ended are lost,
@@ -19,6 +25,7 @@ and the program runs them again, each in a new sandbox.
 from __future__ import annotations
 
 import asyncio
+import base64
 import ctypes
 import multiprocessing
 import os
@@ -34,12 +41,10 @@ from typing import Any
 
 from rhapsody import TaskDescription
 from rhapsody.sdk import Program, Reaper, Runner, TaskProgram, task_environment
+from rhapsody_psij.jobs import TERMINATION
 
 CHECK_INTERVAL = 2.0
 """Seconds between checks whether a running task of a shared job was canceled."""
-
-TERMINATION = 2.0
-"""Seconds to wait for SIGTERM after a program was ended by SIGTERM."""
 
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL when an executable of a shared job is canceled, and when the
@@ -63,24 +68,69 @@ class Reports:
         """Return the path of a report."""
         return self._directory / f"{uid}.{kind}"
 
-    def write(self, uid: str, kind: str, content: bytes) -> None:
-        """Write a report, which appears with its complete content."""
-        part = self._directory / f".{uid}.{kind}"
-        part.write_bytes(content)
-        part.rename(self.path(uid, kind))
+    def start(self, uid: str) -> bool:
+        """Report the start of a task.
 
-    def claim(self, uid: str) -> bool:
-        """Return False if a task was canceled before it started."""
-        claim = self.path(uid, "claim")
+        Returns:
+            False if the task was canceled before.
+        """
         try:
-            claim.symlink_to("started")
+            with open(self.path(uid, "started"), "xb") as file:
+                file.write(f"{socket.gethostname()}\n".encode())
         except FileExistsError:
             return False
         return True
 
+    def end(self, uid: str, outcome: dict[str, Any]) -> None:
+        """Report the end of a task."""
+        started = self.path(uid, "started")
+        with open(started, "ab") as report:
+            report.write(pickle.dumps(outcome))
+        started.rename(self.path(uid, "ended"))
+
     def canceled(self, uid: str) -> bool:
         """Return True if a task of a shared job was canceled."""
         return self.interval is not None and self.path(uid, "cancel").exists()
+
+
+def read_log(path: Path, offset: int = 0) -> tuple[list[tuple[str, str, bytes]], int]:
+    """Read the complete lines of a log of job scripts.
+
+    Args:
+        path: The path of the log.
+        offset: The number of bytes that were read before.
+
+    Returns:
+        The uid, the kind and the values of each line, and the new offset.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        lines, newline, _ = file.read().rpartition(b"\n")
+    words = [line.split(b" ", 2) for line in lines.splitlines()]
+    found = [(uid.decode(), kind.decode(), values) for uid, kind, values in words]
+    return found, offset + len(lines) + len(newline)
+
+
+def read_outcome(kind: str, content: bytes) -> dict[str, Any]:
+    """Return the outcome in a report of the end of a task.
+
+    Args:
+        kind: `"ended"` for a pickled outcome, `"exited"` for the values in a line of a log.
+        content: The outcome or the values.
+    """
+    if kind == "ended":
+        outcome: dict[str, Any] = pickle.loads(content)  # noqa: S301 - of our own job
+        return outcome
+    begin, end, status, out_of_memory, ticks = content.split()
+    code = int(status)
+    if code - 128 in signal.valid_signals():  # bash adds 128
+        code = 128 - code
+    return {
+        "exit_code": code,
+        "interval": (float(begin), float(end)),
+        "usage": {"cpu_seconds": int(ticks) / os.sysconf("SC_CLK_TCK")},
+        "out_of_memory": out_of_memory == b"1",
+    }
 
 
 def run_call(uid: str, packed: bytes, reports: Reports) -> dict[str, Any]:
@@ -163,7 +213,6 @@ async def run_executable(
 def outcome_of(entry: dict[str, Any], reports: Reports, reaper: Reaper) -> dict[str, Any]:
     """Run one task of an order, and return its outcome."""
     task = entry["task"]
-    reports.write(task["uid"], "started", socket.gethostname().encode())
     if entry["call"] is not None:
         return run_call(task["uid"], entry["call"], reports)
     try:
@@ -172,13 +221,16 @@ def outcome_of(entry: dict[str, Any], reports: Reports, reaper: Reaper) -> dict[
         return {"exception": error}
 
 
-def main(path: str) -> None:
-    """Run the tasks of an order file."""
+def main(path: str | None = None) -> None:
+    """Run the tasks of an order file, or of the order in standard input."""
     if sys.platform == "linux":  # orphans of a task stay below this process, and end with its job
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        content = Path(path).read_bytes()
-        os.unlink(path)
+        if path is None:
+            content = base64.b64decode(sys.stdin.read())
+        else:
+            content = Path(path).read_bytes()
+            os.unlink(path)
     except FileNotFoundError:  # the job was canceled, or is started again
         return
     order = pickle.loads(content)  # noqa: S301 - of the program's user
@@ -186,15 +238,15 @@ def main(path: str) -> None:
     reaper = Reaper()
     for entry in order["tasks"]:
         uid = entry["task"]["uid"]
-        if reports.claim(uid):
+        if reports.start(uid):
             outcome = outcome_of(entry, reports, reaper)
             if outcome.get("exit_code") in TERMINATED:
                 # A batch system that ends a job signals all its processes, in any order. This one
                 # then ends without a report.
                 time.sleep(TERMINATION)
-            reports.write(uid, "ended", pickle.dumps(outcome))
+            reports.end(uid, outcome)
     reaper.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -8,11 +8,13 @@ that submits the job, which take precedence over the script and the environment.
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -236,14 +238,138 @@ def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, execu
             raise CapabilityError(
                 f"task {task['name']!r}: PSI/J cannot pass on the environment variable {name!r}"
             )
-    if task.get("stdin"):
-        spec["stdin_path"] = os.path.join(sandbox, ".rhapsody-stdin")
     for path in (sandbox, spec["directory"]):
         if UNSAFE.search(path):
             raise CapabilityError(
                 f"task {task['name']!r}: PSI/J's launchers cannot use the path {path!r}, because "
                 "it contains spaces or other special characters: set work_dir"
             )
-    if "stdin_path" in spec:
-        with open(spec["stdin_path"], "w", encoding="utf-8") as file:
-            file.write(task["stdin"])
+    source = _stdin_of(task)
+    if source is not None:
+        spec["stdin_path"] = source
+
+
+SCRIPT = """
+_r_uid={uid}
+_r_log={reports}/$HOSTNAME.log
+! grep -qsF "$_r_uid started " {reports}/*.log || exit 0  # the batch system starts it again
+_r_killed() {{  # how many processes of this control group were killed for lack of memory
+  while IFS=: read -r _ _ _r_group; do
+    cat "/sys/fs/cgroup$_r_group/memory.events" "/sys/fs/cgroup/memory$_r_group/memory.oom_control"
+  done </proc/self/cgroup 2>/dev/null | grep '^oom_kill '
+}}
+_r_before=$(_r_killed)
+echo "$_r_uid started $HOSTNAME" >>"$_r_log" || exit
+trap _r_ended=1 TERM INT
+trap _r_failed=1 USR1
+_r_begin=$(date +%s.%N)
+set -m  # the program has its own process group
+/bin/bash -p -O execfail /dev/fd/9 9<<<{program} &
+_r_program=$!
+set +m
+wait $_r_program
+_r_code=$?
+while kill -0 $_r_program 2>/dev/null; do wait $_r_program; _r_code=$?; done
+_r_end=$(date +%s.%N)
+kill -KILL -- -$_r_program 2>/dev/null  # what the program has left behind
+# A batch system that ends a job signals all its processes, in any order.
+[ $_r_code != 143 ] || sleep {termination}
+[ -z "$_r_ended" ] || exit 143
+[ -z "$_r_failed" ] || exec {python} <<<{order}
+_r_memory=0
+[ $_r_code != 137 ] || [ "$(_r_killed)" = "$_r_before" ] || _r_memory=1
+read -r _r_stat </proc/$$/stat
+set -- ${{_r_stat##*) }}  # the 14th and 15th number are the processor time of the children
+_r_ticks=$((${{14}} + ${{15}}))
+echo "$_r_uid exited $_r_begin $_r_end $_r_code $_r_memory $_r_ticks" >>"$_r_log"
+"""
+"""Commands of the job of a single executable, for bash. Python is started only if the program
+cannot be started, to report the error. The prefix separates variables from those of the program.
+
+After SIGTERM or SIGINT, the job ends without a report, and the batch system decides how much time
+the program has.
+"""
+
+PROGRAM = """
+exec 9<&-
+[ ! -e {marker} ] || exit 143
+_r_mask=$(umask)
+umask 077
+{exports}
+exec <{stdin} >{stdout} 2>{stderr} && umask "$_r_mask" && cd {directory} && exec -- {command}
+kill -USR1 $PPID
+"""
+"""Commands that become the program of such a job."""
+
+BASH_VARIABLES = re.compile(
+    r"BASH.*|DIRSTACK|E?UID|FUNCNAME|GROUPS|LINENO|PPID|S?RANDOM|SECONDS|SHELLOPTS|_r_.*"
+)
+"""Environment variables that bash does not pass on unchanged."""
+
+TERMINATION = 2.0
+"""Seconds to wait for SIGTERM after a program was ended by SIGTERM."""
+
+MAX_SCRIPT = 2**20
+"""Maximum length of such a job script. Slurm accepts 4 MiB by default."""
+
+
+def script_of(
+    task: TaskDescription, reports: str, order: Sequence[str], content: bytes
+) -> str | None:
+    """Return the commands of a job that runs an executable with one rank without Python.
+
+    Args:
+        task: The task's description.
+        reports: The directory of the reports.
+        order: The command that runs the order in its standard input.
+        content: The order.
+
+    Returns:
+        The commands; `None` if they cannot express the task.
+
+    Raises:
+        OSError: The standard input cannot be written.
+    """
+    environment = task_environment(task, cores=cores_of(task))
+    names = all(
+        re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and not BASH_VARIABLES.fullmatch(name)
+        for name in environment
+    )
+    if "container" in task or not names:
+        return None
+    arguments = task.get("arguments")
+    command = [str(task["executable"]), *(arguments or ())]
+    if arguments is None:
+        command = ["/bin/sh", "-c", *command]
+    sandbox = task["sandbox"]
+    capture = task.get("capture", True) is not False
+    out, err = (os.path.join(sandbox, name) if capture else os.devnull for name in OUTPUT_FILES)
+    quote = shlex.quote
+    program = PROGRAM.format(
+        marker=quote(os.path.join(reports, f"{task['uid']}.cancel")),
+        exports="\n".join(f"export {name}={quote(environment[name])}" for name in environment),
+        stdin=quote(_stdin_of(task) or os.devnull),
+        stdout=quote(out),
+        stderr=quote(err),
+        directory=quote(str(task.get("cwd") or sandbox)),
+        command=shlex.join(command),
+    )
+    script = SCRIPT.format(
+        uid=quote(task["uid"]),
+        reports=quote(reports),
+        program=quote(program),
+        termination=TERMINATION,
+        python=shlex.join(order),
+        order=base64.b64encode(content).decode(),
+    )
+    return script if len(script) <= MAX_SCRIPT and "\0" not in script else None
+
+
+def _stdin_of(task: TaskDescription) -> str | None:
+    """Write a task's standard input to a file, and return its path; `None` if it has none."""
+    if not task.get("stdin"):
+        return None
+    path = os.path.join(task["sandbox"], ".rhapsody-stdin")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(task["stdin"])
+    return path

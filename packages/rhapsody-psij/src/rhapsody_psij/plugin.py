@@ -87,6 +87,12 @@ OPTIONS = (
         "Let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP; the next run "
         "takes over their results.",
     ),
+    BackendOption(
+        "poll_interval",
+        float | str,
+        30.0,
+        "Maximum seconds between two queries of the queue while there are jobs.",
+    ),
     BackendOption("name", str, "psij", "Name of the backend in an engine."),
     BackendOption("partition", instead="PSI/J calls it 'queue'"),
     BackendOption("project", instead="PSI/J calls it 'account'"),
