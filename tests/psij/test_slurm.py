@@ -209,7 +209,7 @@ async def test_a_command_needs_neither_python_nor_files_of_its_own(flow: Workflo
         await task
     assert caught.value.stdout == "slurm_script\n"
     assert task.host == socket.gethostname()
-    assert task.usage["cpu_seconds"] >= 0
+    assert (task.usage or {}).keys() == {"cpu_seconds"}
     with pytest.raises(FileNotFoundError, match="cannot start 'nonexistent'"):
         await flow.executable_task(lambda: ["nonexistent"])()
     (directory,) = Path().glob("**/psij-*")  # noqa: ASYNC240
