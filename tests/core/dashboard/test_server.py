@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rhapsody.history.reader import RunRecord
 from rhapsody.staging.fsutil import FileLock
 from tests._support.histories import Records, call, end, finish
 from tests._support.live_runs import Server, until
+from tests._support.programs import PATIENCE
 
 NAME = "20260102T000000-align-00b2"
 
@@ -102,6 +104,24 @@ def test_other_paths_and_methods_do_not_exist(refusing: Server) -> None:
         assert response.status == 404
     with browser.response(f"/?{browser.query}", method="POST") as response:
         assert response.status == 405
+
+
+def test_idle_connections_of_others_do_not_keep_the_browser_out() -> None:
+    served = Server()
+    address = ("127.0.0.1", served.browser.port)
+    with served.browser.events() as events, ExitStack() as stack:
+        next(events)
+        idle = [
+            stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+            for _ in range(server.MAX_WAITING + 10)
+        ]
+        assert "<h1>align.py</h1>" in served.browser.page()
+        with suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b""  # the oldest one was closed
+        served.end()
+        *_, last = events  # a connection that has sent the token stays
+    assert last["ended"]
+    served.join()
 
 
 def test_a_run_without_a_record_is_shown(refusing: Server) -> None:

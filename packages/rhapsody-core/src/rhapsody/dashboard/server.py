@@ -9,6 +9,11 @@ everything that has changed since the previous event of this browser.
 Anyone who has the token can read the report. Requests without the token are refused. So are
 requests with a foreign name in the header `Host`: otherwise, a web page could use its own name for
 the address 127.0.0.1 and read the answers (DNS rebinding).
+
+All users of the machine can connect. The number of connections that have not sent the token is
+limited, and a new one replaces the oldest, so that others cannot keep the user's browser out by
+opening connections. There is no limit for each address, because every user may connect from any
+address of the loopback network.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rhapsody import report
 from rhapsody.errors import RhapsodyError
@@ -56,6 +62,9 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 GRACE = 2
 """Maximum number of seconds in which browsers receive the final state, and in which the lock of a
 killed run is released."""
+
+MAX_WAITING = 64
+"""Maximum number of connections that have not sent the token."""
 
 HEADERS = {
     "cache-control": "no-store",
@@ -215,16 +224,50 @@ class LiveReport:
         return grown
 
 
+class Connections:
+    """Open connections that have not sent the token, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, asyncio.Transport] = {}
+
+    def add(self, transport: asyncio.Transport) -> None:
+        """Add a new connection, and close the oldest one if there are too many."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.pop(next(iter(self._waiting))).abort()
+        self._waiting[transport.get_extra_info("peername")] = transport
+
+    def discard(self, client: object) -> None:
+        """Forget a connection that has sent the token or was closed."""
+        self._waiting.pop(client, None)
+
+    def protocol(self) -> type[H11Protocol]:
+        """Return the protocol class of a server that limits its connections."""
+        connections = self
+
+        class LimitedProtocol(H11Protocol):
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                connections.add(transport)
+                super().connection_made(transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                connections.discard(self.client)
+                super().connection_lost(exc)
+
+        return LimitedProtocol
+
+
 class Guard:
     """Middleware that refuses requests without the token, and adds headers to all responses.
 
     Args:
         app: The application.
         token: The token.
+        connections: The connections of the server.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, connections: Connections) -> None:
         self._app = app
+        self._connections = connections
         self._token = token.encode()
         policy = f"{report.content_security_policy(live=True)}; frame-ancestors 'none'"
         self._headers = {**HEADERS, "content-security-policy": policy}
@@ -238,6 +281,8 @@ class Guard:
             await send(message)
 
         why = self._refusal(scope)
+        if why is None:
+            self._connections.discard(scope["client"])
         app = self._app if why is None else PlainTextResponse(f"{why}\n", status_code=403)
         await app(scope, receive, send_with_headers)
 
@@ -258,7 +303,7 @@ def _host_name(host: str) -> str | None:
         return None
 
 
-def application(live: LiveReport, token: str) -> Guard:
+def application(live: LiveReport, token: str, connections: Connections) -> Guard:
     """Return the application: the page, and its events."""
 
     async def page(request: Request) -> Response:
@@ -269,7 +314,7 @@ def application(live: LiveReport, token: str) -> Guard:
         stream = live.events(int(seen) if seen.isdecimal() and len(seen) < 10 else 0)
         return StreamingResponse(stream, media_type="text/event-stream")
 
-    return Guard(Starlette(routes=[Route("/", page), Route("/events", events)]), token)
+    return Guard(Starlette(routes=[Route("/", page), Route("/events", events)]), token, connections)
 
 
 async def serve(
@@ -284,9 +329,10 @@ async def serve(
         messages: The messages of the process that runs the workflow.
     """
     live = LiveReport(run)
+    connections = Connections()
     config = uvicorn.Config(
-        application(live, token),
-        http="h11",
+        application(live, token, connections),
+        http=connections.protocol(),
         ws="none",
         lifespan="off",
         log_config=None,
