@@ -10,6 +10,7 @@ import pytest
 
 from rhapsody import errors
 from rhapsody.errors import DependencyFailureError, RhapsodyError, TaskFailedError, TaskTimeoutError
+from rhapsody.tracebacks import format_error
 
 BUILTINS = {
     "DependencyFailureError": RuntimeError,
@@ -177,3 +178,46 @@ class QuotaError(TaskTimeoutError):
 def test_a_timeout_is_caught_as_asyncios_own() -> None:
     with pytest.raises(TimeoutError):
         raise TaskTimeoutError("after 3 s")
+
+
+class StuckError(Exception):
+    """Its text is never complete."""
+
+    def __str__(self) -> str:
+        while True:
+            pass
+
+
+class BlockedError(Exception):
+    def __str__(self) -> str:
+        threading.Event().wait()
+        return ""
+
+
+@pytest.mark.parametrize("kind", [StuckError, BlockedError])
+def test_a_text_that_is_never_complete_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(errors, "TEXT_TIMEOUT", 0.1)
+    shown = f"{kind.__name__}: (str() of the exception did not return within 0.1 s)"
+    for error in (kind(), kind("again")):
+        assert errors.describe_error(error) == shown
+    assert f"{kind.__name__}: (str() of the exception" in format_error(kind())
+    error = ValueError("plain")
+    error.__cause__ = kind()
+    assert "ValueError: plain" in format_error(error)
+
+
+def test_code_of_arguments_and_of_classes_makes_texts() -> None:
+    class NamesItsThreadError(Exception):
+        def __str__(self) -> str:
+            return f"told on {threading.current_thread().name}"
+
+    class NamesItsThread:
+        def __repr__(self) -> str:
+            return f"made on {threading.current_thread().name}"
+
+    here = threading.current_thread().name
+    assert errors.text_of(NamesItsThreadError()) != f"told on {here}"
+    assert errors.text_of(ValueError(1, NamesItsThread())) != f"(1, made on {here})"
+    assert errors.text_of(ValueError("plain", 1)) == "('plain', 1)"

@@ -113,6 +113,28 @@ def test_control_characters_in_texts_of_tasks_do_not_reach_the_terminal(run: Run
     assert not set("\x1b\x07\u202e") & set(done.stderr)
 
 
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_an_exception_whose_text_is_never_complete_does_not_stop_the_run(
+    run: Run, executor: str
+) -> None:
+    script = """
+        class StuckError(Exception):
+            def __str__(self):
+                while True:
+                    pass
+
+        async def main(flow):
+            @flow.function_task
+            def stuck():
+                raise StuckError
+
+            await stuck()
+    """
+    done = run(script, "-o", f"executor={executor}")
+    assert done.returncode == 1
+    assert "StuckError: (str() of the exception did not return within" in done.stderr
+
+
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     done = run("""
         from rhapsody import OutputDir, OutputFile

@@ -7,14 +7,19 @@ also be exported by `rhapsody/__init__.py`.
 
 from __future__ import annotations
 
+import contextvars
 import pickle
 import pwd
+import queue
 import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import WrapperDescriptorType
 from typing import Any, NamedTuple, Self
+from weakref import WeakSet
 
 from rhapsody.masking import mask
 
@@ -236,10 +241,76 @@ class JournalError(RhapsodyError, RuntimeError):
     """The journal, which records the results of tasks, cannot be read or written."""
 
 
-def text_of(error: BaseException | None) -> str:
-    """Return `str()` of an exception without secrets, or a replacement if its `__str__` raises."""
+TEXT_TIMEOUT = 2.0
+"""Maximum number of seconds that the code of an exception's class may take to make a text."""
+
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+_stuck: WeakSet[type] = WeakSet()
+"""Classes whose code did not return in time. It is not called again."""
+
+
+def runs_own_code(error: BaseException) -> bool:
+    """Return True if the text of an exception is made by code of its class or its arguments."""
+    return type(type(error).__str__) is not WrapperDescriptorType or not _PLAIN.issuperset(
+        map(type, error.args)
+    )
+
+
+def made_in_time(make: Callable[[], str], kind: type) -> str:
+    """Call a function in a thread, and return its text.
+
+    A thread cannot be stopped from outside, except that an exception can be raised in Python code
+    that it runs, which ends endless loops. A call that blocks forever keeps its thread.
+
+    Args:
+        make: The function.
+        kind: The class whose code it runs.
+
+    Returns:
+        The text.
+
+    Raises:
+        TimeoutError: The function did not return within `TEXT_TIMEOUT` seconds, now or earlier.
+    """
+    made: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            made.put(make())
+        except BaseException as mistake:  # the code may raise anything
+            made.put(mistake)
+
+    if kind in _stuck:
+        raise TimeoutError
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(work,), name="rhapsody text", daemon=True
+    )
+    thread.start()
     try:
-        return mask(str(error))
+        found = made.get(timeout=TEXT_TIMEOUT)
+    except queue.Empty:
+        _stuck.add(kind)
+        import ctypes
+
+        stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        raise TimeoutError from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def text_of(error: BaseException | None) -> str:
+    """Return `str()` of an exception without secrets.
+
+    If it raises or does not return in time, a replacement is returned.
+    """
+    try:
+        if error is None or not runs_own_code(error):
+            return mask(str(error))
+        return mask(made_in_time(partial(str, error), type(error)))
+    except TimeoutError:
+        return f"(str() of the exception did not return within {TEXT_TIMEOUT:g} s)"
     except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
         return f"(str() of the exception raised {type(mistake).__name__})"
 
@@ -377,7 +448,8 @@ def _portable(error: BaseException) -> Any:
                 try:
                     candidate = way(error)
                     copy = pickle.loads(pickle.dumps(candidate))  # noqa: S301 - ours
-                    equal = not exact or (str(copy), copy.args) == (str(error), error.args)
+                    texts = text_of(copy) == text_of(error)
+                    equal = not exact or (texts and copy.args == error.args)
                     if type(copy) is type(error) and equal:
                         return candidate
                 except Exception:  # noqa: S112 - it runs the class's own code; try the next way

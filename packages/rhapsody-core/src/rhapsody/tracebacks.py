@@ -13,10 +13,11 @@ import os
 import re
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple
 
-from rhapsody.errors import text_of
+from rhapsody.errors import describe_error, made_in_time, text_of
 from rhapsody.masking import mask
 from rhapsody.sdk.modules import Origins
 
@@ -124,13 +125,22 @@ def format_error(error: BaseException, trace: TracebackType | None = None) -> st
         The text, which has several lines.
     """
     trace = trace or error.__traceback__
+    try:
+        text = made_in_time(partial(_formatted, error, trace), type(error))
+    except TimeoutError:
+        lines = traceback.format_tb(trace)
+        text = "".join([f"{_BEGIN}\n", *lines, f"{describe_error(error, with_module=True)}\n"])
+    return mask(_OF_SCRIPT.sub(r"\1", text))
+
+
+def _formatted(error: BaseException, trace: TracebackType | None) -> str:
     whole = traceback.TracebackException(type(error), error, trace, compact=True)
     todo: list[traceback.TracebackException | None] = [whole]
     while todo:
         if (each := todo.pop()) is not None:
             each.stack[:] = [frame for frame in each.stack if frame.filename != _AWAITED]
             todo += [each.__cause__, each.__context__, *(each.exceptions or ())]
-    return mask(_OF_SCRIPT.sub(r"\1", "".join(whole.format())))
+    return "".join(whole.format())
 
 
 def users_part(trace: TracebackType | None) -> TracebackType | None:

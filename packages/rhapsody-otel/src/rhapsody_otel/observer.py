@@ -36,6 +36,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, Sta
 
 from rhapsody import TaskDescription, TasksMainStates, hookimpl
 from rhapsody.plugins import ObservedEngine, Summary, TaskCall, TaskEvent
+from rhapsody.sdk import describe_error, made_in_time
 from rhapsody_otel._version import __version__
 from rhapsody_otel.logs import SpanLogs
 from rhapsody_otel.metrics import Metrics
@@ -352,8 +353,12 @@ def _described(error: BaseException, call: TaskCall) -> dict[str, str]:
     """Return the attributes of an exception, without secrets."""
     kind = type(error)
     own = kind.__module__ == "builtins"
+    try:
+        trace = made_in_time(lambda: "".join(traceback.format_exception(error)), kind)
+    except TimeoutError:
+        trace = "".join([*traceback.format_tb(error.__traceback__), describe_error(error)])
     return {
         "exception.type": kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": call.masked(str(error)),
-        "exception.stacktrace": call.masked("".join(traceback.format_exception(error))),
+        "exception.message": call.masked(describe_error(error).partition(": ")[2]),
+        "exception.stacktrace": call.masked(trace),
     }

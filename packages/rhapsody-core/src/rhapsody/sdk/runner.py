@@ -31,6 +31,7 @@ import itertools
 import linecache
 import os
 import pickle
+import queue
 import resource
 import sys
 import tempfile
@@ -54,9 +55,10 @@ from types import (
     MemberDescriptorType,
     MethodType,
     ModuleType,
+    WrapperDescriptorType,
 )
 from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 __all__ = [
     "PROTOCOL_VERSION", "REFERENCE", "RUNNER_FILE", "WRITTEN", "CallResult", "CallSpec", "Captured",
@@ -1643,7 +1645,7 @@ def _group(group: Any) -> Any:
 def _formatted(error: BaseException) -> str:
     """Return the text of an exception with its traceback."""
     try:
-        return "".join(traceback.format_exception(error))
+        return _made_in_time(lambda: "".join(traceback.format_exception(error)), type(error))
     except BaseException:  # formatting runs the exception's own code
         return "".join([*traceback.format_tb(_slot("__traceback__", error)), _in_words(error)])
 
@@ -1659,9 +1661,71 @@ def _in_words(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        if not _runs_own_code(error):
+            return str(error)
+        return _made_in_time(partial(str, error), type(error))
+    except TimeoutError:
+        return f"(str() of the exception did not return within {TEXT_TIMEOUT:g} s)"
     except BaseException as mistake:  # a class's own code must not hide the exception
         return f"(str() of the exception raised {type(mistake).__name__})"
+
+
+TEXT_TIMEOUT = 2.0
+"""Maximum number of seconds that the code of an exception's class may take to make a text."""
+
+_stuck: WeakSet[type] = WeakSet()
+"""Classes whose code did not return in time. It is not called again."""
+
+
+def _runs_own_code(error: BaseException) -> bool:
+    """Return True if the text of an exception is made by code of its class or its arguments."""
+    return type(type(error).__str__) is not WrapperDescriptorType or not _SIMPLE.issuperset(
+        map(type, _slot("args", error))
+    )
+
+
+def _made_in_time(make: Callable[[], str], kind: type) -> str:
+    """Call a function in a thread, and return its text.
+
+    A thread cannot be stopped from outside, except that an exception can be raised in Python code
+    that it runs, which ends endless loops. A call that blocks forever keeps its thread.
+
+    Args:
+        make: The function.
+        kind: The class whose code it runs.
+
+    Returns:
+        The text.
+
+    Raises:
+        TimeoutError: The function did not return within `TEXT_TIMEOUT` seconds, now or earlier.
+    """
+    made: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            made.put(make())
+        except BaseException as mistake:  # the code may raise anything
+            made.put(mistake)
+
+    if kind in _stuck:
+        raise TimeoutError
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(work,), name="rhapsody text", daemon=True
+    )
+    thread.start()
+    try:
+        found = made.get(timeout=TEXT_TIMEOUT)
+    except queue.Empty:
+        _stuck.add(kind)
+        import ctypes
+
+        stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        raise TimeoutError from None
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _slot(name: str, error: BaseException) -> Any:
