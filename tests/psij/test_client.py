@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +56,12 @@ def test_unknown_reasons_do_not_spoil_the_queue() -> None:
 
 
 def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
+    pid, mask = tmp_path / "pid", tmp_path / "mask"
     pid.touch()
     spec: dict[str, Any] = {
         "id": "1",
         "executable": "/bin/sh",
-        "arguments": ["-c", f"echo $$ >{pid}; exec sleep 300"],
+        "arguments": ["-c", f"grep SigIgn /proc/$$/status >{mask}; echo $$ >{pid}; sleep 300"],
         "resources": {},
         "attributes": {"duration": None},
         "options": [],
@@ -71,6 +72,9 @@ def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Pa
         assert process.stdout is not None
         process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
         process.stdin.flush()
+        assert process.stdout.readline() == "{}\n"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # if all run in one job
+            process.send_signal(number)
         while '"ACTIVE"' not in (line := process.stdout.readline()):
             assert line, "the client has ended"
         process.stdin.write('{"submit": [{"id":')
@@ -78,6 +82,7 @@ def test_jobs_end_if_the_program_is_killed_while_it_sends_a_message(tmp_path: Pa
         assert process.wait(60) == 0
     text = pid.read_text()
     assert not text or not alive(int(text))
+    assert not text or not int(mask.read_text().split()[1], 16) & 1 << signal.SIGTERM - 1
 
 
 def test_a_job_that_is_started_again_repeats_nothing(tmp_path: Path) -> None:

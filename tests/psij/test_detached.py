@@ -22,6 +22,14 @@ from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "[0, 1, 'printed 0, written 0', 'printed 1, written 1', 'ranked\\nranked\\n']\n"
+IN_A_JOB = """
+async def main(flow):
+    @flow.executable_task
+    def wait():
+        return "echo started >>{place}/started; until [ -e {place}/gate ]; do sleep 0.1; done"
+
+    await wait()
+"""
 ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
 
@@ -104,6 +112,24 @@ def test_results_of_jobs_that_ended_meanwhile_are_taken_over(
     assert finished(started(tmp_path)) == RESULTS
     require_run_once(tmp_path)
     assert "2 runs" in said(tmp_path, "clean")
+
+
+@on_slurm
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "canceled"])
+def test_jobs_of_a_program_in_a_job_that_is_canceled(detach: bool, tmp_path: Path) -> None:
+    (tmp_path / "workflow.py").write_text(IN_A_JOB.format(place=tmp_path))
+    options = f"-b psij -o executor=slurm -o detach={str(detach).lower()}"
+    run = f"exec {sys.executable} -m rhapsody run workflow.py {options}"
+    batch = ["sbatch", "--parsable", f"--chdir={tmp_path}", "--output=out", f"--wrap={run}"]
+    job = subprocess.check_output(batch, text=True).strip()
+    until((tmp_path / "started").exists)
+    subprocess.run(["scancel", job], check=True)
+    if detach:
+        until(lambda: "jobs that may continue (1)" in said(tmp_path, "status"))
+        (tmp_path / "gate").touch()
+        said(tmp_path, *run.split()[4:])
+        assert (tmp_path / "started").read_text() == "started\n"
+    until_no_jobs()
 
 
 @on_slurm

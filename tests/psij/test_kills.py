@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from rhapsody import BackendUnavailableError, TasksMainStates, WorkflowEngine
+from rhapsody import BackendUnavailableError, TaskDescription, TasksMainStates, WorkflowEngine
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.machine import gone
 from tests._support.slurm import until_no_jobs
@@ -58,6 +59,30 @@ def test_slurm_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) 
     killed("slurm", moment, tmp_path)
     until_all_ended(tmp_path)
     until_no_jobs()
+
+
+@pytest.mark.asyncio
+async def test_jobs_that_the_client_did_not_cancel_are_not_reported_as_canceled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: list[TaskDescription] = []
+    async with asyncio.timeout(100):
+        async with PsijExecutionBackend() as backend:
+            backend.register_callback(lambda task, _: ends.append(task))
+            script = f"echo $$ >{tmp_path}/pid; exec sleep 300"
+            task: Any = {"uid": "1", "name": "a", "executable": script, "arguments": None}
+            await backend.submit_tasks([task])
+            while not (tmp_path / "pid").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            assert backend._client is not None
+            backend._client.send_signal(signal.SIGSTOP)
+            await backend.cancel_task("1")
+            backend._client.kill()
+            while backend.open_tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert "not canceled" in str(ends[-1]["exception"])
+    assert "1 jobs may continue" in caplog.text
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.asyncio

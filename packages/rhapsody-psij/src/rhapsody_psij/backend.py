@@ -412,7 +412,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if self._client is not None and self._client.stdin is not None:
             self._client.stdin.close()
         for job in list(self._jobs.values()):
-            self._end_job(job, {"exception": self._unavailable()})
+            for run in list(job.runs.values()):
+                error = {"exception": self._unavailable()}
+                self._end_run(job, run, {"left": reason} if run.cancelled else error)
 
     def _unavailable(self) -> BackendUnavailableError:
         return BackendUnavailableError(f"backend {self.name!r}: {self._failure}")
@@ -472,9 +474,15 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 await asyncio.wait([run.ended])
             except asyncio.CancelledError:
                 self._cancel(run, key)
+        outcome = run.ended.result()
+        if "left" in outcome:
+            raise TaskLostError(
+                f"task {run.task['name']!r} was not canceled, and its job may continue: "
+                f"{outcome['left']}"
+            )
         if run.cancelled:
             raise asyncio.CancelledError
-        return run.ended.result()
+        return outcome
 
     async def _take_over(self, task: TaskDescription) -> dict[str, Any] | None:
         """Take over the job of a task from an earlier run, and return the outcome.
@@ -700,7 +708,13 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 job = self._jobs.get(number) or left.get(number)
                 if job is not None:
                     self._changed(job, state, message, code)
-        self._fail(f"the process of PSI/J has ended with exit code {await client.wait()}")
+        reason = f"the process of PSI/J has ended with exit code {await client.wait()}"
+        if self._jobs:
+            log.error(
+                "backend %r: %s; %d jobs may continue: cancel them with the command of the batch "
+                "system", self.name, reason, len(self._jobs),
+            )  # fmt: skip
+        self._fail(reason)
 
     def _changed(self, job: _Job, state: str, message: str | None, code: int | None) -> None:
         self._news.set()
@@ -709,6 +723,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
             error = kind(f"{self._refusal(runs[0].task)}: {message}")
             self._end_job(job, {"exception": error})
+        elif state == "LEFT":
+            log.error(
+                "backend %r: a job may continue, because it cannot be canceled (%s); cancel it "
+                "with the command of the batch system", self.name, message,
+            )  # fmt: skip
+            self._end_job(job, {"left": message})
         elif state in ("COMPLETED", "FAILED", "CANCELED"):
             # Flux reports no exit code of successful jobs. A job without an exit code may also
             # have disappeared from the queue of another system.

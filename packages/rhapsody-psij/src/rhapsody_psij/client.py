@@ -3,7 +3,8 @@
 PSI/J handles SIGCHLD, blocks while it submits a job, and keeps threads that never end. In a
 separate process, none of this affects the user's program. The client also outlives a program that
 is killed: its standard input then ends, and it cancels the jobs that have not ended and are not
-detached.
+detached. If the program runs in a job itself, the batch system signals all processes of that job:
+the client ignores signals that the engine handles, and so do the commands that it runs.
 
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
@@ -13,7 +14,8 @@ leaves its jobs, jobs whose specification contains `detach` continue.
 
 The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
 reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
-states are those of PSI/J, and `REFUSED` for a job that could not be submitted.
+states are those of PSI/J, `REFUSED` for a job that could not be submitted, and `LEFT` for one that
+could not be canceled and may continue.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +50,9 @@ from psij.executors.batch.batch_scheduler_executor import (
 from rhapsody_psij.detached import LIST, locked
 
 log: logging.Logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that the client ignores. It ends when its standard input ends."""
 
 MAX_CANCELLATIONS = 8
 """Maximum number of jobs without a batch system that are canceled at the same time."""
@@ -115,6 +121,9 @@ class Client:
             executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
             executor.get_status_command = partial(_status_command, executor.get_status_command)
         self._local = settings["executor"] == "local"
+        if self._local:  # its jobs are child processes, which must not ignore signals
+            for number in SIGNALS:
+                signal.signal(number, lambda *_: None)
         self._named = settings["executor"] in ("slurm", "lsf")
         self._report = report
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
@@ -255,7 +264,7 @@ class Client:
                 native = jobs[number].native_id
                 log.warning("job %s cannot be canceled: %s", native, error)
                 if attempt + 1 == CANCEL_ATTEMPTS:
-                    self._end(number, "CANCELED", f"it cannot be canceled: {error}")
+                    self._end(number, "LEFT", f"job {native}: {error}")
             numbers = list(errors)
             if numbers:
                 time.sleep(CANCEL_WAIT)
@@ -420,6 +429,8 @@ def main(directory: str) -> None:
         directory: The directory for PSI/J's files, which the command line contains so that the
             client can be found in the list of processes.
     """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # only messages go to standard output
     reports: SimpleQueue[list[Any]] = SimpleQueue()
