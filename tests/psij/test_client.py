@@ -25,11 +25,11 @@ text = '''ARRAY_JOB_ID        ST                  REASON
 2                   F                   RaisedSignal:9(Killed
 3                   R                   None
 '''
-for job, status in _parse_queue(parse, 0, text).items():
+for job, status in _parse_queue(parse, 0, text, waiting=print).items():
     print(job, status.state.name, status.message)
 print(_parse_queue(parse, 1, "slurm_load_jobs error: Invalid job id specified"))
 try:
-    _parse_queue(parse, 1, "no controller")
+    _parse_queue(parse, 1, "no controller", waiting=print)
 except RuntimeError as error:
     print("no controller" in str(error))
 """
@@ -47,6 +47,7 @@ def test_unknown_reasons_do_not_spoil_the_queue() -> None:
     # In a separate process, because PSI/J changes signal handlers and starts threads.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
+        "{'1': 'ReqNodeNotAvail, Unav'}",
         "1 QUEUED None",
         "2 FAILED F RaisedSignal:9(Killed",
         "3 ACTIVE None",

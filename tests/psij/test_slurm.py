@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,8 +21,10 @@ from rhapsody import (
     SubmissionError,
     TaskFailedError,
     TasksMainStates,
+    TaskTimeoutError,
     WorkflowEngine,
 )
+from rhapsody.history.reader import read_run
 from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.slurm import until_no_jobs
@@ -278,3 +281,99 @@ async def test_tasks_survive_a_queue_that_does_not_answer(
             down.unlink()
             (tmp_path / "end").touch()
             assert await task == "done\n"
+
+
+SBATCH = """#!/bin/sh
+[ -e {place}/refused ] && exec {sbatch} "$@"
+touch {place}/refused
+echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2
+exit 1
+"""
+
+
+async def test_a_refusal_that_can_pass_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(SBATCH.format(place=tmp_path, sbatch=shutil.which("sbatch")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(
+            PsijExecutionBackend("slurm", poll_interval=1), retries=0
+        ) as flow:
+            assert await flow.executable_task(lambda: "echo done")() == "done\n"
+    assert any("AssocMaxSubmitJobLimit; trying" in each.getMessage() for each in caplog.records)
+
+
+async def test_reasons_that_cannot_pass_fail_the_task(flow: WorkflowEngine) -> None:
+    def partition(name: str, setting: str) -> Any:
+        words = ["scontrol", "create", f"partitionname={name}", "nodes=ALL", setting]
+        subprocess.run(words, check=True)
+        task = flow.executable_task(
+            resources={"walltime": "5 min"}, task_description={"queue": name}
+        )
+        return task(lambda: "true")
+
+    short, down = partition("short", "maxtime=1")(), partition("down", "state=down")()
+    with pytest.raises(SubmissionError, match=r"PartitionTimeLimit.*`walltime`"):
+        await short
+    with pytest.raises(SubmissionError, match=r"PartitionDown.*`queue`"):
+        await down
+    await asyncio.to_thread(until_no_jobs)
+
+
+RELEASE = 'scontrol release "$(squeue -h -o %i | paste -sd,)"'
+
+
+async def test_a_reason_that_can_pass_is_said_once_and_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = {"attributes": {"slurm.hold": True}}
+
+    def reason() -> str | None:
+        task = read_run(tmp_path / "record").tasks.get("task.000001")
+        return None if task is None or task.last is None else task.last.waits_for
+
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(
+            PsijExecutionBackend("slurm", poll_interval=1), record=tmp_path / "record"
+        ) as flow:
+            task = flow.executable_task(task_description=held)(lambda: "echo $SLURM_JOB_ID")
+            tasks = [task(), task()]
+            while not (tmp_path / "record").exists() or reason() is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            assert reason() == "JobHeldUser"
+            await asyncio.to_thread(subprocess.run, RELEASE, shell=True, check=True)
+            assert len({*await asyncio.gather(*tasks)}) == 2
+    said = [each.getMessage() for each in caplog.records if "JobHeldUser" in each.getMessage()]
+    assert len(said) == 1
+
+
+LATE = "scontrol update jobid=$SLURM_JOB_ID endtime=now+1; sleep 300"
+
+
+@pytest.mark.long
+async def test_a_task_that_reaches_the_limit_of_its_job_fails_at_once(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    counted = f"echo . >>{tmp_path}/starts; {LATE}"
+    command = flow.executable_task(resources={"walltime": "5 min"})(lambda: counted)
+    ranks = flow.executable_task(resources={"walltime": "5 min", "ranks": 2})(
+        lambda: ["sh", tmp_path / "late"]
+    )
+    (tmp_path / "late").write_text(LATE)
+
+    @flow.function_task(task_description={"attributes": {"duration": "4 min"}})
+    def function() -> None:
+        subprocess.run(LATE, shell=True, check=False)
+
+    for future, said in (
+        (command(), "300 s.*`walltime`"),
+        (ranks(), "300 s"),
+        (function(), "240 s.*`duration`"),
+    ):
+        with pytest.raises(TaskTimeoutError, match=said):
+            await future
+    assert (tmp_path / "starts").read_text() == ".\n"
+    assert flow.stats.lost == 0

@@ -206,7 +206,7 @@ def test_json_has_a_stable_form(active: FileLock, capsys: pytest.CaptureFixture[
     }  # fmt: skip
     task = {"task", "name", "call"}
     assert set(found["running"][0]) == task | {"attempt", "backend", "worker", "started"}
-    assert set(found["waiting"][0]) == task | {"reason", "tasks", "backend", "since"}
+    assert set(found["waiting"][0]) == task | {"reason", "tasks", "backend", "since", "detail"}
     assert [each["reason"] for each in found["waiting"]] == [
         "dependencies", "resources", "retry", "dependencies", "engine"
     ]  # fmt: skip

@@ -205,10 +205,15 @@ class StateMapper:
     def to_main_state(self, native: Any) -> TasksMainStates:
         """Return the canonical state for a native state.
 
+        Details may follow the name of a native state after a colon, such as the reason for which a
+        job waits in `"SUBMITTED: PartitionDown"`.
+
         Raises:
             ValueError: The native state is unknown.
         """
         try:
+            if isinstance(native, str) and native not in self.native:
+                native = native.partition(": ")[0]
             return self.native[native]
         except (KeyError, TypeError):  # TypeError: not hashable
             known = ", ".join(str(word) for word in self.native)

@@ -40,6 +40,8 @@ from rhapsody import (
     SubmissionError,
     TaskDescription,
     TaskLostError,
+    TasksMainStates,
+    TaskTimeoutError,
 )
 from rhapsody.backends import (
     Capabilities,
@@ -60,6 +62,8 @@ from rhapsody.sdk import (
     pack,
     require_mpi4py,
     seconds,
+    slurm_refusal,
+    slurm_waiting,
     unpack,
 )
 from rhapsody_psij import detached
@@ -88,6 +92,17 @@ COMMANDS = {
 }
 """The command with which PSI/J submits jobs, by executor."""
 
+SETTINGS = {
+    "account": "the option `account`",
+    "queue": "the option `queue`",
+    "walltime": "the resource `walltime`, the attribute `duration` or the option `queue`",
+    "nodes": "the option `nodes` of the task",
+    "memory": "the resource `memory`",
+    "cores": "the resources `cores`, `ranks` or `gpus`, or the option `queue`",
+    "attributes": "the option `attributes`",
+}
+"""Phrases for the settings of a job; see `rhapsody.sdk.SlurmReason`."""
+
 TOO_MUCH = "node configuration"
 """Part of Slurm's message about a job that needs more than any node has."""
 
@@ -96,6 +111,9 @@ PROGRAM_KEYS = frozenset((
     "trace_context", "container",
 ))  # fmt: skip
 """Keys of an executable's description that its job needs."""
+
+TIMED_OUT = ("TO ", "DL ")
+"""Slurm's states of jobs that have reached their time limit or deadline, before the reason."""
 
 MAX_JOBS = 100
 """Default maximum number of jobs in a batch system."""
@@ -126,6 +144,7 @@ class _Run:
         self.uid = task["uid"]  # in its job
         self.job: _Job | None = None
         self.detach = False
+        self.started: float | None = None  # by the monotonic clock
         self.cancelled = False
         self.ended: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -152,6 +171,7 @@ class _Job:
         runs: The tasks of the job that have not ended, by their uids in the job.
         reports: The directory of the job's reports.
         left: The job of an earlier run that this object continues; `None` if this run submits it.
+        first_reason: The first reason for which Slurm let the job wait, other than `None`.
         active: True if PSI/J has reported that the job is running.
         status: The final state, message and exit code that PSI/J has reported, if any.
         since: When the final state was reported.
@@ -164,9 +184,15 @@ class _Job:
         self.runs = {run.uid: run for run in runs}
         self.reports = reports
         self.left = left
+        self.first_reason: str | None = None
         self.active = False
         self.status: tuple[str, str | None, int | None] | None = None
         self.since = 0.0
+
+    @property
+    def timed_out(self) -> bool:
+        """True if Slurm has ended the job because of its time limit."""
+        return self.status is not None and (self.status[1] or "").startswith(TIMED_OUT)
 
     @property
     def unwanted(self) -> bool:
@@ -276,6 +302,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._ready = False  # until `start` has succeeded
         self._offsets: dict[Path, int] = {}  # of the logs of job scripts
         self._warned = False
+        self._said: set[str] = set()  # warnings about jobs that wait
         self._client: Process | None = None
         self._node_cores: int | None = None
         self._failure: str | None = None  # why no task can run any longer
@@ -721,7 +748,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         runs = list(job.runs.values())
         if state == "REFUSED" and runs:  # they have the same settings
             kind = CapabilityError if TOO_MUCH in str(message) else SubmissionError
-            error = kind(f"{self._refusal(runs[0].task)}: {message}")
+            setting = slurm_refusal(str(message)).setting if self.executor == "slurm" else ""
+            cure = f"; change {SETTINGS[setting]}" if setting else ""
+            error = kind(f"{self._refusal(runs[0].task)}: {str(message).strip()}{cure}")
             self._end_job(job, {"exception": error})
         elif state == "LEFT":
             log.error(
@@ -737,21 +766,61 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if job.left is not None and job.left.ranks:
                 code = job.left.exit_code(self.executor)
             job.status, job.since = (state, message, code), monotonic()
-            if runs and runs[0].ranks and code is not None:
+            if runs and runs[0].ranks and code is not None and not job.timed_out:
                 self._end_job(job, {"exit_code": code})
+        elif state == "WAITING":
+            self._waits(job, str(message))
+        elif state == "DELAYED":
+            if runs:
+                self._say(f"{self._refusal(runs[0].task)}: {str(message).strip()}; trying again")
         elif state == "ACTIVE":
             job.active = True
             if runs and runs[0].ranks:
                 self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
 
+    def _say(self, text: str) -> None:
+        """Log a warning, once for each text."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning("%s", text)
+
+    def _waits(self, job: _Job, reason: str) -> None:
+        """Handle a new reason for which a job waits; an empty one if it waits no longer."""
+        reason = reason.strip(" ()").replace("None", "")
+        runs = [run for run in job.runs.values() if not run.cancelled]
+        job.first_reason = job.first_reason or reason or None
+        meaning = slurm_waiting(reason, job.first_reason)
+        if meaning is not None and not meaning.passes and runs:
+            given = self._given(runs[0].task)
+            error = SubmissionError(
+                f"backend {self.name!r}: the job of task {runs[0].task['name']!r}{given} cannot "
+                f"start, because Slurm lets it wait for the reason {reason}, which does not pass: "
+                f"change {SETTINGS[meaning.setting]}"
+            )
+            self._send({"cancel": [job.number]})
+            self._end_job(job, {"exception": error})
+            return
+        if meaning is not None:
+            self._say(f"backend {self.name!r}: jobs wait for the reason {reason}")
+        submitted = TasksMainStates.SUBMITTED
+        for run in runs:
+            self.task_state_cb(run.task, f"{submitted}: {reason}" if reason else submitted)
+
     def _refusal(self, task: TaskDescription) -> str:
         """Return the beginning of the message if the batch system has refused a task's job."""
-        queue, resources = self.settings.of(task).queue, task.get("resources")
-        given = [] if queue is None else [f"queue={queue!r}"]
+        return f"backend {self.name!r}: {self.executor} has refused a job{self._given(task)}"
+
+    def _given(self, task: TaskDescription) -> str:
+        """Return the queue, the account and the resources that the job of a task requests."""
+        settings, resources = self.settings.of(task), task.get("resources")
+        named = {"queue": settings.queue, "account": settings.account}
+        named["duration"] = (
+            None if resources and resources.walltime else (settings.attributes.get("duration"))
+        )
+        given = [f"{name}={value!r}" for name, value in named.items() if value is not None]
         if resources is not None:
             given.append(str(resources))
-        what = f" with {', '.join(given)}" if given else ""
-        return f"backend {self.name!r}: {self.executor} has refused a job{what}"
+        return f" with {', '.join(given)}" if given else ""
 
     async def _watch(self) -> None:
         """Read reports while there are jobs, and find jobs that have ended without a report."""
@@ -783,7 +852,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     def _apply(self, job: _Job, uid: str, kind: str, content: bytes) -> None:
         run = job.runs[uid]
         if kind == "started":
-            run.task["worker"] = content.decode()
+            run.task["worker"], run.started = content.decode(), monotonic()
             if not run.cancelled:
                 self.task_state_cb(run.task, self.get_task_states_map().RUNNING)
             return
@@ -797,8 +866,28 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if all(run.cancelled for run in job.runs.values()):
             self._end_job(job, {})
         elif monotonic() - job.since >= self.patience:
+            for run in list(job.runs.values()) if job.timed_out else ():
+                limit = run.spec.get("attributes", {}).get("duration")
+                # In a shared job, the tasks before may have used the time of a task.
+                own = run.started is not None and monotonic() - run.started >= (limit or 0)
+                if job.left is None and (own or self.tasks_per_job == 1):
+                    self._end_run(job, run, {"exception": self._over_limit(run.task, limit)})
             reason = f"its job has ended without a result (state {state})"
             self._end_job(job, {"lost": f"{reason}: {message}" if message else reason})
+
+    def _over_limit(self, task: TaskDescription, limit: int | None) -> TaskTimeoutError:
+        resources = task.get("resources")
+        setting = "the attribute `duration`"
+        if resources is not None and resources.walltime is not None:
+            setting = "the resource `walltime`"
+        elif limit is None:
+            setting = "the default of the queue; set the resource `walltime`"
+        length = "" if limit is None else f" of {limit} s"
+        return TaskTimeoutError(
+            f"task {task['name']!r} was ended by Slurm: its job reached its time limit{length}, "
+            f"which is that of {setting}. A longer limit for each attempt: "
+            "resources=lambda attempt: {'walltime': 3600 * attempt}"
+        )
 
     def _end_job(self, job: _Job, outcome: dict[str, Any]) -> None:
         for run in list(job.runs.values()):

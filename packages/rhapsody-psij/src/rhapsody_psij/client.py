@@ -14,8 +14,9 @@ leaves its jobs, jobs whose specification contains `detach` continue.
 
 The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
 reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
-states are those of PSI/J, `REFUSED` for a job that could not be submitted, and `LEFT` for one that
-could not be canceled and may continue.
+states are those of PSI/J, `REFUSED` for a job that could not be submitted, `LEFT` for one that could
+not be canceled and may continue, `DELAYED` for one whose submission is tried again, and `WAITING`
+for a job in Slurm's queue, with the reason as the message, each time that the reason has changed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -47,6 +48,7 @@ from psij.executors.batch.batch_scheduler_executor import (
     BatchSchedulerExecutorConfig,
 )
 
+from rhapsody.sdk import slurm_refusal
 from rhapsody_psij.detached import LIST, locked
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -116,9 +118,12 @@ class Client:
         )
         self._executor = psij.JobExecutor.get_instance(settings["executor"], config=config)
         self._executor.set_job_status_callback(self._changed)
-        if settings["executor"] == "slurm":
+        self._slurm = settings["executor"] == "slurm"
+        if self._slurm:
             executor: Any = self._executor
-            executor.parse_status_output = partial(_parse_queue, executor.parse_status_output)
+            executor.parse_status_output = partial(
+                _parse_queue, executor.parse_status_output, waiting=self._waits
+            )
             executor.get_status_command = partial(_status_command, executor.get_status_command)
         self._local = settings["executor"] == "local"
         if self._local:  # its jobs are child processes, which must not ignore signals
@@ -129,6 +134,9 @@ class Client:
         self._jobs: dict[str, psij.Job] = {}  # by the id of the specification
         self._ids: dict[str, str] = {}  # by PSI/J's id
         self._cancelled: set[str] = set()
+        self._reasons: dict[str, str] = {}  # for which jobs wait
+        self._change = threading.Condition()  # of `_cancelled` and `_closing`
+        self._closing = False
         self._detached: set[str] = set()
         self._list = locked(directory / LIST, wait=True) if settings["detach"] else None
         self._submissions = ThreadPoolExecutor(1)  # one at a time, to keep their order
@@ -175,7 +183,9 @@ class Client:
         systems can overlook a process that a starting job creates while its processes are listed,
         and such a process then ends.
         """
-        self._cancelled.add(number)
+        with self._change:
+            self._cancelled.add(number)
+            self._change.notify_all()
         (self._directory / number).unlink(missing_ok=True)
         job = self._jobs.get(number)
         if job is not None:
@@ -194,6 +204,9 @@ class Client:
         Args:
             detach: True to leave detached jobs. Those that still wait are not submitted.
         """
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
         for number in reversed(list(self._jobs)):
             if not (detach and number in self._detached):
                 self.cancel(number)
@@ -216,7 +229,9 @@ class Client:
             job.options = spec.pop("options")  # type: ignore[attr-defined]
             job.commands = spec.pop("script", None)  # type: ignore[attr-defined]
             job.spec = self._spec(spec)
-            self._executor.submit(job)
+            if not self._submitted(number, job):
+                self._end(number, "CANCELED")
+                return
             if listed is not None and self._list is not None:
                 line = json.dumps({"job": job.native_id, **listed})
                 os.lseek(self._list, 0, os.SEEK_END)
@@ -229,6 +244,43 @@ class Client:
             self._hurry.set()
         if number in self._cancelled:  # meanwhile
             self._cancel_soon(number)
+
+    def _submitted(self, number: str, job: psij.Job) -> bool:
+        """Submit a job, again and again while the batch system refuses it for what can pass.
+
+        The interval is that of the queries of the queue. Later jobs wait meanwhile; most of them
+        would be refused as well.
+
+        Returns:
+            False if the job was canceled.
+
+        Raises:
+            SubmitException: The batch system has refused the job for another reason.
+        """
+        while True:
+            try:
+                self._executor.submit(job)
+            except psij.SubmitException as error:
+                if not (self._slurm and slurm_refusal(str(error)).passes):
+                    raise
+                job.executor = None  # PSI/J submits a job only once
+                self._report([number, "DELAYED", str(error), None])
+            else:
+                return True
+            with self._change:
+                self._change.wait_for(
+                    lambda: self._closing or number in self._cancelled, self._slow
+                )
+                if self._closing or number in self._cancelled:
+                    return False
+
+    def _waits(self, reasons: Mapping[str, str]) -> None:
+        """Report the reasons for which jobs wait, by native id, if they have changed."""
+        for number, job in list(self._jobs.items()):
+            reason = reasons.get(str(job.native_id), "")
+            if reason != self._reasons.get(number, ""):
+                self._reasons[number] = reason
+                self._report([number, "WAITING", reason, None])
 
     def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
         resources = psij.ResourceSpecV1(**spec.pop("resources"))
@@ -319,6 +371,7 @@ class Client:
         self, number: str, state: str, message: str | None = None, code: int | None = None
     ) -> None:
         job = self._jobs.pop(number, None)
+        self._reasons.pop(number, None)
         if job is not None:
             self._ids.pop(job.id, None)
         self._report([number, state, message, code])
@@ -340,15 +393,24 @@ def _generate(generate: Any, job: Any, context: dict[str, Any], file: TextIO) ->
 
 
 def _status_command(command: Any, native_ids: Collection[str]) -> list[str]:
-    """Return the command that queries Slurm, only for the given jobs."""
-    return [*command(native_ids), "-j", ",".join(native_ids)]
+    """Return the command that queries Slurm, only for the given jobs and with whole reasons."""
+    words = [word.replace(",Reason", ",Reason:100") for word in command(native_ids)]
+    return [*words, "-j", ",".join(native_ids)]
 
 
-def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
+def _parse_queue(
+    parse: Any, code: int, text: str, *, waiting: Callable[[Mapping[str, str]], None]
+) -> dict[str, psij.JobStatus]:
     """Parse the output of `squeue`, with reasons that PSI/J does not know.
 
     PSI/J's own method, `parse`, raises an error for the whole queue if a reason is unknown or
     contains a space. `squeue` fails if it is asked for a single job that Slurm has forgotten.
+
+    Args:
+        parse: PSI/J's method.
+        code: The exit code of `squeue`.
+        text: Its output.
+        waiting: Called with the reasons of the jobs that wait, by job.
 
     Returns:
         The statuses by job. The message of a failed job contains Slurm's state and reason.
@@ -361,6 +423,7 @@ def _parse_queue(parse: Any, code: int, text: str) -> dict[str, psij.JobStatus]:
     for row in rows:
         if row and row[0] in statuses and statuses[row[0]].message is not None:
             statuses[row[0]].message = " ".join(row[1:])
+    waiting({row[0]: row[2].strip() for row in rows if len(row) > 2 and row[1] == "PD"})
     return statuses
 
 

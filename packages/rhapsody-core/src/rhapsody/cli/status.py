@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import LISTED, RUN_HELP, open_record, readable, run_json
@@ -134,12 +134,14 @@ class Waiting:
         tasks: The dependencies that have not ended.
         backend: The backend to which the task was submitted.
         since: The time at which this wait began.
+        detail: The batch system's reason for which the task's job waits, if the backend reports it.
     """
 
     reason: str
     tasks: tuple[TaskRun, ...] = ()
     backend: str | None = None
     since: float | None = None
+    detail: str | None = None
 
     @classmethod
     def of(cls, task: TaskRun, history: RunHistory) -> Waiting:
@@ -153,7 +155,7 @@ class Waiting:
         if missing:  # the backend may manage the dependencies of a submitted task
             return cls("dependencies", missing, since=task.time)
         if last is not None:
-            return cls("resources", backend=last.backend, since=last.submitted)
+            return cls("resources", (), last.backend, last.submitted, last.waits_for)
         ends = (each.last.ended for each in before if each.last is not None)
         return cls("engine", since=max([task.time, *(end for end in ends if end is not None)]))
 
@@ -174,8 +176,9 @@ class Waiting:
             parts = [f"{count} {printable(name)}" for name, count in named]
             rest = len(self.tasks) - sum(count for _, count in named)
             return ", ".join(parts + [f"{rest} more"] * (rest > 0))
+        detail = "" if self.detail is None else f" ({printable(self.detail)})"
         return {
-            "resources": f"free resources of {self.backend}",
+            "resources": f"free resources of {self.backend}{detail}",
             "retry": "its next attempt",
         }.get(self.reason, "its submission")
 
@@ -255,6 +258,7 @@ class Status:
                     "tasks": [each.key for each in waiting.tasks],
                     "backend": waiting.backend,
                     "since": waiting.since,
+                    "detail": waiting.detail,
                 }
                 for task, waiting in self.waiting
             ],
@@ -352,16 +356,16 @@ class Status:
             ]
             header = ("TASK", "SINCE", "CALL", "WAITS FOR")
             return table(header, rows, flexible=("CALL", "WAITS FOR", "TASK"))
-        groups: dict[tuple[str, str, str | None], list[Waiting]] = {}
+        groups: dict[tuple[str | None, ...], list[Waiting]] = {}
         for task, waiting in self.waiting:
-            key = (task.name, waiting.reason, waiting.backend)
+            key = (task.name, waiting.reason, waiting.backend, waiting.detail)
             groups.setdefault(key, []).append(waiting)
         rows = []
         for (name, *_), found in list(groups.items())[:limit]:
             since = min((each.since for each in found if each.since is not None), default=None)
             every = {task.key: task for each in found for task in each.tasks}
-            reason = Waiting(found[0].reason, tuple(every.values()), found[0].backend).summary
-            rows.append((str(len(found)), name, clock(since), reason))
+            reason = replace(found[0], tasks=tuple(every.values())).summary
+            rows.append((str(len(found)), str(name), clock(since), reason))
         header = ("COUNT", "NAME", "SINCE", "WAITS FOR")
         lines = table(header, rows, numbers=("COUNT",), flexible=("NAME", "WAITS FOR"))
         return lines + _more(len(groups), limit)

@@ -113,6 +113,7 @@ class Encoder:
         self._outputs = outputs
         self._engine = "" if engine is None else f',"engine":{_dumps(engine)}'
         self._unfinished: dict[str, _Unfinished] = {}  # attempts, by the uids of their tasks
+        self._reasons: dict[str, str] = {}  # for which the jobs of some of them wait
         self._new: list[str] = []  # uids of those that may not have a line yet
         self._secrets: dict[str, Secrets] = {}  # of unfinished tasks that have variables
         self._settings: dict[int, tuple[object, object, str]] = {}
@@ -137,6 +138,10 @@ class Encoder:
                 if uid not in unfinished:
                     unfinished[uid] = event.time, event.backend, None
                     new.append(uid)
+                reason = (event.native or "").partition(": ")[2]
+                if reason != self._reasons.get(uid, ""):
+                    self._reasons[uid] = reason
+                    new.append(uid)
             elif state is RUNNING:
                 submitted, backend, started = unfinished.get(uid, _NOTHING)
                 if started is None:
@@ -152,13 +157,13 @@ class Encoder:
         Called only from time to time, because most attempts of a burst end soon.
         """
         lines: list[Line] = []
-        queued: dict[str | None, list[str]] = {}
+        queued: dict[tuple[str | None, str | None], list[str]] = {}
         for uid in dict.fromkeys(self._new):
             if uid not in self._unfinished:
                 continue
             submitted, backend, event = self._unfinished[uid]
             if event is None:
-                queued.setdefault(backend, []).append(uid)
+                queued.setdefault((backend, self._reasons.get(uid)), []).append(uid)
                 continue
             found = {
                 "attempt": event.attempt if event.attempt != 1 else None,
@@ -169,9 +174,11 @@ class Encoder:
                 "sandbox": event.sandbox,
             }
             lines.append(f'{{"event":"start","uid":"{uid}"{self._engine}{_items(found)}}}\n')
-        for backend, uids in queued.items():
+        for (backend, reason), uids in queued.items():
             when = min((self._unfinished[uid][0] for uid in uids), key=lambda each: each or 0.0)
-            batch = {"backend": backend, "time": _rounded(when), "uids": uids}
+            batch: dict[str, Any] = {"backend": backend, "time": _rounded(when), "uids": uids}
+            if reason:
+                batch["reason"] = reason
             lines.append(f'{{"event":"submit"{self._engine}{_items(batch)}}}\n')
         self._new.clear()
         return lines
@@ -216,6 +223,7 @@ class Encoder:
         if where is None:
             where = self._place(state, backend, worker)
         submitted, _, start = self._unfinished.pop(uid, _NOTHING)
+        self._reasons.pop(uid, None)
         started = None if start is None else start.time
         # More precise than the times of the events. Times of a clock that differs are not used.
         if interval is not None and (submitted or 0.0) <= interval[0] <= interval[1] <= ended:

@@ -250,6 +250,7 @@ class Attempt(NamedTuple):
         stderr_at: The same for standard error.
         fallback: True if the attempt has failed and the fallback is the result of the task, whose
             state is therefore DONE.
+        waits_for: The reason for which the job of the attempt waits, if the backend reports it.
     """
 
     number: int = 1
@@ -276,6 +277,7 @@ class Attempt(NamedTuple):
     stdout_at: Place | None = None
     stderr_at: Place | None = None
     fallback: bool = False
+    waits_for: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -553,7 +555,8 @@ class RecordReader:
         if event == "submit":
             engine = line.get("engine")
             prefix = "" if engine is None or engine == self._first else f"{engine}."
-            submitted = {"backend": line.get("backend"), "submitted": line.get("time")}
+            names = {"backend": "backend", "time": "submitted", "reason": "waits_for"}
+            submitted = {new: line.get(name) for name, new in names.items()}
             for uid in line["uids"]:
                 self._open[f"{prefix}{uid}"] = submitted
                 self._changed[f"{prefix}{uid}"] = None
@@ -748,6 +751,7 @@ def _unfinished(line: Mapping[str, Any], default: int) -> Attempt:
         get("submitted"),
         started,
         sandbox=get("sandbox"),
+        waits_for=get("waits_for"),
     )
 
 
