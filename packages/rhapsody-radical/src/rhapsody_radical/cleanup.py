@@ -160,19 +160,14 @@ def _alive(process: psutil.Process) -> bool:
 COMMAND_TIMEOUT = 30.0
 """Time limit in seconds for a Slurm command."""
 
-IMPOSSIBLE_REASONS = (
-    "PartitionConfig",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "BadConstraints",
-)
-"""Slurm's reasons for pending jobs that can never start in their partition."""
-
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """States of jobs that have not ended and are not ending."""
 
 ENDED_STATES = "TIMEOUT,DEADLINE,NODE_FAIL,BOOT_FAIL,PREEMPTED,OUT_OF_MEMORY"
 """States of jobs that the batch system has ended; the state names the reason."""
+
+OVER_STATES = f"COMPLETING,COMPLETED,CANCELLED,FAILED,{ENDED_STATES}"
+"""States of all jobs that have ended or are ending."""
 
 SANDBOX = "radical.pilot.sandbox"
 """Name of RADICAL-Pilot's directory for the sandboxes of sessions."""

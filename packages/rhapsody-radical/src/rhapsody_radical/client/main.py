@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -31,6 +32,9 @@ log: logging.Logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL = 1.0
 """Seconds between two checks."""
+
+JOB_INTERVAL = 10.0
+"""Seconds between two queries for the job of a pilot whose runtime has passed."""
 
 FIRST_WORD, NEXT_WORD = 30.0, 180.0
 """Seconds until the first warning about a pilot that is not active, and between later warnings."""
@@ -85,7 +89,9 @@ class Client:
         )
         pilots = self.session.pilots
         self.raptors: Raptors = Raptors(pilots, self._pairs_changed)
-        self.tasks: Tasks = Tasks(self.session.uid, pilots, self.raptors, self._send)
+        self.tasks: Tasks = Tasks(
+            self.session.uid, pilots, self.raptors, self._send, self._end_with_job
+        )
         self._calls = Calls(self.session.objects, self.raptors, self._send)
         self._commands = Worker("rhapsody-radical-commands")
         self._started = self._commands.submit(self._start)
@@ -211,6 +217,7 @@ class Client:
             self._warn_if_not_active(pilot)
             if not pilot.ended:
                 self._look_at_progress(pilot)
+                self._look_at_job(pilot)
         again = False
         for entry in self.tasks.open():
             again = again or entry.cancelled
@@ -238,6 +245,24 @@ class Client:
                 "starts no tasks: a task for which it has free cores has waited "
                 f"{health.STALL_TIMEOUT:g} s, so RADICAL-Pilot's agent or client hangs",
             )
+
+    def _look_at_job(self, pilot: ClientPilot) -> None:
+        """End a pilot whose runtime has passed if its batch job has ended."""
+        now = time.monotonic()
+        runtime = 60.0 * (pilot.settings.get("runtime") or math.inf)
+        if now >= max(pilot.active_since + runtime, pilot.asked + JOB_INTERVAL):
+            pilot.asked = now
+            self._end_with_job(pilot)
+
+    def _end_with_job(self, pilot: ClientPilot) -> bool:
+        """End a pilot if its batch job has ended, which RADICAL-Pilot reports late.
+
+        Returns:
+            True if the pilot has ended.
+        """
+        if not pilot.ended and (how := self.session.why_over(pilot)) is not None:
+            self._end(pilot, how)
+        return pilot.ended
 
     def _warn_if_not_active(self, pilot: ClientPilot) -> None:
         """Warn about a pilot that is not active, or end the pilot if it can never start."""
@@ -287,6 +312,8 @@ class Client:
             if pilot.pilot is None or pilot.reported == state:
                 return
             pilot.reported = state
+            if state == PMGR_ACTIVE:
+                pilot.active_since = time.monotonic()
         ref = self._calls.ref(pilot.pilot)
         self._send("pilot", pilot.number, {"state": (state, time.time()), "pilot": ref})
         if state in FINAL:

@@ -21,7 +21,7 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody.sdk import start_thread
+from rhapsody.sdk import slurm_waiting, start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.descriptions import described
@@ -52,6 +52,18 @@ OTHERS = tuple(
 """Parameters that users may put among those of a pilot by mistake."""
 
 
+SETTINGS = {
+    "account": "project",
+    "queue": "queue",
+    "walltime": "runtime or queue",
+    "nodes": "nodes or queue",
+    "memory": "memory or queue",
+    "cores": "cores, gpus or queue",
+    "attributes": "the options of the batch system",
+}
+"""Parameters of a pilot for the settings of its job; see `rhapsody.sdk.SlurmReason`."""
+
+
 class ClientPilot:
     """Pilot and its task manager.
 
@@ -65,6 +77,9 @@ class ClientPilot:
         ended: True if the pilot accepts no more tasks.
         progress: The time since the pilot last started a task.
         reported: The state that was last reported to the program.
+        first_reason: The first reason for which Slurm let the pilot's job wait, other than `None`.
+        active_since: The time at which the pilot became active, by the monotonic clock.
+        asked: The time of the last query for the job of a pilot whose runtime has passed.
         warned: The time of the last warning that the pilot is not active, by the monotonic clock.
     """
 
@@ -78,7 +93,9 @@ class ClientPilot:
         self.ended = False
         self.progress: Progress = Progress()
         self.reported = ""
-        self.warned: float = -math.inf
+        self.first_reason: str | None = None
+        self.active_since = math.inf
+        self.asked = self.warned = -math.inf
 
     @property
     def uid(self) -> str:
@@ -289,11 +306,25 @@ class Session:
     def why_never(self, pilot: ClientPilot) -> str | None:
         """Return the reason why a queued pilot can never start, or `None` if none is known."""
         for job in self.jobs() or ():
-            if job.pilot == pilot.uid and job.reason in cleanup.IMPOSSIBLE_REASONS:
+            if job.pilot != pilot.uid or job.state != "PENDING":
+                continue
+            if job.reason != "None":
+                pilot.first_reason = pilot.first_reason or job.reason
+            meaning = slurm_waiting(job.reason, pilot.first_reason)
+            if meaning is not None and not meaning.passes:
                 return (
-                    f"cannot start: its job {job.id} in queue {job.queue} exceeds a limit of the "
-                    f"queue ({job.reason})"
+                    f"cannot start: its job {job.id} in queue {job.queue} waits for a reason that "
+                    f"does not pass; change {SETTINGS[meaning.setting]} ({job.reason})"
                 )
+        return None
+
+    def why_over(self, pilot: ClientPilot) -> str | None:
+        """Return how a pilot's batch job has ended, or `None` unless it has ended or is ending."""
+        for job in self.jobs(cleanup.OVER_STATES) or ():
+            if job.pilot == pilot.uid:
+                runtime = pilot.settings.get("runtime")
+                limit = f"; the pilot's runtime is {runtime} minutes" if runtime else ""
+                return f"ended with its batch job {job.id} ({job.state}, {job.reason}{limit})"
         return None
 
     def place_in_queue(self, pilot: ClientPilot) -> str:

@@ -40,6 +40,9 @@ The keyword `within` limits the time in seconds that the message may wait for ot
 Submitted = tuple[str, dict[str, Any], Any]
 """A task's uid, its RADICAL-Pilot description, and its packed call (`None` for a program)."""
 
+KILLED = frozenset({137, 143, -9, -15})
+"""Exit codes of programs that SIGKILL or SIGTERM has ended, as RADICAL-Pilot reports them."""
+
 GROUPED = frozenset({"mode", "uid", "cores_per_rank"})
 """Keys that the description of a call may contain if the call is to share a RADICAL-Pilot task."""
 
@@ -86,6 +89,7 @@ class Tasks:
         pilots: The session's pilots.
         raptors: RAPTOR on these pilots.
         send: Sends a message to the program.
+        end_with_job: Ends a pilot if its batch job has ended, and returns True if it has.
 
     Attributes:
         by_uid: The tasks by their uids. Several threads remove tasks that have ended; use `open` to
@@ -93,12 +97,18 @@ class Tasks:
     """
 
     def __init__(
-        self, session: str, pilots: list[ClientPilot], raptors: Raptors, send: Send
+        self,
+        session: str,
+        pilots: list[ClientPilot],
+        raptors: Raptors,
+        send: Send,
+        end_with_job: Callable[[ClientPilot], bool] = lambda pilot: pilot.ended,
     ) -> None:
         self._session = session
         self._pilots = pilots
         self._raptors = raptors
         self._send = send
+        self._end_with_job = end_with_job
         self.by_uid: dict[str, Entry] = {}
         self._queued: set[str] = set()
         self._groups = 0
@@ -289,8 +299,19 @@ class Tasks:
             with self._lock:
                 self._ending.append((entry, state))
             self._reaper.post(self._reap)
+        elif state == "FAILED" and entry.handle is not None and entry.handle.exit_code in KILLED:
+            self._reaper.post(partial(self._end_killed, entry))
         else:
             self._report_end(entry, state, reason)
+
+    def _end_killed(self, entry: Entry) -> None:
+        """Report the end of a program that a signal has ended.
+
+        If the signal came from the batch system, the pilot has ended, and all of its tasks are lost
+        with it.
+        """
+        if not self._end_with_job(entry.pilot):
+            self._report_end(entry, "FAILED")
 
     def _free_cores(self, entry: Entry) -> None:
         """Free the cores of a task that was canceled after it was scheduled and before it started.
