@@ -189,6 +189,28 @@ async def test_a_pilot_with_too_long_a_runtime_fails_with_slurms_reason(
     cluster.until_no_jobs_of(tmp_path)
 
 
+@pytest.mark.asyncio
+async def test_commands_are_lost_with_a_pilot_that_reaches_its_limit(tmp_path: Path) -> None:
+    made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
+    async with Driver(made, work_dir=tmp_path) as driver:
+        try:
+            tasks = [driver.command("sleep 600"), driver.command("sleep 600")]
+            await driver.submit(*tasks)
+            for task in tasks:
+                assert await driver.running(task)
+            (job,) = cluster.jobs(tmp_path, "RUNNING")
+            words = ["scontrol", "update", f"jobid={job}", "endtime=now+1"]
+            await asyncio.to_thread(subprocess.run, words, check=True)
+            async with asyncio.timeout(120):
+                ends = [await driver.finished(task) for task in tasks]
+            for end in ends:
+                assert isinstance(end.error, TaskLostError), str(end)
+                assert f"ended with its batch job {job}" in str(end.error), str(end)
+        finally:
+            await made.shutdown()
+    cluster.until_no_jobs_of(tmp_path)
+
+
 def errors_of(task: Any) -> str:
     """The standard error of a program with that of its launcher."""
     return Path(task["sandbox"], OUTPUT_FILES[1]).read_text()

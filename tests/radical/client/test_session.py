@@ -42,21 +42,29 @@ def test_the_reason_why_a_pilot_waits_is_reported(
 def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pending = [
+        BatchJob("7", "PENDING", "PartitionTimeLimit", "debug", "pilot.0000"),
+        BatchJob("8", "PENDING", "Priority", "debug", "pilot.0001"),
+    ]
     jobs = {
-        cleanup.ACTIVE: [
-            BatchJob("7", "PENDING", "PartitionTimeLimit", "debug", "pilot.0000"),
-            BatchJob("8", "PENDING", "Priority", "debug", "pilot.0001"),
-        ],
+        cleanup.ACTIVE: pending,
         cleanup.ENDED_STATES: [BatchJob("9", "TIMEOUT", "TimeLimit", "debug", "pilot.0001")],
     }
     monkeypatch.setattr(cleanup, "find_jobs", lambda uid, states: jobs[states])
     settings = {"resource": "local.localhost"}
-    session = Session("mine", str(tmp_path), str(tmp_path), [settings, settings])
+    session = Session("mine", str(tmp_path), str(tmp_path), [settings] * 3)
     session.managers = ["SLURM"]
-    first, second = session.pilots
+    first, second, third = session.pilots
     assert "job 7 in queue debug" in str(session.why_never(first))
     assert str(session.why_never(first)).endswith("(PartitionTimeLimit)")
     assert session.why_never(second) is None
+    down = [BatchJob(job.id, "PENDING", "PartitionDown", "debug", job.pilot) for job in pending]
+    jobs[cleanup.ACTIVE] = [
+        *down,
+        BatchJob("10", "PENDING", "PartitionDown", "debug", "pilot.0002"),
+    ]
+    assert session.why_never(second) is None  # it has waited for its turn before
+    assert str(session.why_never(third)).endswith("change queue (PartitionDown)")
     assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
 
 
