@@ -27,7 +27,7 @@ text = '''ARRAY_JOB_ID        ST                  REASON
 '''
 for job, status in _parse_queue(parse, 0, text, waiting=print).items():
     print(job, status.state.name, status.message)
-print(_parse_queue(parse, 1, "slurm_load_jobs error: Invalid job id specified"))
+print(_parse_queue(parse, 1, "slurm_load_jobs error: Invalid job id specified", waiting=print))
 try:
     _parse_queue(parse, 1, "no controller", waiting=print)
 except RuntimeError as error:

@@ -64,7 +64,7 @@ def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
         BatchJob("10", "PENDING", "PartitionDown", "debug", "pilot.0002"),
     ]
     assert session.why_never(second) is None  # it has waited for its turn before
-    assert str(session.why_never(third)).endswith("change queue (PartitionDown)")
+    assert str(session.why_never(third)).endswith("limits (PartitionDown)")
     assert session.why(second) == "the batch system ended its job 9: TIMEOUT"
 
 

@@ -94,7 +94,7 @@ COMMANDS = {
 
 SETTINGS = {
     "account": "the option `account`",
-    "queue": "the option `queue`",
+    "queue": "the option `queue`, or what exceeds its limits",
     "walltime": "the resource `walltime`, the attribute `duration` or the option `queue`",
     "nodes": "the option `nodes` of the task",
     "memory": "the resource `memory`",

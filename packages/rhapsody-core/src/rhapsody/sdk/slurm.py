@@ -46,7 +46,8 @@ WAITING = (
     ("attributes", r"InvalidQOS|QOSNotAllowed|BadConstraints|DependencyNeverSatisfied"),
     ("nodes", r"PartitionNodeLimit|(QOS|Assoc)MaxNodePerJob.*|QOSMinNode.*"),
     ("memory", r"(QOS|Assoc)Max(Memory|Mem)Per(Job|Node).*|QOSMinMemory.*|MaxMemPerLimit"),
-    ("cores", r"PartitionConfig|(QOS|Assoc)Max\w+Per(Job|Node).*|QOSMin\w+"),
+    ("queue", r"PartitionConfig"),  # a limit of the partition, before Slurm names it
+    ("cores", r"(QOS|Assoc)Max\w+Per(Job|Node).*|QOSMin\w+"),
 )
 """Setting and pattern of the reasons that cannot pass."""
 

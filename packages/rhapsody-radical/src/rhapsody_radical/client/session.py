@@ -54,7 +54,7 @@ OTHERS = tuple(
 
 SETTINGS = {
     "account": "project",
-    "queue": "queue",
+    "queue": "queue, or what exceeds its limits",
     "walltime": "runtime or queue",
     "nodes": "nodes or queue",
     "memory": "memory or queue",
