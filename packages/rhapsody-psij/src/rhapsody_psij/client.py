@@ -14,9 +14,9 @@ leaves its jobs, jobs whose specification contains `detach` continue.
 
 The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
 reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
-states are those of PSI/J, `REFUSED` for a job that could not be submitted, `LEFT` for one that could
-not be canceled and may continue, `DELAYED` for one whose submission is tried again, and `WAITING`
-for a job in Slurm's queue, with the reason as the message, each time that the reason has changed.
+states are those of PSI/J, `REFUSED` for a job that could not be submitted, `LEFT` for one that
+could not be canceled and may continue, `DELAYED` for one whose submission is tried again, and
+`WAITING` for a job in Slurm's queue, with the reason as the message, each time that it has changed.
 """
 
 from __future__ import annotations
