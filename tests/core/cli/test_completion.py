@@ -136,7 +136,7 @@ def test_commands_and_backends_of_plugins_are_completed(
     install(site, "greeter", plugins={"greeter": module}, modules={module: PLUGIN})
     install_backend(site, "toys", "toy")
     (there / "directory").mkdir()
-    assert main(["completion", "bash"]) == 0
+    assert main(["completion", "bash", "--plugins"]) == 0
     captured = capsys.readouterr()
     path = there / "script"
     path.write_text(captured.out)

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -191,9 +192,25 @@ def test_a_plugin_adds_a_command(site: Path, capsys: pytest.CaptureFixture[str])
     assert main(["greet", "three"]) == 3
     assert main(["greet", "no-one"]) == 1
     assert capsys.readouterr().err == "rhapsody: there is no such name\n"
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert main(["--plugins"]) == 0
     assert "says hello" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "", "completion bash", "status", "runs", "config", "clean"]
+)
+def test_commands_that_need_no_plugin_import_none(
+    site: Path, here: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    module = unique("imported")
+    source = "raise SystemExit('imported')"
+    install(site, "importer", plugins={"importer": module}, modules={module: source})
+    with suppress(SystemExit):
+        main(words.split())
+    assert module not in sys.modules
+    captured = capsys.readouterr()
+    assert "skipping plugin" not in captured.err
+    assert "importer" in captured.out + captured.err or words not in ("--help", "--version")
 
 
 @pytest.mark.parametrize("name", ["backends", "", "-x", "two words"])

@@ -1,7 +1,9 @@
 """Command-line interface: finds the command that the arguments name, and runs it.
 
 Each built-in command is a module of this package with `HELP`, `configure` and `run`. Plugins add
-commands through the hook `rhapsody_commands`. The console script calls `rhapsody_guard.command`.
+commands through the hook `rhapsody_commands`. They are imported only for what they may provide: for
+a command that is not built in, for a format of `rhapsody export`, and for `--plugins`. The console
+script calls `rhapsody_guard.command`.
 """
 
 from __future__ import annotations
@@ -101,6 +103,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.formats: dict[str, tuple[str, Callable[[Path, Path], None]]] = {}
+        self._with_plugins = False
         self._commands = {
             name: _Command(module.HELP, module.configure, module.run)
             for name, module in COMMANDS.items()
@@ -119,9 +122,18 @@ class Commands:
         self.formats[name] = suffix, write
 
     def add_from_plugins(self) -> None:
-        """Call `rhapsody_commands` of each plugin, and report plugins that raise exceptions."""
+        """Import the plugins, and call `rhapsody_commands` of each; a second call has no effect.
+
+        Plugins that raise exceptions are reported.
+
+        Raises:
+            KeyboardInterrupt: The user pressed Ctrl-C.
+        """
         from rhapsody.plugins.manager import implementations, loaded_plugins, report
 
+        if self._with_plugins:
+            return
+        self._with_plugins = True
         for hook in implementations("rhapsody_commands", loaded_plugins()):
             try:
                 hook.call(cli=self)
@@ -142,7 +154,10 @@ class Commands:
         """
         if not arguments or arguments[0].startswith("-"):
             parser, _ = self.overview()
-            parser.parse_args(arguments)
+            if parser.parse_args(arguments).plugins:
+                self.add_from_plugins()
+                self.overview()[0].print_help()
+                return DONE
             parser.print_help(sys.stderr)
             return USAGE
         name, command = arguments[0], self._find(arguments[0])
@@ -174,9 +189,12 @@ class Commands:
             prog="rhapsody",
             description="Run workflows, and inspect their backends and results.",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # one version per line
+            epilog="" if self._with_plugins else _plugins_text(),
         )
         text = "print the versions of Rhapsody and its plugins"
         parser.add_argument("--version", action="version", version=_versions(), help=text)
+        text = "import the plugins, and print this help with their commands"
+        parser.add_argument("--plugins", action="store_true", help=text)
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
         return parser, {
             name: commands.add_parser(name, help=command.help)
@@ -190,6 +208,8 @@ class Commands:
             configure(parser)
 
     def _find(self, name: str) -> _Command:
+        if name not in self._commands:
+            self.add_from_plugins()
         command = self._commands.get(name)
         if command is not None:
             return command
@@ -244,6 +264,14 @@ def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     )
 
 
+def _plugins_text() -> str:
+    """Return a hint to the commands of plugins, whose names are known only after an import."""
+    names = sorted({entry.distribution for entry in installed().entries} - {CORE})
+    if not names:
+        return ""
+    return f"Installed plugins may add commands (list them with --plugins): {', '.join(names)}"
+
+
 def _versions() -> str:
     """Return the versions of core and of the plugins' distributions, one per line."""
     from rhapsody._version import __version__
@@ -282,8 +310,6 @@ def _run(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name, report its errors, and return the exit code."""
     commands = Commands()
     try:
-        if arguments[:1] != ["doctor"]:  # the doctor loads plugins only in other processes
-            commands.add_from_plugins()
         return commands.run(arguments)
     except UsageError as error:
         complain(str(error))

@@ -1,7 +1,7 @@
 """`rhapsody completion`: prints a script with which a shell completes command lines of Rhapsody.
 
-The script is static: completing a word does not start Python. It contains the commands and options
-of the plugins that are installed when it is printed.
+The script is static: completing a word does not start Python. With `--plugins`, it contains the
+commands and options of the plugins that are installed when it is printed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ PATHS = {"SCRIPT[:FUNC]": "file", "FILE": "file", "DIR": "directory", "DIRECTORY
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    text = "import the plugins, and complete their commands as well"
+    parser.add_argument("--plugins", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError:
         command = "pip install 'rhapsody-core[completion]'"
         raise CommandError(f"shell completion needs shtab; to install it: {command}") from None
+    if arguments.plugins:
+        arguments.commands.add_from_plugins()
     say(shtab.complete(_parser(arguments.commands), arguments.shell).rstrip("\n"))
     return DONE
 

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     formats = arguments.commands.formats
     name = arguments.format
     if name != RO_CRATE:
+        arguments.commands.add_from_plugins()
         _check(arguments, formats)
     history = read_record(arguments.run)
     suffix, write = ("-crate", None) if name == RO_CRATE else formats[name]

@@ -818,8 +818,8 @@ def rhapsody_record_results(
 def rhapsody_commands(cli: CommandLine) -> None:
     """Add commands to the command line.
 
-    Called when the command `rhapsody` starts, before arguments are parsed. The hook must be
-    quick.
+    Called if the command line needs the commands or export formats of plugins: for a command that
+    is not built in, for `rhapsody export --format` and for `--plugins`. The hook must be quick.
 
     Args:
         cli: The command line.
