@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
@@ -272,3 +273,25 @@ def seconds_of_job() -> float | None:
     if environment.get("PBS_JOBID") and walltime.isdecimal():
         return float(walltime) or None
     return None
+
+
+def hosts_of_job() -> list[str]:
+    """Return the hosts in the node file of this process's batch job (PBS, Torque, LSF).
+
+    Returns:
+        The names of the hosts, without repetitions; none if there is no node file.
+    """
+    path = os.environ.get("PBS_NODEFILE") or os.environ.get("LSB_DJOB_HOSTFILE")
+    try:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+    except OSError:  # the file is on the first node only
+        text = ""
+    return list(dict.fromkeys(text.split()))
+
+
+def nodes_of_job() -> int:
+    """Return the number of nodes of this process's batch job; 1 if it is not part of a job."""
+    count = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    if os.environ.get("SLURM_JOB_ID") and count.isdecimal():
+        return int(count)
+    return len(hosts_of_job()) or 1

@@ -89,6 +89,8 @@ class DaskExecutionBackend(ManagedBackend):
         cluster_kwargs: A dict of keyword arguments of that class.
         adapt_kwargs: A dict of keyword arguments of the cluster's method `adapt`. Default: the
             method is not called.
+        launcher: `"srun"`, `"mpirun"` or `"ssh"` to start one worker on each node of the batch job
+            in which this program runs. The workers end with the backend.
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
         security: A `distributed.Security` object, a dict of its keywords, or `False` for a
@@ -125,6 +127,7 @@ class DaskExecutionBackend(ManagedBackend):
         cluster_class: str | type | None = None,
         cluster_kwargs: Mapping[str, Any] | None = None,
         adapt_kwargs: Mapping[str, Any] | None = None,
+        launcher: str | None = None,
         address: str | None = None,
         scheduler_file: str | os.PathLike[str] | None = None,
         security: Any = None,
@@ -139,8 +142,8 @@ class DaskExecutionBackend(ManagedBackend):
         super().__init__(name=name)
         parsed = options.parse(
             resources, cluster=cluster, cluster_class=cluster_class, cluster_kwargs=cluster_kwargs,
-            adapt_kwargs=adapt_kwargs, address=address, scheduler_file=scheduler_file,
-            security=security, client=client, timeout=timeout,
+            adapt_kwargs=adapt_kwargs, launcher=launcher, address=address,
+            scheduler_file=scheduler_file, security=security, client=client, timeout=timeout,
         )  # fmt: skip
         self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over

@@ -28,6 +28,7 @@ from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
 from rhapsody_dask.classes import LOOPBACK, Http, keywords, remove_credentials, requested
 from rhapsody_dask.jobs import WorkerJobs
+from rhapsody_dask.launchers import Workers
 from rhapsody_dask.options import TLS, Options
 from rhapsody_dask.worker.entry import has_dashboard
 
@@ -82,6 +83,7 @@ class Connection:
         self._names: list[str] = []
         self._sending = asyncio.Lock()
         self._settings = ExitStack()
+        self._workers: Workers | None = None
         self._started: Any = None  # a cluster of the class that the user named
 
     async def open(self) -> Any:
@@ -131,6 +133,8 @@ class Connection:
                 "the TLS settings"
             ) from error
         self.address = client.scheduler.address
+        if self._workers is not None:
+            self._workers.watch()
         return client
 
     async def in_time(self, requests: Coroutine[Any, Any, None]) -> None:
@@ -215,6 +219,8 @@ class Connection:
         from distributed import SpecCluster
 
         way, target = self.options.way, self.options.target
+        if self.options.launcher is not None:
+            return await self._launch(self.options.launcher)
         if way is None:
             self.cluster = await self._make_cluster()
             return self.cluster.scheduler_address, self.cluster.security
@@ -249,6 +255,21 @@ class Connection:
                 self._http = http
             return cluster.scheduler_address, security or cluster.security
         return target, security
+
+    async def _launch(self, launcher: str) -> tuple[Any, Any]:
+        """Start the scheduler here and a worker on each node of this batch job."""
+        directory = self._job_directory()
+        if directory is None:
+            raise BackendUnavailableError(
+                f"launcher={launcher!r} needs a directory that all nodes share, which the engine "
+                "provides: pass the backend to WorkflowEngine.create without awaiting it before"
+            )
+        self._workers = Workers(launcher, self.options.local, self._jobs.give_up)
+        self._http = requested(self.options.local)
+        start = partial(self._workers.cluster, directory)
+        self._started = cluster = await self._start(start)
+        await self._workers.start(cluster.scheduler_address, cluster.security, directory)
+        return cluster.scheduler_address, cluster.security
 
     def _job_directory(self) -> str | None:
         path = self._directory()
@@ -306,6 +327,8 @@ class Connection:
         for cluster in clusters:
             if cluster is not None:
                 await in_thread(partial(_close_cluster, cluster))
+        if self._workers is not None:
+            await self._workers.close()
         self._settings.close()
 
 

@@ -55,7 +55,7 @@ class WorkerJobs:
 
     def __init__(self, give_up: Callable[[str], None], refused: Callable[[], None]) -> None:
         self.done = 0
-        self._give_up, self._on_refusal = give_up, refused
+        self.give_up, self._on_refusal = give_up, refused
         self._loop: Any = None
         self._cluster: Any = None
         self._open = True
@@ -176,7 +176,7 @@ class WorkerJobs:
             if self._fruitless >= MAX_FRUITLESS:
                 if not workers:
                     cure = self._cure("walltime" if "TIMEOUT" in self._last_end else "")
-                    self._give_up(
+                    self.give_up(
                         f"the last {self._fruitless} worker jobs have ended without a task done "
                         f"({self._last_end}). {cure}, or read the output of the jobs, which is in "
                         "log_directory"
@@ -184,7 +184,7 @@ class WorkerJobs:
                 return "", False
             hopeless = self.refusal and not slurm_refusal(self.refusal).passes
             if refused and hopeless and not (workers or waiting or replaced):
-                self._give_up(self._refusal_text())
+                self.give_up(self._refusal_text())
                 return "", False
             if refused and (replaced or monotonic() >= self._retry_at):
                 replaced |= refused
@@ -215,7 +215,7 @@ class WorkerJobs:
         first = meanings[number]
         hopeless = all(meaning and not meaning.passes for meaning in meanings.values())
         if hopeless and first and len(meanings) == len(waiting) and not has_workers:
-            self._give_up(f"{text}. This reason cannot pass. {self._cure(first.setting)}")
+            self.give_up(f"{text}. This reason cannot pass. {self._cure(first.setting)}")
         return text
 
     def _count_end(self, name: str, how: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rhapsody.sdk import seconds
+from rhapsody_dask.launchers import ACCEPTED, LAUNCHERS
 
 OWN = {
     "asynchronous": "the backend always uses an asynchronous client",
@@ -40,7 +41,7 @@ TLS = frozenset({
 })  # fmt: skip
 """Keywords of `distributed.Security`."""
 
-RESERVED = TLS.union(WAYS, FOR_CLASS, ("security", "timeout"))
+RESERVED = TLS.union(WAYS, FOR_CLASS, ("launcher", "security", "timeout"))
 """Options that the backend handles itself instead of passing them to Dask unchanged."""
 
 OWN_OPTIONS = frozenset({"threads", "gpus"})
@@ -75,6 +76,7 @@ class Options:
     client: Mapping[str, Any]
     cluster_kwargs: Mapping[str, Any]
     adapt_kwargs: Mapping[str, Any] | None
+    launcher: str | None
 
 
 def parse(resources: Mapping[str, Any] | None, **arguments: Any) -> Options:
@@ -120,6 +122,7 @@ def parse(resources: Mapping[str, Any] | None, **arguments: Any) -> Options:
         if not isinstance(value, Mapping):
             raise TypeError(f"{key} must be a dict of keyword arguments, got {value!r}")
     target: Any = merged.pop(way) if way else None
+    launcher: Any = merged.pop("launcher", None)
     timeout = seconds("timeout", merged.pop("timeout", TIMEOUT))
     for_client = _keywords(merged)[0] | ({"name"} if way else set())
     client = {key: merged.pop(key) for key in for_client & merged.keys()}
@@ -139,7 +142,22 @@ def parse(resources: Mapping[str, Any] | None, **arguments: Any) -> Options:
         )
     security = {"require_encryption": True, **tls} if tls else security
     kwargs, adapt = for_class.get("cluster_kwargs", {}), for_class.get("adapt_kwargs")
-    return Options(way, target, security, timeout, _local(merged), client, kwargs, adapt)
+    local = _local(merged)
+    if launcher is not None:
+        _check_launcher(launcher, way, {**local, **tls}, security)
+    return Options(way, target, security, timeout, local, client, kwargs, adapt, launcher)
+
+
+def _check_launcher(launcher: Any, way: str | None, given: Mapping[str, Any], tls: Any) -> None:
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}")
+    refused = [*([way] if way else ()), *sorted(given.keys() - ACCEPTED)]
+    refused += ["security"] if tls not in (None, True) else []
+    if refused:
+        raise ValueError(
+            f"{', '.join(refused)} cannot be combined with launcher, which starts one worker on "
+            f"each node of this job, with TLS; accepted: {', '.join(sorted(ACCEPTED))}"
+        )
 
 
 def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:

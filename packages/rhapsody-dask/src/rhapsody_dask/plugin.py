@@ -63,6 +63,12 @@ OPTIONS = (
     BackendOption("cluster_kwargs", dict, help="Keyword arguments of that class."),
     BackendOption("adapt_kwargs", dict, help="Keyword arguments of the method `adapt`, if any."),
     BackendOption(
+        "launcher",
+        str,
+        help="Start one worker on each node of the batch job in which the program runs, with "
+        "`srun`, `mpirun` or `ssh`.",
+    ),
+    BackendOption(
         "n_workers", int, help="Number of workers of a cluster that is started on this machine."
     ),
     BackendOption("threads", int, help="Number of threads of each worker."),

@@ -441,3 +441,22 @@ async def test_linking_says_what_is_missing(driver: Driver, tmp_path: Path) -> N
         driver.backend.link_explicit_data_deps(
             dst_task=task, file_path=str(tmp_path / "file"), file_name="../escaped"
         )
+
+
+@pytest.mark.parametrize("system", ["slurm", "pbs"])
+async def test_several_nodes_of_a_job_are_mentioned_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    system: str,
+) -> None:
+    if system == "slurm":
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    else:
+        (tmp_path / "nodes").write_text("node1\nnode1\nnode2\n")
+        monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
+    async with LocalExecutionBackend():
+        (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+        assert "one of the 2 nodes" in record.getMessage()
+        assert "launcher=srun" in record.getMessage()

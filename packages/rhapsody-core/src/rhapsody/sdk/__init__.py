@@ -21,7 +21,14 @@ from rhapsody.data import (
     plain_name,
 )
 from rhapsody.errors import add_note, describe_error, made_in_time
-from rhapsody.resources import memory_in_bytes, seconds, seconds_of_job, time_needed
+from rhapsody.resources import (
+    hosts_of_job,
+    memory_in_bytes,
+    nodes_of_job,
+    seconds,
+    seconds_of_job,
+    time_needed,
+)
 from rhapsody.sdk.calls import (
     RemoteTraceback,
     call_spec,
@@ -88,13 +95,13 @@ __all__ = [
     "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop", "SlurmReason",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
-    "copy_into", "describe_error", "dumps", "end_of_file", "finish", "in_thread", "is_async",
-    "is_cancelling", "known", "link_into", "made_in_time", "make_sandbox", "memory_in_bytes",
-    "moved", "name_in_sandbox", "output_of", "own_modules", "pack", "pack_call", "pack_error",
-    "parse_ready", "parts", "pickler", "plain_name", "recording", "require_mpi4py",
-    "require_unused", "require_version", "run_rank", "search_output", "seconds", "seconds_of_job",
-    "sent_modules", "settable", "slurm_refusal", "slurm_waiting", "start_thread", "streams",
-    "task_context", "task_environment", "task_kind", "time_needed", "too_early", "trimmed",
-    "unpack", "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
-    "working_directory",
+    "copy_into", "describe_error", "dumps", "end_of_file", "finish", "hosts_of_job", "in_thread",
+    "is_async", "is_cancelling", "known", "link_into", "made_in_time", "make_sandbox",
+    "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job", "output_of", "own_modules",
+    "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
+    "require_mpi4py", "require_unused", "require_version", "run_rank", "search_output", "seconds",
+    "seconds_of_job", "sent_modules", "settable", "slurm_refusal", "slurm_waiting", "start_thread",
+    "streams", "task_context", "task_environment", "task_kind", "time_needed", "too_early",
+    "trimmed", "unpack", "unpack_error", "wait_until", "watch_files", "watching",
+    "without_own_frames", "working_directory",
 ]  # fmt: skip

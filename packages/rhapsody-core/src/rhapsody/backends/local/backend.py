@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -38,13 +39,15 @@ from rhapsody.data import make_sandbox
 from rhapsody.environments import SETTINGS, in_environment
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.plugins.options import BackendOption
-from rhapsody.resources import Resources, seconds, time_needed
+from rhapsody.resources import Resources, nodes_of_job, seconds, time_needed
 from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
 from rhapsody.sdk.threads import TIME_SLICE, Mailbox, in_thread
 from rhapsody.task import TaskDescription, is_async
+
+log: logging.Logger = logging.getLogger(__name__)
 
 THREADS = Capabilities(
     services=True,
@@ -307,6 +310,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     async def start(self) -> None:
         """Start the runners of functions and executables."""
         self._loop = asyncio.get_running_loop()
+        if (nodes := nodes_of_job()) > 1:
+            log.warning(
+                "the backend 'local' uses one of the %d nodes of this job; to use all, install "
+                "rhapsody-dask and run with -b dask -o launcher=srun (or mpirun, ssh)",
+                nodes,
+            )
         walltime = self.machine.walltime
         walltime = super().seconds_left() if walltime is None else walltime
         self._ends = None if walltime is None else monotonic() + walltime
