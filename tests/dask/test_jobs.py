@@ -67,9 +67,9 @@ async def test_a_refusal_by_a_cluster_of_the_user_fails_the_tasks(
     cluster = await asyncio.to_thread(lambda: kind(**_kwargs(tmp_path)))
     try:
         async with asyncio.timeout(60):
+            backend = DaskExecutionBackend(cluster=cluster)
             # Dask submits the jobs before or after the backend watches them.
             with pytest.raises(BackendUnavailableError, match="'queue' in cluster_kwargs"):
-                backend = DaskExecutionBackend(cluster=cluster)
                 async with WorkflowEngine.create(backend=backend) as flow:
                     await flow.function_task(int)(1)
     finally:
