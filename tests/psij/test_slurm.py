@@ -84,6 +84,7 @@ async def test_ranks_are_started_by_srun(flow: WorkflowEngine, tmp_path: Path) -
         await failing
     text = Path(failing.stdout_path or "").read_text()  # noqa: ASYNC240
     assert sorted(text.splitlines()) == ["rank 0 of 2: a b", "rank 1 of 2: a b"]
+    assert failing.host == socket.gethostname()
 
 
 async def test_functions_run_on_the_ranks_that_srun_starts(flow: WorkflowEngine) -> None:

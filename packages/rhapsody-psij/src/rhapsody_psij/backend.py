@@ -4,12 +4,12 @@ PSI/J runs in a separate process, the client (`rhapsody_psij.client`). The clien
 cancels jobs, and sends PSI/J's status changes in batches. It ends when the program ends, and then
 cancels the remaining jobs that are not detached.
 
-A job runs `rhapsody_psij.job`, which runs one or several tasks and writes a report when a task
-starts and when it ends. The reports of all jobs are in one directory, which the backend lists while
-there are jobs: after a change soon, then less and less often. A task therefore ends as soon as its
-report is there, and not only when the queue is queried next. Only the end of a job without reports,
-and of a task with several ranks, whose program is started by PSI/J's launcher, is taken from the
-status of the job.
+A job runs `rhapsody_psij.job` or a script (`rhapsody_psij.jobs`), which runs one or several tasks
+and reports when a task starts and when it ends. The reports of all jobs are in one directory, which
+the backend lists while there are jobs: after a change soon, then less and less often. A task
+therefore ends as soon as its report is there, and not only when the queue is queried next. Only the
+end of a job without reports is taken from the status of the job, and that of a task with several
+ranks if PSI/J runs no script.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ from rhapsody_psij.jobs import (
     job_spec,
     launch_ranks,
     script_of,
+    script_of_ranks,
 )
 from rhapsody_psij.plugin import capabilities_of
 
@@ -708,6 +709,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         reports = str(self._reports)
         for spec, job, of_job in zip(specs, jobs, runs, strict=True):
             if of_job[0].ranks:
+                if self.executor in COMMANDS:
+                    spec["script"] = script_of_ranks(of_job[0].uid, reports)
                 continue
             if len(of_job) == 1 and self.executor in COMMANDS:
                 script = of_job[0].script(reports)
@@ -766,14 +769,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if job.left is not None and job.left.ranks:
                 code = job.left.exit_code(self.executor)
             job.status, job.since = (state, message, code), monotonic()
-            if runs and runs[0].ranks and code is not None and not job.timed_out:
+            if self.executor not in COMMANDS and runs and runs[0].ranks and code is not None:
                 self._end_job(job, {"exit_code": code})
         elif state == "WAITING":
             self._waits(job, str(message))
         elif state == "DELAYED":
             if runs:
                 self._say(f"{self._refusal(runs[0].task)}: {str(message).strip()}; trying again")
-        elif state == "ACTIVE":
+        elif state == "ACTIVE" and self.executor not in COMMANDS:  # whose scripts report it
             job.active = True
             if runs and runs[0].ranks:
                 self.task_state_cb(runs[0].task, self.get_task_states_map().RUNNING)
@@ -862,7 +865,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         """End the tasks of a job that has ended, if they have no report and none can follow."""
         if job.status is None or job.number not in self._jobs:
             return
-        state, message, _ = job.status
+        state, message, code = job.status
         if all(run.cancelled for run in job.runs.values()):
             self._end_job(job, {})
         elif monotonic() - job.since >= self.patience:
@@ -873,7 +876,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 if job.left is None and (own or self.tasks_per_job == 1):
                     self._end_run(job, run, {"exception": self._over_limit(run.task, limit)})
             reason = f"its job has ended without a result (state {state})"
-            self._end_job(job, {"lost": f"{reason}: {message}" if message else reason})
+            outcome: dict[str, Any] = {"lost": f"{reason}: {message}" if message else reason}
+            if code is not None and not job.timed_out and any(r.ranks for r in job.runs.values()):
+                outcome = {"exit_code": code}
+            self._end_job(job, outcome)
 
     def _over_limit(self, task: TaskDescription, limit: int | None) -> TaskTimeoutError:
         resources = task.get("resources")

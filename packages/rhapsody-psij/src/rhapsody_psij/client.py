@@ -386,10 +386,18 @@ def _with_options(command: Callable[..., list[str]], job: Any, script: Path) -> 
 def _generate(generate: Any, job: Any, context: dict[str, Any], file: TextIO) -> None:
     """Write the script of a job: with PSI/J's own method, but with the job's commands, if any."""
     script = io.StringIO()
-    generate(job, context, file if job.commands is None else script)
+    generate(job, context, script)
+    lines = script.getvalue().splitlines()
     if job.commands is not None:
-        options = [line for line in script.getvalue().splitlines() if line.startswith("#")]
-        file.write("\n".join(options) + "\n" + job.commands)
+        options = [line for line in lines if line.startswith("#")]
+        if isinstance(job.commands, str):
+            lines = [*options, job.commands]
+        else:  # around the launch, before PSI/J's script writes the exit code to a file
+            before, after = job.commands
+            body = "\n".join(line for line in lines if not line.startswith("#"))
+            launch, _, file_name = body.rpartition('echo "$?"')
+            lines = [*options, before, f"{launch}\n_r_code=$?\necho $_r_code{file_name}", after]
+    file.write("\n".join(lines) + "\n")
 
 
 def _status_command(command: Any, native_ids: Collection[str]) -> list[str]:

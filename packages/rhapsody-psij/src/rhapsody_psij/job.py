@@ -128,7 +128,7 @@ def read_outcome(kind: str, content: bytes) -> dict[str, Any]:
     return {
         "exit_code": code,
         "interval": (float(begin), float(end)),
-        "usage": {"cpu_seconds": int(ticks) / os.sysconf("SC_CLK_TCK")},
+        "usage": {} if ticks == b"-" else {"cpu_seconds": int(ticks) / os.sysconf("SC_CLK_TCK")},
         "out_of_memory": out_of_memory == b"1",
     }
 

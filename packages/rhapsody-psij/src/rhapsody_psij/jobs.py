@@ -301,6 +301,20 @@ kill -USR1 $PPID
 """
 """Commands that become the program of such a job."""
 
+BEFORE_RANKS = """
+_r_uid={uid}
+_r_log={reports}/$HOSTNAME.log
+_r_begin=$(date +%s.%N)
+echo "$_r_uid started $HOSTNAME" >>"$_r_log"
+"""
+"""Commands before the launch of ranks."""
+
+AFTER_RANKS = """
+[ $_r_code != 143 ] || sleep {termination}
+echo "$_r_uid exited $_r_begin $(date +%s.%N) $_r_code 0 -" >>"$_r_log"
+"""
+"""Commands after the launch of ranks, whose exit code is in a variable."""
+
 BASH_VARIABLES = re.compile(
     r"BASH.*|DIRSTACK|E?UID|FUNCNAME|GROUPS|LINENO|PPID|S?RANDOM|SECONDS|SHELLOPTS|_r_.*"
 )
@@ -363,6 +377,12 @@ def script_of(
         order=base64.b64encode(content).decode(),
     )
     return script if len(script) <= MAX_SCRIPT and "\0" not in script else None
+
+
+def script_of_ranks(uid: str, reports: str) -> list[str]:
+    """Return the commands with which the script of a job reports its ranks: before and after."""
+    values = {"uid": shlex.quote(uid), "reports": shlex.quote(reports), "termination": TERMINATION}
+    return [commands.format(**values) for commands in (BEFORE_RANKS, AFTER_RANKS)]
 
 
 def _stdin_of(task: TaskDescription) -> str | None:
