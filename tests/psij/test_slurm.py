@@ -189,6 +189,30 @@ async def test_a_job_that_slurm_rejects_fails_its_task(flow: WorkflowEngine) -> 
         await job()
 
 
+LINGER = """
+import atexit, sys, time
+if "rhapsody_psij.job" in sys.orig_argv:
+    atexit.register(time.sleep, 1)
+"""
+
+
+async def test_the_last_job_ends_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LINGER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(PsijExecutionBackend("slurm")) as flow:
+
+            @flow.function_task
+            def number() -> str:
+                return os.environ["SLURM_JOB_ID"]
+
+            job = await number()
+    until_no_jobs()
+    words = ["scontrol", "show", "job", job]
+    shown = subprocess.check_output(words, text=True)  # noqa: ASYNC221
+    assert {"JobState=COMPLETED", "ExitCode=0:0"} <= set(shown.split())
+
+
 async def test_tasks_share_a_job() -> None:
     backend = PsijExecutionBackend("slurm", queue="debug", tasks_per_job=3, poll_interval=1)
     async with asyncio.timeout(100):

@@ -391,7 +391,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if self._client is not None:
             assert self._client.stdin is not None
             if not self._leaving:
-                self._send({"end": True})
+                jobs = self._left_jobs.items()
+                self._send({"end": [job.number for left, job in jobs if left.tasks]})
             self._client.stdin.close()
             await self._client.wait()
             self._client = None

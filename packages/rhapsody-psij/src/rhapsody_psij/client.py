@@ -9,8 +9,9 @@ the client ignores signals that the engine handles, and so do the commands that 
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
 [...]}` with ids, `{"attach": [...]}` with the ids and the batch system's ids of jobs of an earlier
-run, and `{"end": true}` as the last one. If that line is missing, because the program was killed or
-leaves its jobs, jobs whose specification contains `detach` continue.
+run, and `{"end": [...]}` as the last one, with the ids of jobs to cancel; the tasks of all others
+have ended. If that line is missing, because the program was killed or leaves its jobs, jobs whose
+specification contains `detach` continue, and all others are canceled.
 
 The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
 reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
@@ -78,6 +79,9 @@ QUICK = 5.0
 """Seconds from a submission or cancellation to the next query of the queue. The interval then
 doubles up to the option `poll_interval`.
 """
+
+SCRIPT_TIMEOUT = 10.0
+"""Seconds to wait for the ends of jobs whose tasks have ended."""
 
 NEVER = 10**8
 """Seconds between two queries by PSI/J's own thread, which can neither wake up nor slow down."""
@@ -196,26 +200,50 @@ class Client:
             if job.native_id is not None:
                 self._cancel_soon(number)
 
-    def close(self, *, detach: bool) -> None:
-        """Cancel the jobs that have not ended; return when all cancellations have been sent.
+    def close(self, unwanted: Collection[str] | None) -> None:
+        """Cancel jobs that have not ended; return when all cancellations have been sent.
 
         The newest jobs come first, because waiting jobs start when running ones end.
 
         Args:
-            detach: True to leave detached jobs. Those that still wait are not submitted.
+            unwanted: The jobs to cancel, if the tasks of all others have ended. `None` to cancel
+                all jobs that are not detached. Those that still wait are then not submitted.
         """
         with self._change:
             self._closing = True
             self._change.notify_all()
+        ending = unwanted is not None and self._batch is not None
+        if not ending:
+            unwanted = self._jobs.keys() - (self._detached if unwanted is None else ())
         for number in reversed(list(self._jobs)):
-            if not (detach and number in self._detached):
+            if number in (unwanted or ()):
                 self.cancel(number)
-        self._submissions.shutdown(cancel_futures=detach)
+        self._submissions.shutdown(cancel_futures=not ending)
+        if ending:
+            self._await_scripts()
         self._cancellations.shutdown()
         if self._files is not None:
             shutil.rmtree(self._files, ignore_errors=True)
         if self._list is not None and os.fstat(self._list).st_size == 0:
             (self._directory / LIST).unlink(missing_ok=True)  # there is nothing to take over
+
+    def _await_scripts(self) -> None:
+        """Wait until the scripts of ending jobs have written the exit codes of their programs.
+
+        Otherwise, the batch system would account a job as canceled, or as failed, because the
+        program removes the directory for its exit code. Jobs that do not end are canceled.
+        """
+        until = time.monotonic() + SCRIPT_TIMEOUT
+        batch: Any = self._batch
+        for number, job in list(self._jobs.items()):
+            own = number not in self._cancelled and job.native_id is not None
+            if own and getattr(job, "commands", "") is None:  # others write no exit code
+                code = batch.work_directory / f"{job.native_id}.ec"
+                while number in self._jobs and not code.exists():
+                    if time.monotonic() > until:
+                        self.cancel(number)
+                        break
+                    time.sleep(0.02)
 
     def _submit(
         self, number: str, job: psij.Job, spec: dict[str, Any], listed: dict[str, Any] | None
@@ -514,13 +542,13 @@ def main(directory: str) -> None:
     with suppress(BrokenPipeError):  # the program was killed
         print("{}", file=out, flush=True)
     threading.Thread(target=_send, args=(reports, out), daemon=True).start()
-    detach = True
+    unwanted: list[str] | None = None
     try:
         for line in sys.stdin:
             if not line.endswith("\n"):  # the program was killed while it sent a message
                 break
             message = json.loads(line)
-            detach = "end" not in message
+            unwanted = message.get("end")
             for number, native_id in message.get("attach", ()):
                 client.attach(number, native_id)
             for number in message.get("cancel", ()):
@@ -528,7 +556,7 @@ def main(directory: str) -> None:
             for spec in message.get("submit", ()):
                 client.submit(spec)
     finally:
-        client.close(detach=detach)
+        client.close(unwanted)
     os._exit(0)  # PSI/J's threads never end
 
 
