@@ -14,7 +14,7 @@ import os
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, fields
 from functools import partial
 from itertools import groupby
 from numbers import Integral, Real
@@ -461,7 +461,7 @@ def _refuse_futures(task: TaskDescription) -> None:
 
 
 def _reduce_file(file: Any) -> tuple[Any, ...]:
-    state = {name: getattr(file, name) for name in type(file).__dataclass_fields__}
+    state = {each.name: getattr(file, each.name) for each in fields(file)}
     return file_here, (type(file), state)
 
 

@@ -380,6 +380,18 @@ class Files(Suite):
 
             assert await open_them(InputFile("*.csv"), made) == [(True, "3\n"), (True, "4\n")]
 
+            @flow.function_task
+            def fill(plots: OutputDir, tables: OutputFile) -> tuple[bool, str, bool]:
+                os.mkdir(plots)
+                Path(plots, "e").write_text("5\n")
+                Path(tables).with_name("f.tsv").write_text("6\n")
+                return plots.many, plots.filename, tables.many
+
+            kinds = await fill(OutputDir("in/filled/"), OutputFile("in/*.tsv", many=True))
+            assert kinds == (False, "filled", True)
+            assert (saved / "filled" / "e").read_text() == "5\n"
+            assert (saved / "f.tsv").read_text() == "6\n"
+
 
 STOPPABLE = cancels("running", "service")
 
