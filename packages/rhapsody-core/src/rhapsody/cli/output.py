@@ -64,13 +64,17 @@ def say(text: str = "") -> None:
     _write(sys.stdout, escaped(text))
 
 
-def note(text: str) -> None:
+def note(text: str, *, masked: bool = True) -> None:
     """Write a line to standard error, separate from the output of the workflow.
 
-    Secrets are masked, and control characters are escaped.
+    Control characters are escaped.
+
+    Args:
+        text: The line.
+        masked: True to mask secrets.
     """
     with suppress(BrokenPipeError):
-        _write(sys.stderr, escaped(mask(text)))
+        _write(sys.stderr, escaped(mask(text) if masked else text))
 
 
 def complain(text: str) -> None:

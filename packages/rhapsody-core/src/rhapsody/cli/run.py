@@ -184,7 +184,7 @@ def _dashboard(arguments: argparse.Namespace, at_end: ExitStack) -> Dashboard | 
     except DashboardError as error:
         raise CommandError(f"the dashboard cannot be started: {error}") from None
     at_end.callback(_close, dashboard)
-    note(f"rhapsody: dashboard: {dashboard.url}")
+    note(f"rhapsody: dashboard: {dashboard.url}", masked=False)  # it contains the token
     return dashboard
 
 
