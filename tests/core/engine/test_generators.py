@@ -477,3 +477,34 @@ async def test_a_function_that_draws_from_its_argument_is_recorded() -> None:
     async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
         assert await program(flow) == first
         assert flow.stats.recorded == 1
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("captured", [True, False], ids=["closure", "argument"])
+async def test_a_reused_call_has_received_its_generator(captured: bool) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        rng = random.Random(0)
+
+        @flow.function_task
+        def draw(number: int, given: random.Random | None) -> float:
+            return (given or rng).random()
+
+        for number in range(3):
+            await draw(number, None if captured else rng)
+
+    for resume in (False, True, True):
+        backend = LocalExecutionBackend("process", resources={"workers": 1})
+        async with WorkflowEngine.create(backend, journal="run.sqlite", resume=resume) as flow:
+            with pytest.raises(ValueError, match="in the same state"):
+                await program(flow)
+            assert flow.stats.recorded == resume
+
+
+async def test_generators_that_share_their_state_count_as_one() -> None:
+    numpy = pytest.importorskip("numpy")
+    bits = numpy.random.PCG64(0)
+    async with engine(local_processes()) as flow:
+        draw = flow.function_task(sample)
+        await draw(numpy.random.Generator(bits))
+        with pytest.raises(ValueError, match="in the same state"):
+            await draw(numpy.random.Generator(bits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
+import enum
 import functools
 import linecache
 import math
@@ -414,3 +415,55 @@ def test_the_code_of_another_task_counts_where_a_task_calls_it(
         monkeypatch.setitem(globals(), "MODE", task)
         digests.add(key_of(keys, by_mode).digest)
     assert len(digests) == 2
+
+
+class Modes(enum.Flag):
+    READ = 1
+    WRITE = 2
+    RUN = 4
+
+
+def both() -> Modes:
+    return Modes.READ | Modes.WRITE
+
+
+def test_combinations_of_flags_are_no_change(keys: Keys) -> None:
+    first = key_of(keys, both).digest
+    assert both() | Modes.RUN
+    keys.begin()
+    assert key_of(keys, both).digest == first
+
+
+def test_a_variable_is_no_cache_because_an_inner_function_fills_a_local_of_its_name(
+    keys: Keys,
+) -> None:
+    items: list[int] = []
+
+    def count() -> int:
+        def double(number: int) -> list[int]:
+            items = []
+            items.append(2 * number)
+            return items
+
+        return len(items) + len(double(1))
+
+    first = key_of(keys, count).digest
+    items.append(1)
+    keys.begin()
+    assert key_of(keys, count).digest != first
+
+
+def test_a_library_that_an_earlier_task_loaded_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_library() -> float:
+        import colorsys
+
+        return colorsys.ONE_THIRD
+
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    keys = keys_in(tmp_path)
+    of_library()  # as another task does
+    loaded = key_of(keys, of_library).digest
+    monkeypatch.delitem(sys.modules, "colorsys")
+    assert key_of(keys_in(tmp_path), of_library).digest == loaded

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -36,6 +39,27 @@ def in_a_dict(name: str) -> dict[str, tuple[Path, ...]]:
     return {"made": (Path(name),)}
 
 
+class Written(NamedTuple):
+    path: str
+
+
+@dataclasses.dataclass(slots=True)
+class Found:
+    path: Path
+
+
+def in_a_named_tuple(name: str) -> Written:
+    return Written(name)
+
+
+def in_a_dataclass(name: str) -> list[Found]:
+    return [Found(Path(name))]
+
+
+def in_a_default_dict(name: str) -> dict[str, str]:
+    return collections.defaultdict(str, made=name)
+
+
 def directory_of(name: str) -> str:
     return str(Path(name).parent)
 
@@ -59,7 +83,17 @@ async def program(flow: WorkflowEngine, returned: Callable[[str], object]) -> st
 
 
 @pytest.mark.parametrize(
-    "returned", [path_of, absolute_path_of, in_a_list, in_a_dict, directory_of]
+    "returned",
+    [
+        path_of,
+        absolute_path_of,
+        in_a_list,
+        in_a_dict,
+        in_a_named_tuple,
+        in_a_dataclass,
+        in_a_default_dict,
+        directory_of,
+    ],
 )
 async def test_a_task_runs_again_if_a_path_that_it_returned_is_missing(
     here: Path, returned: Callable[[str], object]

@@ -178,6 +178,30 @@ async def test_a_version_stands_for_the_code_and_what_it_uses() -> None:
         assert await program(flow, "two", "2") == "two"
 
 
+async def test_a_variable_around_a_function_with_a_version_counts_unless_it_is_a_cache() -> None:
+    async def program(flow: WorkflowEngine, rate: int) -> tuple[int, int]:
+        rates, cache = [rate], dict[int, int]()
+
+        @flow.function_task(version="1")
+        def scale(number: int) -> int:
+            note("scale")
+            rates.append(number)
+            return rates[0] * number
+
+        @flow.function_task(version="1")
+        def cached(number: int) -> int:
+            note("cached")
+            cache[number] = number
+            return cache[number]
+
+        return await scale(5), await cached(1)
+
+    for rate in (1, 2):
+        found = await broken_off(partial(program, rate=rate))
+        assert found == (5 * rate, 1)
+    assert ran() == {"scale": 2, "cached": 1}
+
+
 async def test_commands_and_blocks_are_taken_up(here: Path) -> None:
     async def program(flow: WorkflowEngine) -> str:
         @flow.executable_task
@@ -257,6 +281,38 @@ async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples(
     for later in seen[1:]:
         assert later[:2] == [1, 2]
         assert sorted(later[2:]) == [3, 4]
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+async def test_an_argument_that_changes_while_its_call_waits_is_not_recorded(executor: str) -> None:
+    async def program(flow: WorkflowEngine) -> int:
+        numbers = [1]
+
+        @flow.function_task(cache=False)
+        def wait() -> None:
+            Path("running").write_text("")
+            Path("go").read_text()
+
+        @flow.function_task
+        def total(numbers: list[int]) -> int:
+            note("total")
+            return sum(numbers)
+
+        waiting, answer = wait(), total(numbers)
+        await asyncio.to_thread(Path("running").read_text)
+        numbers.append(5)
+        await asyncio.to_thread(Path("go").write_text, "")
+        await waiting
+        found: int = await answer
+        return found
+
+    for pipe in ("running", "go"):
+        os.mkfifo(pipe)
+    for _ in range(2):
+        resources = {"workers": 1} if executor == "process" else {"cores": 1}
+        backend = LocalExecutionBackend(executor, resources=resources)
+        assert await broken_off(program, backends=[backend]) == 6
+    assert ran() == {"total": 2}
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

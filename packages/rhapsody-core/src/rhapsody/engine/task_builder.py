@@ -189,6 +189,8 @@ class TaskBuilder:
             if begin <= RESOLVED:
                 if record.found is not None and record.found.inputs and task.kind != "executable":
                     self._place_inputs(record, backend)
+                if task.kind == "function" and not backend.dry:
+                    self._check_arguments(record, backend)  # reused calls count as well
                 record.stage = LOOKED_UP
                 if hooks.lookup_results and self._memoization.look_up(record):
                     return False
@@ -204,8 +206,6 @@ class TaskBuilder:
                 record.stage = PREPARED
                 if not backend.dry and task.kind == "executable":
                     wrap_command(record.description, here=backend.here)
-                if task.kind == "function" and not backend.dry:
-                    self._check_arguments(record, backend)
                 if resolved is not None:
                     self._stager.link(record.description, backend.backend, resolved)
                     left = record.left if "sandbox" in record.description else ()
@@ -311,7 +311,9 @@ class TaskBuilder:
                     if task.generators != former:
                         return self._check_generators(record, backend)
                     what = f"variable {captured.name!r} is" if captured.name else "it contains"
-                    raise error_messages.generator_sent_again(record, backend, what, sent[0])
+                    raise error_messages.generator_sent_again(
+                        record, backend, what, captured.generator
+                    )
                 states[id(sent[0])] = sent
         arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         for name, value in arguments:
@@ -322,13 +324,13 @@ class TaskBuilder:
                 if type(item) in IMMUTABLE or not is_generator(item):
                     continue
                 sent = self._state_of(item)
-                if self._generators.get(id(item)) == sent and (
+                if self._generators.get(id(sent[0])) == sent and (
                     not attribute or names_attribute(task.function, type(value), attribute)
                 ):
                     verb = "is" if item is value else "contains"
                     what = f"{argument_name(task.function, name)} {verb}"
                     raise error_messages.generator_sent_again(record, backend, what, item)
-                states[id(item)] = sent
+                states[id(sent[0])] = sent
         for key, sent in states.items():
             self._generators[key] = sent
             if len(self._generators) > MAX_GENERATORS:
@@ -336,7 +338,8 @@ class TaskBuilder:
 
     @staticmethod
     def _state_of(generator: Any) -> tuple[Any, bytes]:
-        """Return a generator and the digest of its state."""
+        """Return the object that contains a generator's state, and the digest of the state."""
+        generator = getattr(generator, "bit_generator", generator)  # several may share it
         return generator, hashlib.blake2b(pickle.dumps(generator)).digest()
 
     def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:

@@ -113,7 +113,7 @@ _OF_CLASSES = frozenset((
     "__firstlineno__", "__static_attributes__", "__orig_bases__",
     "__parameters__", "__type_params__", "__abstractmethods__", "_abc_impl", "__final__",
     "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
-    "__non_callable_proto_members__", "__slotnames__",
+    "__non_callable_proto_members__", "__slotnames__", "_value2member_map_",
 ))  # fmt: skip
 """Class attributes that the interpreter or the standard library generates."""
 
@@ -382,9 +382,11 @@ class CodeFingerprint:
             parts[part] = self._name(value)
             if not sources.is_only_one(value.__code__, value.__globals__):
                 parts[f"code of {part}"] = sources.of_function(value)
-            filled = self._program.names(value.__code__).filled
-            closed_over = [each for each in _closed_over(value) if each[0] not in filled]
-            todo += [(f"{each} around {part}", content_of(cell)) for each, cell in closed_over]
+            todo += [
+                (f"{name} around {part}", content_of(cell))
+                for name, cell in _closed_over(value)
+                if not self._is_memo(cell, name, value.__code__)
+            ]
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items())
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
         return mutable
@@ -474,8 +476,6 @@ class CodeFingerprint:
     def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> object:
         """Collect a closure variable, except a memo that the function itself fills.
 
-        A memo is a variable that was `None` or an empty container when it was first seen.
-
         Args:
             part: The name of the variable's part.
             cell: The variable's cell.
@@ -485,6 +485,16 @@ class CodeFingerprint:
         Returns:
             The variable's value, or `None` for a memo.
         """
+        if self._is_memo(cell, name, code):
+            self.parts[part] = "filled by the task"
+            return None
+        value = content_of(cell)
+        self._used(part, value)
+        self.cells.append((cell, value))
+        return value
+
+    def _is_memo(self, cell: types.CellType, name: str, code: types.CodeType) -> bool:
+        """Return True if a function fills a closure variable that was `None` or empty at first."""
         value, memos = content_of(cell), self._program.memos
         # Calls have their own cells, except for variables that are assigned with `nonlocal`.
         owner: object = cell if value is None else value
@@ -494,12 +504,9 @@ class CodeFingerprint:
             and (id(cell), "") not in memos
             and not (_is_empty(value) and name in self._program.names(code).filled)
         ):
-            self._used(part, value)
-            self.cells.append((cell, value))
-            return value
-        self.parts[part] = "filled by the task"
+            return False
         memos[known] = owner
-        return None
+        return True
 
     def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
         """Collect the globals, imported modules and module members that compiled code uses."""
@@ -875,12 +882,13 @@ class CodeFingerprint:
         """Return a module, or `None` if it was not loaded when it was first looked up.
 
         The variables of a module that a task loads later are ignored, so that the next equal task
-        has the same key.
+        has the same key. A module of a library must have been loaded when the run began, because a
+        reused task does not load it.
         """
-        found = sys.modules.get(name)
-        if found is None:
-            self._program.unloaded.add(name)
-        return None if name in self._program.unloaded else found
+        program, found = self._program, sys.modules.get(name)
+        if found is None or not (name in program.loaded or self._is_own(found)):
+            program.unloaded.add(name)
+        return None if name in program.unloaded else found
 
     def _module(
         self, name: str, spec: ModuleSpec | None, whole: types.ModuleType | None = None

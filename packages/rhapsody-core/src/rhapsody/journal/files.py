@@ -16,6 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar, cast
@@ -498,7 +499,8 @@ class Outputs:
 def paths_in(value: object) -> list[str]:
     """Return the strings and paths in a result that name existing files or directories.
 
-    Only the first `MAX_RETURNED` values in lists, tuples, sets and dicts are considered.
+    Only the first `MAX_RETURNED` values are considered: items of lists, tuples and sets, values of
+    dicts, and fields of dataclasses.
     """
     if type(value) in _NUMBERS:
         return []
@@ -511,10 +513,12 @@ def paths_in(value: object) -> list[str]:
             path = one.filepath if isinstance(one, File) else one
             if path and len(text := str(path)) <= MAX_PATH_LENGTH and os.path.lexists(text):
                 found.append(text)
-        elif type(one) in (list, tuple, set, frozenset):
+        elif isinstance(one, list | tuple | set | frozenset):
             waiting.extend(islice(cast("Iterable[object]", one), left))
-        elif type(one) is dict:
+        elif isinstance(one, dict):
             waiting.extend(islice(one.values(), left))
+        elif is_dataclass(one) and not isinstance(one, type):
+            waiting.extend(getattr(one, each.name, None) for each in fields(one))
     return found
 
 

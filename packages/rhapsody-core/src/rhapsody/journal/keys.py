@@ -104,9 +104,8 @@ class Key(NamedTuple):
         watched: The parts of the key by name. Those of the task's input files, of the environment
             variables that a command inherits, and of `arguments` and their classes must not change
             until the task has ended. Empty if there are none of these.
-        arguments: The arguments that a function in this process may change in place, the object
-            whose method it is, and the values around a function with a `version`, by the names of
-            their parts.
+        arguments: The arguments of a function that may change in place, the object whose method it
+            is, and the values around a function with a `version`, by the names of their parts.
         generators: The random number generators among the arguments of a function in this process,
             by the names of their parts. They are not in `arguments`.
         may_open: True if the task is a function that may open files.
@@ -271,11 +270,13 @@ class Keys:
             or found.may_open
             or not (plain or all(map(_is_builtin, shared.values())))
         )
-        if not task.get("shares_memory", False):
-            shared, generators, known = {}, _NOTHING, None  # it receives copies
         watched = parts if shared or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
+        if function is None:
+            shared = {}
+        if not task.get("shares_memory", False):  # it receives copies, but perhaps not yet
+            generators, known = _NOTHING, None
         digest = self.digest(text, code, found.paths)
         portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
@@ -417,12 +418,12 @@ class Keys:
                 )
 
     def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:
-        """Raise an error if values that a function in this process uses have changed meanwhile.
+        """Raise an error if values that a function uses have changed meanwhile.
 
-        These are its arguments and their classes, and its code with all values in its closure, its
-        defaults and the globals that it reads. A function that changes them has an effect that is
-        not repeated when its result is reused; if something else changes them, it may have used
-        either value.
+        These are its arguments and their classes and, if it runs in this process, its code with all
+        values in its closure, its defaults and the globals that it reads. A function that changes
+        them has an effect that is not repeated when its result is reused; if something else changes
+        them, it may have used either value.
 
         Args:
             task: The task's description.
@@ -645,8 +646,9 @@ def _taken_apart(
 
 def _changed_in_place(what: str) -> str:
     return (
-        f"{what} changed in place while the task waited or ran, which a reused result would not "
-        "repeat; let the function change a copy and return it"
+        f"{what} changed in place while the task waited or ran; a reused result would not repeat "
+        "the change, and may belong to either value: pass a copy, or let the function change a "
+        "copy and return it"
     )
 
 

@@ -625,8 +625,9 @@ class Journal:
         if advanced is None:
             self._refuse(
                 task["name"],
-                "other tasks received its random number generator at the same time; give each task "
-                "its own, such as numpy.random.default_rng(0).spawn(n)",
+                "other tasks received its random number generator at the same time, or one that "
+                "received it before has failed; give each task its own, such as "
+                "numpy.random.default_rng(0).spawn(n)",
             )
         if packed is None:
             return None

@@ -393,7 +393,9 @@ def names_in(code: types.CodeType) -> Names:
                     whole = module, *chain, *use.chain[1:]
                     members[module, use._replace(chain=whole)] = None
                 if step.name not in _LOADS:
-                    filled.update(_use(steps, number).filled())
+                    names = _use(steps, number).filled()
+                    if step.name != "LOAD_FAST" or names != (step.value,):  # not a local variable
+                        filled.update(names)
             elif step.name == "STORE_GLOBAL":
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
@@ -560,7 +562,8 @@ class Program:
         caches: Objects with attributes that are treated as empty because tasks fill them, by the
             object's id and the attribute's name.
         caches_of: The attributes of classes that may be caches. See `caches_in`.
-        unloaded: Names of modules that were not loaded when they were first looked up.
+        loaded: Names of the modules that were loaded when this object was created.
+        unloaded: Names of modules that are treated as not loaded; see `CodeFingerprint`.
     """
 
     def __init__(self, directory: Path, files: FileDigests) -> None:
@@ -576,6 +579,7 @@ class Program:
         self.memos: dict[tuple[int, str], object] = {}
         self.caches: WeakValueDictionary[tuple[int, str], object] = WeakValueDictionary()
         self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+        self.loaded: frozenset[str] = frozenset(sys.modules)
         self.unloaded: set[str] = set()
 
     def names(self, code: types.CodeType) -> Names:
