@@ -53,7 +53,7 @@ def test_the_outputs_on_the_page_are_those_of_the_commands(
     monkeypatch.setenv("USER", "me")
     page = PAGE.read_text()
     (tmp_path / "rhapsody.toml").write_text(BLOCKS[0])
-    (shown,) = re.findall(r"^\$ rhapsody (config .*)\n((?:.*\n)*?)```", page, re.M)
+    (shown,) = re.findall(r"^\$ rhapsody (config --profile .*)\n((?:.*\n)*?)```", page, re.M)
     printed = rhapsody(*shown[0].split()).stdout
     rows = {" ".join(line.split()) for line in printed.splitlines()}
     expected = {" ".join(line.split()) for line in shown[1].splitlines()} - {"..."}

@@ -72,7 +72,8 @@ class Connection:
     def __init__(
         self, options: Options, jobs: WorkerJobs, directory: Callable[[], str | None]
     ) -> None:
-        self.options, self._jobs, self._directory = options, jobs, directory
+        self.options: Options = options
+        self._jobs, self._directory = jobs, directory
         self._http = Http(scheduler=True, workers=True)
         self.client: Any = None
         self.cluster: Any = None

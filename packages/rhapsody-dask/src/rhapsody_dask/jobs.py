@@ -54,14 +54,15 @@ class WorkerJobs:
     """
 
     def __init__(self, give_up: Callable[[str], None], refused: Callable[[], None]) -> None:
-        self.done = 0
-        self.give_up, self._on_refusal = give_up, refused
+        self.done: int = 0
+        self.give_up: Callable[[str], None] = give_up
+        self._on_refusal = refused
         self._loop: Any = None
         self._cluster: Any = None
         self._open = True
         self._class: Any = None  # the class of the jobs of a cluster that the backend starts
         self._former: Any = None  # the class of the jobs of a cluster that the user has started
-        self.refusal = ""
+        self.refusal: str = ""
         self._retry_at = 0.0
         self._fruitless, self._last_end = 0, ""
         self._submitted: dict[str, int] = {}  # the value of `done` at the submission, by name
