@@ -474,6 +474,8 @@ class World:
         scheduler.abandon()
         while self.held:
             self.reveal()
+        while self.blocks:
+            self.end_block()
 
 
 def history(seed: int, scheduler: type[Scheduler] = Scheduler) -> None:

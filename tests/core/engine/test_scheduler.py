@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
+import pytest
+
 from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.states import WorkState
 from rhapsody.errors import TaskTimeoutError
 from tests._support.world.world import World, definition
 
@@ -56,3 +60,18 @@ def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:
     script.scheduler.abandon()
     assert script.backends[0].occupied == 0
     assert script.scheduler.limits.take(script.task(limit="license:1"), (("license", 1),))
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_end_of_a_block_that_was_abandoned_is_ignored(cancelled: bool) -> None:
+    script = Script()
+    record = script.add(definition("block"))
+    script.scheduler.run(record)
+    if cancelled:
+        script.scheduler.cancel(record)
+    script.scheduler.interrupted = True
+    script.scheduler.abandon()
+    assert record.future.cancelled()
+    assert record.state.work is WorkState.LOST
+    script.scheduler.end_block(record, None, asyncio.CancelledError())
+    assert record.state.work is WorkState.LOST

@@ -22,8 +22,9 @@ Start = Callable[[str], Program]
 
 
 def assert_quiet(err: str) -> None:
-    """Asserts that asyncio has complained of nothing."""
-    for complaint in ("never retrieved", "was destroyed", "Exception in callback"):
+    """Asserts that neither asyncio nor the engine has complained of anything."""
+    complaints = ("never retrieved", "was destroyed", "Exception in callback", "internal error")
+    for complaint in complaints:
         assert complaint not in err
 
 

@@ -497,7 +497,7 @@ class Scheduler:
                 del error  # this frame is in its traceback
 
     def end_block(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
-        """Handle the end of a block."""
+        """Handle the end of a block, unless it was abandoned."""
         if record.state.work is WorkState.LOST:
             return
         cancelled = isinstance(error, asyncio.CancelledError)
@@ -1045,9 +1045,10 @@ class Scheduler:
         for record in tuple(self.live):
             if record not in self.live:
                 continue  # it ended when another task was abandoned
-            if record.task.prefix == "block":
+            block = isinstance(record, BlockRecord)
+            if block:
                 self._actions.stop(record)
-            ways = _ABANDON if record.uid in self.inflight else _ABANDON_ENDED
+            ways = _ABANDON if block or record.uid in self.inflight else _ABANDON_ENDED
             self._free(record)
             self._move(record, next((way for way in ways if way in record.state.after), ways[0]))
             if not record.future.done():  # an error interrupted its last transition
@@ -1107,7 +1108,7 @@ def _next_backend(record: TaskRecord, tries: Tries) -> str | None:
     )
 
 
-_ABANDON = (Transition.ABANDON,)
+_ABANDON = (Transition.ABANDON, Transition.CANCEL)
 _ABANDON_ENDED = (Transition.STOPPED, Transition.ABANDON, Transition.CANCEL)
 
 Handler = Callable[[Scheduler, TaskRecord, Any], None]
