@@ -431,7 +431,7 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
     assert run(MISSING).returncode == 0
     for file in tmp_path.glob(".rhapsody/*/*/*/unread.txt"):
         file.unlink()
-    missing = "reused; its missing file {} is written again only if a task reads it"
+    missing = "reused; its missing file {} is written again only if it is read or saved"
     assert dry_run() == [
         missing.format("first.txt"),
         missing.format("second.txt"),

@@ -647,6 +647,99 @@ async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:
     assert ran(here) == ["make"]
 
 
+@pytest.mark.parametrize("kind", ["command", "function", "saved command"])
+async def test_files_that_save_has_copied_are_made_again_only_if_the_copies_are_missing(
+    here: Path, kind: str
+) -> None:
+    async def program() -> None:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+
+            @flow.function_task
+            def make(one: OutputFile, two: OutputFile) -> None:
+                for file in one, two:
+                    Path(str(file)).write_text("content\n")
+                with (here / "log").open("a") as log:
+                    log.write("make ")
+
+            one, two = OutputFile("one.txt"), OutputFile("two.txt")
+            if kind == "saved command":
+                one = OutputFile("results/one.txt")
+            what = "echo content | tee one.txt > two.txt"
+            made = make(one, two) if kind == "function" else command(flow, here)(
+                "make", what, one, two
+            )  # fmt: skip
+            assert await flow.save(made, "saved/") == [
+                here / "saved/one.txt", here / "saved/two.txt",
+            ]  # fmt: skip
+        assert flow.summary is not None
+        assert not flow.summary.missing
+        for saved in (here / "saved").iterdir():
+            assert saved.read_text() == "content\n"
+
+    await program()
+    assert not [*(here / ".rhapsody").rglob("*.txt")]
+    await program()
+    assert ran(here) == ["make"]
+    (here / "saved/one.txt").unlink()  # it is copied from its other destination, if any
+    await program()
+    assert ran(here) == ["make"] * (1 if kind == "saved command" else 2)
+    (here / "saved/two.txt").write_text("changed")
+    await program()
+    assert len(ran(here)) == (2 if kind == "saved command" else 3)
+
+
+async def test_an_undeclared_file_to_save_is_made_again(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        run = command(flow, here)
+
+        @flow.block
+        async def save() -> None:
+            what = "echo content > made.txt; echo log > log.txt"
+            made = run("make", what, OutputFile("made.txt"))
+            await flow.save(made, "saved/", name="log.txt")
+            assert await run("show", "cat made.txt", made, InputFile("made.txt")) == "content\n"
+
+        await save()
+
+    await broken_off(program)
+    (here / "saved/log.txt").unlink()
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        await program(flow)
+    assert (here / "saved/log.txt").read_text() == "log\n"
+    assert ran(here) == ["make", "make", "show"]
+    assert len([*(here / ".rhapsody").rglob("made.txt")]) == 1
+
+
+async def test_a_file_to_save_that_is_made_again_fits_the_results_that_are_reused(
+    here: Path,
+) -> None:
+    async def program() -> str:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            run = command(flow, here)
+            made = run(
+                "make", "head -c 9 /dev/urandom | od -A n -t x1 > x.txt", OutputFile("x.txt")
+            )
+            shown: str = await run("show", "cat x.txt", made, InputFile("x.txt"))
+            await flow.save(made, "saved/")
+        return shown
+
+    assert await program() == await program()
+    saved = here / "saved/x.txt"
+    saved.unlink()
+    with pytest.raises(DataError, match=r"regenerated 'x\.txt' with different content"):
+        await program()
+    assert await program() == saved.read_text()
+
+
+async def test_a_dry_run_returns_the_destinations_of_files_to_save(here: Path) -> None:
+    async with WorkflowEngine.create(dry_run=True) as flow:
+        run = command(flow, here)
+        made = run("make", "true", OutputFile("made.txt"))
+        assert await flow.save(made, "saved/") == [here / "saved/made.txt"]
+        assert await flow.save(made, "saved/", name="log.txt") == [here / "saved/log.txt"]
+    assert files(here) == set()
+
+
 @pytest.mark.parametrize("kind", ["argument", "input file"])
 async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecorded(
     here: Path, kind: str, caplog: pytest.LogCaptureFixture

@@ -148,7 +148,7 @@ class AttemptInfo:
         paths: The paths of files that an earlier run wrote, by name; files that are not listed are
             in the sandbox.
         make_again: Callable that recreates missing files of an earlier run. It takes this object
-            and the uid of the attempt that reads the files.
+            and the uid of the attempt that reads the files, or `None` if `flow.save` saves them.
         host: The worker or host that ran the attempt, as the backend names it.
         usage: The resources that the attempt has used, if the backend reports them.
         inherited: The undeclared files and directories that the attempt received from its
@@ -166,7 +166,7 @@ class AttemptInfo:
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
-    make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
+    make_again: Callable[[AttemptInfo, str | None], Awaitable[None]] | None = None
     host: str | None = None
     usage: Usage | None = None
     inherited: Mapping[str, str] | None = None

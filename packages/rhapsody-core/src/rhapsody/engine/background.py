@@ -87,6 +87,10 @@ class Background:
         task.add_done_callback(self._ended)
         return task
 
+    def outside_blocks(self, call: Callable[[], T]) -> T:
+        """Return the result of a call in a context that belongs to no block."""
+        return self._context.copy().run(call)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -438,6 +438,9 @@ class WorkflowEngine(OlderNames):
         Use this method for files and directories without a destination; see `OutputFile`.
         Canceling this call does not remove files that were already saved.
 
+        If the result of the task is reused from an earlier run and the file is missing, the task
+        runs again, unless the destination has the recorded content. A dry run saves nothing.
+
         Args:
             future: The task's future.
             place: The destination, absolute or relative to `results_dir`. If it ends in `/` or is
@@ -453,7 +456,8 @@ class WorkflowEngine(OlderNames):
             TypeError: `future` is not the future of a task.
             Exception: The exception of the task.
         """
-        return await save_files(self._runtime.stager, self._runtime.backends, future, place, name)
+        runtime, dry = self._runtime, self._options.dry_run
+        return await save_files(runtime.stager, runtime.backends, future, place, name, dry=dry)
 
     # Views. Views of tasks show only unfinished ones.
 

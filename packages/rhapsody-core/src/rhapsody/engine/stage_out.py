@@ -1,7 +1,8 @@
 """Output files of tasks: saved before the result is set, and regenerated if they are missing.
 
 A recorded result may refer to files that no longer exist. If a task that is about to run reads
-one of these files, the recorded call is repeated once to produce the files.
+one of these files, or `flow.save` saves one, the recorded call is repeated once to produce the
+files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,14 @@ class Regeneration:
     Args:
         stage_out: The stage-out that submits the call again.
         record: The task of this run for which the recorded result was found.
+        files: The recorded files.
+
+    Attributes:
+        files: The argument `files`.
     """
 
-    def __init__(self, stage_out: StageOut, record: TaskRecord) -> None:
+    def __init__(self, stage_out: StageOut, record: TaskRecord, files: TaskFiles) -> None:
+        self.files = files
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(each, name) for futures, name, _ in producers.values() for each in futures]
         self._stage_out = stage_out
@@ -65,22 +72,24 @@ class Regeneration:
                 found += [again] if isinstance(again, Regeneration) else []
         return found
 
-    async def __call__(self, outcome: AttemptInfo, reader: str) -> None:
+    async def __call__(self, outcome: AttemptInfo, reader: str | None) -> None:
         """Produce the files, or wait until they exist.
 
         Args:
             outcome: The outcome of the recorded call; overwritten with that of the repeated call.
             reader: The uid of the task that reads the files; if that task is itself a repetition,
-                the uid of the call that it repeats.
+                the uid of the call that it repeats. `None` if no task reads the files.
 
         Raises:
             Exception: The exception of the repeated call.
         """
-        self.repeats.readers.add(reader)
+        if reader is not None:
+            self.repeats.readers.add(reader)
         if self._made is None:
             self._made = self._stage_out.run_again(self)
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
+            self._stage_out.stager.replaced(outcome)
             for field in dataclasses.fields(AttemptInfo):
                 setattr(outcome, field.name, getattr(self._made._outcome, field.name))
 
@@ -94,6 +103,9 @@ class StageOut:
         background: The runner of the coroutines that save files.
         stager: The stager, which copies the files.
         submission: The receiver of the calls that produce missing files again.
+
+    Attributes:
+        stager: The argument `stager`.
     """
 
     def __init__(
@@ -105,7 +117,7 @@ class StageOut:
     ) -> None:
         self._scheduler = scheduler
         self._background = background
-        self._stager = stager
+        self.stager: Stager = stager
         self._submission = submission
         self._run_again: set[Regeneration] = set()
         self._not_logged: list[str] = []
@@ -120,11 +132,11 @@ class StageOut:
             return
         outcome = record.future._outcome
         try:
-            await self._stager.save(
+            await self.stager.save(
                 record.description, record.backend.backend, record.targets(), record.matches()
             )
         except Exception as error:  # such as a full disk: the task has failed
-            self._stager.spare(outcome)
+            self.stager.spare(outcome)
             leave_script(record)
             self._scheduler.fail(record, error)
         else:
@@ -141,7 +153,7 @@ class StageOut:
         if recorded.computed is not None:
             record.future._computed = recorded.computed
         if record.resolved is not None:
-            self._stager.was_read(record.resolved)
+            self.stager.was_read(record.resolved)
         left = AttemptInfo(
             uid=record.uid,
             name=record.task.name,
@@ -162,10 +174,10 @@ class StageOut:
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
         left.matches, left.paths = files.matches, files.paths
         if not dry:  # a dry run changes nothing on disk
-            left.keeper = self._stager.take_up(record.description, outputs, files)
+            left.keeper = self.stager.take_up(record.description, outputs, files)
         record.future._outcome = left
-        if files.missing and not dry:
-            left.make_again = Regeneration(self, record)
+        if not dry:
+            left.make_again = Regeneration(self, record, files)
         if record.targets():
             self._begin(record, self._restore(record, recorded.value, files))
         else:
@@ -188,7 +200,9 @@ class StageOut:
                 self._background.soon(self._log_reruns)
             self._not_logged.append(one.name)
             waiting += one.before()
-        return self._submission.call(*making.call, repeats=making.repeats)
+        return self._background.outside_blocks(
+            partial(self._submission.call, *making.call, repeats=making.repeats)
+        )
 
     def _log_reruns(self) -> None:
         new, self._not_logged = self._not_logged, []
@@ -209,7 +223,7 @@ class StageOut:
         if not record.description:  # the task was canceled meanwhile
             return
         try:
-            await self._stager.save_again(record.description, record.targets(), files)
+            await self.stager.save_again(record.description, record.targets(), files)
         except Exception as error:  # such as a full disk: the task has failed
             self._scheduler.refuse(record, error)
         else:
@@ -227,6 +241,8 @@ async def save_files(
     future: TaskFuture[Any],
     place: str | os.PathLike[str],
     name: str | None,
+    *,
+    dry: bool,
 ) -> list[Path]:
     """Copy files from the sandbox of a task; implements `WorkflowEngine.save`."""
     if not isinstance(future, TaskFuture):
@@ -236,19 +252,66 @@ async def save_files(
         )
     await future
     outcome = future._outcome
-    names = [name] if name is not None else list(outcome.output_files) if outcome else []
+    names = _names(outcome, name)
     if outcome is None or outcome.sandbox is None or not names:
         raise DataError(
             f"save(): task {future.name!r} ({future.uid}) declares no output files; pass it an "
             "OutputFile, or choose a file in its sandbox with name='...'"
         )
+    stager.results.found(future.uid, names)
+    again = outcome.make_again
+    if isinstance(again, Regeneration):
+        saved = await _save_reused(stager, again.files, outcome, names, place)
+        if saved is not None:
+            return saved
+        await again(outcome, None)
+        names = _names(outcome, name)
     source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
-    outputs = found_in(outcome.sandbox, names, place)
     attached = backends.get(outcome.backend or "") or next(iter(backends.values()))
     backend = attached.backend
-    check_outputs(source, outputs, backend)
+    outputs = found_in(outcome, names, place)
+    if not dry:
+        check_outputs(source, outputs, backend)
     targets = stager.results.places.claim(source, outputs)
     try:
+        if dry:
+            return [target.path for target in targets.values()]
         return await stager.save(source, backend, targets, {})
+    finally:
+        stager.results.places.release(source)
+
+
+def _names(outcome: AttemptInfo | None, name: str | None) -> Sequence[str]:
+    if name is not None:
+        return [name]
+    return outcome.output_files if outcome is not None else ()
+
+
+async def _save_reused(
+    stager: Stager,
+    files: TaskFiles,
+    outcome: AttemptInfo,
+    names: Sequence[str],
+    place: str | os.PathLike[str],
+) -> list[Path] | None:
+    """Save files of an earlier run, except those whose destinations have the recorded content.
+
+    Returns:
+        The destinations, or `None` if a file to save is missing.
+    """
+    source: Any = {"uid": outcome.uid, "name": outcome.name, "sandbox": outcome.sandbox}
+    targets = stager.results.places.claim(source, found_in(outcome, names, place))
+    try:
+        places = {
+            name: str(path)
+            for name, (path, _) in targets.items()
+            if files.has_content is not None and await files.has_content(name, str(path))
+        }
+        if any(name not in places and left_by(outcome, name) is None for name in names):
+            return None
+        paths = {name: outcome.path_of(name) for name in names}
+        return await stager.save_again(
+            source, targets, dataclasses.replace(files, paths=paths, places=places)
+        )
     finally:
         stager.results.places.release(source)

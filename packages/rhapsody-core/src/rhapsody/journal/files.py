@@ -475,6 +475,14 @@ class Outputs:
         """Return True if a recorded file was also copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
 
+    def has_content(self, noted: str, name: str, path: str) -> bool:
+        """Return True if a path has the recorded content of a file or directory."""
+        file = json.loads(noted)["files"].get(name)
+        if file is None or not os.path.lexists(path):
+            return False
+        digest = self._digests.of_any(path)
+        return digest is not None and digest.hex() == file["digest"]
+
     def saved(self, recorded: Iterable[str]) -> dict[str, set[bytes]]:
         """Return the digests with which files were saved, by destination.
 

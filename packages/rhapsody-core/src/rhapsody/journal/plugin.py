@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -142,7 +143,7 @@ class Journal:
         self._calls: dict[str, _Call] = {}
         self._services: dict[str, _Service] = {}
         self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
-        self._gone: dict[str, tuple[int, str]] = {}  # reused calls whose files are missing
+        self._noted: dict[str, tuple[int, str]] = {}  # files of reused calls
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
         self._identities: Counter[bytes] = Counter()
@@ -245,6 +246,9 @@ class Journal:
                 )
             return None
 
+    async def _has_content(self, noted: str, name: str, path: str) -> bool:
+        return bool(await self._on_thread(partial(self._outputs.has_content, noted, name, path)))
+
     async def preview(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[tuple[Recorded | None, str]] | None:
@@ -274,12 +278,12 @@ class Journal:
             return None, self._why(task, earlier)
         if found.files is None or not found.files.missing:
             return found, "reused"
-        _, noted = self._gone[_call(task["uid"])]
+        _, noted = self._noted[_call(task["uid"])]
         missing = sorted(found.files.missing)
         saved = [name for name in missing if self._outputs.is_saved(noted, name)]
         if saved:
             return None, f"runs: its output {saved[0]} is missing"
-        text = f"reused; its missing file {missing[0]} is written again only if a task reads it"
+        text = f"reused; its missing file {missing[0]} is written again only if it is read or saved"
         return found, text
 
     def _why(self, task: LookupTask, earlier: Earlier) -> str:
@@ -500,14 +504,17 @@ class Journal:
             return None, why
         if other is not None:
             recording = self._copy(call, name, key, number, other._replace(files=noted))
+        if noted is not None and files is not None:
+            files = replace(files, has_content=partial(self._has_content, noted))
         found = Recorded(value, files, stdout, stderr, exit_code, computed)
         for name in advanced.keys() & key.generators.keys():
             self._advances.append((key.generators[name], advanced[name]))
-        if noted is None or files is None or not files.missing:
+        if noted is not None:
+            self._noted[call] = recording, noted
+        if files is None or not files.missing:
             self._store.used[recording] = 0
             return found, None
         self._store.used[recording] = FILES_MISSING
-        self._gone[call] = recording, noted
         return found, "a file that it wrote is missing or has changed"
 
     def _copy(self, call: str, name: str, key: Key, number: int, other: Other) -> int:
@@ -535,7 +542,7 @@ class Journal:
                         refused[record.uid] = error
                     continue
                 uid = _call(record.task["uid"])
-                if self._gone.pop(uid, None) is not None:  # it ran again: its files were missing
+                if self._noted.pop(uid, None) is not None:  # it ran again: its files were missing
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(uid, None)
                 call, uses = self._calls.pop(uid, None), self._uses.pop(uid, ())
@@ -568,7 +575,7 @@ class Journal:
             The error for the task if such a result was reused, otherwise `None`. After an error,
             the next run computes the results of the task and of its dependents again.
         """
-        recording, former = self._gone.pop(call, (0, None))
+        recording, former = self._noted.pop(call, (0, None))
         try:
             files = self._files_of(record)
         except UnhashableError:

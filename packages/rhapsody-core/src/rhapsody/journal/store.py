@@ -883,7 +883,7 @@ MAX_COMPARED_CALLS = 100
 """Maximum number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
-    FILES_MISSING: ", but some of its files are missing; it runs again if a task reads one of them",
+    FILES_MISSING: ", but some of its files are missing; it runs again if one is read or saved",
     FILES_REGENERATED: ", and ran again to regenerate its missing files",
 }
 

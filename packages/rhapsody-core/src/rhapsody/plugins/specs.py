@@ -473,6 +473,8 @@ class TaskFiles:
             is a path in it.
         missing: Names of a recorded task's files that no longer exist. The recorded task runs again
             if a task that must run reads one of these files, or if one of them must be saved.
+        has_content: Function that returns True if the file or directory at a path has the recorded
+            content of one of a recorded task's files. It takes the file's name and the path.
     """
 
     sandbox: str
@@ -482,6 +484,7 @@ class TaskFiles:
     shared: bool = False
     stays: bool = False
     missing: frozenset[str] = frozenset()
+    has_content: Callable[[str, str], Awaitable[bool]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1261,15 +1261,23 @@ class Stager:
         self._declare(sandbox, outputs, files.matches, unsaved, recorded=True)
         return self._sandboxes.hold(sandbox, Disposition.PRODUCT)
 
+    def replaced(self, outcome: AttemptInfo) -> None:
+        """Record that files of an earlier run were regenerated: the others need not be kept."""
+        for name in outcome.output_files:
+            self._sandboxes.saved(outcome.sandbox or "", name)
+
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
-    ) -> None:
+    ) -> list[Path]:
         """Save a task's files from an earlier run, except those that are already up to date.
 
         Args:
             task: The description of the task, which does not run.
             targets: The destinations of the outputs, by name.
             files: The task's files.
+
+        Returns:
+            The paths of the saved files and directories.
 
         Raises:
             DataError: A file could not be saved.
@@ -1285,6 +1293,7 @@ class Stager:
         await self.results.save(task, puts, there)
         for put in puts.values():
             self._sandboxes.saved(files.sandbox, put.name)
+        return list(puts)
 
     async def close(self, *, well: bool = True) -> None:
         """Remove sandboxes, fetched files and empty directories that are not kept.

@@ -51,7 +51,7 @@ from rhapsody.staging.fsutil import (
     remove,
     replace_directory,
 )
-from rhapsody.task import TaskDescription
+from rhapsody.task import AttemptInfo, TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -254,17 +254,19 @@ def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) 
     return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
-def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
-    """Return the named files and directories in a sandbox as outputs with the destination `save`.
+def found_in(
+    producer: AttemptInfo, names: Iterable[str], save: str | os.PathLike[str]
+) -> list[Output]:
+    """Return named files and directories of an ended task as outputs with the destination `save`.
 
     Args:
-        sandbox: The path of the sandbox.
+        producer: The outcome of the task.
         names: The names of the files and directories.
         save: See `OutputFile`.
     """
     return [
         OutputDir(name, save=save)
-        if os.path.isdir(os.path.join(sandbox, name))
+        if os.path.isdir(producer.path_of(name))
         else OutputFile(name, save=save)
         for name in names
     ]
@@ -723,7 +725,7 @@ class Results:
         self.directory = directory
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
-        self._missing: list[SavedFile] = []
+        self._missing: dict[tuple[str, str], SavedFile] = {}
         self._read: set[tuple[str, str]] = set()
         self._cleaned: set[Path] = set()  # directories without incomplete copies of earlier runs
         self._threads = threads
@@ -740,8 +742,8 @@ class Results:
 
     @property
     def missing(self) -> list[SavedFile]:
-        """Files of reused tasks that no longer exist and that no task has read."""
-        return [file for file in self._missing if (file.uid, file.path.name) not in self._read]
+        """Files of reused tasks that no longer exist and that were neither read nor saved."""
+        return [file for key, file in self._missing.items() if key not in self._read]
 
     def is_read(self, producer: str, name: str) -> None:
         """Record that a task reads a file that the task with the uid `producer` wrote."""
@@ -754,7 +756,12 @@ class Results:
 
     def miss(self, files: Iterable[SavedFile]) -> None:
         """Add files of a reused task that no longer exist."""
-        self._missing += files
+        self._missing |= {(file.uid, file.path.name): file for file in files}
+
+    def found(self, producer: str, names: Iterable[str]) -> None:
+        """Record that files of the task with the uid `producer` are saved by `flow.save`."""
+        for name in names:
+            self._missing.pop((producer, name), None)
 
     async def save(
         self, task: TaskDescription, puts: Mapping[Path, Put], there: Collection[Path] = ()
