@@ -134,8 +134,12 @@ def _hand_on(record: logging.LogRecord) -> None:
     """Print a record as `logging` does if no handler is configured."""
     last = logging.lastResort
     if last is not None and record.levelno >= last.level:
-        text = escaped(mask(record.getMessage()))
-        last.handle(logging.makeLogRecord({**vars(record), "msg": text, "args": None}))
+        try:
+            text = escaped(mask(record.getMessage()))
+        except Exception:  # `logging` reports a record that cannot be formatted
+            last.handle(record)
+        else:
+            last.handle(logging.makeLogRecord({**vars(record), "msg": text, "args": None}))
 
 
 BASE = ".rhapsody"
