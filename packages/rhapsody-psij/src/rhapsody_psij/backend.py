@@ -280,7 +280,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 "detach=True needs a batch system, got executor='local', whose jobs are processes "
                 "that end with the program: set executor='slurm', for example, or detach=False"
             )
-        self.poll_interval = seconds("poll_interval", poll_interval)
+        self.poll_interval: float = seconds("poll_interval", poll_interval)
         if self.poll_interval < 1:
             raise ValueError(f"poll_interval must be at least 1 second, got {poll_interval!r}")
         self.detach = detach

@@ -1713,7 +1713,10 @@ def _made_in_time(make: Callable[[], str], kind: type) -> str:
     thread = threading.Thread(
         target=contextvars.copy_context().run, args=(work,), name="rhapsody text", daemon=True
     )
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the process ends, or has too many threads
+        return make()
     try:
         found = made.get(timeout=TEXT_TIMEOUT)
     except queue.Empty:

@@ -94,8 +94,9 @@ class ClientPilot:
         self.progress: Progress = Progress()
         self.reported = ""
         self.first_reason: str | None = None
-        self.active_since = math.inf
-        self.asked = self.warned = -math.inf
+        self.active_since: float = math.inf
+        self.asked: float = -math.inf
+        self.warned: float = -math.inf
 
     @property
     def uid(self) -> str:
