@@ -151,7 +151,7 @@ def test_json_has_a_stable_form(records: Records, capsys: pytest.CaptureFixture[
     assert set(last) == {
         "number", "state", "backend", "worker", "submitted", "started", "ended", "reused",
         "retried", "skipped", "exit_code", "error", "sandbox", "stdout", "stderr", "stdout_path",
-        "stderr_path", "usage", "resources", "inputs", "outputs", "fallback",
+        "stderr_path", "usage", "resources", "inputs", "outputs", "fallback", "waits_for",
     }  # fmt: skip
     assert last["error"]["type"] == "TaskFailedError"
     assert set(last["error"]) == {"type", "message", "traceback", "caused_by"}

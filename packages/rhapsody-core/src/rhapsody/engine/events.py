@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from rhapsody.aio import Clock
 from rhapsody.engine.background import Background
@@ -270,6 +271,16 @@ def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | 
     groups.add(future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox)
 
 
+class _Unawaited(NamedTuple):
+    """Failure of a future that was deleted."""
+
+    name: str
+    uid: str
+    error: BaseException | None
+    attempt: int
+    sandbox: str | None
+
+
 class UnawaitedErrors:
     """Collector of failures that were never awaited, which logs them in a single record.
 
@@ -281,8 +292,10 @@ class UnawaitedErrors:
     def __init__(self, log: logging.Logger, uid: str) -> None:
         self._log = log
         self._uid = uid
-        # Allocations under the lock may collect another future, which calls `add` again.
-        self._lock = threading.RLock()
+        # While the lock is held, this thread or one that makes a text may collect another future.
+        # Its failure then waits for the holder of the lock.
+        self._lock = threading.Lock()
+        self._waiting: deque[_Unawaited] = deque()
         self._held: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self.total: int = 0
         self.quiet: bool = False
@@ -294,19 +307,42 @@ class UnawaitedErrors:
 
     def add(self, future: TaskFuture[Any]) -> None:
         """Add a failed future that was deleted without being awaited. Thread-safe."""
-        error = future._exception
-        with self._lock:
-            self.total += 1
-            self._count += 1
-            first = error._first if isinstance(error, DependencyFailureError) else ()
-            if not self.quiet and first:
-                self._skipped += 1
-                self._add_first(first)
-            elif not self.quiet:
-                _add(self._failures, future, error)
-            report = self._closed and self._count == 1
-        if report:
-            self._report()
+        failure = _Unawaited(
+            future.name, future.uid, future._exception, future.attempt, future.sandbox
+        )
+        self._waiting.append(failure)
+        self._take()
+
+    def _take(self) -> None:
+        """Add the failures that wait, unless another call is doing this."""
+        while self._waiting and self._lock.acquire(blocking=False):
+            try:
+                while self._waiting:
+                    self._include(self._waiting.popleft())
+                report = self._closed and self._count > 0
+            finally:
+                self._lock.release()
+            if report:
+                self._report()
+
+    def _include(self, failure: _Unawaited) -> None:
+        self.total += 1
+        self._count += 1
+        error = failure.error
+        first = error._first if isinstance(error, DependencyFailureError) else ()
+        if self.quiet:
+            return
+        if first:
+            self._skipped += 1
+            self._add_first(first)
+        else:
+            self._failures.add(
+                failure.name,
+                failure.uid,
+                error,
+                attempt=failure.attempt,
+                sandbox=failure.sandbox,
+            )
 
     def _add_first(self, first: Sequence[FirstFailure]) -> None:
         """Add the failures that caused a task to be skipped, except those already added."""
@@ -333,6 +369,7 @@ class UnawaitedErrors:
                 self.add(future)
         with self._lock:
             self._closed = True
+        self._take()
         self._report()
 
     def _report(self) -> None:
@@ -341,6 +378,7 @@ class UnawaitedErrors:
             failed = count - skipped + len(self._first)
             self._count, self._skipped, self._failures = 0, 0, FailureGroups()
             self._first.clear()
+        self._take()
         if count and not self.quiet:
             self._log.error(
                 "engine %s: %d failed task%s not awaited%s:\n%s",

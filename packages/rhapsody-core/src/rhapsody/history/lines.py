@@ -320,6 +320,8 @@ class Encoder:
         """Return the end of a long output, without secrets or parts of them."""
         secrets = self._secrets_of(uid)
         longest = len(secrets[0][0]) if secrets else 0
+        if len(text) <= PRINTED + longest:
+            return mask(text, secrets)[-PRINTED:]
         return mask(text[-PRINTED - longest :], secrets)[longest:]
 
     def _secrets_of(self, uid: str) -> Secrets:
