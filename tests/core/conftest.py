@@ -121,12 +121,15 @@ ONE_PYTHON = {
     "backends/test_noop_conformance",
     "engine/test_signals_leave",
     "journal/test_files",
+    "journal/test_files_edited",
+    "journal/test_files_returned",
     "journal/test_keys_runs",
+    "journal/test_others",
+    "journal/test_plugin_after",
+    "journal/test_plugin_services",
     "sdk/test_processes_reaper",
     "sdk/test_executables_out_of_memory",
     "observers/test_progress",
-    "staging/test_runs_log",
-    "staging/test_runs",
     "plugins/test_boundary",
     "testing/test_conformance",
     "test_imports_direction",
@@ -134,6 +137,10 @@ ONE_PYTHON = {
 """Modules that start many programs, or read the sources alone, or run the conformance kit on a
 backend of the tests. Others test what depends on Python's version: the kit runs on the local
 backend, and the command `rhapsody run` is tested, too."""
+
+
+ONE_PYTHON_IN = ("dashboard/", "history/", "journal/test_store", "report/", "staging/")
+"""Beginnings of the names of further modules that do not depend on Python's version."""
 
 
 MINIMUMS = {
@@ -178,7 +185,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             module = item.path.relative_to(HERE).with_suffix("").as_posix()
             if module in LONG:
                 item.add_marker(pytest.mark.long)
-            if module in ONE_PYTHON:
+            if module in ONE_PYTHON or module.startswith(ONE_PYTHON_IN):
                 item.add_marker(pytest.mark.one_python)
             if module in MINIMUMS:
                 item.add_marker(pytest.mark.minimums)
