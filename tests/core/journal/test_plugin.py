@@ -285,11 +285,11 @@ async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples(
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 async def test_an_argument_that_changes_while_its_call_waits_is_not_recorded(executor: str) -> None:
-    async def program(flow: WorkflowEngine) -> int:
+    async def program(flow: WorkflowEngine, run: int) -> int:
         numbers = [1]
 
-        @flow.function_task(cache=False)
-        def wait() -> None:
+        @flow.function_task
+        def wait(run: int) -> None:
             Path("running").write_text("")
             Path("go").read_text()
 
@@ -298,7 +298,7 @@ async def test_an_argument_that_changes_while_its_call_waits_is_not_recorded(exe
             note("total")
             return sum(numbers)
 
-        waiting, answer = wait(), total(numbers)
+        waiting, answer = wait(run), total(numbers)  # both are looked up before one starts
         await asyncio.to_thread(Path("running").read_text)
         numbers.append(5)
         await asyncio.to_thread(Path("go").write_text, "")
@@ -308,10 +308,10 @@ async def test_an_argument_that_changes_while_its_call_waits_is_not_recorded(exe
 
     for pipe in ("running", "go"):
         os.mkfifo(pipe)
-    for _ in range(2):
+    for run in range(2):
         resources = {"workers": 1} if executor == "process" else {"cores": 1}
         backend = LocalExecutionBackend(executor, resources=resources)
-        assert await broken_off(program, backends=[backend]) == 6
+        assert await broken_off(partial(program, run=run), backends=[backend]) == 6
     assert ran() == {"total": 2}
 
 
