@@ -66,6 +66,14 @@ DISTRIBUTIONS = {
     "otel": Distribution("[otlp]", ["dask"]),
     "psij": Distribution("[mpi,testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
+# Tests of what depends on Python's version: asyncio, compiled code, imports and processes.
+VERSION_DEPENDENT = [
+    f"tests/core/{name}"
+    for name in (
+        "backends/local", "cli/test_main.py", "cli/test_run.py", "cli/test_scripts.py",
+        "cli/test_spawned.py", "engine", "journal", "sdk", "test_aio.py", "test_tracebacks.py",
+    )
+]  # fmt: skip
 LONG = ["core", "dask", "psij", "radical"]  # the distributions with tests that are marked `long`
 
 nox.needs_version = ">=2025.2.9"
@@ -245,7 +253,7 @@ def ci(session: nox.Session) -> None:
     """Run the additional tests of CI, in the environments of plain `nox` where possible."""
     others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for python in others[-1:]:
-        selected = ["-m", "not long and not one_python", "tests/core"]
+        selected = ["-m", "not long and not one_python", *VERSION_DEPENDENT]
         session.notify(f"tests-{python}(backend='core')", selected)
     session.notify("minimums(backend='core')", ["-m", "minimums", "tests/core"])
     session.notify("long(backend='core')")

@@ -88,37 +88,6 @@ of memory."""
 
 
 ONE_PYTHON = {
-    "benchmarks/test_compare",
-    "benchmarks/test_structure",
-    "benchmarks/test_suite",
-    "cli/test_backends",
-    "cli/test_completion",
-    "cli/test_config",
-    "cli/test_export",
-    "cli/test_graph",
-    "cli/test_logs",
-    "cli/test_lookup",
-    "cli/test_new_backend",
-    "cli/test_output",
-    "cli/test_report",
-    "cli/test_run_killed",
-    "cli/test_run_profiles",
-    "cli/test_runs",
-    "cli/test_show",
-    "cli/test_stats",
-    "cli/test_status",
-    "cli/test_trace",
-    "cli/test_clean",
-    "cli/test_doctor",
-    "cli/test_dry_run",
-    "cli/test_run_dashboard",
-    "cli/test_run_interrupted",
-    "cli/test_journal",
-    "cli/test_recording",
-    "cli/test_run_options",
-    "backends/test_commands",
-    "backends/test_commands_conformance",
-    "backends/test_noop_conformance",
     "engine/test_signals_leave",
     "journal/test_files",
     "journal/test_files_edited",
@@ -127,20 +96,14 @@ ONE_PYTHON = {
     "journal/test_others",
     "journal/test_plugin_after",
     "journal/test_plugin_services",
+    "journal/test_store_damaged",
+    "journal/test_store_refused",
+    "journal/test_store_runs",
     "sdk/test_processes_reaper",
     "sdk/test_executables_out_of_memory",
-    "observers/test_progress",
-    "plugins/test_boundary",
-    "testing/test_conformance",
-    "test_imports_direction",
 }
-"""Modules that start many programs, or read the sources alone, or run the conformance kit on a
-backend of the tests. Others test what depends on Python's version: the kit runs on the local
-backend, and the command `rhapsody run` is tested, too."""
-
-
-ONE_PYTHON_IN = ("dashboard/", "history/", "journal/test_store", "report/", "staging/")
-"""Beginnings of the names of further modules that do not depend on Python's version."""
+"""Modules that start many programs, or do not depend on Python's version, in directories that CI
+tests on several Pythons."""
 
 
 MINIMUMS = {
@@ -185,7 +148,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             module = item.path.relative_to(HERE).with_suffix("").as_posix()
             if module in LONG:
                 item.add_marker(pytest.mark.long)
-            if module in ONE_PYTHON or module.startswith(ONE_PYTHON_IN):
+            if module in ONE_PYTHON:
                 item.add_marker(pytest.mark.one_python)
             if module in MINIMUMS:
                 item.add_marker(pytest.mark.minimums)

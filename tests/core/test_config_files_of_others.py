@@ -11,8 +11,6 @@ from rhapsody.config_files import project_file
 from rhapsody.errors import ProfileError
 from tests._support.accounts import Accounts
 
-pytestmark = pytest.mark.one_python
-
 SETTINGS = "[engine]\nmax_pending = 7\n"
 
 

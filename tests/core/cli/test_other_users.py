@@ -11,8 +11,6 @@ import pytest
 from tests._support.accounts import Accounts
 from tests._support.histories import BEGIN, Records, call, end, finish
 
-pytestmark = pytest.mark.one_python
-
 OWN = "20260102T000000-align-00b2"
 PLANTED = "20990101T000000-align-ffff"
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"

@@ -13,8 +13,6 @@ import pytest
 from tests._support.browser import Browser, chromium
 from tests._support.live_runs import LiveRun
 
-pytestmark = pytest.mark.one_python
-
 STATUS = "document.querySelector('#live [role=status]').textContent"
 SUMMARY = "document.querySelector('#summary').textContent"
 DRAWN = "[...document.querySelectorAll('[data-chart]')].filter((plot) => plot.hasChildNodes())"

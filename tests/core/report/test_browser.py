@@ -16,8 +16,6 @@ from rhapsody.report import page
 from tests._support.browser import IDLE, Browser, chromium
 from tests._support.histories import Records, call, end, finish, many
 
-pytestmark = pytest.mark.one_python
-
 NAME = "20260101T000000-align-00a1"
 HOSTILE = "<img src=x onerror=\"document.title='injected'\">"
 

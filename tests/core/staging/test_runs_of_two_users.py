@@ -11,8 +11,6 @@ import pytest
 
 from tests._support.accounts import GROUP, READS, Account, Accounts
 
-pytestmark = pytest.mark.one_python
-
 NAME = "20261120T041233-digits-7f3a"
 
 FUNCTION = "async def main(flow): print(await flow.function_task(lambda: 'good')())"
