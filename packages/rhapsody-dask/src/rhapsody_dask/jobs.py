@@ -6,8 +6,8 @@ coroutine that submits a job. While tasks wait and the workers of a job are not 
 backend's check for waiting tasks, once a minute and 5 s after a worker was lost, looks for jobs
 that have ended and replaces them. On Slurm, it runs one `squeue` for these jobs.
 
-Dask's cluster usually has an event loop and thread of its own. The methods of this class run on the
-engine's loop, and change the cluster on the cluster's loop.
+Dask's cluster usually runs on a separate event loop and thread. The methods of this class run on
+the engine's loop, and change the cluster on the cluster's loop.
 """
 
 from __future__ import annotations

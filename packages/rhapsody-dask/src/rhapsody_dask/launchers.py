@@ -108,7 +108,7 @@ class Workers:
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             for command in commands:
-                # A session of its own, so that Ctrl-C does not end the workers before their tasks.
+                # In a new session, Ctrl-C does not end the workers before their tasks.
                 start = asyncio.create_subprocess_exec(
                     *command, stdin=DEVNULL, stdout=output, stderr=output, start_new_session=True
                 )

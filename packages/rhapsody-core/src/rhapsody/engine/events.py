@@ -238,7 +238,10 @@ class Failures:
         skipped = isinstance(error, DependencyFailureError)
         self._counts[skipped] += 1
         if not skipped:
-            _add(self._failed, record.future, error)
+            future = record.future
+            self._failed.add(
+                future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox
+            )
         elif len(self._skipped) < _MAX_NAMES:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
@@ -265,10 +268,6 @@ _MAX_NAMES = 10
 
 def _listed(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
-
-
-def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | None) -> None:
-    groups.add(future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox)
 
 
 class _Unawaited(NamedTuple):
