@@ -176,6 +176,15 @@ def long(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+def slurm(session: nox.Session) -> None:
+    """Run the tests of all distributions that need a Slurm, which they start."""
+    session.install(*sources("core", "dask", "psij", "radical"), "--compile", *tools("radical"))
+    places = ("core/backends/test_commands.py", "dask", "psij", "radical")
+    selected = session.posargs or ["-m", "slurm", *(f"tests/{place}" for place in places)]
+    session.run("pytest", "-n3", "--dist=loadfile", *ONCE_MORE, *selected)
+
+
+@nox.session
 def system(session: nox.Session) -> None:
     """Test what users receive: wheels in clean environments, the README's commands, the examples.
 

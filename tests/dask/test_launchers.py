@@ -55,6 +55,7 @@ async def main(flow):
 
 
 @pytest.mark.long
+@pytest.mark.slurm
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_srun_starts_a_worker_on_each_node_that_ends_with_the_program(
     tmp_path: Path,

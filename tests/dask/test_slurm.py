@@ -22,6 +22,7 @@ from tests._support.slurm import slurm, until_no_jobs, why_not
 pytestmark = [
     pytest.mark.asyncio,
     pytest.mark.long,
+    pytest.mark.slurm,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:dask_jobqueue.*"),
 ]

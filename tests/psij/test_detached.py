@@ -36,7 +36,9 @@ NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
 
 def on_slurm(test: Callable[..., None]) -> Any:
     """Mark a test that runs the program on Slurm."""
-    return pytest.mark.long(pytest.mark.timeout(300)(pytest.mark.usefixtures("cluster")(test)))
+    for mark in (pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(300)):
+        test = mark(test)
+    return pytest.mark.usefixtures("cluster")(test)
 
 
 def until(condition: Callable[[], bool], seconds: float = 100) -> None:

@@ -53,6 +53,7 @@ def test_local_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) 
     until_all_ended(tmp_path)
 
 
+@pytest.mark.slurm
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_slurm_jobs_end_when_the_program_is_killed(moment: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
 from tests._support.slurm import until_no_jobs
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.asyncio, pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
 
 @pytest_asyncio.fixture

@@ -105,6 +105,7 @@ def submit(directory: Path, cores: int = 1) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.slurm
 @pytest.mark.timeout(200)
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.usefixtures("batch_system")

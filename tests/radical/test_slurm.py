@@ -28,6 +28,7 @@ from tests.radical.pilots import backend
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.long,
+    pytest.mark.slurm,
     pytest.mark.usefixtures("batch_system"),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]

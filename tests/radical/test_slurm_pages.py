@@ -16,6 +16,7 @@ from tests._support.slurm import slurm, why_not
 pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.long,
+    pytest.mark.slurm,
     pytest.mark.usefixtures("hydra"),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]

@@ -267,6 +267,7 @@ async def test_a_command_that_fails_says_what_it_said() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.slurm
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 async def test_the_documented_backend_runs_a_workflow_on_slurm(tmp_path: Path) -> None:
     directory = tmp_path / "slurm"
