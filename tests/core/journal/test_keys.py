@@ -388,6 +388,11 @@ def test_a_program_counts_with_its_place_on_the_path_and_its_content(
         "(cat '$PLACE/a file.txt')|wc", 'IN="$PLACE/a file.txt" tool',
         'tool --in="$PLACE/a file.txt"',
         "sh -c 'wc <\"$PLACE/a file.txt\"'",
+        'echo "it\'s"; cat "$PLACE/a file.txt"', "# don't fail\ncat '$PLACE/a file.txt'",
+        r"echo it\'s; cat '$PLACE/a file.txt'", "# don't\ncat $PLACE/a\\ file.txt",
+        "cat >out <<E\nI don't\nE\nwc '$PLACE/a file.txt' # won't",
+        "python -c \"print(\\\"it's\\\", open('$PLACE/a file.txt').read())\"",
+        'cat "$PLACE/it\'s.txt"', "cat $PLACE/it\\'s.txt", 'cat "$PLACE/bob\'s data"/a\\ file.txt',
     ],
 )  # fmt: skip
 def test_a_file_in_a_word_of_a_command_counts(
@@ -398,7 +403,9 @@ def test_a_file_in_a_word_of_a_command_counts(
     seen = set()
     for text in ("one", "two"):
         data.write_text(text)
-        (tmp_path / "a file.txt").write_text(text)
+        for name in ("a file.txt", "it's.txt", "bob's data/a file.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
         seen.add(command(keys, "tool", word.format(data), environment=environment))
     assert len(seen) == 2
 
@@ -432,7 +439,10 @@ def test_a_file_that_a_command_writes_under_a_name_with_a_space_does_not_count(
         (tmp_path / "a file.txt").write_text(text)
         for operator in (">", ">>", "2>", "&>", ">|", "> "):
             seen.add(command(keys, f"date {operator}'{tmp_path}/a file.txt'"))
-    assert len(seen) == 6
+        seen.add(command(keys, f"# don't\ndate >'{tmp_path}/a file.txt'"))
+        seen.add(command(keys, f'echo "it\'s" > "{tmp_path}/a file.txt"'))
+        seen.add(command(keys, f"echo it\\'s >>{tmp_path}/a\\ file.txt"))
+    assert len(seen) == 9
 
 
 _LONG = " ".join(f"word{number}" for number in range(100))
@@ -503,12 +513,14 @@ def test_a_file_in_the_directory_of_a_command_counts(keys: Keys, tmp_path: Path)
     seen = set()
     for text in ("one", "two"):
         (place / "script.py").write_text(text)
+        (place / "a script.py").write_text(text)
         seen.add(command(keys, "python", "script.py", cwd=str(place)))
         seen.add(command(keys, "tool", "--in=script.py", cwd=str(place)))
         seen.add(command(keys, "tool", "-Iscript.py", cwd=str(place)))
         seen.add(command(keys, "./script.py", "a", cwd=str(place)))
         seen.add(command(keys, "show", environment={"TOOLS": f"/none:{place}/script.py"}))
-    assert len(seen) == 10
+        seen.add(command(keys, "echo \"don't\"; cat 'a script.py'", cwd=str(place)))
+    assert len(seen) == 12
 
 
 def test_variables_that_the_program_has_set_count_where_a_command_inherits_them(

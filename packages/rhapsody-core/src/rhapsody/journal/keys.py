@@ -5,10 +5,10 @@ The backend, resources, timeouts and retries are not part of the key.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -43,6 +43,7 @@ _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _SETTINGS = ("environment", "cwd", "stdin", *SETTINGS)
 
 _REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
+_BEFORE_OUTPUT = re.compile(r">[|&]?\s*$")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _IN_NAMES = re.compile(r"[=:,@#]")  # in names such as `T=300.dat`, or before a path
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
@@ -352,8 +353,7 @@ class Keys:
                 if not programs or piece not in declared:
                     programs[piece] = None
             if "\\" in text or "'" in text or '"' in text:
-                with contextlib.suppress(ValueError):  # the word is not a shell command
-                    pieces += _quoted(_with_variables(word, environment))
+                pieces += _quoted(_with_variables(word, environment))
             if _IN_NAMES.search(text):
                 whole = _AROUND_WORDS.split(text)
                 pieces += whole
@@ -559,21 +559,27 @@ def _with_variables(text: str, environment: Mapping[str, str]) -> str:
 def _quoted(text: str) -> list[str]:
     """Return the words of a shell command without quotation marks, except files that it writes to.
 
-    An assignment is followed by its value.
-
-    Raises:
-        ValueError: A quotation mark is not closed.
+    An assignment is followed by its value. An apostrophe, as in a comment or in a script of another
+    language, may pair with the wrong quotation mark. Lines are therefore also read separately if a
+    mark is not closed, and each text between two marks of the same kind is a word as well.
     """
     reader = shlex.shlex(text, posix=True, punctuation_chars="();<>|&`")
     reader.whitespace_split, reader.commenters = True, ""
     words: list[str] = []
     former = ""
-    for word in reader:
-        if not former.endswith((">", ">|")):
-            words += [word, *filter(None, [word.partition("=")[2]])]
-            if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
-                words += _quoted(word)
-        former = word
+    try:
+        for word in reader:
+            if not former.endswith((">", ">|")):
+                words += [word, *filter(None, [word.partition("=")[2]])]
+                if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
+                    words += _quoted(word)
+            former = word
+    except ValueError:  # a quotation mark is not closed
+        words += [word for line in text.splitlines() if line != text for word in _quoted(line)]
+    for mark in "'\"":
+        pieces = text.split(mark)
+        pairs = itertools.pairwise(pieces)
+        words += [piece for before, piece in pairs if not _BEFORE_OUTPUT.search(before)]
     return words
 
 
