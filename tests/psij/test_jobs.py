@@ -197,7 +197,7 @@ def test_a_script_runs_an_executable(
     without_program = [sys.executable, "-c", "import sys; sys.exit(9)"]
     script = script_of(description, str(reports), without_program, b"order")
     assert script is not None
-    words = ["bash", "-c", f"umask 022; {script}"]
+    words = ["bash", "-c", f"umask 022; {''.join(script)}"]
     job = subprocess.run(words, capture_output=True, timeout=60)
     log, host = reports / f"{socket.gethostname()}.log", socket.gethostname().encode()
     (started, *ended), _ = read_log(log)

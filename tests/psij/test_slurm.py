@@ -245,6 +245,41 @@ async def test_a_command_needs_neither_python_nor_files_of_its_own(flow: Workflo
     assert files == {"client.log", f"{task.host}.log"}
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["accepted", "refused"])
+async def test_equal_jobs_are_submitted_as_an_array(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, array = tmp_path / "sbatch", "*--array*) echo refused; exit 1 ;;" if refused else ""
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncase "$*" in {array} esac\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    backend = PsijExecutionBackend("slurm", poll_interval=1)
+    async with asyncio.timeout(100), WorkflowEngine.create(backend) as flow:
+
+        @flow.executable_task
+        def command(index: int) -> str:
+            return f"echo {index} ${{SLURM_ARRAY_TASK_ID:-}}"
+
+        @flow.function_task
+        def call(index: int) -> tuple[int, str | None]:
+            return index, os.environ.get("SLURM_ARRAY_TASK_ID")
+
+        missing = flow.executable_task(lambda: ["nonexistent"])
+        commands = asyncio.gather(*(command(index) for index in range(4)))
+        calls = asyncio.gather(*(call(index) for index in range(2)))
+        failing = asyncio.gather(*(missing() for _ in range(2)), return_exceptions=True)
+        assert await commands == [f"{index}\n" for index in range(4)]
+        assert await calls == [(index, None) for index in range(2)]
+        assert [type(error) for error in await failing] == [FileNotFoundError] * 2
+    sent = (tmp_path / "calls").read_text().splitlines()
+    arrays = [line for line in sent if "--array=0-" in line]
+    assert arrays
+    assert len(sent) - len(arrays) == 8 if refused else len(sent) < 8
+
+
 async def test_many_jobs_are_canceled_with_few_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,10 +300,10 @@ async def test_many_jobs_are_canceled_with_few_commands(
             await asyncio.gather(*(task.ended() for task in tasks))
     calls = (tmp_path / "scancel.log").read_text().splitlines()
     assert len(calls) <= 3
-    assert len({word for call in calls for word in call.split() if word.isdigit()}) == 20
+    assert len({word for call in calls for word in call.split() if word[0].isdigit()}) == 20
     polls = (tmp_path / "squeue.log").read_text().splitlines()
     assert polls
-    assert all(re.search(r" -j [\d,]+$", poll) for poll in polls)
+    assert all(re.search(r" -j [\d,_]+$", poll) for poll in polls)
     until_no_jobs()
 
 

@@ -120,7 +120,13 @@ MAX_JOBS = 100
 """Default maximum number of jobs in a batch system."""
 
 MIN_INTERVAL, MAX_INTERVAL = 0.05, 2.0
-"""Seconds between two listings of the reports; the interval doubles while nothing changes."""
+"""Seconds between two listings of the reports."""
+
+DELAY = 0.1
+"""The interval between two listings, as a part of the time in which nothing has changed.
+
+No file system reports what other machines change.
+"""
 
 MAX_ERROR = 2000
 """Number of characters of the client's standard error in a message."""
@@ -156,7 +162,7 @@ class _Run:
         task = {key: value for key, value in self.program.items() if key in keys}
         return {"task": task, "call": self.call, "cores": cores_of(self.task)}
 
-    def script(self, reports: str) -> str | None:
+    def script(self, reports: str) -> tuple[str, str] | None:
         """Return the script of a job that runs only this task; `None` if the job needs Python."""
         if self.call is not None:
             return None
@@ -711,7 +717,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         for spec, job, of_job in zip(specs, jobs, runs, strict=True):
             if of_job[0].ranks:
                 if self.executor in COMMANDS:
-                    spec["script"] = script_of_ranks(of_job[0].uid, reports)
+                    spec["around"] = script_of_ranks(of_job[0].uid, reports)
                 continue
             if len(of_job) == 1 and self.executor in COMMANDS:
                 script = of_job[0].script(reports)
@@ -828,7 +834,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
 
     async def _watch(self) -> None:
         """Read reports while there are jobs, and find jobs that have ended without a report."""
-        wait = MIN_INTERVAL
+        changed_at = monotonic()
         while self._jobs:
             self._news.clear()
             ended = [job for job in self._jobs.values() if job.status is not None]
@@ -845,12 +851,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 changed = changed or bool(found)
             for job in ended:
                 self._end_silent(job)
-            wait = MIN_INTERVAL if changed else min(2 * wait, MAX_INTERVAL)
+            now = monotonic()
+            changed_at = now if changed else changed_at
+            wait = min(max((now - changed_at) * DELAY, MIN_INTERVAL), MAX_INTERVAL)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._news.wait()
-                wait = MIN_INTERVAL
-                await asyncio.sleep(wait)
+                changed_at = monotonic()
+                await asyncio.sleep(MIN_INTERVAL)
         self._watching = False
 
     def _apply(self, job: _Job, uid: str, kind: str, content: bytes) -> None:

@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -88,6 +88,23 @@ NEVER = 10**8
 
 COPIED = frozenset({"slurm", "pbs", "pbs_classic"})
 """Executors whose batch system copies a job's script when the job is submitted."""
+
+MAX_ARRAY = 50
+"""Maximum number of jobs in an array. The script of each contains the values of all."""
+
+MAX_OWN = 2**14
+"""Maximum length of the values of a job in an array."""
+
+SAME = ("name", "resources", "attributes", "directory")
+"""Keys of a specification that the options in the script of a job contain."""
+
+ARRAY = """
+_r_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+_r_index=$SLURM_ARRAY_TASK_ID
+unset "${!SLURM_ARRAY_@}"  # a task would regard them as its own
+case $_r_index in
+"""
+"""First commands of an array. The native id of an element is not its `SLURM_JOB_ID`."""
 
 NO_ANSWER = "Failed to poll for job status"
 """Start of the message with which PSI/J fails all jobs if it cannot query the queue. The jobs
@@ -153,7 +170,8 @@ class Client:
         if isinstance(self._executor, BatchSchedulerExecutor):
             batch: Any = self._executor
             batch.get_submit_command = partial(_with_options, batch.get_submit_command)
-            batch.generate_submit_script = partial(_generate, batch.generate_submit_script)
+            self._template = batch.generate_submit_script
+            batch.generate_submit_script = self._generate
             if settings["executor"] in COPIED:  # not on the file system of the jobs
                 self._files = tempfile.mkdtemp(prefix="rhapsody-psij-")
             self._batch = batch
@@ -161,17 +179,36 @@ class Client:
         workers = MAX_CANCELLATIONS if self._batch is None else 1
         self._cancellations = ThreadPoolExecutor(workers)
 
-    def submit(self, spec: dict[str, Any]) -> None:
-        """Submit a job after those that wait for their submission."""
-        number, job, listed = spec.pop("id"), psij.Job(), spec.pop("detach", None)
+    def submit(self, specs: Iterable[dict[str, Any]]) -> None:
+        """Submit jobs after those that wait for their submission, on Slurm in arrays."""
+        alike: dict[str, list[str]] = {}
+        for spec in specs:
+            number, job = spec.pop("id"), self._new_job()
+            self._jobs[number], self._ids[job.id] = job, number
+            job.marker = spec.pop("marker", None)
+            job.listed = spec.pop("detach", None)
+            job.script = spec.pop("script", None)
+            job.around = spec.pop("around", None)
+            job.options = spec.pop("options")
+            job.given = spec
+            if job.listed is not None:
+                self._detached.add(number)
+            own, common = job.script or ("", "")
+            same = number
+            if self._slurm and len(own) <= MAX_OWN:
+                same = json.dumps([common, job.options, *(spec.get(name) for name in SAME)])
+            alike.setdefault(same, []).append(number)
+        for numbers in alike.values():
+            for start in range(0, len(numbers), MAX_ARRAY):
+                self._submissions.submit(self._submit, numbers[start : start + MAX_ARRAY])
+
+    def _new_job(self) -> Any:
+        job: Any = psij.Job()
+        job.members = []
         if self._files is not None:
             # The path of the script is the job's id below the working directory of the executor.
             job._id = os.path.join(self._files, job.id)
-        self._jobs[number], self._ids[job.id] = job, number
-        job.marker = spec.pop("marker", None)  # type: ignore[attr-defined]
-        if listed is not None:
-            self._detached.add(number)
-        self._submissions.submit(self._submit, number, job, spec, listed)
+        return job
 
     def attach(self, number: str, native_id: str) -> None:
         """Watch a detached job of an earlier run."""
@@ -237,7 +274,9 @@ class Client:
         batch: Any = self._batch
         for number, job in list(self._jobs.items()):
             own = number not in self._cancelled and job.native_id is not None
-            if own and getattr(job, "commands", "") is None:  # others write no exit code
+            if own and not (
+                getattr(job, "script", True) or getattr(job, "around", True)
+            ):  # others write no exit code
                 code = batch.work_directory / f"{job.native_id}.ec"
                 while number in self._jobs and not code.exists():
                     if time.monotonic() > until:
@@ -245,33 +284,62 @@ class Client:
                         break
                     time.sleep(0.02)
 
-    def _submit(
-        self, number: str, job: psij.Job, spec: dict[str, Any], listed: dict[str, Any] | None
-    ) -> None:
-        if number in self._cancelled:
-            self._end(number, "CANCELED")
-            return
-        try:
-            if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
-                job.name = spec["name"]  # type: ignore[attr-defined]
-            job.options = spec.pop("options")  # type: ignore[attr-defined]
-            job.commands = spec.pop("script", None)  # type: ignore[attr-defined]
-            job.spec = self._spec(spec)
-            if not self._submitted(number, job):
+    def _submit(self, numbers: Iterable[str]) -> None:
+        """Submit jobs that may be in one array."""
+        jobs: dict[str, Any] = {}
+        for number in numbers:
+            job: Any = self._jobs[number]
+            if number in self._cancelled:
                 self._end(number, "CANCELED")
-                return
-            if listed is not None and self._list is not None:
-                line = json.dumps({"job": job.native_id, **listed})
-                os.lseek(self._list, 0, os.SEEK_END)
-                os.write(self._list, line.encode() + b"\n")
-                os.fsync(self._list)
-        except Exception as error:  # PSI/J raises the errors of the system's commands
-            self._end(number, "REFUSED", str(error) or repr(error))
-            return
-        if self._interval > 2 * self._slow:
-            self._hurry.set()
-        if number in self._cancelled:  # meanwhile
-            self._cancel_soon(number)
+                continue
+            try:
+                if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
+                    job.name = job.given["name"]
+                job.spec = self._spec(job.given)
+            except Exception as error:  # PSI/J does not accept a value
+                self._end(number, "REFUSED", str(error) or repr(error))
+                continue
+            jobs[number] = job
+        in_array = len(jobs) > 1 and self._submitted_array([*jobs.values()])
+        for number, job in jobs.items():
+            try:
+                if not in_array and not self._submitted(number, job):
+                    self._end(number, "CANCELED")
+                    continue
+                if job.listed is not None and self._list is not None:
+                    line = json.dumps({"job": job.native_id, **job.listed})
+                    os.lseek(self._list, 0, os.SEEK_END)
+                    os.write(self._list, line.encode() + b"\n")
+                    os.fsync(self._list)
+            except Exception as error:  # PSI/J raises the errors of the system's commands
+                self._end(number, "REFUSED", str(error) or repr(error))
+                continue
+            if self._interval > 2 * self._slow:
+                self._hurry.set()
+            if number in self._cancelled:  # meanwhile
+                self._cancel_soon(number)
+
+    def _submitted_array(self, jobs: Sequence[Any]) -> bool:
+        """Submit jobs as an array of Slurm.
+
+        PSI/J submits one more job, whose script contains those of the others, and the others are
+        attached to the elements of the array.
+
+        Returns:
+            False if Slurm refused the array. It may accept single jobs, or one of them.
+        """
+        array = self._new_job()
+        array.name, array.spec, array.around = jobs[0].name, jobs[0].spec, None
+        array.options = [*jobs[0].options, f"--array=0-{len(jobs) - 1}"]
+        array.members = jobs
+        try:
+            self._executor.submit(array)
+        except psij.SubmitException as error:
+            log.warning("submitting %d jobs one by one: %s", len(jobs), str(error).strip())
+            return False
+        for index, job in enumerate(jobs):
+            self._executor.attach(job, f"{array.native_id}_{index}")
+        return True
 
     def _submitted(self, number: str, job: psij.Job) -> bool:
         """Submit a job, again and again while the batch system refuses it for what can pass.
@@ -309,6 +377,36 @@ class Client:
             if reason != self._reasons.get(number, ""):
                 self._reasons[number] = reason
                 self._report([number, "WAITING", reason, None])
+
+    def _generate(self, job: Any, context: dict[str, Any], file: TextIO) -> None:
+        """Write the script of a job: PSI/J's, but with the job's own commands, if any."""
+        options, body = self._rendered(job, context)
+        if job.members:
+            batch: Any = self._batch
+            bodies = [
+                each.script or (self._rendered(each, batch._create_script_context(each))[1], "")
+                for each in job.members
+            ]
+            cases = (f"{index})\n{own}\n;;" for index, (own, _) in enumerate(bodies))
+            files = f"{batch.work_directory}/$"  # PSI/J finds them by the native id
+            commands = "\n".join([ARRAY, *cases, "esac", bodies[0][1]])
+            body = commands.replace(f"{files}SLURM_JOB_ID", f"{files}_r_job")
+        elif job.script is not None:
+            body = "\n".join(job.script)
+        file.write(f"{options}\n{body}\n")
+
+    def _rendered(self, job: Any, context: dict[str, Any]) -> tuple[str, str]:
+        """Return the options and the commands of PSI/J's script of a job."""
+        script = io.StringIO()
+        self._template(job, context, script)
+        lines = script.getvalue().splitlines()
+        options = "\n".join(line for line in lines if line.startswith("#"))
+        body = "\n".join(line for line in lines if not line.startswith("#"))
+        if job.around is not None:  # around the launch, before the exit code is written to a file
+            before, after = job.around
+            launch, _, file_name = body.rpartition('echo "$?"')
+            body = f"{before}\n{launch}\n_r_code=$?\necho $_r_code{file_name}\n{after}"
+        return options, body
 
     def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
         resources = psij.ResourceSpecV1(**spec.pop("resources"))
@@ -411,27 +509,10 @@ def _with_options(command: Callable[..., list[str]], job: Any, script: Path) -> 
     return [program, *job.options, *arguments]
 
 
-def _generate(generate: Any, job: Any, context: dict[str, Any], file: TextIO) -> None:
-    """Write the script of a job: with PSI/J's own method, but with the job's commands, if any."""
-    script = io.StringIO()
-    generate(job, context, script)
-    lines = script.getvalue().splitlines()
-    if job.commands is not None:
-        options = [line for line in lines if line.startswith("#")]
-        if isinstance(job.commands, str):
-            lines = [*options, job.commands]
-        else:  # around the launch, before PSI/J's script writes the exit code to a file
-            before, after = job.commands
-            body = "\n".join(line for line in lines if not line.startswith("#"))
-            launch, _, file_name = body.rpartition('echo "$?"')
-            lines = [*options, before, f"{launch}\n_r_code=$?\necho $_r_code{file_name}", after]
-    file.write("\n".join(lines) + "\n")
-
-
 def _status_command(command: Any, native_ids: Collection[str]) -> list[str]:
     """Return the command that queries Slurm, only for the given jobs and with whole reasons."""
     words = [word.replace(",Reason", ",Reason:100") for word in command(native_ids)]
-    return [*words, "-j", ",".join(native_ids)]
+    return [*words, "-r", "-j", ",".join(native_ids)]
 
 
 def _parse_queue(
@@ -553,8 +634,7 @@ def main(directory: str) -> None:
                 client.attach(number, native_id)
             for number in message.get("cancel", ()):
                 client.cancel(number)
-            for spec in message.get("submit", ()):
-                client.submit(spec)
+            client.submit(message.get("submit", ()))
     finally:
         client.close(unwanted)
     os._exit(0)  # PSI/J's threads never end
