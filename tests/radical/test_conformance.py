@@ -51,3 +51,10 @@ class TestRadicalPilot(BackendConformance):
 
     async def make_failing_backend(self) -> Any:
         return backend(resources(resource="local.nowhere"))
+
+
+class TestCommandsOnRaptor(TestRadicalPilot):
+    """The same pilot, whose RAPTOR worker also starts the commands."""
+
+    async def make_backend(self) -> Any:
+        return backend(resources(runtime=60), commands="raptor")

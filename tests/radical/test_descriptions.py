@@ -230,6 +230,21 @@ def test_impossible_settings_raise_value_error() -> None:
         ({"work_dir": 3}, TypeError, "work_dir must be a path, got 3"),
         ({"raptor": False, "raptor_config": CONFIG}, ValueError, "omit one of them"),
         ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "omit one of them"),
+        ({"commands": "shell"}, ValueError, "commands must be 'task' or 'raptor', got 'shell'"),
+        ({"commands": "raptor", "raptor": False}, ValueError, "combined with raptor=False"),
+        (
+            {"commands": "raptor", "functions": "executable"},
+            ValueError,
+            "combined with functions='executable'",
+        ),
+        (
+            {
+                "commands": "raptor",
+                "raptor_config": {"masters": [{"workers": [{"worker_type": "MPIWorker"}]}]},
+            },
+            ValueError,
+            "needs the backend's own masters and workers",
+        ),
     ],
 )
 def test_invalid_settings_raise_before_the_start(

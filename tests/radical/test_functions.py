@@ -22,6 +22,7 @@ from rhapsody_radical import call, functions
 from rhapsody_radical.functions import completed
 from rhapsody_radical.wire import is_plain
 from tests._support.nonsense import little_memory, nonsense
+from tests.radical import stand_ins
 from tests.radical.calls import MIB, packed, same
 
 DEFAULT_WORKER = """
@@ -140,3 +141,16 @@ def test_a_malformed_result_fails_the_task(text: str) -> None:
     task: Any = {"uid": "task.1", "name": "one"}
     with little_memory():
         assert isinstance(functions.unpack(text, task), Exception)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "per_node", "sizes"), [(1, 8, [7]), (1, 2, [1]), (3, 4, [3, 3, 3]), (3, 1, [1, 1])]
+)
+def test_workers_for_commands_leave_a_core_on_each_node(
+    nodes: int, per_node: int, sizes: list[int]
+) -> None:
+    """A worker that needs a whole node could not start on the node of the master."""
+    has = {"cores": per_node}.__getitem__
+    pilot = stand_ins.pilot(nodes=nodes, cores=nodes * per_node, has=has)
+    workers = functions.default_raptor(pilot, None, whole=True)["masters"][0]["workers"]
+    assert [worker["cores_per_rank"] for worker in workers] == sizes

@@ -51,12 +51,15 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.stop()
 
 
+def call(number: int, function: Any, *args: Any) -> tuple[str, str, dict[str, str]]:
+    """Pack a call of a group."""
+    task = completed(str(number), {"function": function, "args": args}, None)
+    return str(number), functions.as_text(functions.pack(task, {}, capture=True)), {}
+
+
 def send(worker: Any, *calls: tuple[Any, ...]) -> None:
     """Send a group of calls; their uids are their numbers."""
-    texts = []
-    for number, (function, *args) in enumerate(calls):
-        task = completed(str(number), {"function": function, "args": tuple(args)}, None)
-        texts.append((str(number), functions.as_text(functions.pack(task, {}, capture=True))))
+    texts = [call(number, *each) for number, each in enumerate(calls)]
     words = {"function": json.dumps(texts), "metadata": {"rhapsody": "calls"}}
     worker._request_cb([{"uid": "group", "description": words}])
 

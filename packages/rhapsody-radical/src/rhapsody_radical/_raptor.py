@@ -12,6 +12,9 @@ calls at once if they belong to groups, and reads one byte from a pipe before it
 By reading the remaining bytes, the worker withdraws the calls that have not started. It does so to
 send them to an idle process, to cancel them, or because the process has ended. As a result, no call
 waits for a long one while cores are free, and each call is executed once.
+
+Commands share the transport of grouped calls, but are executed by a process of their own, which
+`command.py` describes. The worker only reserves their cores.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
@@ -40,8 +46,9 @@ MARK = "rhapsody"
 """Key in the metadata of Rhapsody's tasks.
 
 Its value is `"call"` for a call that `call.run` executes, `"task"` for a `PythonTask`, which any
-RAPTOR worker could execute, and `"calls"` for a group, whose `function` is a list of calls with
-their uids.
+RAPTOR worker could execute, and `"calls"` for a group, whose `function` is a list of calls and
+commands: the uid, the packed call, and a dict. For a command, this dict contains the `script` that
+starts the process of `command.py`.
 """
 
 CALL_REPORTS = "rhapsody_calls"
@@ -107,6 +114,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._expired: set[str] = set()
         self._busy: list[Process] = []
         self._idle: list[Process] = []
+        self._commands: Commands | None = None
         self._states: Any = None
         self._news: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._made = threading.Event()
@@ -157,6 +165,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     if process.calls and (uid := process.calls[-1]["uid"]) in uids:
                         self._cancelled.add(uid)
                         process.kill()
+            if self._commands is not None:
+                for uid in self._commands.calls.keys() & uids:
+                    self._cancelled.add(uid)
+                    self._commands.send(uid, None)
             for call in [call for call in self._waiting if call["uid"] in uids]:
                 self._waiting.remove(call)
                 self._answer(call, cancelled=True)
@@ -165,6 +177,9 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
     def stop(self) -> None:
         """End all calls and the worker."""
         self._server.close()
+        with self._change:
+            if self._commands is not None:
+                self._commands.close()
         super().stop()
 
     # Calls.
@@ -174,6 +189,9 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             with self._change:
                 while not (calls := self._next()):
                     self._change.wait()
+            if "script" in calls[0]:
+                self._start_command(calls[0])
+                continue
             try:
                 threading.Thread(target=self._call_all, args=(calls,), daemon=True).start()
             except RuntimeError as error:  # no more threads can be started
@@ -223,7 +241,8 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
     def _may_share(self, task: dict[str, Any], other: dict[str, Any]) -> bool:
         """Return True if two calls may be sent to a process together."""
-        return "group" in task and "group" in other and self._cores(task) == self._cores(other)
+        grouped = all("group" in each and "script" not in each for each in (task, other))
+        return grouped and self._cores(task) == self._cores(other)
 
     def _free(self, cores: list[int]) -> None:
         """Release cores."""
@@ -235,6 +254,9 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         """Execute calls, and then further calls on the same thread, because threads are costly."""
         most = 1
         while calls:
+            if "script" in calls[0]:
+                self._start_command(calls[0])
+                return
             began = time.monotonic()
             cores = _reserved(calls)  # a withdrawn call may run on other cores
             try:
@@ -309,6 +331,43 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             if process.calls and process.calls[0]["uid"] == uid:
                 self._expired.add(uid)
                 process.kill()
+
+    # Commands.
+
+    def _start_command(self, call: dict[str, Any]) -> None:
+        """Start a command whose cores are reserved."""
+        with self._change:
+            try:
+                if self._commands is None:
+                    self._commands = Commands(call["script"])
+                    watch = self._watch_commands, (self._commands,)
+                    threading.Thread(target=watch[0], args=watch[1], daemon=True).start()
+            except (OSError, RuntimeError) as raised:  # such as too many processes; it is retried
+                self._end_command(call, None, f"cannot start its process: {raised}")
+                return
+            self._commands.calls[call["uid"]] = call
+            self._announce(call)
+            self._commands.send(call["uid"], call["description"]["function"])
+
+    def _watch_commands(self, commands: Commands) -> None:
+        """Report the end of each command until the process that runs the commands has ended."""
+        for uid, text, error in commands.receive():
+            with self._change:
+                self._end_command(commands.calls.pop(uid), text, error)
+        problem = commands.end()
+        with self._change:
+            if self._commands is commands:
+                self._commands = None
+            for call in commands.calls.values():
+                self._end_command(call, None, problem)
+
+    def _end_command(self, call: dict[str, Any], text: str | None, error: str | None) -> None:
+        self._free(_reserved([call]))
+        cancelled = call["uid"] in self._cancelled
+        self._cancelled.discard(call["uid"])
+        lost = None if text is not None else f"ChildProcessError({error!r})"
+        self._answer(call, text=text, error=lost, cancelled=cancelled)
+        self._change.notify_all()
 
     # Reports.
 
@@ -394,8 +453,8 @@ def _members(task: dict[str, Any]) -> list[dict[str, Any]]:
     group = Group(task, len(calls))
     shared = {**task["description"], "metadata": {MARK: "call"}}
     return [
-        {"uid": uid, "description": {**shared, "function": order}, "group": group}
-        for uid, order in calls
+        {"uid": uid, "description": {**shared, "function": order}, "group": group, **more}
+        for uid, order, more in calls
     ]
 
 
@@ -477,6 +536,70 @@ class Process:
             self.kill()
         for each in (self._channel, *self._unstarted):
             each.close()
+
+
+class Commands:
+    """Process that runs commands, see `command.py`; it ends when the worker ends.
+
+    Args:
+        script: The shell script that starts the process, with a descriptor as its argument.
+
+    Attributes:
+        calls: The commands that have not ended, by their uids.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+
+    def __init__(self, script: str) -> None:
+        self.calls: dict[str, dict[str, Any]] = {}
+        self._ready = False
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
+        self._socket, child_end = socket.socketpair()
+        with child_end:
+            self._process = subprocess.Popen(
+                [shutil.which("bash") or "/bin/sh", script, str(child_end.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=[child_end.fileno()],
+                start_new_session=True,
+            )
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        """End the connection when the process ends, because a daemon may have inherited it."""
+        self._process.wait()
+        self.close()
+
+    def send(self, uid: str, order: str | None) -> None:
+        """Start a command, or cancel it if there is no order."""
+        with suppress(OSError):  # the process has ended, which `receive` detects
+            self._socket.sendall(json.dumps([uid, order]).encode() + b"\n")
+
+    def receive(self) -> Iterator[tuple[str, str | None, str | None]]:
+        """Yield the uid, reply and error of each command that ends, until the process has ended."""
+        with self._socket.makefile("rb") as lines, suppress(ConnectionError):
+            for line in lines:
+                if self._ready:
+                    uid, text, error = json.loads(line)
+                    yield uid, text, error
+                self._ready = True
+
+    def end(self) -> str:
+        """Wait until the process has ended, close its files, and describe its end."""
+        code = self._process.wait()
+        with self._socket, self._log:
+            self._log.seek(0)
+            output = self._log.read()[-1000:].decode(errors="replace").strip()
+        if self._ready:
+            return f"the process that runs commands has ended with exit code {code}"
+        return f"the process that runs commands cannot start: exit code {code}, {output}"
+
+    def close(self) -> None:
+        """End the process and all commands."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class Server:

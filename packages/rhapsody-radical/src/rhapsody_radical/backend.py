@@ -27,7 +27,7 @@ from rhapsody.backends import Capabilities, ManagedBackend, Session
 from rhapsody.sdk import in_thread
 from rhapsody_radical import descriptions, functions, links, results, services, states, translate
 from rhapsody_radical.cleanup import SESSIONS_DIRECTORY
-from rhapsody_radical.connection import PROGRAM, Connection
+from rhapsody_radical.connection import COMMANDS, PROGRAM, Connection
 from rhapsody_radical.descriptions import checked_settings, has_other_workers, total_cores
 from rhapsody_radical.links import Links
 from rhapsody_radical.pilot import PilotException
@@ -70,13 +70,18 @@ class RadicalExecutionBackend(ManagedBackend):
             and one worker, whose size depends on the pilot.
         functions: `"raptor"` to run function tasks on RAPTOR workers, `"executable"` to run each
             one as a separate program.
+        commands: `"task"` to run each executable task as a task of RADICAL-Pilot, `"raptor"` to
+            let RAPTOR's workers start commands, which is many times faster. Tasks that need ranks,
+            GPUs, memory or other settings of RADICAL-Pilot, and services, always run as tasks.
         raptor: False to disable RAPTOR. With `functions="raptor"`, function tasks then fail.
         function_cores: Number of cores of each pilot for RAPTOR's workers; executables use the
             other cores. Default: half of the pilot's cores, rounded up, minus the core of RAPTOR's
-            master, but at most the cores of one node.
+            master, but at most the cores of one node; with `commands="raptor"`, a worker on each
+            node, with all cores of the node but one.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
             functions on RAPTOR, the worker runs the commands once, when it starts; workers
-            from `raptor_config` do not run them.
+            from `raptor_config` do not run them. For `commands="raptor"`, each worker runs them
+            once, when it receives the first command.
         work_dir: The directory that contains the session's directory. Default: the engine's
             directory if an engine starts the backend, otherwise `.rhapsody` in the current
             directory.
@@ -111,6 +116,7 @@ class RadicalExecutionBackend(ManagedBackend):
         raptor_config: Mapping[str, Any] | None = None,
         *,
         functions: str = "raptor",
+        commands: str = "task",
         raptor: bool = True,
         function_cores: int | None = None,
         pre_exec: Sequence[str] = (),
@@ -122,10 +128,11 @@ class RadicalExecutionBackend(ManagedBackend):
         super().__init__(name=name)
         descriptions.check_flags(raptor=raptor, verbose=verbose, keep_session=keep_session or False)
         settings = descriptions.pilot_descriptions(resources)
-        self._config = checked_settings(functions, raptor_config, function_cores, raptor)
+        self._config = checked_settings(functions, commands, raptor_config, function_cores, raptor)
         self.resources = resources
         self.raptor_config: Mapping[str, Any] = raptor_config or {}
         self.functions = functions
+        self.commands = commands
         self.function_cores = function_cores
         self.pre_exec: list[str] = descriptions.check_commands(pre_exec)
         self._keep = keep_session
@@ -209,6 +216,9 @@ class RadicalExecutionBackend(ManagedBackend):
             pilot.configure(config)
         self.resource_pilot = self.pilots[0].handle
         self.capabilities = self._able(self._config)
+        restore = str(connection.directory / PROGRAM)
+        script = translate.commands_script(restore, self.pre_exec)
+        (connection.directory / COMMANDS).write_text(script, errors="surrogateescape")
         if self._config is not None:
             self._configure_raptor(self._config)
 
@@ -275,7 +285,9 @@ class RadicalExecutionBackend(ManagedBackend):
         """Send tasks, or make them wait for a pilot. Called on the command thread."""
         # If the user has set RAPTOR's size, RAPTOR has to start before executables are checked;
         # otherwise, executables decide whether RAPTOR may start.
-        self._waiting += sorted(jobs, key=lambda job: job.is_function == self._gives_way)
+        self._waiting += sorted(
+            jobs, key=lambda job: self._may_use_raptor(job.task) == self._gives_way
+        )
         self._send_waiting()
 
     def _send_waiting(self) -> None:
@@ -335,7 +347,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _fits(self, task: TaskDescription, pilot: Pilot) -> bool:
         """Return True if a pilot is large enough for a task."""
         try:
-            if task["function"] is None or not self._goes_to_raptor(task, pilot):
+            if not self._goes_to_raptor(task, pilot):
                 translate.check_fits(task["name"], translate.needs(task, pilot), pilot)
         except CapabilityError:
             return False
@@ -352,6 +364,11 @@ class RadicalExecutionBackend(ManagedBackend):
         directives = self._links.take(job)
         if job.is_function:
             words, order = self._described_function(job, batch)
+        elif self._uses_raptor(task, pilot):
+            assert self._connection is not None
+            job.on_raptor = True
+            script = str(self._connection.directory / COMMANDS)
+            words, order = translate.describe_command(task, pilot, script)
         else:
             words = translate.describe_executable(task, pilot)
             self._make_room(job, words)
@@ -376,16 +393,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._check_function(task)
         if task.get("capture") == "files" and "sandbox" not in task:
             task["sandbox"] = os.path.join(pilot.sandbox, task["uid"])
-        to_raptor = self._goes_to_raptor(task, pilot)
-        if to_raptor and pilot.raptor is None:
-            config = self._raptor_for(pilot)
-            if self._gives_way and (other := self._too_large(pilot, total_cores(config))):
-                self._do_without_raptor(other)
-                to_raptor = False
-            else:
-                self._start_raptor(pilot, config)
-                self._refuse_too_large(pilot)
-        if to_raptor:
+        if self._uses_raptor(task, pilot):
             return functions.describe_call(job, batch)
         self._make_room(job, translate.needs(task, pilot))
         return functions.describe_program(job), None
@@ -411,18 +419,44 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # RAPTOR.
 
+    def _may_use_raptor(self, task: TaskDescription) -> bool:
+        """Return True if a task runs on RAPTOR if a pilot has enough cores for RAPTOR."""
+        if task["function"] is None:
+            return (
+                self.commands == "raptor"
+                and not task["is_service"]
+                and functions.may_use_raptor(task)
+            )
+        return self.functions == "raptor" and functions.may_use_raptor(task)
+
     def _goes_to_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
-        """Return True if a function runs on RAPTOR, False if it runs as a separate program."""
-        if self.functions == "executable" or pilot.only_programs:
+        """Return True if a task runs on RAPTOR, False if it runs as a separate program."""
+        if pilot.only_programs or not self._may_use_raptor(task):
             return False
-        return not functions.needs_more(task, descriptions.cores_per_call(self._raptor_for(pilot)))
+        cores = descriptions.cores_per_call(self._raptor_for(pilot))
+        return not functions.needs_more_cores(task, cores)
+
+    def _uses_raptor(self, task: TaskDescription, pilot: Pilot) -> bool:
+        """Return True if a task runs on RAPTOR, which is started if necessary."""
+        if not self._goes_to_raptor(task, pilot):
+            return False
+        if pilot.raptor is None:
+            config = self._raptor_for(pilot)
+            if self._gives_way and (other := self._too_large(pilot, total_cores(config))):
+                self._do_without_raptor(other)
+                return False
+            self._start_raptor(pilot, config)
+            self._refuse_too_large(pilot)
+        return True
 
     def _raptor_for(self, pilot: Pilot) -> dict[str, Any]:
         """Return the configuration of RAPTOR for a pilot, even if RAPTOR has not started there."""
         if config := pilot.raptor or self._config:
             return config
-        default = functions.default_raptor(pilot, self.function_cores)
-        default["masters"][0]["workers"][0]["pre_exec"] = list(self.pre_exec)
+        whole = self.commands == "raptor"
+        default = functions.default_raptor(pilot, self.function_cores, whole=whole)
+        for worker in default["masters"][0]["workers"]:
+            worker["pre_exec"] = list(self.pre_exec)
         return default
 
     def _configure_raptor(self, config: dict[str, Any]) -> None:
@@ -457,7 +491,9 @@ class RadicalExecutionBackend(ManagedBackend):
     def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
         """Return an open program that needs more cores than RAPTOR would leave, or `None`."""
         for job in self.open_jobs():
-            program = job.program or not job.is_function
+            program = job.program or not (
+                job.is_function or job.on_raptor or self._goes_to_raptor(job.task, pilot)
+            )
             if job.pilot is pilot and program and job.cores > pilot.cores - taken:
                 return job
         return None
@@ -755,6 +791,7 @@ class RadicalExecutionBackend(ManagedBackend):
         assert self._connection is not None
         self._connection.remotes.require_another_thread()  # the reader would wait for itself
         config = descriptions.checked_raptor(raptor_config)
+        descriptions.require_own_workers(self.commands, config)
         self._commands.submit(partial(self._configure_raptor, config)).result()
         self.raptor_mode = True
         self.capabilities = self._able(config)

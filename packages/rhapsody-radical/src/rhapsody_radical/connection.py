@@ -49,6 +49,9 @@ COMPONENT = "radical-pilot-component"
 PROGRAM = "home/program.sh"
 """Script in the session's directory that restores the program's variables in a task."""
 
+COMMANDS = "home/commands.sh"
+"""Script in the session's directory that starts `rhapsody_radical.command` for a RAPTOR worker."""
+
 CHANGED = (
     "PYTHONHOME PYTHONPATH PYTHONNOUSERSITE VIRTUAL_ENV VIRTUAL_ENV_PROMPT _OLD_VIRTUAL_PATH "
     "_OLD_VIRTUAL_PYTHONPATH _OLD_VIRTUAL_PYTHONHOME _OLD_VIRTUAL_PS1 LC_NUMERIC MAKEFLAGS "

@@ -255,13 +255,28 @@ def _are_dicts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
 
 
+def require_own_workers(commands: str, config: Mapping[str, Any]) -> None:
+    """Raise if commands are to run on workers of another class, which cannot start them.
+
+    Raises:
+        ValueError: A master or worker of the validated configuration has another class.
+    """
+    others = any(master.get(key) for master in config["masters"] for key in CLASS_KEYS)
+    if commands == "raptor" and (others or has_other_workers(config)):
+        raise ValueError(
+            "commands='raptor' needs the backend's own masters and workers; omit worker_type, "
+            f"{', '.join(CLASS_KEYS)} in raptor_config, or use commands='task'"
+        )
+
+
 def checked_settings(
-    functions: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
+    functions: Any, commands: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
 ) -> dict[str, Any] | None:
-    """Validate the backend's parameters for functions.
+    """Validate the backend's parameters for functions and commands.
 
     Args:
         functions: The parameter `functions`.
+        commands: The parameter `commands`.
         config: The parameter `raptor_config`.
         cores: The parameter `function_cores`.
         enabled: The parameter `raptor`.
@@ -275,6 +290,11 @@ def checked_settings(
     """
     if functions not in ("raptor", "executable"):
         raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
+    if commands not in ("task", "raptor"):
+        raise ValueError(f"commands must be 'task' or 'raptor', got {commands!r}")
+    if commands == "raptor" and (functions != "raptor" or not enabled):
+        other = "raptor=False" if functions == "raptor" else "functions='executable'"
+        raise ValueError(f"commands='raptor' cannot be combined with {other}; omit one of them")
     if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
         raise ValueError(f"function_cores must be an integer of at least 1, got {cores!r}")
     if config is None or config == {}:
@@ -285,7 +305,9 @@ def checked_settings(
         raise ValueError(
             "functions='executable' cannot be combined with raptor_config; omit one of them"
         )
-    return checked_raptor(config)
+    checked = checked_raptor(config)
+    require_own_workers(commands, checked)
+    return checked
 
 
 def cores_per_call(config: Mapping[str, Any]) -> int:

@@ -238,26 +238,38 @@ def completed(
     return cast("TaskDescription", task)
 
 
-def default_raptor(pilot: Pilot, cores: int | None) -> dict[str, Any]:
+def default_raptor(pilot: Pilot, cores: int | None, *, whole: bool = False) -> dict[str, Any]:
     """Return the default configuration of RAPTOR for a pilot.
 
     Args:
         pilot: The pilot.
         cores: The number of cores for the worker; `None` for the default.
+        whole: True to use the whole pilot by default, with a worker on each node, and False to use
+            half of it. A core is left on each node, because the master uses one of these.
 
     Raises:
         CapabilityError: The pilot has too few cores.
     """
     per_node = pilot.has("cores") or pilot.cores
-    if cores is None:
+    workers = 1
+    if cores is None and whole:
+        cores = max(1, per_node - 1)
+        workers = max(1, min(pilot.nodes, (pilot.cores - 1) // cores))
+    elif cores is None:
         cores = max(1, min(per_node, (pilot.cores + 1) // 2 - (pilot.cores > 2)))
     if cores > per_node or cores + 1 > pilot.cores:
+        cure = (
+            "run commands as tasks: RadicalExecutionBackend(commands='task')"
+            if whole
+            else "run functions as programs: RadicalExecutionBackend(functions='executable')"
+        )
         raise CapabilityError(
             f"pilot {pilot.uid} has {pilot.cores} cores, too few for RAPTOR's master (1) and "
-            f"worker ({cores}). Request more cores, or run functions as programs: "
-            "RadicalExecutionBackend(functions='executable')"
+            f"worker ({cores}). Request more cores, or {cure}"
         )
-    return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
+    return {
+        "masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores} for _ in range(workers)]}]
+    }
 
 
 def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
@@ -365,25 +377,27 @@ ON_RAPTOR = {
 """Keys of a task's settings that RAPTOR or this backend supports for calls on RAPTOR."""
 
 
-def needs_more(task: TaskDescription, cores: int) -> bool:
-    """Return True if a call needs something that RAPTOR does not offer.
+COMMANDS_ON_RAPTOR = {"cores_per_rank", "mode", "name", "pilot"}
+"""Keys of a task's settings that this backend supports for commands on RAPTOR."""
 
-    Examples are several ranks, GPUs, memory, more cores than a worker has, and settings for
-    executables.
 
-    Args:
-        task: The task.
-        cores: The number of cores that a call can use on every worker.
+def may_use_raptor(task: TaskDescription) -> bool:
+    """Return True if a call or command needs nothing that RAPTOR does not offer, except cores.
+
+    Examples of other needs are several ranks, GPUs, memory, and settings for executables.
     """
     specific = task["task_backend_specific_kwargs"]
-    if any(value is not None for key, value in specific.items() if key not in ON_RAPTOR):
-        return True
+    supported = COMMANDS_ON_RAPTOR if task["function"] is None else ON_RAPTOR
+    if any(value is not None for key, value in specific.items() if key not in supported):
+        return False
     if not all(isinstance(each, str) for each in as_list(specific.get("pre_exec"))):
-        return True  # commands for single ranks
+        return False  # commands for single ranks
     resources = task.get("resources")
-    return number(specific, "cores_per_rank") > cores or (
-        resources is not None
-        and bool(
-            resources.ranks > 1 or resources.gpus or resources.memory or resources.cores > cores
-        )
-    )
+    return resources is None or not (resources.ranks > 1 or resources.gpus or resources.memory)
+
+
+def needs_more_cores(task: TaskDescription, cores: int) -> bool:
+    """Return True if a call or command needs more cores than it can use on every worker."""
+    resources = task.get("resources")
+    wanted = 0 if resources is None else resources.cores
+    return max(number(task["task_backend_specific_kwargs"], "cores_per_rank"), wanted) > cores

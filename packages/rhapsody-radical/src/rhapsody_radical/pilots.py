@@ -281,7 +281,7 @@ class Job:
         task: The task's description, into which its result is written.
         pilot: The task's pilot; meaningless until a pilot has been chosen.
         sent: True if the task was sent to the client.
-        on_raptor: True if the task is a call on RAPTOR.
+        on_raptor: True if the task is a call or a command on RAPTOR.
         program: True if the task is a function task that runs as a separate program.
         running: True if the task was reported as running.
         cancelled: True if the task's cancellation was requested.

@@ -121,6 +121,13 @@ OPTIONS = (
         "raptor",
         "Function tasks run on RAPTOR workers, or each one as a separate program.",
     ),
+    BackendOption(
+        "commands",
+        Literal["task", "raptor"],
+        "task",
+        "Each command runs as a task of RADICAL-Pilot, or RAPTOR workers start it, which is many "
+        "times faster.",
+    ),
     BackendOption("raptor", bool, True, "False disables RAPTOR."),
     BackendOption("raptor_config", dict, help="RAPTOR masters and their workers."),
     BackendOption("function_cores", int, help="Cores of each pilot for RAPTOR's workers."),

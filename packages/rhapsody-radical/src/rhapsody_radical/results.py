@@ -7,6 +7,7 @@ successes. This module corrects these errors.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from typing import Any
@@ -55,6 +56,11 @@ def of(job: Job, state: str) -> tuple[str, BaseException | None]:
             job.task.pop("exit_code", None)
         return function_outcome(job, state)
     collect_output(job)
+    if job.on_raptor and job.ended.value is not None:
+        reply = json.loads(job.ended.value)
+        job.task["worker"] = reply.get("host", job.task.get("worker"))
+        if reply.get("usage"):
+            job.task["usage"] = reply["usage"]
     if job.awaited and not job.cancelled and job.info is None:
         return FAILED, too_early(job.task, job.task.get("exit_code"))
     return outcome(job, state)

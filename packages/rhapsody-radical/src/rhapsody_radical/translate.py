@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from rhapsody import CapabilityError, DataError, Resources, TaskDescription
 from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, task_environment, working_directory
 from rhapsody_radical.descriptions import (
     EXECUTABLE,
+    FUNCTION,
     as_list,
     can_work_in,
     cores_taken,
@@ -115,6 +117,60 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> dict[str,
         words["stdout"] = words["stderr"] = "/dev/null"
     check_staging(task, settings)
     return words
+
+
+def describe_command(task: TaskDescription, pilot: Pilot, script: str) -> tuple[Any, Any]:
+    """Create the sandbox of a command, and describe the command for RAPTOR.
+
+    Args:
+        task: The task.
+        pilot: The task's pilot.
+        script: The script that starts the process of `rhapsody_radical.command`.
+
+    Returns:
+        The RADICAL-Pilot description, and the order for `rhapsody_radical.command`.
+
+    Raises:
+        ValueError: The task has no executable, or its command cannot be passed to a program.
+        OSError: The working directory does not exist.
+    """
+    words = describe_executable(task, pilot)
+    place(task, {}, pilot)
+    cores, sandbox, uid = int(words.get("cores_per_rank") or 1), task["sandbox"], task["uid"]
+    variables = task_environment(task, cores=requested_cores(task, task_settings(task)))
+    own = {"ID": uid, "NAME": task["name"], "SANDBOX": sandbox}
+    environment = {f"RP_TASK_{name}": value for name, value in own.items()}
+    environment |= {"RP_CORES_PER_RANK": str(cores), **variables}
+    order: dict[str, Any] = {
+        "uid": uid,
+        "name": plain(task["name"]),
+        "executable": plain(task["executable"] or ""),
+        "sandbox": sandbox,
+        "environment": {plain(name): plain(value) for name, value in environment.items()},
+        "capture": "files" if task.get("capture", True) else False,
+        "stdin": os.path.join(sandbox, f"{uid}.in") if task.get("stdin") else None,
+        "script": script,
+    }
+    if task.get("arguments") is not None:
+        order["arguments"] = list(map(plain, task["arguments"]))
+    if "cwd" in task:
+        order["cwd"] = plain(task["cwd"])
+    return {"mode": FUNCTION, "uid": uid, "cores_per_rank": cores}, order
+
+
+def commands_script(restore: str, commands: Sequence[str]) -> str:
+    """Return the script that starts the process of `rhapsody_radical.command`.
+
+    Args:
+        restore: The script that restores the program's variables.
+        commands: The commands that every task of the backend runs first.
+    """
+    first = [
+        f"{{ {command}\n}} || {{ echo {shlex.quote(f'pre_exec failed: {command}')} >&2; exit 1; }}"
+        for command in commands
+    ]
+    last = f'exec {shlex.quote(sys.executable)} -m rhapsody_radical.command "$1"'
+    return "\n".join([f". {shlex.quote(restore)}", *first, last, ""])
 
 
 def _check_text(task: TaskDescription) -> None:

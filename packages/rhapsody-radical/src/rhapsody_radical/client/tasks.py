@@ -38,7 +38,10 @@ The keyword `within` limits the time in seconds that the message may wait for ot
 """
 
 Submitted = tuple[str, dict[str, Any], Any]
-"""A task's uid, its RADICAL-Pilot description, and its packed call (`None` for a program)."""
+"""A task's uid, its RADICAL-Pilot description, and its packed call.
+
+The call is `None` for a program that RADICAL-Pilot starts, and a dict for a command on RAPTOR.
+"""
 
 KILLED = frozenset({137, 143, -9, -15})
 """Exit codes of programs that SIGKILL or SIGTERM has ended, as RADICAL-Pilot reports them."""
@@ -68,6 +71,8 @@ class Entry:
         cancelled: True if the task's cancellation was requested; the request is repeated until the
             task has ended.
         group: The group that contains the call; `None` for other tasks.
+        command: True for a command on RAPTOR.
+        found: What the worker has reported about the end of a call of a group.
         calls: The calls of a group, in order.
     """
 
@@ -78,6 +83,8 @@ class Entry:
     running: bool = False
     cancelled: bool = False
     group: Entry | None = None
+    command: bool = False
+    found: tuple[Any, ...] | None = None
     calls: list[Entry] = field(default_factory=list)
 
 
@@ -151,7 +158,7 @@ class Tasks:
             try:
                 ready.append(self._described(uid, words, order, pilot))
             except Exception as error:  # fails only this task
-                for each in [uid] if type(order) is not list else [call for call, _ in order]:
+                for each in [uid] if type(order) is not list else [call for call, *_ in order]:
                     self._refuse(each, error)
         if not ready:
             return
@@ -175,18 +182,20 @@ class Tasks:
             self.drop(pilot)
 
     def _grouped(self, batch: list[Submitted], pilot: ClientPilot) -> Iterator[Submitted]:
-        """Group calls that differ only in their functions and arguments.
+        """Group commands on RAPTOR, and calls that differ only in their functions and arguments.
 
         Each RADICAL-Pilot task adds overhead, so a group of calls is submitted as one task.
 
         Yields:
-            Calls and groups. Instead of a packed call, a group contains a list of its calls' uids
-            and packed calls as text.
+            Calls and groups. Instead of a packed call, a group contains a list of its calls, as
+            `rhapsody_radical._raptor` reads it.
         """
         most = self._raptors.group_size(pilot, len(batch))
         started: dict[Any, Submitted] = {}
         for uid, words, order in batch:
-            if most == 1 or order is None or not words.keys() <= GROUPED:
+            command = type(order) is dict
+            alone = not command and (most == 1 or not words.keys() <= GROUPED)
+            if order is None or alone:
                 yield uid, words, order
                 continue
             cores = words.get("cores_per_rank")
@@ -195,8 +204,9 @@ class Tasks:
                 name = f"calls.{self._groups:06d}"
                 started[cores] = name, {**words, "uid": name}, []
             calls = started[cores][2]
-            calls.append((uid, functions.as_text(order)))
-            if len(calls) == most or sum(len(text) for _, text in calls) > MAX_GROUP_TEXT:
+            more = {"script": order["script"]} if command else {}
+            calls.append((uid, functions.as_text(order), more))
+            if len(calls) == most or sum(len(text) for _, text, _ in calls) > MAX_GROUP_TEXT:
                 yield started.pop(cores)
         yield from started.values()
 
@@ -207,7 +217,10 @@ class Tasks:
         if order is not None:
             entry.pair = self._raptors.send(words, order, pilot)
         if type(order) is list:
-            entry.calls = [Entry(call, pilot, pair=entry.pair, group=entry) for call, _ in order]
+            entry.calls = [
+                Entry(call, pilot, pair=entry.pair, group=entry, command="script" in more)
+                for call, _, more in order
+            ]
         return entry, described("TaskDescription", words, "task_description")
 
     def _refuse(self, uid: str, error: Exception) -> None:
@@ -270,8 +283,13 @@ class Tasks:
                     entry.pair.progress.moved()
                 self._report("running", uid, AGENT_EXECUTING, "")
             if outcome and self._forget(entry):
-                state = "CANCELED" if cancelled else "FAILED" if text is None else "DONE"
-                self._report("end", uid, state, "", (int(text is None), error, error, text))
+                code: int | None = int(text is None)
+                if entry.command:  # it has no exit code if it was lost
+                    code = None if text is None else json.loads(text).get("exit_code", 0)
+                failed = text is None or code
+                entry.found = (code, error, error, text)
+                state = "CANCELED" if cancelled else "FAILED" if failed else "DONE"
+                self._end_program(entry, state, code)
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
         """Record and report the end of a task or group.
@@ -293,13 +311,25 @@ class Tasks:
             return
         if state == "CANCELED" and not entry.running:
             self._free_cores(entry)
+        code = None if entry.handle is None else entry.handle.exit_code
+        self._end_program(entry, state, code, reason)
+
+    def _end_program(self, entry: Entry, state: str, code: int | None, reason: str = "") -> None:
+        """Report the end of a task; for a canceled program, when its processes have ended.
+
+        Args:
+            entry: The task.
+            state: The task's final state, or `"LOST"`.
+            code: The exit code, if it is known.
+            reason: See `end`.
+        """
         # RADICAL-Pilot cancels tasks that exceed its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
-        if cut and entry.running and entry.pair is None:
+        if cut and entry.running and (entry.command or entry.pair is None):
             with self._lock:
                 self._ending.append((entry, state))
             self._reaper.post(self._reap)
-        elif state == "FAILED" and entry.handle is not None and entry.handle.exit_code in KILLED:
+        elif state == "FAILED" and code in KILLED:
             self._reaper.post(partial(self._end_killed, entry))
         else:
             self._report_end(entry, state, reason)
@@ -369,14 +399,16 @@ class Tasks:
                 self._report_end(entry, state)
 
     def _report_end(self, entry: Entry, state: str, reason: str = "") -> None:
-        handle, found = entry.handle, None
-        if handle is not None:
+        handle, found = entry.handle, entry.found
+        if handle is not None and found is None:
             error = (handle.exception, handle.exception_detail)
-            found = (handle.exit_code, *error, handle.return_value)
+            value = handle.return_value if entry.group is None else None  # that of the group
+            found = (handle.exit_code, *error, value)
         self._report("end", entry.uid, state, reason, found)
         if handle is not None and not handle._info_evt.is_set():
             handle._set_info(None)  # `wait_info` raises
-        entry.pilot.forget(entry.uid)
+        if entry.group is None:
+            entry.pilot.forget(entry.uid)
 
 
 def _node(handle: Any) -> str:
