@@ -88,7 +88,7 @@ def test_the_list_as_json_has_a_stable_form(
     assert [each["name"] for each in found] == NAMES[::-1]
     assert set(found[0]) == {
         "name", "path", "outcome", "program", "arguments", "profile", "host", "user", "owner",
-        "pid",
+        "pid", "exit_code",
         "started", "ended", "seconds", "backends", "counts", "problem",
     }  # fmt: skip
     assert found[1]["counts"] == {

@@ -215,6 +215,12 @@ def test_json_has_a_stable_form(active: FileLock, capsys: pytest.CaptureFixture[
     assert found["failed"][0]["error"] == ERROR
 
 
+def test_the_exit_code_is_shown(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
+    records.write(NAME, {"event": "run_end", "time": 9.0, "outcome": "failed", "exit_code": 7})
+    assert ", exit code 7: " in output(capsys)[0]
+    assert json.loads(output(capsys, "--json")[0])["run"]["exit_code"] == 7
+
+
 def test_watch_prints_a_line_for_each_change_until_the_run_ends(
     records: Records,
     active: FileLock,

@@ -61,6 +61,11 @@ def test_an_unknown_run_names_similar_ones(base: Path) -> None:
     assert NAMES[0] in caught.value.candidates
 
 
+def test_a_run_without_a_record_may_not_have_started(base: Path) -> None:
+    with pytest.raises(SelectionError, match="rhapsody attach 20260103T000000-other-00d4"):
+        select_run("00d4", base)
+
+
 def test_a_directory_without_records_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="no recorded runs"):
         select_run(None, tmp_path)

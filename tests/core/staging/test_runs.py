@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import rhapsody
 from rhapsody import DataError, OutputFile, WorkflowEngine
 from rhapsody.staging import runs
 from rhapsody.staging.fsutil import FileLock
@@ -139,6 +140,27 @@ async def test_each_directory_that_a_process_works_in_has_a_run_of_its_own(
         async with WorkflowEngine.create(keep_sandboxes="all") as flow:
             await within(flow.executable_task(lambda: "true")())
         assert runs_in(tmp_path / place / ".rhapsody") == [flow.work_dir.parent.name]
+
+
+@pytest.mark.asyncio
+async def test_one_that_was_reserved_is_used_once_by_the_process_that_it_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reserved = rhapsody.reserve_run("pkg/work.py")
+    assert NAME.fullmatch(reserved.name)
+    assert "-work-" in reserved.name
+    assert reserved != rhapsody.reserve_run("pkg/work.py", tmp_path)
+    monkeypatch.setenv("RHAPSODY_RUN", str(reserved))
+    other = tmp_path / "other"
+    other.mkdir()
+    for place, expected in ((other, False), (tmp_path, True)):
+        monkeypatch.chdir(place)
+        async with WorkflowEngine.create(record=True) as flow:
+            assert (flow.work_dir.parent == reserved) is expected
+            await flow.executable_task(lambda: "true")()
+    assert (reserved / "run.jsonl").is_file()
+    assert "RHAPSODY_RUN" not in os.environ
 
 
 def test_processes_that_start_at_once_never_share_one(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
+    from rhapsody.staging.runs import reserve_run
     from rhapsody.states import StateMapper, TasksMainStates
     from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
         "SubmissionError", "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError",
         "TaskSettings", "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
         "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
-        "run", "wait",
+        "reserve_run", "run", "wait",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -89,6 +90,7 @@ else:
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
+            "rhapsody.staging.runs": "reserve_run",
             "rhapsody.states": "StateMapper TasksMainStates",
             "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
         },

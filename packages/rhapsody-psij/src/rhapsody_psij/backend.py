@@ -388,6 +388,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             log.info("backend %r: found %d jobs of an earlier run", self.name, len(found))
             self._send({"attach": found})
 
+    def seconds_left(self, task: Any = None) -> float | None:
+        """Return no limit if jobs are detached, because the next run takes over their results."""
+        return None if self.detach else super().seconds_left(task)
+
     async def stop(self) -> None:
         """End the client process, and remove the files of the jobs.
 

@@ -295,7 +295,7 @@ class Client:
             try:
                 if self._named:  # PSI/J's scripts use this attribute, which its jobs do not have
                     job.name = job.given["name"]
-                job.spec = self._spec(job.given)
+                job.spec = made_spec(job.given, self._executor)
             except Exception as error:  # PSI/J does not accept a value
                 self._end(number, "REFUSED", str(error) or repr(error))
                 continue
@@ -408,17 +408,6 @@ class Client:
             body = f"{before}\n{launch}\n_r_code=$?\necho $_r_code{file_name}\n{after}"
         return options, body
 
-    def _spec(self, spec: dict[str, Any]) -> psij.JobSpec:
-        resources = psij.ResourceSpecV1(**spec.pop("resources"))
-        attributes = spec.pop("attributes")
-        duration = attributes.pop("duration")
-        if duration is not None:
-            attributes["duration"] = timedelta(seconds=duration)
-        made = psij.JobAttributes(**attributes)
-        if duration is None and isinstance(self._executor, BatchSchedulerExecutor):
-            made.duration = None  # type: ignore[assignment]  # the default of the queue
-        return psij.JobSpec(**spec, resources=resources, attributes=made)
-
     def _cancel_soon(self, number: str) -> None:
         self._to_cancel.put(number)
         self._cancellations.submit(self._cancel_waiting)
@@ -501,6 +490,19 @@ class Client:
         if job is not None:
             self._ids.pop(job.id, None)
         self._report([number, state, message, code])
+
+
+def made_spec(spec: dict[str, Any], executor: psij.JobExecutor) -> psij.JobSpec:
+    """Return PSI/J's specification of a job, from one of `rhapsody_psij.jobs`."""
+    resources = psij.ResourceSpecV1(**spec.pop("resources"))
+    attributes = spec.pop("attributes")
+    duration = attributes.pop("duration")
+    if duration is not None:
+        attributes["duration"] = timedelta(seconds=duration)
+    made = psij.JobAttributes(**attributes)
+    if duration is None and isinstance(executor, BatchSchedulerExecutor):
+        made.duration = None  # type: ignore[assignment]  # the default of the queue
+    return psij.JobSpec(**spec, resources=resources, attributes=made)
 
 
 def _with_options(command: Callable[..., list[str]], job: Any, script: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Declaration of the PSI/J backend for Rhapsody's registry.
+"""Declaration of the PSI/J backend for Rhapsody's registry, and of the plugin's commands.
 
 This module imports neither PSI/J nor the class of the backend.
 """
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from rhapsody import hookimpl
 from rhapsody.backends import BackendOption, BackendSpec, Capabilities
+from rhapsody.plugins import CommandLine
 
 TASK_SETTINGS = frozenset({"queue", "account", "attributes", "launcher", "nodes"})
 """Keys of `task_description`: the options of the same names for one task, and its nodes."""
@@ -113,3 +114,13 @@ def rhapsody_backends() -> BackendSpec:
         install_hint="pip install rhapsody-psij",
         options=OPTIONS,
     )
+
+
+@hookimpl
+def rhapsody_commands(cli: CommandLine) -> None:
+    """Add the commands for runs that are jobs themselves."""
+    from rhapsody_psij import commands
+
+    cli.add_command("submit", commands.SUBMIT, commands.configure_submit, commands.submit)
+    cli.add_command("attach", commands.ATTACH, commands.configure_run, commands.attach)
+    cli.add_command("cancel", commands.CANCEL, commands.configure_run, commands.cancel)

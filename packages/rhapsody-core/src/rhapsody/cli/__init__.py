@@ -84,8 +84,16 @@ MIXED = {"status", "show", "logs", "stats", "config"}
 PRIVATE = {"trace", "report", "export"}
 """Commands whose files only the user may read, as the record itself."""
 
-PUBLISHED = {"replay": "rhapsody-wfcommons"}
+PUBLISHED = {
+    "replay": "rhapsody-wfcommons",
+    "submit": "rhapsody-psij",
+    "attach": "rhapsody-psij",
+    "cancel": "rhapsody-psij",
+}
 """Commands of known plugins, each with the distribution that contains it."""
+
+STARTS_SCRIPTS = {"run", "submit"}
+"""Commands whose arguments after `--` are for the script. They are in the attribute `arguments`."""
 
 
 class _Command(NamedTuple):
@@ -164,14 +172,14 @@ class Commands:
         parser = HelpParser(prog=f"rhapsody {name}", description=command.help, allow_abbrev=False)
         self.configure(name, parser)
         parsed, given = argparse.Namespace(commands=self), list(arguments[1:])
-        if name == "run":  # arguments after `--` are for the script
+        if name in STARTS_SCRIPTS:
             end = [*given, "--"].index("--")
             parsed.arguments, given = given[end + 1 :], given[:end]
         parse = parser.parse_known_args
         if name in MIXED:
             parse = parser.parse_known_intermixed_args
         parsed, unknown = parse(given, parsed)
-        if unknown and name == "run":
+        if unknown and name in STARTS_SCRIPTS:
             raise UsageError(_misplaced(unknown, parser))
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -260,7 +268,7 @@ def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     meant = f"did you mean --{close[0]}? " if close else ""
     return (
         f"unrecognized arguments: {shlex.join(unknown)}; {meant}put the script's own arguments "
-        f"after --: rhapsody run SCRIPT -- {shlex.join(unknown)}"
+        f"after --: {parser.prog} SCRIPT -- {shlex.join(unknown)}"
     )
 
 
@@ -269,7 +277,11 @@ def _plugins_text() -> str:
     names = sorted({entry.distribution for entry in installed().entries} - {CORE})
     if not names:
         return ""
-    return f"Installed plugins may add commands (list them with --plugins): {', '.join(names)}"
+    known = [f"{command} ({owner})" for command, owner in PUBLISHED.items() if owner in names]
+    text = f"Commands of installed plugins: {', '.join(known)}\n" if known else ""
+    return (
+        f"{text}Installed plugins may add commands (list them with --plugins): {', '.join(names)}"
+    )
 
 
 def _versions() -> str:

@@ -121,6 +121,7 @@ def run_json(run: RunRecord) -> dict[str, Any]:
         "pid": run.pid,
         "started": run.started,
         "ended": run.ended,
+        "exit_code": run.exit_code,
         "seconds": run.seconds,
         "backends": list(run.backends),
     }

@@ -23,9 +23,12 @@ from rhapsody._version import __version__
 from rhapsody.backends.discovery import parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
+    BROKEN_PIPE,
     DONE,
     ENDED_BY,
     FAILED,
+    INTERRUPTED,
+    USAGE,
     CommandError,
     complain,
     note,
@@ -132,15 +135,21 @@ def run(arguments: argparse.Namespace) -> int:
         recorded = Recording(arguments)
         at_end.callback(recorded.end)
         hold_records()
-        at_end.callback(lambda: end_records(recorded.outcome))  # before the journal
+        code = INTERRUPTED
+        at_end.callback(lambda: end_records(recorded.outcome, code))  # before the journal
         try:
             code = _code(arguments, recorded, dashboard, at_end)
         except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else FAILED if end.code else DONE
             if end.code not in ENDED_BY:
                 recorded.how = "failed" if end.code else "done"
             raise
-        except (UsageError, CommandError):
+        except (UsageError, CommandError) as error:
+            code = USAGE if isinstance(error, UsageError) else FAILED
             recorded.how = "failed"
+            raise
+        except BrokenPipeError:
+            code = BROKEN_PIPE
             raise
         recorded.how = "failed" if code else "done"
         return code

@@ -236,7 +236,11 @@ class Status:
     def json(self) -> dict[str, Any]:
         """Return the status as JSON."""
         return {
-            "run": {**run_json(self.history.run), "counts": counts_of(self.history)},
+            "run": {
+                **run_json(self.history.run),
+                "counts": counts_of(self.history),
+                "held_back": any(engine.held_back for engine in self.history.engines.values()),
+            },
             "names": [
                 {"name": name, **{outcome: counts[outcome] for outcome in OUTCOMES}}
                 for name, counts in self.names.items()
@@ -307,6 +311,8 @@ class Status:
             how += f" for {duration(max(0.0, self.now - run.started))}"
         elif run.seconds is not None:
             how += f" in {duration(run.seconds)}"
+        if run.exit_code:
+            how += f", exit code {run.exit_code}"
         return [
             f"{program_of(run)}, run {run.name}",
             f"{how}: {counts_text(counts)}",

@@ -506,7 +506,11 @@ def counts(stats: Stats) -> dict[str, int]:
 
 
 def run_end_line(
-    outcome: str, stats: Mapping[str, int], backends: Iterable[str], now: float
+    outcome: str,
+    exit_code: int | None,
+    stats: Mapping[str, int],
+    backends: Iterable[str],
+    now: float,
 ) -> str:
     """Return the line for the end of a run; the counters are those of all its engines."""
     return _line(
@@ -514,6 +518,7 @@ def run_end_line(
         {
             "time": _rounded(now),
             "outcome": outcome,
+            "exit_code": exit_code,
             "stats": stats,
             "backends": list(backends),
         },

@@ -88,6 +88,7 @@ class RunRecord:
         profile: The name of the profile, if one was used.
         started: The start, in seconds since the epoch.
         ended: The end in the same form; `None` if the run has not ended properly.
+        exit_code: The exit code of `rhapsody run`; `None` if it is not recorded.
         stats: The counters of all engines that have ended, as in `rhapsody.plugins.Stats`, without
             those that are 0.
         backends: The names of the backends.
@@ -110,6 +111,7 @@ class RunRecord:
     profile: str | None = None
     started: float | None = None
     ended: float | None = None
+    exit_code: int | None = None
     stats: Mapping[str, int] = field(default_factory=dict)
     backends: tuple[str, ...] = ()
     problem: str | None = None
@@ -837,6 +839,7 @@ def _run(
         profile=get("profile"),
         started=get("started"),
         ended=None if end is None else end.get("time"),
+        exit_code=None if end is None else end.get("exit_code"),
         stats=stats,
         backends=backends,
     )
@@ -1008,7 +1011,13 @@ _ENGINE = {
     "problems": _are_texts,
     "accounts": _is_mapping,
 }
-_RUN_END = {"time": is_time, "outcome": _is_text, "stats": _are_counts, "backends": _are_texts}
+_RUN_END = {
+    "time": is_time,
+    "outcome": _is_text,
+    "exit_code": _is_int,
+    "stats": _are_counts,
+    "backends": _are_texts,
+}
 """Checks of the values of lines that do not belong to one task."""
 
 

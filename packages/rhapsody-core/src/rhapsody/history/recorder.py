@@ -262,12 +262,12 @@ class _Record:
         """True if no engine uses the record."""
         return not self._engines
 
-    def end(self, outcome: Outcome | None = None) -> None:
+    def end(self, outcome: Outcome | None = None, exit_code: int | None = None) -> None:
         """Write the end of the run and close the file. A second call has no effect."""
         file, self._file = self._file, None
         if file is not None:
             how, stats = outcome or self._outcome, dict(self._stats)
-            file.put([run_end_line(how, stats, self._backends, file.clock.now())])
+            file.put([run_end_line(how, exit_code, stats, self._backends, file.clock.now())])
             file.close()
         self._leave_run()
 
@@ -312,13 +312,13 @@ def open_records() -> list[Path]:
         return [path for record in process.records.values() if (path := record.path) is not None]
 
 
-def end_records(outcome: Outcome) -> None:
-    """End the records of this process with the outcome of the run. For `rhapsody run`."""
+def end_records(outcome: Outcome, exit_code: int) -> None:
+    """End the records of this process with the run's outcome and exit code. For `rhapsody run`."""
     process = _here()
     with process.lock:
         process.clock = None
         for record in process.records.values():
-            record.end(outcome)
+            record.end(outcome, exit_code)
 
 
 class Recorder:

@@ -60,7 +60,8 @@ def select_run(text: str | None, base: Path) -> Path:
     if text is None or text == LATEST:
         for name in own:
             return base / name / RECORD
-    if not names:
+    waiting = _matching(text or "", [name for name in runs_in(base, own=True) if name not in names])
+    if not names and not waiting:
         raise SelectionError(
             f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "
             "record=True to the engine"
@@ -76,6 +77,12 @@ def select_run(text: str | None, base: Path) -> Path:
         return base / found[0] / RECORD
     if found:
         raise SelectionError(f"{text!r} selects {_several('runs', found)}", found)
+    if waiting:
+        raise SelectionError(
+            f"run {waiting[0]} is not recorded; if rhapsody submit has submitted it, it has not "
+            f"started: run rhapsody attach {waiting[0]}",
+            waiting,
+        )
     close = difflib.get_close_matches(text, names, LISTED, 0.5)
     meant = _meant(close) or "; `rhapsody runs` lists the runs"
     raise SelectionError(f"no recorded run {text!r} in {base}{meant}", close)

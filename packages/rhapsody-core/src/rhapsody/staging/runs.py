@@ -158,6 +158,36 @@ MAX_ATTEMPTS = 100
 """Maximum number of attempts if other processes create or remove directories at the same time."""
 
 
+RUN_VARIABLE = "RHAPSODY_RUN"
+"""Environment variable with the path of a reserved run directory; see `reserve_run`."""
+
+
+def reserve_run(script: str, directory: str | os.PathLike[str] = ".") -> Path:
+    """Create the directory of a run that another process will start.
+
+    That process uses the directory if the environment variable `RHAPSODY_RUN` contains its path,
+    and if its current directory is `directory`.
+
+    Args:
+        script: The path of the script, or the name of the module, for the name of the run.
+        directory: The directory that contains `.rhapsody`.
+
+    Returns:
+        The absolute path of the directory, which only the user can access.
+
+    Raises:
+        OSError: The directory cannot be created.
+        DataError: Other users could replace the directory.
+    """
+    base = Path(os.path.abspath(directory), BASE)
+    make_base(base)
+    while True:
+        path = base / new_name(base, script)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(0o700)
+            return path
+
+
 class Run:
     """Directory of one run of this process.
 
@@ -173,9 +203,12 @@ class Run:
 
     def __init__(self, base: Path) -> None:
         self.base: Path = base
-        self.path: Path = base / new_name(base)
+        reserved = os.environ.get(RUN_VARIABLE)
+        self._made = reserved is not None and Path(reserved).parent == base
+        if self._made:  # the processes that this one starts have their own runs
+            del os.environ[RUN_VARIABLE]
+        self.path: Path = Path(reserved or "") if self._made else base / new_name(base)
         self._engines: list[str] = []
-        self._made = False
         self._held: FileLock | None = None
         self._lock = threading.Lock()
         self._log = RunLog(self._log_file)
@@ -311,8 +344,8 @@ def note_in_log(work_dir: Path, text: str) -> None:
 _STAMP = "%Y%m%dT%H%M%S"
 
 
-def new_name(base: Path) -> str:
-    """Return the name of a run that starts now.
+def new_name(base: Path, script: str | None = None) -> str:
+    """Return the name of a run that starts now, of a script or of this process's script.
 
     The name sorts after those of the runs in the `.rhapsody` directory `base`. If the clock was set
     back, the time in the name is therefore that of the newest run.
@@ -324,7 +357,7 @@ def new_name(base: Path) -> str:
             second = calendar.timegm(time.strptime(newest[:15], _STAMP))
             ticks = max(ticks, second * 0x10000 + int(newest[-4:], 16) + 1)
     second, fraction = divmod(ticks, 0x10000)
-    return f"{time.strftime(_STAMP, time.gmtime(second))}-{program()}-{fraction:04x}"
+    return f"{time.strftime(_STAMP, time.gmtime(second))}-{program(script)}-{fraction:04x}"
 
 
 def _order(name: str) -> tuple[str, str]:
@@ -341,9 +374,9 @@ NOTEBOOK = "notebook"
 """Name of the program in the kernel of a notebook."""
 
 
-def program() -> str:
-    """Return the name of this process's script or module, in characters valid in all file names."""
-    started = str((getattr(sys, "argv", None) or [""])[0])
+def program(script: str | None = None) -> str:
+    """Return the name of a script, by default this process's, in characters of all file names."""
+    started = script or str((getattr(sys, "argv", None) or [""])[0])
     place, name = os.path.split(os.path.splitext(started)[0])
     if name == "__main__":  # `python -m package`
         name = os.path.basename(place)

@@ -1,0 +1,475 @@
+"""Commands `rhapsody submit`, `attach` and `cancel`: runs that are jobs themselves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rhapsody import Resources, SubmissionError
+from rhapsody.plugins import UsageError
+from rhapsody.sdk import seconds, slurm_refusal, slurm_waiting
+from rhapsody_psij.jobs import Settings, job_spec
+from rhapsody_psij.submission import DIRECTORY, OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
+
+SUBMIT = "run a workflow as a job of a batch system"
+ATTACH = "follow a run that was submitted with rhapsody submit"
+CANCEL = "cancel a run that was submitted with rhapsody submit"
+
+STOP_BEFORE = 120.0
+"""Default number of seconds before the time limit at which the run stops; at most a quarter."""
+
+SYSTEMS = {"sbatch": "slurm", "bsub": "lsf", "flux": "flux"}
+"""Executors by a command of their batch system. Those of PBS have the same commands."""
+
+OPTIONS = {
+    "account": "--account",
+    "attributes": "--attribute",
+    "cores": "--cores",
+    "memory": "--memory",
+    "nodes": "--nodes",
+    "queue": "--queue",
+    "walltime": "--walltime",
+}
+"""Options of `rhapsody submit` by the setting of a job."""
+
+POLL = 1.0
+"""Seconds between two looks at the files of a submitted run."""
+
+QUERY_INTERVAL = 15.0
+"""Seconds between two queries of the queue."""
+
+
+def configure_submit(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `rhapsody submit`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    text = "the script, as for rhapsody run; its own arguments follow after --"
+    what.add_argument("script", nargs="?", metavar="SCRIPT[:FUNC]", help=text)
+    text = "a module instead of a script"
+    what.add_argument("-m", "--module", metavar="MODULE[:FUNC]", help=text)
+    parser.add_argument("-w", "--walltime", metavar="TIME", help="time limit of the job: 24h")
+    text = "submit further jobs that continue the run until the script has ended"
+    parser.add_argument("--until-done", action="store_true", help=text)
+    text = "the time before the limit at which the run stops (default: 2 min, at most a quarter)"
+    parser.add_argument("--stop-before", metavar="TIME", help=text)
+    job = parser.add_argument_group(
+        "options of the job", "The defaults are those of a profile for psij."
+    )
+    text = 'the batch system: slurm, pbs, pbs_classic, lsf, flux, cobalt, or "local" for a process'
+    job.add_argument("--executor", metavar="NAME", help=text)
+    job.add_argument("--queue", metavar="NAME", help="the queue or partition")
+    job.add_argument("--account", metavar="NAME", help="the account that is charged")
+    job.add_argument("--nodes", type=int, default=1, metavar="N", help="the number of nodes")
+    text = "the number of cores of each node (default: 1)"
+    job.add_argument("--cores", type=int, default=1, metavar="N", help=text)
+    job.add_argument("--gpus", type=int, default=0, metavar="N", help="the GPUs of each node")
+    job.add_argument("--memory", metavar="SIZE", help="the memory of each node: 8GB")
+    text = "an option of the batch system, such as slurm.qos=normal or slurm.exclusive; repeatable"
+    keys: dict[str, Any] = {"action": "append", "default": []}
+    job.add_argument("--attribute", **keys, metavar="NAME[=VALUE]", help=text)
+    run = parser.add_argument_group("options of rhapsody run")
+    run.add_argument("--profile", metavar="NAME", help="the profile in rhapsody.toml")
+    run.add_argument("-b", "--backend", metavar="NAME", help="the backend")
+    keys["metavar"] = "KEY=VALUE"
+    run.add_argument("-o", "--option", **keys, help="a setting of the backend; may be repeated")
+    run.add_argument("-e", "--engine", **keys, help="an option of the engine; may be repeated")
+    text = "cancel all other tasks when one has failed"
+    run.add_argument("--fail-fast", action="store_true", help=text)
+    text = "cancel all other tasks when N have failed"
+    run.add_argument("--max-failures", metavar="N", help=text)
+    text = "run all tasks, instead of resuming a run that failed or was interrupted"
+    run.add_argument("--fresh", action="store_true", help=text)
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Submit a run, and print its name, its job and the commands to follow and cancel it.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: An argument is invalid.
+        SubmissionError: The batch system refuses the job.
+    """
+    script = _script_of(arguments)
+    profile = _profile(arguments)
+    executor = _executor_of(arguments, profile)
+    options = profile["options"] if profile["backend"] == "psij" else {}
+    try:
+        spec, walltime = _spec(arguments, script, options, executor)
+        before = seconds("--stop-before", arguments.stop_before or STOP_BEFORE)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if walltime is not None and arguments.stop_before is None:
+        before = min(before, walltime / 4)
+    if walltime is not None and before >= walltime:
+        raise UsageError(
+            f"--stop-before {arguments.stop_before} must be less than the time limit of the job"
+        )
+    extra = _extra(arguments, profile, walltime)
+    given = _run_arguments(arguments, extra)
+    submission = Submission.create(
+        {
+            "script": script,
+            "arguments": [*(["--fresh"] if arguments.fresh else []), *given],
+            "continued_arguments": given,
+            "cwd": os.getcwd(),
+            "executor": executor,
+            "spec": spec,
+            "walltime": walltime,
+            "stop_before": before,
+            "until_done": arguments.until_done,
+        }
+    )
+    try:
+        job = submission.submit()
+    except BaseException as error:
+        shutil.rmtree(submission.root)
+        if isinstance(error, SubmissionError):
+            raise SubmissionError(f"the job was refused: {error}{_cure(str(error))}") from None
+        raise
+    digits = submission.root.name[-4:]
+    _say(f"run {submission.root.name}: {_job_text(submission, job)} submitted")
+    _say(f"output: {os.path.relpath(submission.root / OUTPUT)}")
+    _say(f"to follow it: rhapsody attach {digits}; to end it: rhapsody cancel {digits}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the command's output
+
+
+def _script_of(arguments: argparse.Namespace) -> str:
+    """Return the path of the script without its function, or the module as a path.
+
+    Raises:
+        UsageError: The script does not exist.
+    """
+    given = str(arguments.module or arguments.script)
+    script, _, function = given.rpartition(":")
+    if not (script and function.isidentifier()):
+        script = given
+    if arguments.module:
+        return script.replace(".", "/")
+    if not os.path.exists(script):
+        raise UsageError(f"script {script!r} does not exist (looked in {os.getcwd()})")
+    return script
+
+
+def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the backend, its options and the engine's journal that the run will use.
+
+    Raises:
+        UsageError: `rhapsody config` failed, and has printed why.
+    """
+    command = [*RHAPSODY, "config", "--json"]
+    if arguments.profile is not None:
+        command += ["--profile", arguments.profile]
+    said = subprocess.run(command, stdout=subprocess.PIPE)
+    if said.returncode != 0:
+        raise UsageError("the profile cannot be used; see the message above")
+    settings = {entry["name"]: entry for entry in json.loads(said.stdout)["settings"]}
+    backend = settings["backend"]["value"]
+    options: dict[str, Any] = {}
+    if arguments.backend in (None, backend):
+        options = {
+            name.removeprefix("options."): entry["value"]
+            for name, entry in settings.items()
+            if name.startswith("options.") and entry["source"] != "default"
+        }
+    options |= _parsed(arguments.option)
+    journal = _parsed(arguments.engine).get("journal", settings["engine.journal"]["value"])
+    return {"backend": arguments.backend or backend, "options": options, "journal": journal}
+
+
+def _parsed(options: list[str]) -> dict[str, Any]:
+    """Return the values of `KEY=VALUE` options; `rhapsody run` will report mistakes in them."""
+    found: dict[str, Any] = {}
+    for option in options:
+        key, _, text = option.partition("=")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = text
+    return found
+
+
+def _executor_of(arguments: argparse.Namespace, profile: Mapping[str, Any]) -> str:
+    if arguments.executor is not None:
+        return str(arguments.executor)
+    if profile["backend"] == "psij":
+        return str(profile["options"].get("executor", "local"))
+    for command, executor in SYSTEMS.items():
+        if shutil.which(command):
+            return executor
+    raise UsageError(
+        "no batch system was found (looked for the commands sbatch, bsub and flux); pass "
+        "--executor, such as --executor pbs, or --executor local for a process of this machine"
+    )
+
+
+def _spec(
+    arguments: argparse.Namespace, script: str, options: Mapping[str, Any], executor: str
+) -> tuple[dict[str, Any], float | None]:
+    """Return the specification of the jobs, and their time limit in seconds if it is known."""
+    attributes = dict(options.get("attributes") or {})
+    for text in arguments.attribute:
+        name, equals, value = text.partition("=")
+        attributes[name] = value if equals else True
+    settings = Settings(
+        queue=arguments.queue or options.get("queue"),
+        account=arguments.account or options.get("account"),
+        nodes=arguments.nodes,
+        attributes=attributes,
+    )
+    walltime = arguments.walltime or attributes.get("duration")
+    limit = None if walltime is None else seconds("--walltime", walltime)
+    resources = Resources(
+        ranks=arguments.nodes,
+        cores=arguments.cores,
+        gpus=arguments.gpus,
+        memory=arguments.memory,
+        walltime=limit,
+    )
+    task: Any = {"name": Path(script).stem, "function": None, "resources": resources}
+    return job_spec(task, settings, executor), limit
+
+
+def _extra(
+    arguments: argparse.Namespace, profile: Mapping[str, Any], walltime: float | None
+) -> list[str]:
+    """Return the arguments of `rhapsody run` that `--until-done` adds.
+
+    Raises:
+        UsageError: The run cannot be continued.
+    """
+    if not arguments.until_done:
+        return []
+    if walltime is None:
+        raise UsageError(
+            "--until-done needs the time limit of the job: pass --walltime, or set duration in the "
+            "attributes of the profile"
+        )
+    if profile["journal"] is False:
+        raise UsageError(
+            "--until-done continues a run with its recorded results, but the journal is turned "
+            "off: remove journal = false from the profile, or -e journal=false"
+        )
+    options = {"executor": "local", **profile["options"]}
+    if profile["backend"] == "psij" and options["executor"] != "local" and "detach" not in options:
+        return ["--option=detach=true"]
+    return []
+
+
+def _run_arguments(arguments: argparse.Namespace, extra: list[str]) -> list[str]:
+    """Return the arguments of `rhapsody run`."""
+    given = list(extra)
+    for flag, value in (
+        ("--profile", arguments.profile),
+        ("--backend", arguments.backend),
+        ("--max-failures", arguments.max_failures),
+        ("--module", arguments.module),
+    ):
+        if value is not None:
+            given.append(f"{flag}={value}")
+    given += [f"--option={each}" for each in arguments.option]
+    given += [f"--engine={each}" for each in arguments.engine]
+    if arguments.fail_fast:
+        given.append("--fail-fast")
+    if arguments.script is not None:
+        given.append(arguments.script)
+    return [*given, "--", *arguments.arguments]
+
+
+def _cure(message: str) -> str:
+    """Return a hint to the option that cures a refusal of Slurm's."""
+    option = OPTIONS.get(slurm_refusal(message).setting)
+    return "" if option is None else f". To change it, use {option}"
+
+
+def _why(reason: str) -> str:
+    """Return the reason for which a job waits, as the end of a sentence."""
+    if reason in ("", "None"):
+        return ""
+    meaning = slurm_waiting(reason)
+    if meaning is None or meaning.passes:
+        return f": {reason}"
+    option = OPTIONS.get(meaning.setting, "options")
+    return f": {reason}. This cannot pass: cancel the run, and submit it with another {option}"
+
+
+def _job_text(submission: Submission, job: JobOfRun) -> str:
+    if submission.executor == "local":
+        return f"process {job.job} of this machine"
+    return f"job {job.job} of {submission.executor}"
+
+
+# Following and canceling.
+
+
+def configure_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of `rhapsody attach` and `rhapsody cancel`."""
+    text = (
+        "the name that rhapsody submit has printed, or the name of a run that continued it; also "
+        "the beginning or the last four digits of a name (default: your newest submitted run)"
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help=text)
+
+
+def _selected(text: str | None) -> Submission:
+    """Return the submitted run that the user's text selects.
+
+    Raises:
+        UsageError: The text selects no submitted run, or several.
+    """
+    base = Path(".rhapsody")
+    paths = sorted(base.glob(f"[0-9]*/{DIRECTORY}/description.json"), reverse=True)
+    roots = [Path(os.path.abspath(path)).parents[1] for path in paths]
+    own = [Submission(root) for root in roots if root.stat().st_uid == os.geteuid()]
+    names = {job.run: one for one in own for job in one.jobs}
+    for matches in (str.__eq__, str.startswith, lambda name, end: name.endswith(f"-{end}")):
+        found = {id(one): one for name, one in names.items() if matches(name, text or "")}
+        if len(found) == 1 or (text is None and found):
+            return next(iter(found.values()))
+        if found:
+            listed = ", ".join(one.root.name for one in found.values())
+            raise UsageError(f"{text!r} selects several submitted runs; name one of them: {listed}")
+    which = "no submitted run" if text is None else f"no submitted run {text!r}"
+    raise UsageError(f"{which} in {base.absolute()}; `rhapsody submit` submits runs")
+
+
+class _Queue:
+    """Queries of the queue about one submitted run, not more often than every few seconds."""
+
+    def __init__(self, submission: Submission) -> None:
+        self._submission = submission
+        self._next = 0.0
+        self._last = ""
+        self._missing: JobOfRun | None = None
+
+    def soon(self) -> None:
+        """Query the queue with the next check."""
+        self._next = 0.0
+
+    def check(self, job: JobOfRun) -> EndOfRun | None:
+        """Print for what a job waits, if that has changed.
+
+        Returns:
+            The end of the run if the job has ended without writing the end.
+        """
+        if job.job is None or time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + QUERY_INTERVAL
+        submission, text = self._submission, _job_text(self._submission, job)
+        try:
+            status = submission.status(job)
+        except SubmissionError as error:
+            self._print(str(error))
+            return None
+        if status is not None:
+            if status != "running":
+                self._print(f"{text} waits{_why(status)}")
+            self._missing = None
+            return None
+        if self._missing != job:  # its last files may not be visible on this host yet
+            self._missing, self._next = job, time.monotonic() + 2 * POLL
+            return None
+        output = submission.job_output
+        why = f": {output}" if output else ""
+        if submission.host(job) is None:
+            return EndOfRun(f"{text} ended without starting the run{why}")
+        return EndOfRun(
+            f"{text} was killed, or its node failed{why}; submit the run again to continue it"
+        )
+
+    def _print(self, text: str) -> None:
+        if text != self._last:
+            self._last = text
+            _say(text)
+
+
+def attach(arguments: argparse.Namespace) -> int:
+    """Follow a submitted run until its end; Ctrl-C leaves it.
+
+    Returns:
+        The exit code of the script.
+    """
+    submission = _selected(arguments.run)
+    name = submission.root.name
+    try:
+        end = _followed(submission)
+    except KeyboardInterrupt:
+        _say(f"\nrun {name} continues; to follow it again: rhapsody attach {name[-4:]}")
+        return 0
+    code = 1 if end.exit_code is None else end.exit_code
+    _say(f"run {name}: {end.reason}; exit code {code}")
+    output = submission.root / OUTPUT
+    if output.exists():
+        _say(f"output: {os.path.relpath(output)}")
+    return code
+
+
+def _followed(submission: Submission) -> EndOfRun:
+    """Show the status of each job's run until the submitted run ends, and return its end."""
+    queue, shown = _Queue(submission), ""
+    while True:
+        end, job = submission.end, submission.jobs[-1]
+        if job.run != shown and (submission.root.with_name(job.run) / "run.jsonl").exists():
+            shown = job.run
+            if job.number > 1:
+                _say(f"job {job.number} of this run, run {job.run}")
+            _watch(job.run)
+        elif end is not None:
+            return end
+        elif (end := queue.check(job)) is not None and submission.end is None:
+            submission.finish(end)
+        else:
+            time.sleep(POLL)
+
+
+def _watch(run: str) -> None:
+    """Show the status of a run until its end."""
+    with subprocess.Popen([*RHAPSODY, "status", "--watch", run]) as status:
+        try:
+            status.wait()
+        except KeyboardInterrupt:  # a terminal has sent it to both processes
+            try:
+                status.wait(1)
+            except subprocess.TimeoutExpired:
+                status.terminate()
+            raise
+
+
+def cancel(arguments: argparse.Namespace) -> int:
+    """Cancel a submitted run, and wait until it has ended.
+
+    Returns:
+        The exit code.
+    """
+    submission = _selected(arguments.run)
+    name, end = submission.root.name, submission.end
+    if end is not None:
+        _say(f"run {name} has ended before: {end.reason}")
+        return 0
+    submission.request_cancellation()
+    queue, removed = _Queue(submission), 0
+    _say(f"canceling run {name}; waiting for its end (Ctrl-C does not stop the cancellation)")
+    while (end := submission.end) is None:
+        job = submission.jobs[-1]
+        if job.job is not None and job.number > removed and submission.host(job) is None:
+            removed = job.number
+            submission.remove_from_queue(job)
+            queue.soon()
+        elif queue.check(job) is not None and submission.end is None:
+            submission.finish(EndOfRun("canceled"))
+        else:
+            time.sleep(POLL)
+    _say(f"run {name}: {end.reason}")
+    return 0

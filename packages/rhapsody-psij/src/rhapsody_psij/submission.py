@@ -1,0 +1,340 @@
+"""Submitted runs: runs that are jobs of a batch system themselves.
+
+`rhapsody submit` reserves a run directory, the root of the submitted run, and submits a job that
+runs `rhapsody_psij.supervisor`. The supervisor starts `rhapsody run`, and submits the next job if
+the run is to continue. Each job has a run directory of its own; that of the first one is the root.
+
+The files of the submitted run are in the directory `submission` of the root. Each is written by one
+process, so that processes of several hosts need no locks:
+
+- `description.json`: the arguments of `rhapsody run` and the specification of the jobs.
+- `environment.json`: the environment variables, until the run has ended.
+- `job-1.json`, `job-2.json`, ...: the jobs, written by the process that submits them.
+- `host-1`, `host-2`, ...: the names of the hosts on which their supervisors have started.
+- `control`: an empty file to which `rhapsody cancel` writes. The supervisor opens it every few
+  seconds, because opening a file is what makes changes of other hosts visible on NFS.
+- `end.json`: how the run has ended.
+- `queue`: PSI/J's files and the output of the supervisors, until the run has ended, and the list
+  `jobs.jsonl`, which keeps `rhapsody clean` from removing the root.
+
+The output of the program is in the file `output.txt` of the root.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from rhapsody import SubmissionError, reserve_run
+from rhapsody_psij.detached import LIST
+
+DIRECTORY, OUTPUT = "submission", "output.txt"
+
+RHAPSODY = (sys.executable, "-P", "-m", "rhapsody")
+"""Command of the command line."""
+
+PREFIXES = ("SLURM", "PBS_", "LSB_", "LS_", "FLUX_", "COBALT_", "PMI_", "PMIX_")
+"""Prefixes of the variables that describe a job, which another job must not inherit."""
+
+OF_A_JOB = frozenset({"CUDA_VISIBLE_DEVICES", "HOSTNAME", "ROCR_VISIBLE_DEVICES", "TMPDIR"})
+"""Further variables that another job must not inherit."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobOfRun:
+    """Job of a submitted run.
+
+    Attributes:
+        number: The number of the job, from 1.
+        run: The name of its run directory.
+        job: The id that the batch system has given to the job; `None` before it is submitted.
+        unproductive: Number of jobs before this one, in a row, in which no task has ended.
+    """
+
+    number: int
+    run: str
+    job: str | None = None
+    unproductive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRun:
+    """End of a submitted run.
+
+    Attributes:
+        reason: The reason.
+        exit_code: The exit code of `rhapsody run` in the last job; `None` if it was killed or has
+            not started.
+    """
+
+    reason: str
+    exit_code: int | None = None
+
+
+class Submission:
+    """Submitted run.
+
+    Args:
+        root: The run directory that was reserved for the first job.
+
+    Attributes:
+        root: The argument `root`.
+        description: The keys are `script`, `arguments`, `cwd`, `executor`, `spec`, `walltime`,
+            `stop_before` and `until_done`.
+
+    Raises:
+        OSError: The description cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root: Path = root
+        self._place = root / DIRECTORY
+        self.description: dict[str, Any] = _read(self._place / "description.json")
+
+    @classmethod
+    def create(cls, description: Mapping[str, Any]) -> Submission:
+        """Reserve the run directory, and write the description and the environment.
+
+        Returns:
+            The submitted run, whose first job is not submitted yet.
+
+        Raises:
+            OSError: A file cannot be written.
+            DataError: Other users could replace the run directory.
+        """
+        root = reserve_run(description["script"], description["cwd"])
+        place = root / DIRECTORY
+        (place / "queue").mkdir(0o700, parents=True)
+        (place / "control").touch(0o600)
+        _write(place / "description.json", description)
+        variables = {name: os.environ[name] for name in os.environ if not _is_of_a_job(name)}
+        _write(place / "environment.json", variables)
+        return cls(root)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the program in the job of this process."""
+        return {**os.environ, **_read(self._place / "environment.json")}
+
+    @property
+    def jobs(self) -> list[JobOfRun]:
+        """The jobs so far."""
+        count = len(list(self._place.glob("job-*.json")))
+        return [JobOfRun(**_read(self._job_file(n))) for n in range(1, count + 1)]
+
+    def _job_file(self, number: int) -> Path:
+        return self._place / f"job-{number}.json"
+
+    def host(self, job: JobOfRun) -> str | None:
+        """Return the host on which a job has started; `None` while it waits."""
+        try:
+            return (self._place / f"host-{job.number}").read_text()
+        except FileNotFoundError:
+            return None
+
+    def started(self, number: int) -> JobOfRun:
+        """Write that a job has started on this host."""
+        (self._place / f"host-{number}").write_text(socket.gethostname())
+        return self.jobs[number - 1]
+
+    @property
+    def end(self) -> EndOfRun | None:
+        """The end of the run; `None` while it continues."""
+        try:
+            return EndOfRun(**_read(self._place / "end.json"))
+        except FileNotFoundError:
+            return None
+
+    def finish(self, end: EndOfRun) -> None:
+        """Write the end of the run, and remove what only further jobs need."""
+        _write(self._place / "end.json", asdict(end))
+        (self._place / "environment.json").unlink(missing_ok=True)
+        shutil.rmtree(self._place / "queue", ignore_errors=True)
+
+    @property
+    def is_canceled(self) -> bool:
+        """True if the user has canceled the run."""
+        return (self._place / "control").read_bytes() != b""
+
+    def request_cancellation(self) -> None:
+        """Request that the supervisor ends the run."""
+        (self._place / "control").write_bytes(b"cancel\n")
+
+    @property
+    def job_output(self) -> str:
+        """The output of the supervisors, which are silent, and of the shells that start them."""
+        path = self._place / "queue" / "output"
+        return path.read_text(errors="replace").strip() if path.exists() else ""
+
+    # The batch system.
+
+    @property
+    def executor(self) -> str:
+        """The executor of PSI/J; `"local"` for a process of this machine."""
+        return str(self.description["executor"])
+
+    def submit(self, unproductive: int = 0) -> JobOfRun:
+        """Submit the next job.
+
+        Args:
+            unproductive: Number of jobs before it, in a row, in which no task has ended.
+
+        Returns:
+            The job.
+
+        Raises:
+            SubmissionError: The batch system refuses the job.
+            OSError: A file cannot be written.
+            DataError: Other users could replace the run directory.
+        """
+        number, run = len(self.jobs) + 1, self.root
+        if number > 1:
+            run = reserve_run(self.description["script"], self.description["cwd"])
+        job = JobOfRun(number, run.name, None, unproductive)
+        _write(self._job_file(number), asdict(job))  # before the job can start
+        command = [sys.executable, "-P", "-m", "rhapsody_psij.supervisor", str(self.root)]
+        command.append(str(number))
+        queue = self._place / "queue"
+        if self.executor == "local":
+            with open(queue / "output", "ab") as output:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True,
+                )  # fmt: skip
+            native = str(process.pid)
+        else:
+            script = f"exec >>{shlex.quote(str(queue / 'output'))} 2>&1\nexec {shlex.join(command)}"
+            native = self._submit(script)
+        job = JobOfRun(number, run.name, native, unproductive)
+        _write(self._job_file(number), asdict(job))
+        if queue.is_dir():  # the run has not ended meanwhile
+            (queue / LIST).write_text(json.dumps({"job": native, "tasks": {}}) + "\n")
+        return job
+
+    def _submit(self, script: str) -> str:
+        import psij
+
+        from rhapsody_psij.client import _with_options, made_spec
+
+        executor, job, spec = self._executor(), psij.Job(), dict(self.description["spec"])
+        made: Any = job
+        made.name, made.options = spec.pop("name"), spec.pop("options")
+        job.spec = made_spec({"executable": sys.executable, **spec}, executor)
+        command = partial(_with_options, executor.get_submit_command)
+        left_out = [f"--unset={name}" for name in os.environ if _is_of_a_job(name)]
+        executor.get_submit_command = lambda *args: ["env", *left_out, *command(*args)]
+        template = executor.generate_submit_script
+
+        def generate(job: Any, context: Any, file: TextIO) -> None:
+            """Write the script of the job: the options of PSI/J's template, and the commands."""
+            rendered = io.StringIO()
+            template(job, context, rendered)
+            options = [line for line in rendered.getvalue().splitlines() if line.startswith("#")]
+            file.write("\n".join([*options, script, ""]))
+
+        executor.generate_submit_script = generate
+        try:
+            executor.submit(job)
+        except psij.SubmitException as error:
+            raise SubmissionError(str(error).strip() or repr(error)) from None
+        except OSError as error:
+            raise SubmissionError(f"the command to submit a job failed: {error}") from None
+        return str(job.native_id)
+
+    def _executor(self) -> Any:
+        import psij
+        from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
+
+        config = BatchSchedulerExecutorConfig(
+            work_directory=self._place / "queue", queue_polling_interval=10**8, keep_files=True
+        )
+        try:
+            return psij.JobExecutor.get_instance(self.executor, config=config)
+        except ValueError as error:
+            raise SubmissionError(f"executor {self.executor!r}: {error}") from None
+
+    def status(self, job: JobOfRun) -> str | None:
+        """Return the status of a job in the batch system.
+
+        Returns:
+            `"running"`, or the reason for which the job waits, which is empty if it is unknown, or
+            `None` if the job is not in the queue.
+
+        Raises:
+            SubmissionError: The batch system does not answer.
+        """
+        if self.executor == "local":
+            host = self.host(job)
+            known = host is None or host == socket.gethostname()
+            return None if known and not self._is_process(job) else "running"
+        from rhapsody_psij.client import _parse_queue, _status_command
+
+        executor, reasons = self._executor(), dict[str, str]()
+        native = str(job.job)
+        command, parse = executor.get_status_command, executor.parse_status_output
+        if self.executor == "slurm":
+            command = partial(_status_command, command)
+            parse = partial(_parse_queue, parse, waiting=reasons.update)
+        said = subprocess.run(
+            command([native]), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            found = parse(said.returncode, said.stdout).get(native)
+        except Exception as error:  # PSI/J parses the output of any version of the commands
+            raise SubmissionError(f"the queue cannot be queried: {error}") from None
+        if found is None or found.state.final:
+            return None
+        return reasons.get(native, "") if found.state.name == "QUEUED" else "running"
+
+    def _is_process(self, job: JobOfRun) -> bool:
+        try:
+            return str(self.root) in psutil.Process(int(job.job or 0)).cmdline()
+        except psutil.Error:
+            return False
+
+    def remove_from_queue(self, job: JobOfRun) -> None:
+        """Cancel a job that waits in the queue.
+
+        Raises:
+            SubmissionError: The batch system refuses.
+        """
+        if self.executor == "local":
+            return
+        command = self._executor().get_cancel_command(str(job.job))
+        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if said.returncode != 0 and self.status(job) is not None:
+            raise SubmissionError(f"{shlex.join(command)}: {said.stdout.strip()}")
+
+
+def _is_of_a_job(name: str) -> bool:
+    """Return True for a variable that describes a job, which another job must not inherit."""
+    return name != "SLURM_CONF" and (name.startswith(PREFIXES) or name in OF_A_JOB)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
+
+
+def _write(path: Path, content: object) -> None:
+    """Replace a file that only the user can read."""
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(file, "w", encoding="utf-8") as stream:
+        json.dump(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(new, path)

@@ -1,0 +1,176 @@
+"""Supervisor: the process that a job of a submitted run starts; see `rhapsody_psij.submission`.
+
+It runs `rhapsody run`, ends it before the time limit of the job or when the user cancels the run,
+and submits the next job if the run is to continue. The time limit is known from the submission, so
+this works on every batch system; signals that a batch system can send before the limit differ.
+
+A batch system that ends a job signals all its processes. The supervisor then only waits for the
+end of `rhapsody run`, which has received the same signal: a second one would kill it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rhapsody import RhapsodyError
+from rhapsody.sdk import seconds_of_job
+from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+CHECK_INTERVAL = 2.0
+"""Seconds between two checks of whether the user has canceled the run."""
+
+MAX_UNPRODUCTIVE = 3
+"""Number of jobs in a row in which no task ends, after which the run does not continue."""
+
+
+class Supervisor:
+    """Supervisor of one job.
+
+    Args:
+        submission: The submitted run.
+        number: The number of the job.
+    """
+
+    def __init__(self, submission: Submission, number: int) -> None:
+        self._submission = submission
+        self._description = submission.description
+        self._job: JobOfRun = submission.started(number)
+        self._run = submission.root.with_name(self._job.run)
+        self._signaled = asyncio.Event()
+        self._at_limit = False
+        limits = [self._description["walltime"], seconds_of_job()]
+        known = [limit for limit in limits if limit is not None]
+        self._limit: float | None = time.monotonic() + min(known) if known else None
+
+    async def run(self) -> EndOfRun | None:
+        """Run `rhapsody run` until its end, and submit the next job if the run continues.
+
+        Returns:
+            The end of the submitted run; `None` if it continues.
+        """
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signaled.set)
+        if self._submission.is_canceled:
+            return EndOfRun("canceled before the start")
+        code = await self._run_program()
+        if self._submission.is_canceled:
+            return EndOfRun("canceled", code)
+        if self._signaled.is_set() and code != 0:
+            return EndOfRun("the job was ended by a signal", code)
+        status = self._status() if self._description["until_done"] else {}
+        held_back = status.get("run", {}).get("held_back", False)
+        if held_back or (self._at_limit and code != 0):
+            if self._description["until_done"]:
+                return self._continue(status, code)
+            return EndOfRun("the time limit of the job was reached", code)
+        return EndOfRun("the program ended", code)
+
+    async def _run_program(self) -> int:
+        """Run `rhapsody run` in this job, and return its exit code."""
+        description, run = self._description, self._run
+        arguments = description["arguments"]
+        if self._job.number > 1:  # the options that apply to the first job only
+            arguments = description["continued_arguments"]
+        with (self._submission.root / OUTPUT).open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-u", *RHAPSODY[1:], "run", *arguments,
+                cwd=description["cwd"],
+                env={**self._submission.environment, "RHAPSODY_RUN": str(run)},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        ended = asyncio.ensure_future(process.wait())
+        signaled = asyncio.ensure_future(self._signaled.wait())
+        before: float = description["stop_before"]
+        stops = [
+            (before, signal.SIGTERM),
+            (before / 2, signal.SIGTERM),
+            (before / 4, signal.SIGKILL),
+        ]
+        interrupted = False
+        while not ended.done():
+            left = None if self._limit is None or not stops else self._left() - stops[0][0]
+            wait = CHECK_INTERVAL if left is None else max(0.0, min(left, CHECK_INTERVAL))
+            events = {ended} if signaled.done() else {ended, signaled}
+            await asyncio.wait(events, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            number = None
+            if ended.done():
+                break
+            if not interrupted and signaled.done():
+                interrupted = True
+                if self._submission.executor == "local":
+                    number = signal.SIGTERM
+            elif not interrupted and self._submission.is_canceled:
+                interrupted, number = True, signal.SIGINT
+            elif left is not None and self._left() <= stops[0][0]:
+                self._at_limit = self._at_limit or not interrupted
+                interrupted, number = True, stops.pop(0)[1]
+            if number is not None:
+                with suppress(ProcessLookupError):
+                    process.send_signal(number)
+        signaled.cancel()
+        code = ended.result()
+        return code if code >= 0 else 128 - code
+
+    def _left(self) -> float:
+        assert self._limit is not None
+        return self._limit - time.monotonic()
+
+    def _status(self) -> dict[str, Any]:
+        """Return what `rhapsody status --json` says of the run of this job."""
+        command = [*RHAPSODY, "status", "--json", self._run.name]
+        said = subprocess.run(command, stdout=subprocess.PIPE, cwd=self._description["cwd"])
+        found: dict[str, Any] = json.loads(said.stdout) if said.returncode == 0 else {}
+        return found
+
+    def _continue(self, status: dict[str, Any], code: int) -> EndOfRun | None:
+        """Submit the next job, unless the run makes no progress.
+
+        Jobs that may outlive the run are progress, because the next job takes them over.
+
+        Returns:
+            The end of the submitted run; `None` if it continues.
+        """
+        counts = status["run"]["counts"] if status else {"done": 0, "reused": 0}
+        progress = counts["done"] > counts["reused"] or (status and status["jobs"])
+        unproductive = 0 if progress else self._job.unproductive + 1
+        if unproductive >= MAX_UNPRODUCTIVE:
+            return EndOfRun(
+                f"no task ended in {unproductive} jobs in a row, so the run does not continue; use "
+                "a longer --walltime, and submit it again",
+                code,
+            )
+        try:
+            job = self._submission.submit(unproductive)
+            if self._submission.is_canceled:
+                self._submission.remove_from_queue(job)
+                return EndOfRun("canceled", code)
+        except (RhapsodyError, OSError) as error:
+            return EndOfRun(
+                f"the job that continues the run was not submitted ({error}); submit the run again "
+                "to continue it",
+                code,
+            )
+        return None
+
+
+async def supervise(root: str, number: str) -> None:
+    """Supervise a job, and write the end of the submitted run if it does not continue."""
+    submission = Submission(Path(root))
+    end = await Supervisor(submission, int(number)).run()
+    if end is not None:
+        submission.finish(end)
+
+
+if __name__ == "__main__":
+    asyncio.run(supervise(*sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""Runs that are jobs themselves: `rhapsody submit`, `attach` and `cancel`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rhapsody import reserve_run
+from rhapsody.cli import main
+from rhapsody.plugins import UsageError
+from rhapsody_psij.commands import _selected
+from rhapsody_psij.submission import DIRECTORY, OUTPUT, Submission
+from tests._support.slurm import until_no_jobs
+
+STEPS = """
+import asyncio, os, sys
+
+async def main(flow):
+    here = os.getcwd()
+
+    @flow.executable_task
+    def step(number, seconds):
+        work = f"sleep {seconds}"
+        if seconds == "once":  # the second start ends at once
+            work = f"[ -e {here}/gate ] || {{ touch {here}/gate; sleep 1000; }}"
+        if seconds.startswith("until-"):
+            work = f"until [ -e {seconds.removeprefix('until-')} ]; do sleep 0.1; done"
+        return f"echo start {number} >>{here}/log; {work}; echo end {number} >>{here}/log"
+
+    for number, seconds in enumerate(sys.argv[1:]):
+        await step(number, seconds)
+    print(os.environ["GREETING"], "done")
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a workflow whose arguments are the durations of its tasks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GREETING", "all is")
+    (tmp_path / "steps.py").write_text(STEPS)
+    return tmp_path
+
+
+def rhapsody(*words: object, code: int = 0) -> str:
+    """Run a command, which must end with an exit code, and return its output and errors."""
+    command = [sys.executable, "-m", "rhapsody", *map(str, words)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert said.returncode == code, said.stdout
+    return said.stdout
+
+
+def submit(*words: object) -> Submission:
+    """Submit a run, and return it; its name is known at once."""
+    said = rhapsody("submit", *words)
+    (root,) = [path.parents[1] for path in Path().glob(f".rhapsody/2*/{DIRECTORY}/control")]
+    assert root.name in said
+    return Submission(root.resolve())
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def require_run_once(place: Path, count: int, unfinished: int = 0) -> None:
+    """Require that each task has ended once, and that only so many have started another time."""
+    lines = (place / "log").read_text().splitlines()
+    ends = [line for line in lines if line.startswith("end")]
+    assert sorted(ends) == sorted(f"end {number}" for number in range(count))
+    assert len(lines) - 2 * count <= unfinished
+
+
+# As processes of this machine.
+
+
+def test_a_run_is_followed_to_the_exit_code_of_its_script(place: Path) -> None:
+    (place / "fails.py").write_text("import sys\nasync def main(flow):\n    sys.exit(7)\n")
+    run = submit("fails.py", "--executor", "local")
+    assert "exit code 7" in rhapsody("attach", code=7)
+    assert "exit code 7" in rhapsody("status", run.root.name)
+    assert "the program ended" in rhapsody("cancel")
+    assert run.end is not None
+    assert run.end.exit_code == 7
+    assert "removed 1 run" in rhapsody("clean")
+
+
+def test_the_newest_run_is_followed_even_before_it_has_started() -> None:
+    older, newer = (reserve_run("steps.py") for _ in range(2))
+    for root in (older, newer):
+        (root / DIRECTORY).mkdir()
+        (root / DIRECTORY / "description.json").write_text("{}")
+        (root / DIRECTORY / "job-1.json").write_text(f'{{"number": 1, "run": "{root.name}"}}')
+    Path(".rhapsody/latest").symlink_to(older.name)
+    assert _selected(None).root == newer
+    assert _selected(older.name[-4:]).root == older
+    with pytest.raises(UsageError, match="several"):
+        _selected(older.name[:8])
+
+
+@pytest.mark.long
+def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
+    run = submit(
+        "steps.py", "--executor=local", "--walltime=30s", "--stop-before=18s", "--until-done",
+        "--", 0, "once", 0,
+    )  # fmt: skip
+    rhapsody("attach", run.root.name[-4:])
+    require_run_once(place, 3, unfinished=1)
+    assert len(run.jobs) > 1
+    output = (run.root / OUTPUT).read_text()
+    assert "all is done" in output
+    assert "was interrupted; found 1 recorded result" in output
+
+
+@pytest.mark.long
+def test_a_run_without_progress_does_not_continue_for_ever() -> None:
+    run = submit(
+        "steps.py", "--executor=local", "--walltime=4s", "--stop-before=3s", "--until-done",
+        "--", 100,
+    )  # fmt: skip
+    assert "--walltime" in rhapsody("attach", code=143)
+    assert len(run.jobs) == 3
+
+
+def test_leaving_leaves_the_run_and_canceling_ends_it_like_ctrl_c(place: Path) -> None:
+    run = submit("steps.py", "--executor=local", "--until-done", "-w", "1h", "--", 0, 100)
+    until(lambda: (place / "log").exists() and "start 1" in (place / "log").read_text())
+    following = [sys.executable, "-m", "rhapsody", "attach"]
+    with subprocess.Popen(following, stdout=subprocess.PIPE, text=True) as left:
+        assert left.stdout is not None
+        assert "1 running" in left.stdout.readline()
+        left.send_signal(signal.SIGINT)
+        assert "continues" in left.stdout.read()
+    assert left.returncode == 0
+    assert run.end is None
+    assert "canceled" in rhapsody("cancel", run.root.name)
+    assert "canceled" in rhapsody("attach", code=130)
+    assert json.loads(rhapsody("status", "--json"))["run"]["outcome"] == "interrupted"
+    assert len(run.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["none.py"], "'none.py' does not exist"),
+        (["steps.py", "--profile=none"], "unknown profile 'none'"),
+        (["steps.py", "--until-done"], "pass --walltime"),
+        (["steps.py", "--until-done", "-w1h", "-ejournal=false"], "the journal is turned off"),
+        (["steps.py", "-w1h", "--stop-before=2h"], "must be less"),
+        (["steps.py", "-w", "soon"], "--walltime"),
+        (["steps.py", "--alpha"], "-- --alpha"),
+    ],
+)
+def test_invalid_arguments_are_reported_before_anything_starts(
+    words: list[str], expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--executor=local", *words]) == 2
+    assert expected in capfd.readouterr().err
+    assert not Path(".rhapsody").exists()
+
+
+def test_the_batch_system_is_recognized_or_must_be_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    assert main(["submit", "steps.py"]) == 2
+    assert "--executor" in capsys.readouterr().err
+    assert main(["attach"]) == 2
+    assert "no submitted run" in capsys.readouterr().err
+
+
+# On Slurm.
+
+PROFILES = """
+[profile.psij]
+backend = "psij"
+
+[profile.psij.options]
+executor = "slurm"
+queue = "debug"
+poll_interval = 1
+"""
+
+
+@pytest.fixture
+def profiles(place: Path, cluster: None) -> None:
+    """A profile that submits tasks to Slurm."""
+    (place / "rhapsody.toml").write_text(PROFILES)
+
+
+@pytest.mark.usefixtures("profiles")
+def test_a_run_that_waits_is_canceled_without_a_start() -> None:
+    said = rhapsody("submit", "steps.py", "--profile=psij", "--queue=none", code=1)
+    assert "change it, use --queue" in said
+    run = submit("steps.py", "--profile=psij", "--attribute=slurm.hold")
+    following = [sys.executable, "-m", "rhapsody", "attach"]
+    with subprocess.Popen(following, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert "waits: JobHeldUser" in waiting.stdout.readline()
+        assert "rhapsody attach" in rhapsody("status", run.root.name, code=2)
+        assert "its jobs may continue" in rhapsody("clean")
+        rhapsody("cancel")
+        assert "canceled" in waiting.stdout.read()
+    until_no_jobs()
+    assert run.host(run.jobs[0]) is None
+
+
+@pytest.mark.usefixtures("profiles")
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_jobs_are_taken_over_by_the_job_that_continues_the_run(place: Path) -> None:
+    run = submit(
+        "steps.py", "--profile=psij", "--walltime=1min", "--stop-before=35s", "--until-done",
+        "--", 0, f"until-{place}/second", 0,
+    )  # fmt: skip
+    until(lambda: len(run.jobs) > 1 and any(map(run.host, run.jobs[1:])), 200)
+    (place / "second").touch()
+    rhapsody("attach")
+    require_run_once(place, 3)
+    assert len(run.jobs) > 1
+    until_no_jobs()
+
+
+@pytest.mark.usefixtures("profiles")
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_canceling_a_run_cancels_its_detached_jobs(place: Path) -> None:
+    submit("steps.py", "--profile=psij", "-w", "5min", "--until-done", "--", 1000)
+    until(lambda: (place / "log").exists())
+    rhapsody("cancel")
+    rhapsody("attach", code=130)
+    until_no_jobs()
