@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -41,6 +46,8 @@ def test_a_run_with_secrets_that_are_named_in_texts(here: Path) -> None:
         "SESSION_COOKIE": True,
         "BEARER": True,
         "SLACK_WEBHOOK_URL": True,
+        "MYSQL_PWD": True,
+        "PWD": False,
         "SSH_AUTH_SOCK": False,
         "AUTHOR": False,
         "TOKENIZERS_PARALLELISM": False,
@@ -70,6 +77,14 @@ def test_names_tell_what_is_secret(name: str, secret: bool) -> None:
         "postgres://me:XX@host/db": "postgres://me:<password>@host/db",
         "https://XX@host/x": "https://<user>@host/x",
         "https://host/x?token=XX&n=1": "https://host/x?token=<token>&n=1",
+        "https://host/x?sig=XX&n=1": "https://host/x?sig=<signature>&n=1",
+        "Config(password=b'XX')": "Config(password=b'<password>')",
+        "{'token': b'XX'}": "{'token': b'<token>'}",
+        "{'password': ['XX']}": "{'password': ['<password>']}",
+        "[('password', 'XX'), ('user', 'me')]": "[('password', '<password>'), ('user', 'me')]",
+        'password="""XX"""': 'password="""<password>"""',
+        "password = XX": "password = <password>",
+        "Server=h;Pwd=XX;": "Server=h;Pwd=<Pwd>;",
     }.items(),
 )
 def test_values_with_names_that_look_secret_are_masked(text: str, masked: str) -> None:
@@ -89,6 +104,9 @@ def test_values_with_names_that_look_secret_are_masked(text: str, masked: str) -
         "--password $PASSWORD --token <token>",
         "if token == 'abc':",
         "token = os.environ['API_TOKEN']",
+        "password = input()",
+        "columns ['password', 'user']",
+        "PWD=/home/me",
         "ssh://git@host/x",
         "PASS: test_x",
     ],
@@ -102,6 +120,15 @@ def test_masking_takes_linear_time() -> None:
         begun = time.process_time()
         mask(text, ())
         assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("secret", ['pa"ss\\wo\nrd', "a\"b'c\\d-word", "pass/w+ö=rd"])
+@pytest.mark.parametrize(
+    "form", [str, repr, json.dumps, quote, quote_plus, shlex.quote, lambda text: text.encode()]
+)
+def test_known_values_are_masked_in_each_form(secret: str, form: Callable[[str], object]) -> None:
+    text = mask(f"value: {form(secret)}", values_of({"MY_PLACE": secret}))
+    assert re.sub("[b'\"]", "", text) == "value: <MY_PLACE>"
 
 
 def test_a_secret_that_begins_with_another_one_is_masked_as_a_whole(

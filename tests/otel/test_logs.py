@@ -30,7 +30,7 @@ async def run(traced: Traced, executor: str) -> list[Any]:
     backend = LocalExecutionBackend(executor)
     async with WorkflowEngine.create(backend, observers=[observer]) as flow:
         await flow.function_task(warn)()
-        logging.getLogger("science").error("outside", exc_info=ValueError("why"))
+        logging.getLogger("science").error("token='XXX'", exc_info=ValueError("password=XXX"))
         logging.getLogger("opentelemetry.sdk").error("an exporter's own")
     logging.getLogger("science").error("after the end")
     provider.shutdown()
@@ -48,8 +48,10 @@ async def test_records_of_functions_belong_to_the_span_of_their_attempt(
     assert (inside.body, inside.severity_text) == ("too cold", "WARNING")
     assert (inside.trace_id, inside.span_id) == (span.trace_id, span.span_id)
     assert inside.severity_number.value == 13
-    assert (outside.body, outside.span_id) == ("outside", 0)
+    assert (outside.body, outside.span_id) == ("token='<token>'", 0)
     assert outside.attributes["exception.type"] == "ValueError"
+    assert outside.attributes["exception.message"] == "password=<password>"
+    assert "XXX" not in outside.attributes["exception.stacktrace"]
     assert not any(isinstance(handler, SpanLogs) for handler in logging.root.handlers)
 
 

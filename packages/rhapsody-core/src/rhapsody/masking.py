@@ -17,10 +17,13 @@ text that contains one of a few words, because most texts contain none of them.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 Secrets = tuple[tuple[str, str], ...]
 """Pairs of a secret value and the name of its variable, the longest value first."""
@@ -36,13 +39,13 @@ MAX_REMEMBERED = 1000
 
 _SECRET = re.compile(
     r"SECRET|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|TOKENS?(_|$)|KEYS?(_|$)|_PAT$|"
-    r"(^|_)AUTH(ORIZATION)?(_(?!SOCK)|$)|COOKIES?(_|$)|BEARER|WEBHOOK|DATABASE_UR[IL]$",
+    r"(^|_)AUTH(ORIZATION)?(_(?!SOCK)|$)|COOKIES?(_|$)|_PWD$|BEARER|WEBHOOK|DATABASE_UR[IL]$",
     re.IGNORECASE,
 )
 
 _WORDS = (
     "pass", "secret", "credential", "token", "key", "_pat", "-pat", "auth", "cookie", "bearer",
-    "webhook", "database_ur", "signature",
+    "webhook", "database_ur", "signature", "pwd",
 )  # fmt: skip
 """Words of which each name that looks secret contains one, in lower case."""
 
@@ -51,11 +54,15 @@ _EVERYDAY = frozenset({"key", "keys", "tokens"})
 
 _WORD = re.compile("|".join(_WORDS))
 _REST = re.compile(r"[\w-]*")
-_QUOTED = r"""(?P<quote>\\*["'])(?P<quoted>(?:(?!(?P=quote))(?:\\.|.))*)"""
+_QUOTED = (
+    r"""[bBrRfF]{0,2}(?P<quote>\\*(?:\"{3}|'{3}|["']))(?P<quoted>(?:(?!(?P=quote))(?:\\.|.))*)"""
+)
 _ASSIGNED = re.compile(
     rf"""
-    (?:=(?!=) | \\*["']\s*:\s* | \s*:\s*(?=\\*["']) | \s*=\s*(?=\\*["'])) {_QUOTED}
+    (?:=(?!=) | \\*["']\s*:\s*[\[(]? | \s*:\s* | \s*=\s*) {_QUOTED}
+    | \\*["'],\s*[bBrRfF]{{0,2}}(?P<mark>\\*["'])(?P<pair>(?:(?!(?P=mark))(?:\\.|.))*)(?P=mark)\)
     | =(?!=)(?P<value>[^\s"'\\,;&|<>]+)
+    | [ \t]*=[ \t]+(?P<setting>[^\s"'\\,;&|<>=.()\[\]]+)(?=[\s"'\\]|$)
     | :[ \t]*(?P<header>[^\s"'\\,;&|<>]+)
     """,
     re.VERBOSE,
@@ -70,6 +77,7 @@ _OPTION = re.compile(
 _HEADER = re.compile(r"""\\*["']?\s*:\s*\\*["']?(?P<value>[^"'\\\n]+)""")
 _HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
 _BEARER = re.compile(r"\b(bearer) +[\w.~+/=-]{8,}", re.IGNORECASE)
+_SIGNED = re.compile(r"""([?&]sig=)[^\s&"'<>\\]+""")
 _USER = re.compile(r"""(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#"'<>@:]*)(:[^\s/"'<>]*)?@""")
 _CONSTANT = re.compile(
     r"True|False|None|true|false|null|[-+]?[\d.]+(?:e[-+]?\d+)?|[(\[*%].*|\.\.\."
@@ -91,7 +99,8 @@ def _secret_name(name: str) -> str | None:
         return None
     if bare.startswith("no_") or bare.endswith(("Error", "Exception", "Warning")):
         return None
-    return bare if looks_secret(bare) or bare.lower().endswith("signature") else None
+    other = bare.lower() == "pwd" or bare.lower().endswith("signature")
+    return bare if other or looks_secret(bare) else None
 
 
 def hides(name: object, value: object) -> bool:
@@ -141,9 +150,24 @@ def secrets_of(environment: Mapping[str, str] | None = None) -> Secrets:
 
 
 def values_of(variables: Mapping[str, str]) -> Secrets:
-    """Return the values of variables that are long enough to be masked."""
-    pairs = [(value, name) for name, value in variables.items() if len(value) >= MIN_SECRET_LENGTH]
+    """Return the values of variables that are long enough to be masked, in each of their forms."""
+    pairs = [
+        (form, name)
+        for name, value in variables.items()
+        if len(value) >= MIN_SECRET_LENGTH
+        for form in _forms(value)
+    ]
     return tuple(sorted(pairs, key=_by_length))
+
+
+@functools.lru_cache(maxsize=MAX_REMEMBERED)
+def _forms(value: str) -> tuple[str, ...]:
+    """Return a value as it is and as it appears in Python, JSON, URLs and shell commands."""
+    raw = value.encode("utf-8", "surrogateescape")
+    forms = [value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]]
+    forms += [repr(value)[1:-1], repr(raw)[2:-1], shlex.quote(value).strip("'")]
+    forms += [quote(raw, safe=""), quote(raw), quote_plus(raw)]
+    return tuple(dict.fromkeys(forms))
 
 
 def _by_length(pair: tuple[str, str]) -> int:
@@ -168,8 +192,10 @@ def mask(text: str, secrets: Iterable[tuple[str, str]] | None = None) -> str:
     """
     for value, name in secrets_of() if secrets is None else secrets:
         text = text.replace(value, f"<{name}>")
-    if "://" in text and "@" in text:
-        text = _USER.sub(_without_password, text)
+    if "://" in text:
+        text = _SIGNED.sub(r"\1<signature>", text)
+        if "@" in text:
+            text = _USER.sub(_without_password, text)
     lower = _lower(text)
     if "bearer" in lower:
         text = _BEARER.sub(r"\1 <token>", text)
@@ -225,15 +251,17 @@ def _value_of(text: str, name: str, end: int) -> tuple[int, int] | None:
     if found is None:
         return None
     kind = found.lastgroup or ""
-    value = found[kind] if kind == "quoted" else found[kind].rstrip(")]}")
+    quoted = kind in ("quoted", "pair")
+    value = found[kind] if quoted else found[kind].rstrip(")]}")
     password = "passw" in lower or "passphrase" in lower
     # Many messages consist of a word, a colon and an explanation.
     if not password and text[end] in ": " and not name.startswith("-"):
-        several = kind == "quoted" or "_" in name or "-" in name
+        several = quoted or "_" in name or "-" in name
         if len(value) < MIN_SECRET_LENGTH or not several:
             return None
-    constant = kind != "quoted" and not password and _CONSTANT.fullmatch(value)
-    if not value or value.startswith(("$", "<", "{")) or constant:
+    constant = not (quoted or password) and _CONSTANT.fullmatch(value)
+    directory = lower == "pwd" and value.startswith(("/", "~"))
+    if not value or value.startswith(("$", "<", "{")) or constant or directory:
         return None
     start = found.start(kind)
     return start, start + len(value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 
 from opentelemetry._logs import LoggerProvider, SeverityNumber
 from opentelemetry.context import Context
+
+from rhapsody.sdk import describe_error, made_in_time, mask
 
 _OWN = ("opentelemetry", "urllib3")
 """Loggers that exporters use. Exporting their records would create further records."""
@@ -17,7 +20,8 @@ class SpanLogs(logging.Handler):
 
     A record of the local backend's worker processes, or about a task, has an attribute `task_uid`
     and is exported in the context of that task. Other records are exported in the current context:
-    for a function that runs on a thread, that of its attempt.
+    for a function that runs on a thread, that of its attempt. Secrets are masked as in the log of a
+    run.
 
     Args:
         provider: The provider of OpenTelemetry's loggers.
@@ -47,15 +51,15 @@ class SpanLogs(logging.Handler):
             }
             if uid is not None:
                 attributes["rhapsody.task.uid"] = uid
-            error = record.exc_info[1] if record.exc_info else None
+            if record.exc_info and record.exc_info[1] is not None:
+                attributes.update(described(record.exc_info[1], mask))
             self._provider.get_logger(record.name).emit(
                 timestamp=int(record.created * 1e9),
                 context=None if uid is None else self._context_of(uid),
                 severity_number=SeverityNumber(min(max(record.levelno // 10 * 4 + 1, 1), 21)),
                 severity_text=record.levelname,
-                body=record.getMessage(),
+                body=mask(record.getMessage()),
                 attributes=attributes,
-                exception=error,
             )
         except Exception:
             self.handleError(record)
@@ -68,3 +72,23 @@ class SpanLogs(logging.Handler):
                 return True
             logger = logger.parent if logger.propagate else None
         return False
+
+
+def described(error: BaseException, masked: Callable[[str], str]) -> dict[str, str]:
+    """Return the attributes of an exception, without secrets.
+
+    Args:
+        error: The exception.
+        masked: Function that masks secrets in text.
+    """
+    kind = type(error)
+    own = kind.__module__ == "builtins"
+    try:
+        trace = made_in_time(lambda: "".join(traceback.format_exception(error)), kind)
+    except TimeoutError:
+        trace = "".join([*traceback.format_tb(error.__traceback__), describe_error(error)])
+    return {
+        "exception.type": kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}",
+        "exception.message": masked(describe_error(error).partition(": ")[2]),
+        "exception.stacktrace": masked(trace),
+    }

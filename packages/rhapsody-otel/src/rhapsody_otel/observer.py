@@ -18,7 +18,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,9 +35,8 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, Sta
 
 from rhapsody import TaskDescription, TasksMainStates, hookimpl
 from rhapsody.plugins import ObservedEngine, Summary, TaskCall, TaskEvent
-from rhapsody.sdk import describe_error, made_in_time
 from rhapsody_otel._version import __version__
-from rhapsody_otel.logs import SpanLogs
+from rhapsody_otel.logs import SpanLogs, described
 from rhapsody_otel.metrics import Metrics
 
 SCOPE = InstrumentationScope("rhapsody", __version__)
@@ -317,7 +315,7 @@ class OpenTelemetryObserver:
         events: Sequence[sdk.Event] = ()
         status, end_time = Status(), int(max(begin, end) * 1e9)
         if error is not None:
-            found = _described(error, call)
+            found = described(error, call.masked)
             attributes = {**attributes, "error.type": found["exception.type"]}
             events = (sdk.Event("exception", found, end_time),)
             status = Status(StatusCode.ERROR, found["exception.message"])
@@ -347,18 +345,3 @@ def _from_environment() -> Context:
     names = {name: name.upper().replace("-", "_") for name in propagate.get_global_textmap().fields}
     carrier = {name: os.environ[key] for name, key in names.items() if key in os.environ}
     return propagate.extract(carrier)
-
-
-def _described(error: BaseException, call: TaskCall) -> dict[str, str]:
-    """Return the attributes of an exception, without secrets."""
-    kind = type(error)
-    own = kind.__module__ == "builtins"
-    try:
-        trace = made_in_time(lambda: "".join(traceback.format_exception(error)), kind)
-    except TimeoutError:
-        trace = "".join([*traceback.format_tb(error.__traceback__), describe_error(error)])
-    return {
-        "exception.type": kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": call.masked(describe_error(error).partition(": ")[2]),
-        "exception.stacktrace": call.masked(trace),
-    }
