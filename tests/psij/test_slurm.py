@@ -227,6 +227,24 @@ async def test_tasks_share_a_job() -> None:
     assert said[0].split()[1] == "3:00"
 
 
+async def test_short_tasks_share_a_job_by_default(
+    flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @flow.executable_task
+    def job() -> str:
+        return "sleep 0.1; echo $SLURM_JOB_ID"
+
+    async def jobs(number: int) -> int:
+        return len(set(await asyncio.gather(*(job() for _ in range(number)))))
+
+    monkeypatch.setattr("rhapsody_psij.backend.GROUP_SECONDS", 200)
+    assert await jobs(5) == 5  # whose run times were not known
+    assert await jobs(12) == 1
+    assert "share jobs" in caplog.text
+    monkeypatch.setattr("rhapsody_psij.backend.GROUP_SECONDS", 0.5)
+    assert await jobs(10) == 10
+
+
 async def test_a_command_needs_neither_python_nor_files_of_its_own(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def command() -> str:

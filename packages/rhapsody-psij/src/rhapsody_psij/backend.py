@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -128,6 +129,22 @@ DELAY = 0.1
 No file system reports what other machines change.
 """
 
+GROUP_SECONDS = 1.0
+"""Expected duration of tasks that share a job by default: less than a job of a batch system costs,
+so that no task waits longer than it would for a job of its own.
+"""
+
+TASK_COST = 0.01
+"""Seconds that a task costs in a shared job, in addition to its run time."""
+
+MIN_GROUP, MAX_GROUP = 10, 100
+"""Number of tasks that share a job by default. A shared job starts Python, which fewer commands do
+not pay for.
+"""
+
+MIN_MEASURED, MAX_MEASURED = 5, 20
+"""Number of recent run times from which the longest counts, and that must be known."""
+
 MAX_ERROR = 2000
 """Number of characters of the client's standard error in a message."""
 
@@ -149,6 +166,7 @@ class _Run:
         self.program = program
         self.ranks = "executable" in spec
         self.uid = task["uid"]  # in its job
+        self.kind: str | None = None  # that of the tasks with which it may share a job by default
         self.job: _Job | None = None
         self.detach = False
         self.started: float | None = None  # by the monotonic clock
@@ -176,6 +194,7 @@ class _Job:
     Attributes:
         number: The job's id in messages.
         runs: The tasks of the job that have not ended, by their uids in the job.
+        shared: True if the job was submitted for several tasks.
         reports: The directory of the job's reports.
         left: The job of an earlier run that this object continues; `None` if this run submits it.
         first_reason: The first reason for which Slurm let the job wait, other than `None`.
@@ -189,6 +208,7 @@ class _Job:
     ) -> None:
         self.number = uuid.uuid4().hex
         self.runs = {run.uid: run for run in runs}
+        self.shared = len(runs) > 1
         self.reports = reports
         self.left = left
         self.first_reason: str | None = None
@@ -227,7 +247,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             in the backend. Default: 100, or the number of processors with `executor="local"`.
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
-            Tasks with several ranks do not share a job.
+            Tasks with several ranks do not share a job. Default: 1, and for tasks of a name whose
+            run times were all short so far, as many as are expected to take one second together,
+            but only from 10 to 100.
         detach: True to let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP,
             as when a connection is lost. The next run of the program that resumes this one takes
             over their results. Requires a journal, and an executor other than `"local"`.
@@ -258,7 +280,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         attributes: Mapping[str, Any] | None = None,
         launcher: str | None = None,
         max_jobs: int | None = None,
-        tasks_per_job: int = 1,
+        tasks_per_job: int | None = None,
         detach: bool = False,
         poll_interval: float | str = 30.0,
         name: str | None = None,
@@ -269,6 +291,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if max_jobs is None:
             max_jobs = os.cpu_count() or 1 if executor == "local" else MAX_JOBS
         for argument, value in (("max_jobs", max_jobs), ("tasks_per_job", tasks_per_job)):
+            if value is None:
+                continue
             if type(value) is not int:
                 raise TypeError(f"{argument} must be a whole number, got {value!r}")
             if value < 1:
@@ -298,7 +322,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self.max_jobs = max_jobs
         self.tasks_per_job = tasks_per_job
         self._waiting: dict[str, deque[_Run]] = {}  # by the key of a group
+        self._times: dict[str, deque[float]] = {}  # recent run times in seconds, by kind
         self._filling = False
+        self._grouped = False  # by default, which was said
         self._jobs: dict[str, _Job] = {}
         self._directory: Path | None = None
         self._lock: int | None = None
@@ -499,9 +525,14 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def _outcome(self, run: _Run) -> dict[str, Any]:
         """Run a task in a job, and return the outcome that the job has reported."""
         task, spec = run.task, run.spec
-        alone = self.tasks_per_job == 1 or run.ranks
-        kind = {**spec, "name": "", "detach": run.detach}
-        key = task["uid"] if alone else json.dumps(kind, sort_keys=True)
+        key = task["uid"]
+        if self.tasks_per_job != 1 and not run.ranks:
+            name = task["name"] if self.tasks_per_job is None else ""
+            kind = json.dumps({**spec, "name": name, "detach": run.detach}, sort_keys=True)
+            if self.tasks_per_job is None:  # the oldest task is the next one
+                run.kind = kind
+            else:
+                key = kind
         self._waiting.setdefault(key, deque()).append(run)
         self._fill_soon()
         return await self._ended(run, key)
@@ -663,7 +694,10 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         while self._waiting and len(self._jobs) < self.max_jobs:
             key = next(iter(self._waiting))
             waiting = self._waiting.pop(key)
-            runs = [waiting.popleft() for _ in range(min(len(waiting), self.tasks_per_job))]
+            size = min(len(waiting), self.tasks_per_job or 1)
+            runs = [waiting.popleft() for _ in range(size)]
+            if runs and runs[0].kind is not None:
+                runs += self._take_alike(runs[0].task["name"], runs[0].kind)
             if waiting:  # after the tasks with other settings
                 self._waiting[key] = waiting
             if not runs:  # all were canceled
@@ -676,6 +710,39 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if jobs:
             self._spawn(self._submit(jobs))
 
+    def _take_alike(self, name: str, kind: str) -> list[_Run]:
+        """Take the waiting tasks that share the job of a task by default."""
+        times = self._times.get(kind, ())
+        if len(times) < MIN_MEASURED:
+            return []
+        size = min(MAX_GROUP, int(GROUP_SECONDS / (max(times) + TASK_COST)))
+        if size < MIN_GROUP or len(self._waiting) < MIN_GROUP - 1:
+            return []
+        found = ((key, waiting[0]) for key, waiting in self._waiting.items() if waiting)
+        keys = [key for key, _ in islice((p for p in found if p[1].kind == kind), size - 1)]
+        if len(keys) < MIN_GROUP - 1:
+            return []
+        if not self._grouped:
+            self._grouped = True
+            log.warning(
+                "backend %r: tasks as short as %r (%.2g s) share jobs, %d here; "
+                "tasks_per_job=1 turns this off", self.name, name, max(times), len(keys) + 1,
+            )  # fmt: skip
+        return [self._waiting.pop(key).popleft() for key in keys]
+
+    def _measure(self, kind: str, outcome: dict[str, Any]) -> None:
+        """Keep the run time of a task that has succeeded.
+
+        If a job is lost or exceeds its limit, the next tasks of this kind run alone again, so that
+        one of them cannot end the jobs of the others again and again.
+        """
+        if "lost" in outcome or isinstance(outcome.get("exception"), TaskTimeoutError):
+            self._times.pop(kind, None)
+        elif detached.succeeded(outcome):
+            begin, end = outcome.get("interval", (0.0, 0.0))
+            times = self._times.setdefault(kind, deque(maxlen=MAX_MEASURED))
+            times.append(outcome.get("seconds", end - begin))
+
     async def _submit(self, jobs: Sequence[_Job]) -> None:
         runs = [list(job.runs.values()) for job in jobs]
         specs = []
@@ -685,7 +752,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 program, *arguments = _python("job", str(self._order_of(job)))
                 spec |= {"executable": program, "arguments": arguments}
                 duration = spec["attributes"]["duration"]
-                if duration is not None:
+                # Tasks that share a job by default need no more time than one of them may take.
+                if duration is not None and self.tasks_per_job is not None:
                     duration *= len(of_job)
                     spec["attributes"] = {**spec["attributes"], "duration": duration}
             if of_job[0].detach:
@@ -886,7 +954,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 limit = run.spec.get("attributes", {}).get("duration")
                 # In a shared job, the tasks before may have used the time of a task.
                 own = run.started is not None and monotonic() - run.started >= (limit or 0)
-                if job.left is None and (own or self.tasks_per_job == 1):
+                if job.left is None and (own or not job.shared):
                     self._end_run(job, run, {"exception": self._over_limit(run.task, limit)})
             reason = f"its job has ended without a result (state {state})"
             outcome: dict[str, Any] = {"lost": f"{reason}: {message}" if message else reason}
@@ -921,6 +989,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     def _end_run(self, job: _Job, run: _Run, outcome: dict[str, Any]) -> None:
         del job.runs[run.uid]
         run.ended.set_result(outcome)
+        if run.kind is not None:
+            self._measure(run.kind, outcome)
         if not job.runs:
             self._forget(job)
         elif job.unwanted:

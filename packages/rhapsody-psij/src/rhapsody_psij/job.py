@@ -7,7 +7,8 @@ The reports are files in one directory, named after the task. A task that starts
 `UID.started`, whose first line is the name of the host. When the task ends, its outcome is appended
 to the file, and the file is renamed to `UID.ended`. Outcomes are pickled dicts: `call` contains the
 result of a call as bytes; `exit_code`, `stdout`, `stderr`, `usage` and `interval` are those of an
-executable; `exception`, `lost` and `canceled` describe other ends.
+executable; `exception`, `lost` and `canceled` describe other ends. `seconds` is the time that the
+task took in the job, with the start of its process and its imports.
 
 Job scripts create no files for their reports, because directories are slow on the file systems of
 clusters. They append lines to `HOST.log`, a file for all jobs on a host, so that only one machine
@@ -239,7 +240,9 @@ def main(path: str | None = None) -> None:
     for entry in order["tasks"]:
         uid = entry["task"]["uid"]
         if reports.start(uid):
+            begin = time.monotonic()
             outcome = outcome_of(entry, reports, reaper)
+            outcome["seconds"] = time.monotonic() - begin
             if outcome.get("exit_code") in TERMINATED:
                 # A batch system that ends a job signals all its processes, in any order. This one
                 # then ends without a report.

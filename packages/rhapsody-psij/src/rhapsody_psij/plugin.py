@@ -80,7 +80,12 @@ OPTIONS = (
         help="Maximum number of jobs in the batch system at the same time. Default: 100, or the "
         'number of processors with the executor "local".',
     ),
-    BackendOption("tasks_per_job", int, 1, "Maximum number of tasks that share a job."),
+    BackendOption(
+        "tasks_per_job",
+        int,
+        help="Maximum number of tasks that share a job. Default: 1, and more for tasks whose "
+        "measured run times are short.",
+    ),
     BackendOption(
         "detach",
         bool,
