@@ -123,6 +123,22 @@ def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_run_that_has_ended_when_its_job_reaches_the_limit_does_not_start_again(
+    place: Path,
+) -> None:
+    (place / "steps.py").write_text(
+        f"import atexit, time\natexit.register(time.sleep, 100)\n{STEPS}"
+    )
+    run = submit(
+        "steps.py", "--executor=local", "--walltime=20s", "--stop-before=8s", "--until-done",
+        "--", 0,
+    )  # fmt: skip
+    rhapsody("attach")
+    assert run.jobs[1:] == []
+    require_run_once(place, 1)
+
+
+@pytest.mark.long
 def test_a_run_without_progress_does_not_continue_for_ever() -> None:
     run = submit(
         "steps.py", "--executor=local", "--walltime=4s", "--stop-before=3s", "--until-done",
@@ -155,7 +171,7 @@ def test_leaving_leaves_the_run_and_canceling_ends_it_like_ctrl_c(place: Path) -
         (["none.py"], "'none.py' does not exist"),
         (["steps.py", "--profile=none"], "unknown profile 'none'"),
         (["steps.py", "--until-done"], "pass --walltime"),
-        (["steps.py", "--until-done", "-w1h", "-ejournal=false"], "the journal is turned off"),
+        (["steps.py", "--until-done", "-w1h", "-ejournal=false"], "option journal is false"),
         (["steps.py", "-w1h", "--stop-before=2h"], "must be less"),
         (["steps.py", "-w", "soon"], "--walltime"),
         (["steps.py", "--alpha"], "-- --alpha"),

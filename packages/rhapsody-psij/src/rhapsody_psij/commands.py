@@ -40,6 +40,9 @@ OPTIONS = {
 }
 """Options of `rhapsody submit` by the setting of a job."""
 
+NEEDED_TO_CONTINUE = ("journal", "record")
+"""Options of the engine that a run needs to be continued."""
+
 POLL = 1.0
 """Seconds between two looks at the files of a submitted run."""
 
@@ -164,7 +167,7 @@ def _script_of(arguments: argparse.Namespace) -> str:
 
 
 def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the backend, its options and the engine's journal that the run will use.
+    """Return the backend of the run, its options, and the needed engine options that are off.
 
     Raises:
         UsageError: `rhapsody config` failed, and has printed why.
@@ -185,8 +188,14 @@ def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
             if name.startswith("options.") and entry["source"] != "default"
         }
     options |= _parsed(arguments.option)
-    journal = _parsed(arguments.engine).get("journal", settings["engine.journal"]["value"])
-    return {"backend": arguments.backend or backend, "options": options, "journal": journal}
+    engine = {
+        name: entry["value"]
+        for name in NEEDED_TO_CONTINUE
+        if not (entry := settings[f"engine.{name}"])["source"].startswith("default")
+    }
+    engine |= _parsed(arguments.engine)
+    off = [name for name in NEEDED_TO_CONTINUE if engine.get(name) is False]
+    return {"backend": arguments.backend or backend, "options": options, "off": off}
 
 
 def _parsed(options: list[str]) -> dict[str, Any]:
@@ -257,10 +266,10 @@ def _extra(
             "--until-done needs the time limit of the job: pass --walltime, or set duration in the "
             "attributes of the profile"
         )
-    if profile["journal"] is False:
+    for name in profile["off"]:
         raise UsageError(
-            "--until-done continues a run with its recorded results, but the journal is turned "
-            "off: remove journal = false from the profile, or -e journal=false"
+            "--until-done continues a run with its journal and its record, but the engine's option "
+            f"{name} is false: remove it from the profile or from -e"
         )
     options = {"executor": "local", **profile["options"]}
     if profile["backend"] == "psij" and options["executor"] != "local" and "detach" not in options:

@@ -64,14 +64,19 @@ class Supervisor:
         if self._submission.is_canceled:
             return EndOfRun("canceled before the start")
         code = await self._run_program()
+        until_done: bool = self._description["until_done"]
+        status = self._status()
+        recorded = status.get("run", {"outcome": "unknown", "held_back": False})
+        if recorded["held_back"] and until_done and not self._submission.is_canceled:
+            return self._continue(status, code)
+        if recorded["outcome"] in ("done", "failed"):  # a signal may have arrived after the end
+            return EndOfRun("the program ended", recorded["exit_code"])
         if self._submission.is_canceled:
             return EndOfRun("canceled", code)
         if self._signaled.is_set() and code != 0:
             return EndOfRun("the job was ended by a signal", code)
-        status = self._status() if self._description["until_done"] else {}
-        held_back = status.get("run", {}).get("held_back", False)
-        if held_back or (self._at_limit and code != 0):
-            if self._description["until_done"]:
+        if self._at_limit and code != 0:
+            if until_done:
                 return self._continue(status, code)
             return EndOfRun("the time limit of the job was reached", code)
         return EndOfRun("the program ended", code)
