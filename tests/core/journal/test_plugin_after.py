@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,24 @@ async def test_it_runs_in_a_later_run_if_the_run_in_between_broke_off() -> None:
     await broken_off(first_only, resume=True)
     async with engine(resume=True) as flow:
         await of_task(flow, 2)
+    assert (ran()["first"], ran()["last"]) == (2, 2)
+
+
+async def test_it_runs_again_although_the_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    correct = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: correct() + 3600)
+        async with engine() as flow:
+            await of_block(flow, 1)
+
+    async def first_only(flow: WorkflowEngine) -> None:
+        await step_task(flow)("first", 2)
+
+    await broken_off(first_only, resume=True)
+    async with engine(resume=True) as flow:
+        await of_block(flow, 2)
     assert (ran()["first"], ran()["last"]) == (2, 2)
 
 

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.timeout(120)
 
 EXPECTED = [0, 1, 4]
 COLUMNS = {
-    "runs": ("id", "lineage", "began", "ended", "how"),
+    "runs": ("id", "lineage", "began", "ended", "how", "active"),
     "recordings": (
         *("lineage", "key", "number", "run", "used", "name", "uid", "parts", "code", "files"),
-        *("why", "value", "intact"),
+        *("why", "value", "intact", "made"),
     ),
     "codes": ("digest", "parts"),
     "digests": ("device", "size", "digest"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.journal.store import journal_of_program
+from rhapsody.journal.store import Store, journal_of_program
 from tests._support.recorded import LOG, broken_off, engine, note, ran
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("nothing_ran")]
@@ -87,6 +88,52 @@ async def test_a_run_that_broke_off_is_resumed_although_another_one_succeeded_me
         await points(other, 3)
     assert await done(1, 2) == 2
     assert await done(1, 2, 3) == 0
+
+
+async def test_a_resumed_run_that_is_killed_after_another_one_succeeded_is_resumed() -> None:
+    await broken_off(some(1, 2))
+    killed = Store(Path("run.sqlite"), shared=True)
+    killed.begin(None)
+    await done(3)
+    killed._wait(killed._database.close)
+    killed._release()
+    assert await done(1, 2) == 2
+
+
+async def test_a_run_is_resumed_although_the_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    correct = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: correct() + 3600)
+        await done(1)
+    await broken_off(some(1, 2))
+    assert await done(1, 2) == 2
+
+
+async def test_results_from_before_a_fresh_run_are_not_reused_after_the_clock_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    correct = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: correct() + 3600)
+        await done(1, 2)
+    await done(1, resume=False)
+    assert await done(1, 2, resume=True) == 1
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+async def test_what_other_runs_recorded_before_a_fresh_run_is_not_reused(resume: Any) -> None:
+    await broken_off(some(1, 2))
+
+    async def older(flow: WorkflowEngine) -> None:
+        await points(flow, 1, 3)
+        await broken_off(some(1), resume=False)
+        await points(flow, 4)
+
+    await broken_off(older)
+    assert await done(1, 2, 3, 4, resume=resume) == 2
+    assert ran() == {"1": 2, "2": 2, "3": 2, "4": 1}
 
 
 async def test_results_that_were_recorded_again_are_removed() -> None:

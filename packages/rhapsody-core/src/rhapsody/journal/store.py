@@ -44,7 +44,7 @@ DIRECTORY = "journals"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 """Suffixes of the files that SQLite uses for a database, including the database itself."""
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the tables, stored as the database's `user_version`."""
 
 KEPT_FOR = 30 * 86_400.0
@@ -70,18 +70,22 @@ again. The state of all other recordings is 0.
 How = Literal["done", "failed", "interrupted"]
 """Outcome of a run. The outcome of a run that was killed is not recorded."""
 
+# The clock can be set back, so events of overlapping runs are ordered by the number of the newest
+# run at that time (`runs.active`, `recordings.made`). `AUTOINCREMENT`: no number is used twice.
+#
 # The recordings have no index by key: keys are random, so each insertion would write to another
 # page of the index. Runs that resume another run create the table `earlier` instead.
 _TABLES = """
 CREATE TABLE runs (
-    id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
-    kept INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0,
-    fresh INTEGER NOT NULL DEFAULT 0
+    id INTEGER PRIMARY KEY AUTOINCREMENT, lineage INTEGER NOT NULL, began REAL NOT NULL,
+    ended REAL, how TEXT, kept INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0,
+    fresh INTEGER NOT NULL DEFAULT 0, active INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE refused (run INTEGER, name TEXT, why TEXT NOT NULL, PRIMARY KEY (run, name));
 CREATE TABLE recordings (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
-    run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
+    run INTEGER NOT NULL, made INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL,
+    uid TEXT NOT NULL,
     gone INTEGER NOT NULL DEFAULT 0, parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT,
     value BLOB NOT NULL, intact BLOB NOT NULL, opened TEXT, began REAL
 );
@@ -99,14 +103,15 @@ WITHOUT ROWID
 
 _EARLIER = """
 INSERT OR REPLACE INTO earlier
-SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY used, id
+SELECT key, number, id FROM recordings
+WHERE lineage = ? AND made >= (SELECT coalesce(max(id), 0) FROM runs WHERE fresh)
+ORDER BY used, id
 """
-
 
 _INSERT = """
 INSERT INTO recordings (
-    lineage, run, used, key, number, name, uid, parts, code, files, why, value, intact, opened
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))
+    lineage, run, made, used, key, number, name, uid, parts, code, files, why, value, intact, opened
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))
 """
 
 COPIED = 0
@@ -128,12 +133,13 @@ class Run(NamedTuple):
     Attributes:
         number: The run's number in the journal.
         lineage: The number that the run shares with the runs it resumes, directly or indirectly.
-        began: The start time, in seconds since the epoch.
+        began: The start time, in seconds since the epoch. If the clock was set back, the start time
+            of the run before.
         how: The recorded outcome. If none is recorded: `"killed"`, `"running"`, or `None` if it is
             unknown which of the two is true.
         kept: Number of results that the run recorded.
         reused: Number of results of earlier runs that the run used.
-        active: The time of the end or, if none is recorded, of the last recording.
+        active: The number of the newest run when this run ended or was last known to be running.
         fresh: True if the run ignored all earlier results on request.
     """
 
@@ -143,7 +149,7 @@ class Run(NamedTuple):
     how: str | None
     kept: int
     reused: int
-    active: float
+    active: int
     fresh: bool
 
 
@@ -160,8 +166,7 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
         for (number,) in unended:
             ends[number] = _STATUS_BY_LOCK.get(state_of(lock_of(path, number)))
     rows = database.execute(
-        "SELECT id, lineage, began, how, kept, reused, max(began, coalesce(ended, began)), fresh "
-        "FROM runs ORDER BY id"
+        "SELECT id, lineage, began, how, kept, reused, max(id, active), fresh FROM runs ORDER BY id"
     )
     return [
         Run(number, lineage, began, how or ends.get(number), kept, reused, active, bool(fresh))
@@ -169,29 +174,27 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
     ]
 
 
-def _reusable(runs: Sequence[Run], *, unfinished: bool) -> list[int]:
-    """Return the lineages whose recordings a new run may reuse, oldest first.
+def _unfinished(runs: Sequence[Run]) -> list[int]:
+    """Return the lineages whose last run did not succeed, oldest first.
 
-    Runs may overlap, so a run makes a lineage unusable only if the lineage was inactive before.
+    Runs may overlap, so a run that succeeded excludes a lineage only if the lineage was inactive
+    before.
 
     Args:
         runs: All runs of the journal, oldest first.
-        unfinished: True for lineages whose last run did not succeed, and that were active after the
-            start of each run that succeeded; False for all lineages that were active after the
-            start of each run that ignored earlier results.
     """
     last: dict[int, Run] = {}
-    active: dict[int, float] = {}
-    since = 0.0
+    active: dict[int, int] = {}
+    succeeded = 0
     for run in runs:
         last[run.lineage] = run
         active[run.lineage] = max(run.active, active.get(run.lineage, 0))
-        if run.fresh or (unfinished and run.how == "done"):
-            since = max(since, run.began)
+        if run.how == "done":
+            succeeded = run.number
     return [
         lineage
         for lineage, run in last.items()
-        if active[lineage] >= since and not (unfinished and run.how == "done")
+        if active[lineage] >= succeeded and run.how != "done"
     ]
 
 
@@ -239,7 +242,8 @@ class Store:
             before `begin`.
         origin: A string that identifies the lineage, also after the journal was removed.
         reused: Number of recorded results that were available when this run began.
-        began: The time at which this run began, in seconds since the epoch; 0 before `begin`.
+        began: The time at which this run began, in seconds since the epoch, but later than those of
+            the runs before; 0 before `begin`.
         fresh_since: The start of the last run that ignored earlier results; 0 if there was none.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
@@ -415,13 +419,15 @@ class Store:
             reusable = list[int]()
             if resume is not False:
                 runs = sorted([*ended, *living])
-                found = _reusable(runs, unfinished=resume is None)
-                reusable = [each for each in found if each not in taken and self._holds(each)]
+                lineages = _unfinished(runs) if resume is None else {run.lineage for run in free}
+                reusable = [each for each in sorted(lineages) if each not in taken]
+                reusable = list(filter(self._holds, reusable))
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
             self.lineage = reusable[-1] if reusable else newest + 1
             if not reusable and resume is not False and free and free[-1].how != "done":
                 self.lineage = free[-1].lineage  # without results, but its jobs may continue
-            self.began = time.time()
+            (latest,) = database.execute("SELECT coalesce(max(began), 0) FROM runs").fetchone()
+            self.began = max(time.time(), latest + 1e-5)  # the clock may have been set back
             row = "INSERT INTO runs (lineage, began, fresh) VALUES (?, ?, ?)"
             values = self.lineage, self.began, resume is False
             run = database.execute(row, values).lastrowid
@@ -429,9 +435,11 @@ class Store:
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
-            fresh = "SELECT coalesce(max(began), 0) FROM runs WHERE fresh"
-            (self.fresh_since,) = database.execute(fresh).fetchone()
-            first = "SELECT min(began) FROM runs WHERE lineage = ?"
+            fresh = "SELECT began FROM runs WHERE fresh ORDER BY id DESC LIMIT 1"
+            (self.fresh_since,) = database.execute(fresh).fetchone() or (0.0,)
+            row = "UPDATE runs SET active = ? WHERE id = ?"
+            database.executemany(row, [(run, other.number) for other in living])
+            first = "SELECT began FROM runs WHERE lineage = ? ORDER BY id LIMIT 1"
             self.origin = f"{database.execute(first, (self.lineage,)).fetchone()[0]:.6f}"
             if reusable:
                 last = [run for run in free if run.lineage in reusable][-1]
@@ -457,6 +465,9 @@ class Store:
             self._require_unused()
             with _transaction(database):
                 ended, _ = self._earlier()
+                self._database.execute(
+                    "DELETE FROM recordings WHERE made < (SELECT max(id) FROM runs WHERE fresh)"
+                )
                 for run in reversed(ended):
                     if run.how == "done" or self._holds(run.lineage):
                         self._forget_others(run)
@@ -480,9 +491,12 @@ class Store:
         return ended, living
 
     def _holds(self, lineage: int) -> bool:
-        """Return True if a lineage has recordings."""
-        exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
-        (found,) = self._database.execute(exists, (lineage,)).fetchone()
+        """Return True if a lineage has recordings from after the start of the last fresh run."""
+        (found,) = self._database.execute(
+            "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ? "
+            "AND made >= (SELECT coalesce(max(id), 0) FROM runs WHERE fresh))",
+            (lineage,),
+        ).fetchone()
         return bool(found)
 
     def find(
@@ -549,7 +563,7 @@ class Store:
         if not database.in_transaction:
             database.execute("BEGIN IMMEDIATE")
         database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
-        row = (self.lineage, COPIED, self.run, *_row(recording))
+        row = (self.lineage, COPIED, self.run, self.run, *_row(recording))
         added = database.execute(_INSERT, row).lastrowid
         assert added is not None
         database.execute("UPDATE recordings SET began = ? WHERE id = ?", (began, added))
@@ -626,11 +640,12 @@ class Store:
                         "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
                         [(each.key, each.number) for each in recordings],
                     )
-                where = self.lineage, self.run, self.run
+                (newest,) = database.execute("SELECT max(id) FROM runs").fetchone()
+                where = self.lineage, self.run, newest, self.run
                 database.executemany(_INSERT, ((*where, *_row(each)) for each in recordings))
                 kept = self.kept + len(recordings)
-                row = "UPDATE runs SET kept = ?, ended = ? WHERE id = ?"
-                database.execute(row, (kept, time.time(), self.run))
+                row = "UPDATE runs SET kept = ?, ended = ?, active = ? WHERE id = ?"
+                database.execute(row, (kept, time.time(), newest, self.run))
             self.kept = kept
         except UNSTORABLE as error:
             if len(recordings) > 1:
@@ -652,7 +667,8 @@ class Store:
                     [(self.run, gone, each) for each, gone in self.used.items()],
                 )
                 database.execute(
-                    "UPDATE runs SET ended = ?, how = ?, reused = ? WHERE id = ?",
+                    "UPDATE runs SET ended = ?, how = ?, reused = ?, "
+                    "active = (SELECT max(id) FROM runs) WHERE id = ?",
                     (time.time(), how, len(self.used), self.run),
                 )
                 if how == "done":
@@ -669,16 +685,16 @@ class Store:
         others = "SELECT EXISTS (SELECT 1 FROM recordings WHERE used != ?)"
         if not database.execute(others, (self.run,)).fetchone()[0]:
             return
-        ended, living = self._earlier()
-        taken = {run.lineage for run in living}
-        reusable = _reusable(sorted([*ended, *living]), unfinished=False)
-        for lineage in {run.lineage for run in ended} - taken - {*reusable}:
-            database.execute("DELETE FROM recordings WHERE lineage = ?", (lineage,))
+        taken = {run.lineage for run in self._earlier()[1]}
         database.execute("CREATE TEMP TABLE living (lineage INTEGER)")
         database.executemany("INSERT INTO living VALUES (?)", [(each,) for each in taken])
         database.execute(
+            "DELETE FROM recordings WHERE lineage NOT IN living "
+            "AND made < (SELECT max(id) FROM runs WHERE fresh)"
+        )
+        database.execute(
             "DELETE FROM recordings WHERE lineage NOT IN living AND (used NOT IN "
-            "(SELECT id FROM runs WHERE max(began, coalesce(ended, began)) >= ?) OR id NOT IN "
+            "(SELECT id FROM runs WHERE coalesce(ended, began) >= ?) OR id NOT IN "
             "(SELECT id FROM (SELECT id, max(used) FROM recordings WHERE lineage NOT IN living "
             "GROUP BY key, number)))",
             (time.time() - KEPT_FOR,),
@@ -699,7 +715,8 @@ class Store:
             database.execute("DELETE FROM recordings WHERE used < ?", (last.number,))
         database.execute("DELETE FROM recordings WHERE lineage != ?", (last.lineage,))
         database.execute(
-            "DELETE FROM runs WHERE lineage != ? AND id NOT IN (SELECT run FROM recordings)",
+            "DELETE FROM runs WHERE lineage != ? AND NOT fresh "
+            "AND id NOT IN (SELECT run FROM recordings)",
             (last.lineage,),
         )
         self._forget_unused_rows()
@@ -958,14 +975,13 @@ class Reader:
         Args:
             since: The time before which results are ignored.
         """
-        lineages = {*_reusable(self.runs(), unfinished=False)}
         rows = self._database.execute(
-            "SELECT lineage, key, number, id FROM recordings WHERE coalesce("
+            "SELECT key, number, id FROM recordings WHERE coalesce("
             "began, (SELECT runs.began FROM runs WHERE runs.id = recordings.run), 0) >= ? "
-            "ORDER BY used, id",
+            "AND made >= (SELECT coalesce(max(id), 0) FROM runs WHERE fresh) ORDER BY used, id",
             (since,),
         )
-        return {(key, number): each for lineage, key, number, each in rows if lineage in lineages}
+        return {(key, number): recording for key, number, recording in rows}
 
     def result(
         self, recording: int, key: bytes, number: int
