@@ -131,3 +131,31 @@ def test_the_end_of_a_group_reports_calls_whose_message_was_lost() -> None:
         ("end", "call.1", "FAILED", "", failed),
     ]
     assert not tasks.open()
+
+
+def test_commands_that_end_with_their_job_are_not_reported_as_failed() -> None:
+    """Their exit codes are those of the batch system's signals; the program ends them as lost."""
+    said: list[Any] = []
+    pilot: Any = SimpleNamespace(forget=lambda uid: None)
+    ended: list[bool] = [False, True]
+
+    def end_with_job(_: Any) -> bool:
+        return ended.pop(0)
+
+    def send(*what: Any, within: float) -> None:
+        said.append(what)
+
+    tasks = Tasks("session", [pilot], SimpleNamespace(), send, end_with_job)  # type: ignore[arg-type]
+    group = Entry("group", pilot)
+    for name in ("killed", "ended", "failed", "lost"):
+        tasks.by_uid[name] = Entry(name, pilot, running=True, group=group, command=True)
+    replies = {"killed": 137, "ended": 143, "failed": 3}
+    news = [[name, json.dumps({"exit_code": code}), None, False] for name, code in replies.items()]
+    news.append(["lost", None, "ChildProcessError('')", False])
+    tasks.receive_news("state_pubsub", {"cmd": CALL_REPORTS, "arg": news})
+    tasks._reaper.stop()
+    assert sorted((uid, state, found[0]) for _, uid, state, _, found in said) == [
+        ("failed", "FAILED", 3),
+        ("killed", "FAILED", 137),
+        ("lost", "FAILED", None),
+    ]
