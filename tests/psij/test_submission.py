@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,6 +107,23 @@ def test_the_newest_run_is_followed_even_before_it_has_started() -> None:
     assert _selected(older.name[-4:]).root == older
     with pytest.raises(UsageError, match="several"):
         _selected(older.name[:8])
+
+
+def test_a_supervisor_that_has_ended_without_a_word_is_noticed() -> None:
+    roots = [reserve_run("steps.py") for _ in range(2)]
+    for root in roots:
+        (root / DIRECTORY).mkdir()
+        (root / DIRECTORY / "control").touch()
+        (root / DIRECTORY / "description.json").write_text('{"executor": "local"}')
+        (root / DIRECTORY / "job-1.json").write_text(
+            json.dumps({"number": 1, "run": root.name, "job": "1"})
+        )
+        (root / DIRECTORY / "host-1").write_text(socket.gethostname())
+        (root / DIRECTORY / "job-2.json").write_text('{"number": 2, "run": "y"}')
+    assert main(["attach", roots[0].name]) == 1
+    assert "was killed" in str(Submission(roots[0]).end)
+    assert main(["cancel", roots[1].name]) == 0
+    assert "canceled" in str(Submission(roots[1]).end)
 
 
 @pytest.mark.long

@@ -373,10 +373,13 @@ class _Queue:
         Returns:
             The end of the run if the job has ended without writing the end.
         """
+        submission = self._submission
+        if job.job is None and job.number > 1:  # the job before submits it, or was killed
+            job = submission.jobs[job.number - 2]
         if job.job is None or time.monotonic() < self._next:
             return None
         self._next = time.monotonic() + QUERY_INTERVAL
-        submission, text = self._submission, _job_text(self._submission, job)
+        text = _job_text(submission, job)
         try:
             status = submission.status(job)
         except SubmissionError as error:
@@ -476,6 +479,8 @@ def cancel(arguments: argparse.Namespace) -> int:
             removed = job.number
             submission.remove_from_queue(job)
             queue.soon()
+        elif job.number == 1 and job.job is None:  # `rhapsody submit` was killed
+            submission.finish(EndOfRun("canceled before it was submitted"))
         elif queue.check(job) is not None and submission.end is None:
             submission.finish(EndOfRun("canceled"))
         else:

@@ -175,9 +175,10 @@ class Submission:
 
     @property
     def job_output(self) -> str:
-        """The output of the supervisors, which are silent, and of the shells that start them."""
+        """Last line of the output of the supervisors, which contains only errors."""
         path = self._place / "queue" / "output"
-        return path.read_text(errors="replace").strip() if path.exists() else ""
+        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else ()
+        return lines[-1] if lines else ""
 
     # The batch system.
 

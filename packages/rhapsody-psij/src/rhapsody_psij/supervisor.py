@@ -20,8 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody import RhapsodyError
-from rhapsody.sdk import seconds_of_job
+from rhapsody.sdk import describe_error, seconds_of_job
 from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -160,10 +159,10 @@ class Supervisor:
             if self._submission.is_canceled:
                 self._submission.remove_from_queue(job)
                 return EndOfRun("canceled", code)
-        except (RhapsodyError, OSError) as error:
+        except Exception as error:  # PSI/J imports modules of any origin
             return EndOfRun(
-                f"the job that continues the run was not submitted ({error}); submit the run again "
-                "to continue it",
+                f"the job that continues the run was not submitted ({describe_error(error)}); "
+                "submit the run again to continue it",
                 code,
             )
         return None
