@@ -73,6 +73,8 @@ def test_a_key_in_a_pyproject_has_the_line_of_the_whole_file(tmp_path: Path) -> 
     ("content", "said"),
     [
         (b"a = 1\nb = [1\nc = 2\n", r"^rhapsody\.toml:3: invalid TOML: Unclosed array$"),
+        (b"a = " + b"[" * 100_000, r"^rhapsody\.toml: nested too deeply$"),
+        (b"#" * (1 << 20 | 1), r"^rhapsody\.toml: longer than 1048576 bytes$"),
         (b"a = 1\na = 2\n", r"^rhapsody\.toml:2: invalid TOML: Cannot overwrite a value$"),
         (b"\nbackend = dask # x\n", r':2: .*; text needs quotes: backend = "dask"$'),
         (b"[engine]\ntimeout = 3h\n", r':2: .*; text needs quotes: timeout = "3h"$'),

@@ -246,6 +246,23 @@ def test_runs_are_listed_newest_first_without_reading_them(tmp_path: Path) -> No
     assert list_runs(tmp_path / "none") == []
 
 
+def test_records_that_are_pipes_or_devices_are_listed_with_the_reason(tmp_path: Path) -> None:
+    names = [f"2026010{day}T000000-p-000{day}" for day in range(1, 4)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / names[0] / "run.jsonl")
+    (tmp_path / names[1] / "run.jsonl").symlink_to("/dev/zero")
+    write(tmp_path / names[2] / "run.jsonl", RUN, ENGINE, RUN_END)
+    problems = [run.problem or "" for run in list_runs(tmp_path)]
+    assert [problem.partition("] ")[2] for problem in problems] == [
+        "", f"it is a device, not a file: '{tmp_path / names[1] / 'run.jsonl'}'",
+        f"it is a named pipe, not a file: '{tmp_path / names[0] / 'run.jsonl'}'",
+    ]  # fmt: skip
+    for name in names[:2]:
+        with pytest.raises(OSError, match="not a file"):
+            read_run(tmp_path / name)
+
+
 @pytest.mark.long
 def test_a_hundred_thousand_tasks_are_read_quickly(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"

@@ -30,6 +30,9 @@ PYPROJECT = "pyproject.toml"
 TRUSTED = "trusted"
 """Name of the list of trusted files, one path per line, in the directory of the user's file."""
 
+MAX_SIZE = 1 << 20
+"""Maximum size of a file in bytes."""
+
 ROOTS = (".git", ".hg")
 """Entries of the root directory of a project."""
 
@@ -286,12 +289,19 @@ def _unquoted(line: str) -> str:
     return f'; text needs quotes: {key} = "{value}"'
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, which may be a named pipe of another user without a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 @lru_cache(maxsize=16)
 def _read(path: Path, modified: int, size: int, inode: int, owner: int) -> ConfigFile | None:
     """Parse a file; the other arguments are the key of the cache."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
-        content = file.read()
+        content = file.read(MAX_SIZE + 1)
+    if len(content) > MAX_SIZE:
+        raise ProfileError(f"{short(path)}: longer than {MAX_SIZE} bytes")
     owner, mode = status.st_uid, status.st_mode
     if path.name == PYPROJECT and b"rhapsody" not in content:
         return None  # most files of other projects need not be parsed
@@ -300,6 +310,8 @@ def _read(path: Path, modified: int, size: int, inode: int, owner: int) -> Confi
         data: Any = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ProfileError(f"{short(path)}: not UTF-8: {error}") from None
+    except RecursionError:
+        raise ProfileError(f"{short(path)}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         reason, _, place = str(error).rpartition(" (at ")
         found = re.search(r"line (\d+)", place)

@@ -16,6 +16,7 @@ import zlib
 from typing import Final
 
 from rhapsody.resources import size_text
+from rhapsody.staging.fsutil import open_file
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -114,8 +115,11 @@ def read_output(record: str | os.PathLike[str], place: Place) -> str | None:
     """
     offset, size = place
     try:
-        with open(outputs_path(record), "rb") as file:
+        with open_file(outputs_path(record)) as file:
             file.seek(offset)
-            return gzip.decompress(file.read(size)).decode("utf-8", "replace")
+            data = file.read(min(size, LIMIT))
+        unpacked = zlib.decompressobj(zlib.MAX_WBITS + 16)  # of gzip
+        text = unpacked.decompress(data, LIMIT)
+        return text.decode("utf-8", "replace") if unpacked.eof else None
     except (OSError, EOFError, zlib.error, ValueError, OverflowError):
         return None

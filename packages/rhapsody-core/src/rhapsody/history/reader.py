@@ -28,7 +28,7 @@ from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError, user_name
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import Place
-from rhapsody.staging.fsutil import state_of
+from rhapsody.staging.fsutil import open_file, state_of
 from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Usage
@@ -469,7 +469,7 @@ class RecordReader:
             RecordError: The file is not a record, or was written by a newer version.
             OSError: The file cannot be read.
         """
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             status = os.fstat(file.fileno())
             found = status.st_dev, status.st_ino
             if (self._file not in (None, found)) or status.st_size < self._offset:
@@ -876,7 +876,7 @@ def open_recorded(path: str, record: Path) -> IO[bytes]:
             choose which of this user's files are shown.
     """
     owner = other_owner(record)
-    file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+    file = open_file(path)
     if owner is not None and os.fstat(file.fileno()).st_uid != owner:
         file.close()
         raise PermissionError(
@@ -918,7 +918,7 @@ def _exists(pid: int) -> bool:
 def _is_locked(path: Path) -> bool | None:
     """Return True if a process is writing a record, or `None` if this cannot be determined."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -1050,7 +1050,7 @@ def describe_run(path: Path) -> RunRecord:
         FileNotFoundError: There is no record at this path.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             first = file.readline(FIRST)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))

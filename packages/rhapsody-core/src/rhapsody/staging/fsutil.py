@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from rhapsody.copying import copy_file
 from rhapsody.errors import DataError
@@ -209,6 +209,21 @@ _KINDS = {
 def kind_of(mode: int) -> str | None:
     """Return the kind of a file without content, such as `"a socket"`; `None` for other files."""
     return _KINDS.get(stat.S_IFMT(mode))
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading that another user may have replaced by something else.
+
+    Raises:
+        OSError: The file cannot be opened, or it is a named pipe or a device, which could block the
+            program or never end.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    kind = kind_of(os.fstat(file.fileno()).st_mode)
+    if kind is not None:
+        file.close()
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
+    return file
 
 
 def replace_links(directory: str, kept: Collection[str]) -> None:
