@@ -300,10 +300,15 @@ class Client:
                 self._end(number, "REFUSED", str(error) or repr(error))
                 continue
             jobs[number] = job
-        in_array = len(jobs) > 1 and self._submitted_array([*jobs.values()])
+        try:
+            in_array = len(jobs) > 1 and self._submitted_array([*jobs.values()])
+        except Exception as error:  # a full disk; the array may have been submitted
+            for number in jobs:
+                self._end(number, "REFUSED", str(error) or repr(error))
+            return
         for number, job in jobs.items():
             try:
-                if not in_array and not self._submitted(number, job):
+                if not in_array and (number in self._cancelled or not self._submitted(number, job)):
                     self._end(number, "CANCELED")
                     continue
                 if job.listed is not None and self._list is not None:
