@@ -162,6 +162,15 @@ def test_an_incomplete_line_is_left_out(
     assert len(exported(Path(f"{NAME}.json")).tasks) == 1
 
 
+@pytest.mark.parametrize("damage", [{"resources": {"cores": {"a": 1}}}, {"dependencies": 1}])
+def test_a_damaged_record_is_refused(
+    damage: dict[str, object], records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records.write(NAME, call(1, "a") | damage, end(1, 0, 1, 2))
+    assert main(["export", "--format", "wfcommons"]) == 1
+    assert "run.jsonl: the record is damaged: " in capsys.readouterr().err
+
+
 def test_a_run_without_tasks_is_refused(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:

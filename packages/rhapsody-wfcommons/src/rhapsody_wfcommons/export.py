@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rhapsody_wfcommons.instance import RecordedFile, RecordedMachine
+from rhapsody.sdk import describe_error
+from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
 from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
 from rhapsody_wfcommons.values import InstanceError
 from rhapsody_wfcommons.writing import write
@@ -25,14 +26,27 @@ def export(record: Path, output: Path) -> None:
         output: The path of the file to write.
 
     Raises:
-        InstanceError: No task has run.
+        InstanceError: No task has run, or the record contains values of wrong types.
         OSError: The record cannot be read, or the file cannot be written.
     """
+    try:
+        instance = _instance(record)
+        if instance is None:
+            raise InstanceError(f"{record}: no task has run")
+        write(instance, output)
+    except InstanceError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InstanceError(f"{record}: the record is damaged: {describe_error(error)}") from None
+
+
+def _instance(record: Path) -> Instance | None:
+    """Return the instance of a record; `None` if no task has run."""
     reading = _Reading()
     for line in _lines(record):
         reading.take(line)
     program, cores = reading.about, sum(reading.cores.values())
-    instance = instance_of(
+    return instance_of(
         reading.runs,
         program=program.get("program", ""),
         machine=RecordedMachine(
@@ -42,9 +56,6 @@ def export(record: Path, output: Path) -> None:
         ),
         version=program.get("packages", {}).get("rhapsody-core", "unknown"),
     )
-    if instance is None:
-        raise InstanceError(f"{record}: no task has run")
-    write(instance, output)
 
 
 def _lines(record: Path) -> Iterator[dict[str, Any]]:
