@@ -9,7 +9,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -761,8 +760,7 @@ async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecord
     }
     assert await journal.rhapsody_lookup_results([looked_up]) == [None]
     data.write_text("two")
-    engine: Any = SimpleNamespace(work_dir=here / "work")
-    await journal.rhapsody_record_results(engine, [Record("task.000001", task, 1, inputs=inputs)])
+    await journal.rhapsody_record_results([Record("task.000001", task, 1, inputs=inputs)])
     assert journal.kept == 0
     assert "in.txt" in caplog.text
     journal.end("done")
@@ -772,9 +770,6 @@ async def test_files_that_were_made_again_for_another_plugin_are_left_to_it(here
     journal = Journal(here / "run.sqlite", here)
     task: Any = described(len, uid="e.task.000002.1")
     found = "e.task.000001.1"  # by the other one
-    engine: Any = SimpleNamespace(work_dir=here / "work")
-    await journal.rhapsody_record_results(
-        engine, [Record("task.000002", task, 1, makes_again=found)]
-    )
+    await journal.rhapsody_record_results([Record("task.000002", task, 1, makes_again=found)])
     assert journal.kept == 0
     journal.end("done")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 import pytest
 
-from rhapsody import InputFile, LocalExecutionBackend
+from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.journal import opened as opened_files
 from rhapsody.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
@@ -84,15 +84,74 @@ async def test_only_tasks_whose_file_changed_run_again(
 async def test_a_directory_that_a_function_lists_counts_with_its_names(here: Path) -> None:
     def names() -> list[str]:
         note("names")
-        return sorted(path.name for path in Path("data").glob("*.txt"))
+        return sorted(name for name in os.listdir("data") if name.endswith("txt"))
 
     assert await run(names, ()) == [["a.txt", "b.txt"]]
     (here / "data" / "a.txt").write_text("its content does not count")
-    (here / "data" / ".hidden").touch()
+    (here / "data" / ".cache").mkdir()
+    (here / "data" / ".name.part").touch()
     assert await run(names, ()) == [["a.txt", "b.txt"]]
     assert ran()["names"] == 1
     (here / "data" / "c.txt").touch()
     assert await run(names, ()) == [["a.txt", "b.txt", "c.txt"]]
+    (here / "data" / ".txt").touch()
+    assert await run(names, ()) == [[".txt", "a.txt", "b.txt", "c.txt"]]
+
+
+async def test_files_in_the_directory_of_sandboxes_count_except_sandboxes(here: Path) -> None:
+    def list_directory() -> None:
+        note("list")
+        os.listdir("data")
+
+    def names(written: OutputFile) -> list[str]:
+        note("names")
+        Path(written).write_text("1")
+        os.listdir(Path(written).parent)
+        return [Path("data", name).read_text() for name in ("a.txt", "b.txt")]
+
+    for version in ("a", "a", "new", "new"):
+        (here / "data" / "a.txt").write_text(version)
+        async with engine(resume=True, work_dir="data", keep_sandboxes="all") as flow:
+            called = flow.function_task(list_directory)()
+            assert await flow.function_task(names)(OutputFile("out.txt")) == [version, "b"]
+            await called
+        assert list((here / "data").glob("*.task.*"))
+    assert ran() == {"names": 2, "list": 1}
+
+
+@pytest.mark.parametrize("name", ["run-settings.txt", "run-data/x.txt", "run.txt"])
+async def test_a_file_whose_path_begins_like_that_of_the_journal_counts(
+    here: Path, name: str
+) -> None:
+    def look() -> str:
+        note("look")
+        os.listdir(".")
+        return file.read_text()
+
+    file = here / name
+    file.parent.mkdir(exist_ok=True)
+    for version in ("old", "old", "new"):
+        file.write_text(version)
+        async with WorkflowEngine.create(journal="run", resume=True) as flow:
+            assert await flow.function_task(look)() == version
+    assert ran()["look"] == 2
+
+
+async def test_a_file_in_the_parent_of_a_link_counts(here: Path) -> None:
+    (here / "other" / "inner").mkdir(parents=True)
+    (here / "link").symlink_to("other/inner")
+    (here / "rate.txt").write_text("not this one")
+    file = here / "other" / "rate.txt"
+
+    def rate() -> str:
+        note("rate")
+        Path("link/../made.txt").write_text("1")
+        return Path("link/../rate.txt").read_text() + Path("data/../other/made.txt").read_text()
+
+    for version in ("2", "2", "3"):
+        file.write_text(version)
+        assert await run(rate, ()) == [f"{version}1"]
+    assert ran()["rate"] == 2
 
 
 async def test_a_file_that_did_not_exist_counts(here: Path) -> None:

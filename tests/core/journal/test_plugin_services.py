@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -34,7 +36,10 @@ def ask_task(flow: WorkflowEngine) -> Any:
     @flow.function_task
     def ask(host: object = None) -> str:
         note("ask")
-        return Path(MODEL).read_text()
+        descriptor = os.open(MODEL, os.O_RDONLY)  # not noticed, unlike `open`
+        answer = os.read(descriptor, 100).decode()
+        os.close(descriptor)
+        return answer
 
     return ask
 
@@ -118,6 +123,46 @@ async def of_argument(flow: WorkflowEngine) -> str:
     return answer
 
 
+async def of_ready_text(flow: WorkflowEngine) -> str:
+    @flow.executable_task(service=True, ready=f"stdout:(listening|{content()})")
+    def serve() -> str:
+        return SERVE
+
+    answer: str = await ask_task(flow)(serve())
+    return answer
+
+
+async def of_ready_function(flow: WorkflowEngine) -> str:
+    version = content()
+
+    @flow.executable_task(service=True, ready=lambda task: f"{task['name']} {version}")
+    def serve() -> str:
+        return SERVE
+
+    answer: str = await ask_task(flow)(serve())
+    return answer
+
+
+async def of_opened_file(flow: WorkflowEngine) -> str:
+    @flow.executable_task(service=True, ready="stdout:(listening)")
+    def serve() -> str:
+        with open(MODEL) as file:
+            return f": {json.dumps(file.read())}; {SERVE}"
+
+    answer: str = await ask_task(flow)(serve())
+    return answer
+
+
+async def of_file_opened_by_a_coroutine(flow: WorkflowEngine) -> str:
+    @flow.executable_task(service=True, ready="stdout:(listening)")
+    async def serve() -> str:
+        await asyncio.sleep(0)
+        return f": {await asyncio.to_thread(content)}; {SERVE}"
+
+    answer: str = await ask_task(flow)(serve())
+    return answer
+
+
 async def of_service_of_a_service(flow: WorkflowEngine) -> str:
     serve = serve_task(flow)
     answer: str = await ask_task(flow)(serve(serve(InputFile(MODEL))))
@@ -147,7 +192,8 @@ async def of_block(flow: WorkflowEngine) -> str:
 
 WAYS = [
     of_input_file, of_input_file_of_a_command, of_producer, of_environment, of_variables,
-    of_file_in_the_command, of_program, of_argument, of_service_of_a_service, of_after, of_block,
+    of_file_in_the_command, of_program, of_argument, of_ready_text, of_ready_function,
+    of_opened_file, of_file_opened_by_a_coroutine, of_service_of_a_service, of_after, of_block,
 ]  # fmt: skip
 
 

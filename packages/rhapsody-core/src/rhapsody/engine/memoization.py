@@ -340,6 +340,9 @@ class Memoization:
             found["function"] = record.task.function
             stands_in = partial(_stands_in, services)
             found["args"], found["kwargs"] = self._values.of(record, stands_in)
+            if record.command is not None:
+                found["opened"] = record.command.opened
+                found["interval"] = record.command.built, record.command.built
         return cast("LookupTask", found)
 
     def _name_services(

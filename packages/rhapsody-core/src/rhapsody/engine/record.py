@@ -69,11 +69,16 @@ class Command:
         words: A string for a shell, or a list of arguments.
         sandbox: Path of the sandbox for which the command was built; `words` may contain this path.
         texts: Strings and paths in the arguments of the call; empty if results are not recorded.
+        built: The time, in seconds since the epoch, at which the function was called.
+        opened: The files that the function of a service opened; see `rhapsody.sdk.watch_files`.
+            Empty if results are not recorded.
     """
 
     words: str | list[str]
     sandbox: str
     texts: tuple[str, ...]
+    built: float = 0.0
+    opened: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.words if isinstance(self.words, str) else shlex.join(self.words)

@@ -14,7 +14,9 @@ import inspect
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -58,6 +60,7 @@ from rhapsody.sdk.generators import (
     is_generator,
     names_attribute,
 )
+from rhapsody.sdk.runner import watching
 from rhapsody.shells import stops_reading
 from rhapsody.staging.files import Resolved, Stager, outcomes
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
@@ -468,43 +471,50 @@ class TaskBuilder:
             args, kwargs = self._values.of(record)
             records = self._hooks.lookup_results or self._hooks.record_results
             texts = texts_in([args, kwargs]) if records else ()
-            command = record.task.function(*args, **kwargs)
+            # The text of a command counts for resume, except that of a service.
+            places = (os.sep,) if records and record.task.settings.service else ()
+            built = Command("", sandbox, texts, time.time(), {})
+            with watching(places) as opened:
+                command = record.task.function(*args, **kwargs)
+            built.opened |= opened
             if inspect.iscoroutine(command):
-                waiting = self._await_command(record, backend, command, texts)
+                waiting = self._await_command(record, backend, command, built, places)
                 builder = self._background.spawn(waiting, record.uid, at_once=True)
                 record.future.add_done_callback(lambda _: builder.cancel())  # canceled
                 return False
-            self._set_command(record, _checked_command(record, command), texts)
+            built.words = _checked_command(record, command)
+            self._set_command(record, built)
         else:
             words = former.words
             if record.found is not None:  # the command may name files in the former sandbox
                 words = _moved(words, former.sandbox, sandbox)
-            self._set_command(record, words, former.texts)
+            self._set_command(record, replace(former, words=words, sandbox=sandbox))
         return True
 
     async def _await_command(
         self,
         record: TaskRecord,
         backend: BackendHandle,
-        command: Coroutine[Any, Any, Any],
-        texts: tuple[str, ...],
+        coroutine: Coroutine[Any, Any, Any],
+        command: Command,
+        places: tuple[str, ...],
     ) -> None:
         builds_command.set(record)
         try:
-            built = _checked_command(record, await command)
+            with watching(places) as opened:
+                command.words = _checked_command(record, await coroutine)
+            command.opened |= opened
         except BaseException as error:  # any error of a builder fails only its task
             self._scheduler.refuse(record, error)
             return
         if record.state.work is WorkState.READY:
-            self._set_command(record, built, texts)
+            self._set_command(record, command)
             record.stage = BUILT
             self._scheduler.requeue(record, backend)
 
-    def _set_command(
-        self, record: TaskRecord, words: str | list[str], texts: tuple[str, ...]
-    ) -> None:
-        description = record.description
-        record.command = Command(words, description["sandbox"], texts)
+    def _set_command(self, record: TaskRecord, command: Command) -> None:
+        description, words = record.description, command.words
+        record.command = command
         if isinstance(words, str):
             description["executable"] = words
             shell = description["shell"] = record.task.settings.shell or self._shell

@@ -40,7 +40,7 @@ _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
 
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 
-_SETTINGS = ("environment", "cwd", "stdin", *SETTINGS)
+_SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
 _REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _BEFORE_OUTPUT = re.compile(r">[|&]?\s*$")

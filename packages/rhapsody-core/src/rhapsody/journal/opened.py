@@ -7,8 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,17 @@ from rhapsody.journal.files import (
     stat_of,
 )
 from rhapsody.journal.program import Program
+from rhapsody.journal.store import SUFFIXES
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.runner import STARTED, UPDATED, WRITTEN
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
+
+_SANDBOX = re.compile(r".+\.task\.[0-9]{6,}\.[0-9]+(~[0-9]+)?")
+"""Names of sandboxes, which may be in any directory (`work_dir`)."""
+
+_OWN = re.compile(rf"{_SANDBOX.pattern}|\..+\.(lock|part)")
+"""Names of files and directories that Rhapsody creates in `work_dir` or while it copies files."""
 
 
 class OpenedFiles:
@@ -58,7 +67,6 @@ class OpenedFiles:
         self,
         task: Mapping[str, Any],
         declared: Iterable[str | None],
-        work_dir: str,
         trees: Iterable[str] = (),
         start: int = 0,
     ) -> str | None:
@@ -67,7 +75,6 @@ class OpenedFiles:
         Args:
             task: The description of the task, which has ended.
             declared: The paths of files that the task declares, or that its arguments name.
-            work_dir: The directory of the sandboxes, with a trailing slash.
             trees: The directories of data sets among the arguments. One that changes while the task
                 runs is regarded as its output, and ignored.
             start: The start time of the task, in nanoseconds since the epoch.
@@ -75,7 +82,10 @@ class OpenedFiles:
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran.
         """
-        opened = task.get("opened", {})
+        uses = sorted(
+            task.get("opened", {}).items(), key=itemgetter(1)
+        )  # `WRITTEN` replaces others
+        opened = {_resolved(path): use for path, use in uses}
         known = {os.path.abspath(path) for path in declared if path}
         written = {
             path
@@ -88,24 +98,22 @@ class OpenedFiles:
             if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
                 states[f"{self._program.portable(path).removeprefix(TOP)}{os.sep}"] = state
         for path in opened:
-            plain = "/." not in path and "//" not in path and path[-1:] != os.sep
-            full = path if plain else os.path.normpath(path)
-            if full in known or path == STARTED or full.startswith(work_dir):
+            if path in known or path == STARTED:
                 continue
-            name = self._name(full)
+            name = self._name(path)
             if name is None:
                 continue
-            about = stat_of(full)
+            about = stat_of(path)
             # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
             if about is not None and about.st_ctime_ns >= start:
                 if STARTED in opened:  # most likely, that process has written it
                     continue
-                if not stat.S_ISDIR(about.st_mode) or self._is_filled(full, start, written):
+                if not stat.S_ISDIR(about.st_mode) or self._is_filled(path, start, written):
                     raise UnhashableError(
                         f"{name!r}, which it opened, changed while the task ran; run again when "
                         "nothing writes to it, or declare what the task writes as OutputFile"
                     )
-            states[name] = self._state(full, about)
+            states[name] = self._state(path, about)
         return json.dumps(states) if states else None
 
     def changed(self, noted: str) -> str | None:
@@ -148,7 +156,7 @@ class OpenedFiles:
         if path in self._program.roots:
             return "."
         directory, name = os.path.split(path)
-        if name == "__pycache__" or path.startswith(self._journal):
+        if name == "__pycache__" or self._is_own(path):
             return None
         if directory not in self._directories:
             self._directories[directory] = self._directory(directory)
@@ -160,14 +168,14 @@ class OpenedFiles:
         if not f"{path}{os.sep}".startswith(self.places) or not self._program.origins.own(path):
             return None
         name = self._program.portable(path)[2:]
-        if any(map(is_hidden, name.split(os.sep))):
+        if any(is_hidden(part) or _SANDBOX.fullmatch(part) for part in name.split(os.sep)):
             return None
         return f"{name}{os.sep}" if name else ""
 
     def _is_filled(self, directory: str, start: int, written: Collection[str]) -> bool:
         """Return True if a directory contains a file that another task or process has written.
 
-        The time of the directory itself also changes with hidden files, and with those that the
+        The time of the directory itself also changes with hidden directories, and with what the
         task has written.
 
         Args:
@@ -237,10 +245,33 @@ class OpenedFiles:
         return made.hexdigest()
 
     def _entries(self, directory: str) -> list[str]:
-        """Return the paths of the visible entries of a directory."""
+        """Return the paths of a directory's entries, except hidden directories and own files."""
         try:
-            names = [name for name in os.listdir(directory) if not is_hidden(name)]
+            with os.scandir(directory) as entries:
+                paths = [
+                    entry.path
+                    for entry in entries
+                    if not (
+                        (is_hidden(entry.name) and entry.is_dir()) or _OWN.fullmatch(entry.name)
+                    )
+                ]
         except OSError:
             return []
-        paths = [os.path.join(directory, name) for name in names]
-        return [path for path in paths if not path.startswith(self._journal)]
+        return [path for path in paths if not self._is_own(path)]
+
+    def _is_own(self, path: str) -> bool:
+        """Return True if a file belongs to the journal."""
+        if not path.startswith(self._journal):
+            return False
+        ending = path.removeprefix(self._journal)
+        return ending in SUFFIXES or (ending[0] == "." and ending.endswith(".lock"))
+
+
+def _resolved(path: str) -> str:
+    """Return a path without `.` and `..`, also if a directory before `..` is a symbolic link."""
+    if "/." not in path and "//" not in path and path[-1:] != os.sep:
+        return path
+    plain = os.path.normpath(path)
+    if "/.." in path and os.path.realpath(path) != os.path.realpath(plain):
+        return os.path.realpath(path)
+    return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import math
 import os
@@ -40,7 +41,7 @@ from rhapsody.journal.others import Other, OtherJournals
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
-from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, hookimpl
+from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import MAX_OPENED, dumps
@@ -218,12 +219,10 @@ class Journal:
 
     @hookimpl
     async def rhapsody_record_results(
-        self, engine: ObservedEngine, records: Sequence[Record]
+        self, records: Sequence[Record]
     ) -> Sequence[Exception | None] | None:
         """Record results before the engine sets them on their futures."""
-        return await self._on_thread(
-            partial(self._keep, records, os.path.join(engine.work_dir, ""))
-        )
+        return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[], T]) -> T | None:
         """Return the result of calling `work` on the journal's thread.
@@ -327,15 +326,14 @@ class Journal:
         name, call = task["name"], _call(task["uid"])
         try:
             key = self._key(task)
+            if task["is_service"]:
+                self._services[call] = self._service(task, key)
+                return None
         except UnhashableError as error:
             if task["is_service"]:
                 self._services[call] = _Service(name, None, refused=str(error))
             else:
                 self._refuse(name, str(error))
-            return None
-        if task["is_service"]:
-            parts = self._parts_of_service(name, key)
-            self._services[call] = _Service(name, key, dict(task["inputs"]), parts)
             return None
         former = self._calls.pop(call, None)
         if former is None:
@@ -399,8 +397,13 @@ class Journal:
             more |= {f"service{which} {part}": text for part, text in service.parts.items()}
         return self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
 
-    def _parts_of_service(self, name: str, key: Key) -> dict[str, str]:
-        """Return the parts of a service's key as parts of the keys of the tasks that use it."""
+    def _service(self, task: LookupTask, key: Key) -> _Service:
+        """Return a service with the parts of its key, as parts of the keys of its users.
+
+        Raises:
+            UnhashableError: A file that its function opened has changed since.
+        """
+        name, inputs = task["name"], dict(task["inputs"])
         parts = ast.literal_eval(key.parts)
         del parts["name"]
         if key.code is not None:
@@ -409,7 +412,13 @@ class Journal:
         for path, digest in key.paths.items():
             if digest is not None:
                 parts[f"file {portable(path)}"] = digest.hex()
-        return {f"{name!r}: {part}": text for part, text in parts.items()}
+        if task.get("opened"):
+            named = (path for path, digest in key.paths.items() if digest)
+            start = int(task["interval"][0] * 1e9)
+            opened = self._opened.noted(task, (*named, *inputs.values()), start=start)
+            parts |= {f"opened {path}": state for path, state in json.loads(opened or "{}").items()}
+        parts = {f"{name!r}: {part}": text for part, text in parts.items()}
+        return _Service(name, key, inputs, parts)
 
     def _require_unchanged(self, services: Sequence[_Service]) -> None:
         """Raise an error if the files of services have changed since the services started.
@@ -529,7 +538,7 @@ class Journal:
         codes = {} if code is None or text is None else {code: text}
         return self._store.copy(recording, codes, other.began)
 
-    def _keep(self, records: Sequence[Record], work_dir: str) -> list[Exception | None] | None:
+    def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
@@ -549,7 +558,7 @@ class Journal:
                 try:
                     recording = None
                     if call is not None:
-                        recording = self._recording(record, call, uses, work_dir)
+                        recording = self._recording(record, call, uses)
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # any error raised by its value or its files
@@ -620,9 +629,7 @@ class Journal:
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named, returned=paths_in(record.value))
 
-    def _recording(
-        self, record: Record, call: _Call, uses: Sequence[_Service], work_dir: str
-    ) -> Recording | None:
+    def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
         key, number, why, since = call
@@ -653,7 +660,7 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
-            opened = self._opened_by(record, paths, work_dir, since)
+            opened = self._opened_by(record, paths, since)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
@@ -661,7 +668,7 @@ class Journal:
         return Recording(digest, number, name, uid, parts, key.code, files, why, packed, opened)
 
     def _opened_by(
-        self, record: Record, paths: Mapping[str, bytes | None], work_dir: str, since: float
+        self, record: Record, paths: Mapping[str, bytes | None], since: float
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
@@ -684,9 +691,7 @@ class Journal:
             )
         written = () if files is None else (*files.paths.values(), *files.places.values())
         named = (path for path, digest in paths.items() if digest)
-        return self._opened.noted(
-            task, (*named, *record.inputs.values(), *written), work_dir, trees, start
-        )
+        return self._opened.noted(task, (*named, *record.inputs.values(), *written), trees, start)
 
     def _warn_of_directories(self, record: Record, directories: Iterable[str], start: int) -> None:
         """Warn once for each task name of directories that a command reads without declaring them.

@@ -561,7 +561,8 @@ class LookupTask(TaskDescription):
 
     A service is looked up before it starts, so that a plugin can examine what the service depends
     on. It always runs. If it is an executable, `function` is the function that returns its command,
-    and `args` and `kwargs` are the arguments of this function.
+    `args` and `kwargs` are the arguments of this function, `opened` contains the files that it
+    opened anywhere, and `interval` begins when it was called.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
