@@ -40,8 +40,12 @@ async def _works(backend: DaskExecutionBackend) -> bool:
 @pytest.mark.parametrize("processes", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 async def test_a_cluster_listens_on_loopback_with_tls_and_without_http(
-    processes: bool, named: bool
+    processes: bool, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its processes do not import from a directory that another user could have made."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "dask-scratch-space").mkdir()
     before = set(psutil.Process().children(recursive=True))
     elsewhere = listening([psutil.Process()])
     given: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "processes": processes}
@@ -56,6 +60,14 @@ async def test_a_cluster_listens_on_loopback_with_tls_and_without_http(
         assert {host for host, _ in ours} == {"127.0.0.1"}
         assert not [address for address in ours if answers_http(address)]
         assert len(ours) == (3 if processes else 2)  # the scheduler, the worker and its nanny
+        searched = {*sys.path, *await backend.client.run_on_scheduler(lambda: sys.path)}
+        for paths in (await backend.client.run(lambda: sys.path)).values():
+            searched |= {*paths}
+        base = tmp_path / f"rhapsody-dask-{os.getuid()}"
+        found = {path for path in searched if path.startswith(str(tmp_path))}
+        assert {path for path in found if path.startswith(f"{base}/")} == found
+        assert found
+        assert base.stat().st_mode & 0o777 == 0o700
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     left = [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]
     assert not left

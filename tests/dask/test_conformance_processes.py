@@ -32,7 +32,7 @@ class TestDaskProcesses(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "thread IO loop*",
-        "temporary dask-scratch-space",  # which all programs with Dask share
+        "temporary rhapsody-dask-*",  # which all clusters of the user share
     )
 
     async def make_backend(self) -> DaskExecutionBackend:

@@ -38,7 +38,7 @@ class TestDaskThreads(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "thread IO loop*",
-        "temporary dask-scratch-space",  # which all programs with Dask share
+        "temporary rhapsody-dask-*",  # which all clusters of the user share
         "process * -I -S -c*",  # that child, while another backend of this class is there
     )
 

@@ -7,6 +7,8 @@ of dask-jobqueue use TLS, and their credentials and logs are in the directory of
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +55,9 @@ def keywords(
 
     http = requested(given)
     if isinstance(kind, type) and issubclass(kind, LocalCluster):
-        given = {"dashboard_address": None, **given}  # the default is a port on all interfaces
+        own = scratch_directory(given.get("local_directory"))
+        # The default of `dashboard_address` is a port on all interfaces.
+        given = {"dashboard_address": None, **given, "local_directory": own}
     return dict(given), http
 
 
@@ -72,6 +76,14 @@ def _jobqueue(
     scheduler = dict(setting("scheduler_options") or {})
     arguments = list(setting("worker_extra_args") or ())
     made = {**given, "scheduler_options": scheduler, "worker_extra_args": arguments}
+    base = setting("local_directory")
+    if kind.job_cls.default_config_name() == "local":  # processes on this machine, without a shell
+        made["local_directory"] = scratch_directory(base)
+    else:
+        lines = [line.replace("BASE", str(base or "${TMPDIR:-/tmp}")) for line in SCRATCH]
+        prologue = setting("job_script_prologue") or setting("env_extra") or ()
+        made["job_script_prologue"] = [*prologue, *lines]
+        made["local_directory"] = '"$rhapsody_dask"'
     http = requested(made)
     if not http.scheduler:
         scheduler |= {"dashboard": False, "dashboard_address": LOOPBACK}
@@ -90,6 +102,42 @@ def _jobqueue(
     if logs is not None:  # dask-jobqueue would use the default mode
         os.makedirs(logs, 0o700, exist_ok=True)
     return made, http
+
+
+SCRATCH = (
+    'rhapsody_dask="BASE/rhapsody-dask-`id -u`"',
+    'mkdir -p "BASE" && mkdir -m 700 "$rhapsody_dask" 2> /dev/null || :',
+    'case `stat -c %u-%f "$rhapsody_dask"` in `id -u`-4[15]c0) ;; '
+    '*) rhapsody_dask=`mktemp -d "$rhapsody_dask-XXXXXX"` || exit ;; esac',
+)
+"""Commands of a job that do the same as `scratch_directory`. HTCondor would replace `$(...)`."""
+
+
+def scratch_directory(base: str | os.PathLike[str] | None = None) -> str:
+    """Return a directory that only the user can access, for the files of schedulers and workers.
+
+    Dask's own directory for them, which it adds to `sys.path`, may belong to another user. Dask
+    removes what killed workers have left in the directory, so it is the same for all clusters.
+
+    Args:
+        base: The directory that contains it; `None` for the default of Dask.
+
+    Raises:
+        OSError: The directory cannot be created.
+    """
+    import dask
+
+    if base is None:
+        base = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+    os.makedirs(base, exist_ok=True)
+    path = os.path.join(os.path.abspath(base), f"rhapsody-dask-{os.getuid()}")
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    if private and found.st_uid == os.getuid():
+        return path
+    return tempfile.mkdtemp(prefix=f"{os.path.basename(path)}-", dir=base)
 
 
 FILES = {"cert": "worker-cert.pem", "key": "worker-key.pem"}

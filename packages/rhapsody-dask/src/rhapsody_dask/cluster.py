@@ -26,7 +26,14 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import in_thread
-from rhapsody_dask.classes import LOOPBACK, Http, keywords, remove_credentials, requested
+from rhapsody_dask.classes import (
+    LOOPBACK,
+    Http,
+    keywords,
+    remove_credentials,
+    requested,
+    scratch_directory,
+)
 from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.launchers import Workers
 from rhapsody_dask.options import TLS, Options
@@ -298,7 +305,7 @@ class Connection:
 
     async def _start(self, make: Callable[[], Any]) -> Any:
         """Create a cluster in a separate thread."""
-        start = asyncio.ensure_future(in_thread(make))
+        start = asyncio.ensure_future(in_thread(partial(_in_scratch, make)))
         try:
             return await asyncio.shield(start)
         except asyncio.CancelledError:
@@ -418,6 +425,7 @@ def _credentials(option: Any) -> Any:
 
 def _local_cluster(options: Options) -> Any:
     """Create a LocalCluster; called in a separate thread."""
+    import dask
     from dask.system import CPU_COUNT
     from distributed import LocalCluster, Security
     from distributed.deploy.utils import nprocesses_nthreads
@@ -439,6 +447,9 @@ def _local_cluster(options: Options) -> Any:
     if threads is None:
         threads = max(1, -(-CPU_COUNT // n_workers))
     local["n_workers"], local["threads_per_worker"] = n_workers, threads
+    given = local.get("local_directory")
+    default = dask.config.get("temporary-directory")  # that of `_in_scratch`
+    local["local_directory"] = scratch_directory(given) if given else default
     own = options.security in (None, True)
     local["security"] = security = Security.temporary() if own else _credentials(options.security)
     if not security and not processes and "protocol" not in options.local:
@@ -508,7 +519,15 @@ def _class_error(target: Any, error: Exception) -> BackendUnavailableError:
     )
 
 
-_starting = threading.Lock()
+_starting = threading.RLock()
+
+
+def _in_scratch(make: Callable[[], Any]) -> Any:
+    """Create a cluster whose scheduler has its files in a directory of the user."""
+    import dask
+
+    with _starting, dask.config.set({"temporary-directory": scratch_directory()}):
+        return make()
 
 
 @contextmanager

@@ -203,6 +203,8 @@ def main(gpus: str, *arguments: str) -> None:
     from distributed.cli.dask_worker import main as worker
     from distributed.system import MEMORY_LIMIT
 
+    from rhapsody_dask.classes import scratch_directory
+
     def number(name: str) -> int:
         text = os.environ.get(name, "")
         return int(text) if text.isdecimal() else 0
@@ -217,6 +219,11 @@ def main(gpus: str, *arguments: str) -> None:
     memory = memory * 2**20 or MEMORY_LIMIT
     if "--memory-limit" not in words:
         words += ["--memory-limit", str(memory)]
+    if "--local-directory" not in words:
+        words += ["--local-directory", scratch_directory()]
+    else:
+        given = words.index("--local-directory") + 1
+        words[given] = scratch_directory(words[given])
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     devices = int(gpus or len(visible))
     declared = f"cores={cores} memory={memory}" + (f" gpus={devices}" if devices else "")

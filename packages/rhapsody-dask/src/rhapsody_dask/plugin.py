@@ -76,7 +76,11 @@ OPTIONS = (
     BackendOption("processes", bool, True, "False runs the workers as threads of this process."),
     BackendOption("memory_limit", str | int | float, "auto", "Memory of each worker."),
     BackendOption("gpus", int, 0, "Number of GPUs of each worker."),
-    BackendOption("local_directory", Path, help="Directory for the files of the workers."),
+    BackendOption(
+        "local_directory",
+        Path,
+        help="Directory for the files of the workers, which are in a private directory in it.",
+    ),
     BackendOption("host", str, "127.0.0.1", "Address on which the scheduler and workers listen."),
     BackendOption("interface", str, help='Network interface to use instead, such as "ib0".'),
     BackendOption(
