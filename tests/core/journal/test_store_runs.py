@@ -100,6 +100,27 @@ async def test_a_resumed_run_that_is_killed_after_another_one_succeeded_is_resum
     assert await done(1, 2) == 2
 
 
+async def test_a_run_is_resumed_after_an_error_that_a_prompt_has_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with engine() as flow:
+        await points(flow, 1, 2)
+        monkeypatch.setattr(sys, "last_value", ValueError(), raising=False)  # set by IPython
+    assert await done(1, 2) == 2
+    assert await done(1, 2) == 0
+
+
+async def test_an_empty_file_and_a_removed_one_are_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await asyncio.to_thread(Path("run.sqlite").touch, 0o600)
+    async with engine() as flow:
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        await points(flow, 1)
+        await asyncio.to_thread(Path("run.sqlite").unlink)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+
+
 async def test_a_run_is_resumed_although_the_clock_was_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

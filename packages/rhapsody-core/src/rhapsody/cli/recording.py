@@ -193,6 +193,8 @@ class Recording:
         if path.is_file():
             with opened(path) as journal:
                 journal.copy(self._copied)
+        else:
+            self._copied.unlink()
         return self._copied
 
     def end(self) -> None:

@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 import uuid as uuids
 import weakref
 from asyncio import _get_running_loop as running_loop
@@ -126,6 +127,7 @@ class WorkflowEngine(OlderNames):
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
         self._left_by_error = self._reader_has_exited = self._well = False
+        self._last_shown = _last_shown()
         self._still_running: tuple[str, ...] = ()
         self._began = 0.0
         self._attached: dict[str, BaseExecutionBackend] = {}
@@ -717,7 +719,8 @@ class WorkflowEngine(OlderNames):
         self._problems = await runtime.stop_everything(skip_backends=skip_backends)
         if not runtime.scheduler.interrupted:
             self._still_running = runtime.settle_everything()
-        failed = runtime.unawaited.has_unseen() or runtime.cut_short or self._left_by_error
+        ended_by_error = self._left_by_error or self._last_shown is not _last_shown()
+        failed = runtime.unawaited.has_unseen() or runtime.cut_short or ended_by_error
         self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
         await runtime.stager.close(well=self._well)
 
@@ -1070,6 +1073,11 @@ def warn_of_coroutines(flow: WorkflowEngine) -> int:
             flow.uid, named[0], more,
         )  # fmt: skip
     return flow._runtime.submission.refused
+
+
+def _last_shown() -> BaseException | None:
+    """Return the last uncaught error that a prompt or a notebook has shown."""
+    return getattr(sys, "last_value", None)
 
 
 async def _on_thread(function: Callable[[], Any]) -> Any:

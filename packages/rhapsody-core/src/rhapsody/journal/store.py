@@ -284,7 +284,10 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         if self._alone:
             self._lock = self._locked(f"{self.path}.lock")
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        existed = self.path.exists()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._file = os.fstat(descriptor)
+        os.close(descriptor)
         database = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             version_of(database, self.path)  # before a database that is not a journal is changed
@@ -294,6 +297,8 @@ class Store:
             with _transaction(database):
                 version = version_of(database, self.path)
                 if version == 0:
+                    if existed:
+                        log.warning("journal %s is empty: no earlier results are found", self.path)
                     for statement in _TABLES.strip().split(";\n"):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -661,6 +666,11 @@ class Store:
         with contextlib.closing(self._database) as database:
             if not self.run:
                 return
+            if not (self.path.exists() and os.path.samestat(self._file, self.path.stat())):
+                log.error(
+                    "journal %s was removed or replaced during the run: the run's results are lost",
+                    self.path,
+                )
             with _transaction(database):
                 database.executemany(
                     "UPDATE recordings SET used = ?, gone = ? WHERE id = ?",
