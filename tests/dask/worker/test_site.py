@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import TaskFailedError, WorkflowEngine
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.worker.site import Gate
@@ -89,3 +89,28 @@ async def test_many_coroutines_without_cores_share_an_event_loop(
     del futures[7]
     assert sum(await asyncio.gather(*futures)) == sum(range(100)) - 7
     assert futures[0].stdout == "0\n"
+
+
+@pytest.mark.asyncio
+async def test_only_large_replies_are_fetched(
+    flow: WorkflowEngine, backend: DaskExecutionBackend
+) -> None:
+    @flow.executable_task
+    def write(size: int) -> str:
+        return f"head -c {size} /dev/zero | tr '\\0' a; test {size} -ne 7"
+
+    async def fetched() -> int:
+        counts = await backend.client.run(
+            lambda dask_worker: dask_worker.transfer_outgoing_count_total
+        )
+        return sum(counts.values())
+
+    before = await fetched()
+    assert await write(3) == "aaa"
+    assert await flow.function_task(len)("abcd") == 4
+    with pytest.raises(TaskFailedError) as raised:
+        await write(7)
+    assert raised.value.exit_code == 1
+    assert await fetched() == before
+    assert len(await write(5000)) == 5000
+    assert await fetched() == before + 1

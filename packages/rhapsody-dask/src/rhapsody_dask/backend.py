@@ -426,6 +426,7 @@ class DaskExecutionBackend(ManagedBackend):
         change: str,
         size: int | None = None,
         interval: tuple[float, float] | None = None,
+        reply: bytes | None = None,
     ) -> None:
         """Handle a task's transition on the scheduler; see `SchedulerSetup.transition`."""
         results = self._results
@@ -441,6 +442,8 @@ class DaskExecutionBackend(ManagedBackend):
                 is_open = call.uid in self.open_tasks and not call.cancelled
                 if change == "returned" and call.referred_to and is_open:
                     results.hold(call, size, interval)
+                elif reply is not None:
+                    results.receive(call, unpack(reply))
                 else:
                     results.fetch(key)
             case "erred":

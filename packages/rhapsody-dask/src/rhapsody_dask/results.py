@@ -1,7 +1,8 @@
 """Results of tasks: fetched from Dask's workers, and reported to the engine.
 
-Replies are fetched in batches: the replies of tasks that end during one request form the next
-batch. If a worker does not answer, the next batch is fetched without waiting for the previous one.
+Small replies arrive with the message about the end of a task; see `worker.site.Site.attach`. Others
+are fetched in batches: the replies of tasks that end during one request form the next batch. If a
+worker does not answer, the next batch is fetched without waiting for the previous one.
 A value that other tasks use stays on Dask's workers, and is fetched only if the engine needs it.
 """
 

@@ -242,8 +242,10 @@ class SchedulerSetup(SchedulerPlugin):
         *,
         http: bool = True,
     ) -> None:
+        from rhapsody_dask.worker.messages import ATTACHED
         from rhapsody_dask.worker.site import topic
 
+        self.attached: str = ATTACHED
         self.client = client
         self.notes = notes
         self.session = session
@@ -277,7 +279,9 @@ class SchedulerSetup(SchedulerPlugin):
             return
         if finish == "memory":
             change = "returned" if typename.endswith(".Returned") else "replied"
-            self._change(key, change, more.get("nbytes"), _interval(more.get("startstops")))
+            reply = (more.get("metadata") or {}).get(self.attached)
+            interval = _interval(more.get("startstops"))
+            self._change(key, change, more.get("nbytes"), interval, reply)
             return
         elif finish == "erred":
             change = "erred"
@@ -290,7 +294,10 @@ class SchedulerSetup(SchedulerPlugin):
         self._change(key, change)
 
     def _change(self, *change: Any) -> None:
-        """Add a change to the next event: a key, a word and, for a result, its size and times."""
+        """Add a change to the next event: a key, a word and, for a result, what is known of it.
+
+        These are its size, its times, and the packed reply if the worker has sent it.
+        """
         if not self.changes:  # publish after Dask's own messages to the client
             asyncio.get_running_loop().call_soon(self._publish)
         self.changes.append(change)

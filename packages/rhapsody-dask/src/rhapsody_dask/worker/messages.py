@@ -97,6 +97,9 @@ class Reply:
         return 200 + len(self.payload) + sum(memoryview(each).nbytes for each in self.buffers)
 
 
+ATTACHED = "rhapsody"
+"""Key of the packed reply in Dask's metadata of a task that has ended."""
+
 GroupReplies = dict[str, tuple[Reply, float]]
 """The reply of each call in a group, and the time in seconds that the call took, by uid."""
 

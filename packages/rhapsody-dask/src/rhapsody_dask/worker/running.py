@@ -110,6 +110,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
         site.end(running)
     if reply.kind == FAILED and "raises" in order.more and not running.cancelled:
         raise TaskRaised(reply, order.uid, describe_error(unpack_error(reply.payload)))
+    site.attach(running, reply)
     return reply
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import pickle
 import signal
 import threading
 import uuid
@@ -18,11 +19,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams
-from rhapsody_dask.worker.messages import GroupReplies, Order, key_of
+from rhapsody_dask.worker.messages import ATTACHED, GroupReplies, Order, Reply, key_of
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +98,12 @@ class Gate:
             waiting.granted = True
             waiting.turn.set()
 
+
+MAX_ATTACHED = 1 << 11
+"""Largest size in bytes of a reply that is sent with the message about the end of its task.
+
+The scheduler keeps its last 1,000 events.
+"""
 
 STOP_TIMEOUT = 1.0
 """Time limit in seconds for stopping an idle loop."""
@@ -370,6 +378,18 @@ class Site:
                 del self._running[running.uid]
             if self.notes is not None and running.place is not None:
                 self.notes.remove(running.place)
+
+    def attach(self, running: Running, reply: Reply) -> None:
+        """Let Dask's message about the end of a task contain the reply, if it is small."""
+        key = key_of(running.context.name, self.session, running.uid)
+        task = self.worker.state.tasks.get(key)
+        if task is None:  # Dask has released it
+            return
+        task.metadata.pop(ATTACHED, None)  # of a former start
+        if not reply.buffers and getsizeof(reply) <= MAX_ATTACHED:
+            packed = pickle.dumps(reply, 4)  # without `PickleBuffer`
+            if len(packed) <= MAX_ATTACHED:
+                task.metadata[ATTACHED] = packed
 
     def notify(self, message: dict[str, Any]) -> None:
         """Send a message to the backend, from any thread."""
