@@ -234,7 +234,8 @@ def benchmarks(session: nox.Session) -> None:
     """Compare costs with other systems; write the tables and plot of the page on performance.
 
     Takes hours. `-- --only processes mixed` runs some measures. `-- --smoke` runs the measures of
-    Rhapsody and the scripts that compare commits at tiny sizes, and writes nothing.
+    Rhapsody and the scripts that compare commits at tiny sizes, and writes nothing. `-- slurm` runs
+    `benchmarks/slurm.py` instead, with its options.
     """
     if "--smoke" in session.posargs:
         session.install(*sources("core", "wfcommons", "otel"), *tools("core"))
@@ -242,11 +243,16 @@ def benchmarks(session: nox.Session) -> None:
         for script in scripts.split():
             session.run("python", f"benchmarks/{script}.py", "--smoke")
     else:
+        slurm = session.posargs[:1] == ["slurm"]
+        peers = ("parsl",) if slurm else ("asyncflow", "parsl", "executorlib", "ray", "prefect")
         supported = [name for name in DISTRIBUTIONS if supports(name)]
         session.install(*sources(*supported), *tools("core", "benchmarks"))
-        for peer in ("asyncflow", "parsl", "executorlib", "ray", "prefect"):
+        for peer in peers:
             session.log("installing %s; skipped if that fails", peer)
             session.install(*tools(f"peer-{peer}"), success_codes=[0, 1, 2])
+        if slurm:
+            session.run("python", "benchmarks/slurm.py", *session.posargs[1:])
+            return
     session.run("python", "-m", "benchmarks.suite", *session.posargs)
 
 

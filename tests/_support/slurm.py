@@ -40,14 +40,15 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
+SlurmdParameters=config_overrides
 KillWait=5
 GresTypes=gpu
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 NODE = """
-NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=2000 \
-Gres=gpu:{gpus} State=UNKNOWN
+NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} \
+RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
 """
 
 DEVICES = ("/dev/null", "/dev/zero")
@@ -66,14 +67,18 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
+def slurm(
+    directory: Path, nodes: int = 1, gpus: int = 0, cores: int = 2, memory: int = 2000
+) -> Iterator[None]:
     """Start Slurm, with the variables that its commands need, and stop it.
 
     Args:
         directory: An empty directory for the files of Slurm.
-        nodes: Number of nodes. All are on this machine, and each has two cores. A single node has
-            the name of the machine; several are called `node1`, `node2` and so on.
+        nodes: Number of nodes. All are on this machine. A single node has the name of the machine;
+            several are called `node1`, `node2` and so on.
         gpus: Number of GPUs of each node, up to 2. Slurm counts them and assigns other devices.
+        cores: Declared number of cores of each node; it may be more than this machine has.
+        memory: Declared memory of each node in MB.
     """
     host = socket.gethostname().partition(".")[0]
     (directory / "state").mkdir()
@@ -85,7 +90,9 @@ def slurm(directory: Path, nodes: int = 1, gpus: int = 0) -> Iterator[None]:
     sockets = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")  # socket paths are limited
     text = CONFIGURATION.format(d=directory, sockets=sockets, host=host, controller=free_port())
     for name in names:
-        text += NODE.format(name=name, host=host, port=free_port(), gpus=gpus)
+        text += NODE.format(
+            name=name, host=host, port=free_port(), gpus=gpus, cores=cores, memory=memory
+        )
     (directory / "slurm.conf").write_text(text)
     lines = [f"NodeName={each} Name=gpu File={d}\n" for each in names for d in DEVICES[:gpus]]
     (directory / "gres.conf").write_text("".join(lines))

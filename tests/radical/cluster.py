@@ -14,16 +14,17 @@ from typing import Any
 PAGE = Path(__file__).parents[2] / "docs/how-to/describe-a-cluster.md"
 
 
-def configured(directory: Path) -> str:
+def configured(directory: Path, **changes: Any) -> str:
     """Write the documented resource configuration; return `RADICAL_CONFIG_USER_DIR` for it.
 
-    The resource `tests.srun` is the same, but starts all programs with `srun`.
+    The resource `tests.srun` is the same, but starts all programs with `srun`. `changes` replace
+    values such as `cores_per_node`.
     """
     documented = re.search(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert documented is not None
     config = directory / "config/.radical/pilot/configs/resource_tests.json"
     config.parent.mkdir(parents=True)
-    resource = {**json.loads(documented[1])["cpu"], "gpus_per_node": 0}
+    resource = {**json.loads(documented[1])["cpu"], "gpus_per_node": 0, **changes}
     srun = {"launch_methods": {"order": ["SRUN"], "SRUN": {}}}
     config.write_text(json.dumps({"cluster": resource, "srun": {**resource, **srun}}))
     return str(directory / "config")
