@@ -84,6 +84,53 @@ async def of_task_in_a_block(flow: WorkflowEngine, version: int) -> None:
     await outer.options(after=[step("first", version)])()
 
 
+async def of_blocks_that_call_no_task(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.block
+    async def write() -> None:
+        await step("first", version)
+
+    @flow.block
+    async def barrier(number: int) -> None: ...
+
+    second = barrier.options(after=[write()])(1)
+    third = [barrier.options(after=[second])(number) for number in range(2)]
+    await step.options(after=third)("last")
+
+
+async def of_block_that_receives_a_future(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.block
+    def barrier(value: object) -> None: ...
+
+    @flow.block
+    async def outer(value: object) -> None:
+        await step("other")
+
+    @flow.block
+    async def last() -> None:
+        await step("last")
+
+    second = barrier(outer(step("first", version)))
+    await last.options(after=[second])()
+
+
+async def of_block_in_a_block(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+    first = step("first", version)
+
+    @flow.block
+    async def barrier() -> None: ...
+
+    @flow.block
+    async def outer() -> None:
+        await barrier.options(after=[first])()
+
+    await step.options(after=[outer()])("last")
+
+
 async def of_service(flow: WorkflowEngine, version: int) -> None:
     step = step_task(flow)
 
@@ -99,7 +146,8 @@ async def of_service(flow: WorkflowEngine, version: int) -> None:
 
 
 WAYS = [
-    of_task, of_command, of_chain, of_one_of_several, of_block, of_task_in_a_block, of_service,
+    of_task, of_command, of_chain, of_one_of_several, of_block, of_task_in_a_block,
+    of_blocks_that_call_no_task, of_block_that_receives_a_future, of_block_in_a_block, of_service,
 ]  # fmt: skip
 
 

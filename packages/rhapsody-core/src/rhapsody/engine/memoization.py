@@ -19,9 +19,9 @@ from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.pushdown import RemoteResult, held
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import TaskRecord, is_service
 from rhapsody.engine.scheduler import Scheduler, computed
-from rhapsody.engine.services import Values, is_service
+from rhapsody.engine.services import Values
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import WorkState
 from rhapsody.errors import DataError, PluginError

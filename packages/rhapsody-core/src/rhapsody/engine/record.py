@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 from rhapsody.aio import Timer, on_loop
 from rhapsody.engine import states
@@ -312,7 +312,8 @@ class BlockRecord(TaskRecord):
         children: The unfinished tasks and blocks that this block has called, in order; the values
             are unused.
         computed: The latest time of `computed` (in `rhapsody.engine.scheduler`) of the tasks and
-            blocks that this block has called and whose work has ended; 0 if there are none.
+            blocks that this block has called and whose work has ended; 0 if there are none. Once
+            the block has ended, its dependencies are included.
         awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block while it runs, otherwise `None`.
@@ -328,3 +329,10 @@ class BlockRecord(TaskRecord):
         self.awaiting: list[TaskRecord] = []
         self.in_wait: bool = False
         self.running: asyncio.Task[Any] | None = None
+
+
+def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
+    """Return True if `future` is the future of a service."""
+    if not isinstance(future, TaskFuture):
+        return False
+    return cast("TaskFunction[Any, Any]", future._definition).settings.service

@@ -31,7 +31,7 @@ from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
 from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import BlockRecord, TaskRecord, Tries
+from rhapsody.engine.record import BlockRecord, TaskRecord, Tries, is_service
 from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
@@ -1086,7 +1086,7 @@ def computed(future: TaskFuture[Any]) -> float:
     """Return the time at which the run that computed a result began, in seconds since the epoch.
 
     The time is infinite for this run. For a block, it is the latest time of the tasks that the
-    block has called, except services, or 0 if there are none.
+    block has called or waited for before it began, except services, or 0 if there are none.
     """
     return getattr(future, "_computed", math.inf)
 
@@ -1094,6 +1094,9 @@ def computed(future: TaskFuture[Any]) -> float:
 def _note_computed(record: TaskRecord) -> None:
     """Set the time of `computed` for a block that has ended, and update that of its block."""
     if isinstance(record, BlockRecord):
+        for future in record.dependencies:
+            if isinstance(future, TaskFuture) and not is_service(future):
+                record.computed = max(record.computed, computed(future))
         record.future._computed = math.inf if record.children else record.computed
     if record.parent is not None and not record.task.settings.service:
         record.parent.computed = max(record.parent.computed, computed(record.future))

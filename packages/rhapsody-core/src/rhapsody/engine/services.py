@@ -13,16 +13,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeGuard, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord, Tries
+from rhapsody.engine.record import TaskRecord, Tries, is_service
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
-from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note
 from rhapsody.staging.files import Stager, located, outcomes
 from rhapsody.states import TasksMainStates
@@ -254,13 +253,6 @@ class Values:
         if sandbox is not None:
             for output in found.outputs:
                 values[id(output)] = output.bound_to(sandbox, by_path=by_path)
-
-
-def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
-    """Return True if `future` is the future of a service."""
-    if not isinstance(future, TaskFuture):
-        return False
-    return cast("TaskFunction[Any, Any]", future._definition).settings.service
 
 
 def _successor(record: TaskRecord, restarts: int) -> TaskRecord:

@@ -578,8 +578,8 @@ class LookupTask(TaskDescription):
         after: The names of the tasks and blocks that the task comes after (`after=` of the task, or
             of a block that it was called in), except services. The value is the latest
             `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
-            run or its result has no such time. For a block, the tasks that it has called count, and
-            the value is 0 if there are none.
+            run or its result has no such time. For a block, the tasks that it has called or waited
+            for before it began count, and the value is 0 if there are none.
         destinations: The paths to which outputs will be saved, and to which this run has not saved
             anything so far; the directory of files that match a pattern. See `OutputFile`.
     """
