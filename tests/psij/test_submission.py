@@ -233,6 +233,7 @@ def profiles(place: Path, cluster: None) -> None:
 
 
 @pytest.mark.usefixtures("profiles")
+@pytest.mark.long
 def test_a_run_that_waits_is_canceled_without_a_start() -> None:
     said = rhapsody("submit", "steps.py", "--profile=psij", "--queue=none", code=1)
     assert "change it, use --queue" in said
