@@ -60,6 +60,14 @@ def in_a_default_dict(name: str) -> dict[str, str]:
     return collections.defaultdict(str, made=name)
 
 
+def with_a_newline(name: str) -> str:
+    return f"{name}\n"  # as commands print it
+
+
+def in_a_deque(name: str) -> collections.deque[str]:
+    return collections.deque([name])
+
+
 def directory_of(name: str) -> str:
     return str(Path(name).parent)
 
@@ -92,6 +100,8 @@ async def program(flow: WorkflowEngine, returned: Callable[[str], object]) -> st
         in_a_named_tuple,
         in_a_dataclass,
         in_a_default_dict,
+        with_a_newline,
+        in_a_deque,
         directory_of,
     ],
 )

@@ -15,6 +15,7 @@ import logging
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
@@ -507,8 +508,8 @@ class Outputs:
 def paths_in(value: object) -> list[str]:
     """Return the strings and paths in a result that name existing files or directories.
 
-    Only the first `MAX_RETURNED` values are considered: items of lists, tuples and sets, values of
-    dicts, and fields of dataclasses.
+    Only the first `MAX_RETURNED` values are considered: items of lists, tuples, sets and deques,
+    values of dicts, and fields of dataclasses.
     """
     if type(value) in _NUMBERS:
         return []
@@ -519,9 +520,10 @@ def paths_in(value: object) -> list[str]:
         left -= 1
         if isinstance(one, _NAMES_FILE):
             path = one.filepath if isinstance(one, File) else one
-            if path and len(text := str(path)) <= MAX_PATH_LENGTH and os.path.lexists(text):
+            text = str(path).rstrip("\n")  # commands print paths with a newline
+            if text and len(text) <= MAX_PATH_LENGTH and os.path.lexists(text):
                 found.append(text)
-        elif isinstance(one, list | tuple | set | frozenset):
+        elif isinstance(one, list | tuple | set | frozenset | deque):
             waiting.extend(islice(cast("Iterable[object]", one), left))
         elif isinstance(one, dict):
             waiting.extend(islice(one.values(), left))

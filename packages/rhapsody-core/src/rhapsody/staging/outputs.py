@@ -296,7 +296,9 @@ def _is_path_into(value: object, sandbox: str) -> bool:
         value = value.filepath
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    return isinstance(value, str) and (value == sandbox or value.startswith(sandbox + os.sep))
+    if not isinstance(value, str):
+        return False
+    return value.rstrip("\n") == sandbox or value.startswith(sandbox + os.sep)
 
 
 Kind = Literal["file", "directory", "matches"]
