@@ -432,10 +432,10 @@ async def test_what_was_replaced_and_cannot_be_removed_is_named(
     run = shell(flow)
     await within(run("mkdir d; touch d/old", OutputDir("./d")))
 
-    def refuse(path: Any) -> None:
+    def refuse(*entry: Any) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr("rhapsody.staging.fsutil.remove_directory", refuse)
+    monkeypatch.setattr("rhapsody.staging.fsutil.remove_below", refuse)
     await within(run("mkdir d; touch d/new", OutputDir("./d")))
     assert files(here / "d") == {"new"}
     (told,) = [record for record in caplog.records if record.levelno == logging.WARNING]

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import OutputFile, WorkflowEngine
-from rhapsody.staging.outputs import part_of
+from rhapsody import OutputDir, OutputFile, WorkflowEngine
+from rhapsody.copying import copy_file
+from rhapsody.staging import fsutil
+from rhapsody.staging.fsutil import COPY
+from rhapsody.staging.outputs import part_of, remove_parts
 
 AGES = {"new": 0.0, "old": 2 * 86_400.0}
 
@@ -48,7 +51,7 @@ async def test_only_what_no_process_completes_is_removed(
     (directory / ".table.txt.part").mkdir(parents=True)
     part = left_by(os.getppid() if alive else ended_process(), host, directory, monkeypatch)
     part.mkdir()
-    (part / "content").touch()
+    (part / COPY).mkdir(0o500)
     changed = part.stat().st_mtime - AGES[age]
     os.utime(part, (changed, changed))
     async with WorkflowEngine.create() as flow:
@@ -60,3 +63,67 @@ async def test_only_what_no_process_completes_is_removed(
         await make(OutputFile("table.txt", save="results/"))
     kept = {".table.txt.part", "table.txt", *([part.name] if stays else [])}
     assert set(os.listdir(directory)) == kept
+
+
+@pytest.mark.parametrize("owner", ["own", "other"])
+def test_a_directory_that_another_user_has_given_such_a_name_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    part = left_by(ended_process(), socket.gethostname(), tmp_path, monkeypatch)
+    part.mkdir()
+    (part / (COPY if owner == "other" else "thesis.tex")).touch()
+    if owner == "other":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a directory to another user")
+        os.chown(part, 23002, 23002)
+    remove_parts(tmp_path)
+    assert len(list(part.iterdir())) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_link_instead_of_an_incomplete_copy_is_not_followed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who can write to the directory of the destination creates it during the copy."""
+    (here / "home").mkdir(0o750)
+
+    def copy(source: str, target: str) -> None:
+        for part in here.glob(".d.*.part"):
+            part.rename(here / "aside")
+            part.symlink_to("home")
+        copy_file(source, target)
+
+    monkeypatch.setattr(fsutil, "copy_file", copy)
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def make(output: OutputDir) -> str:
+            return f"mkdir -m 500 {output}; touch {output}/a || exit 1"
+
+        await make(OutputDir("d", save=here))
+    assert os.listdir(here / "d") == ["a"]
+    assert (here / "d").stat().st_mode & 0o777 == 0o500
+    assert os.listdir(here / "home") == []
+    assert (here / "home").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_directory_that_replaces_the_old_one_meanwhile_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("source", "d", "thesis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    remove_content = fsutil.remove_content
+
+    def remove(directory: int) -> None:
+        if (tmp_path / "thesis").exists():
+            (old,) = tmp_path.glob(".d.*.old")
+            old.rename(tmp_path / "aside")
+            (tmp_path / "thesis").rename(old)
+        remove_content(directory)
+
+    monkeypatch.setattr(fsutil, "remove_content", remove)
+    fsutil.save_directory(str(tmp_path / "source"), tmp_path / "d", ".d.part")
+    (thesis,) = tmp_path.glob(".d.*.old/thesis")
+    assert thesis.exists()
+    assert os.listdir(tmp_path / "d") == ["source"]

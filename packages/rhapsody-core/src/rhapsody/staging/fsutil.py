@@ -316,38 +316,116 @@ def _replace_with(path: str, make: Callable[[str], object]) -> None:
         raise
 
 
-def replace_directory(new: Path, path: Path) -> None:
-    """Rename a directory, replacing an existing one.
+def save_directory(
+    source: str, path: Path, part: str, stop: threading.Event | None = None
+) -> list[str]:
+    """Copy a directory to a destination, replacing an existing directory.
+
+    The copy is made in a private directory next to the destination, and all directories are used
+    through descriptors, so that no other user who can write to the parent directory can redirect
+    the copy or a removal with a link.
 
     The old directory is moved aside first and removed afterwards. Readers see the old directory,
     then briefly no directory, then the new one, but never a mixture.
 
+    Args:
+        source: The directory.
+        path: The destination.
+        part: The name of the private directory, which must not exist.
+        stop: If this event is set during the call, the destination is not replaced.
+
+    Returns:
+        The skipped entries, as `copy_directory` does.
+
     Raises:
-        OSError: The directory cannot be renamed; the old one has been restored.
+        OSError: The directory cannot be copied or renamed; the old one has been restored.
         NotADirectoryError: `path` is an existing file.
+        PermissionError: Another user has replaced the private directory.
     """
+    with open_directory(path.parent) as parent:
+        os.mkdir(part, 0o700, dir_fd=parent)
+        with open_directory(part, parent) as private:
+            if os.fstat(private).st_uid != os.geteuid() or os.listdir(private):
+                raise PermissionError(errno.EPERM, "another user has replaced it", part)
+            place = f"/proc/self/fd/{private}"
+            place = place if os.path.isdir(place) else str(path.with_name(part))  # not Linux
+            try:
+                skipped = copy_directory(source, f"{place}/{COPY}", stop)
+                if stop is None or not stop.is_set():
+                    _replace_directory(private, parent, path)
+            finally:
+                remove_content(private)
+                with contextlib.suppress(OSError):  # another user has replaced it
+                    os.rmdir(part, dir_fd=parent)
+    return skipped
+
+
+COPY = "rhapsody-copy"
+"""Name of an incomplete copy in its private directory."""
+
+
+def _replace_directory(private: int, parent: int, path: Path) -> None:
+    """Move the copy in an open private directory to its destination in an open directory."""
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file of that name exists", str(path))
+    mode = stat.S_IMODE(os.lstat(COPY, dir_fd=private).st_mode)
+    os.chmod(COPY, mode | 0o700, dir_fd=private)  # a directory that is moved must be writable
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(open_directory(COPY, private))
+        old: int | None = None
+        with contextlib.suppress(OSError):  # a link, or there is none
+            old = stack.enter_context(open_directory(path.name, parent))
+        aside = f".{path.name[:40]}.{uuid.uuid4().hex}.old"
+        try:
+            os.rename(COPY, path.name, src_dir_fd=private, dst_dir_fd=parent)
+        except OSError as error:
+            if error.errno not in _OCCUPIED_ERRORS:
+                raise
+            os.rename(path.name, aside, src_dir_fd=parent, dst_dir_fd=parent)
+            try:
+                os.rename(COPY, path.name, src_dir_fd=private, dst_dir_fd=parent)
+            except BaseException:
+                os.rename(aside, path.name, src_dir_fd=parent, dst_dir_fd=parent)
+                raise
+        else:
+            aside = ""
+        os.fchmod(new, mode)
+        if not aside:
+            return
+        try:
+            if old is None:
+                os.unlink(aside, dir_fd=parent)
+            else:
+                remove_content(old)
+                os.rmdir(aside, dir_fd=parent)
+        except OSError as error:
+            log.warning(
+                "directory %s: its old content, now %s, cannot be removed: %s",
+                path, path.with_name(aside), error,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def open_directory(path: str | os.PathLike[str], base: int | None = None) -> Iterator[int]:
+    """Open a directory, relative to another one, from which `path` is no link."""
+    follow = os.O_NOFOLLOW if base is None else 0
+    directory = os.open(path, DIRECTORY & ~follow, dir_fd=base)
     try:
-        os.rename(new, path)
-    except OSError as error:
-        if error.errno not in _OCCUPIED_ERRORS:
-            raise
-    else:
-        return
-    old = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.old")
-    os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except BaseException:
-        os.rename(old, path)
-        raise
-    try:
-        remove(old)
-    except OSError as error:
-        log.warning(
-            "directory %s: its old content, now %s, cannot be removed: %s", path, old, error
-        )
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def remove_content(directory: int) -> None:
+    """Remove the content of an open directory, without following links.
+
+    Raises:
+        OSError: An entry cannot be removed.
+    """
+    with contextlib.suppress(PermissionError):  # it belongs to another user
+        os.fchmod(directory, 0o700)
+    for name in os.listdir(directory):
+        remove_below(directory, name)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -379,14 +457,23 @@ def remove_below(directory: int, path: str) -> None:
         try:
             shutil.rmtree(name, dir_fd=directory)
         except PermissionError:
-            inner = os.open(name, DIRECTORY, dir_fd=directory)
-            stack.callback(os.close, inner)
-            os.fchmod(inner, 0o700)
-            for _, names, _, place in os.fwalk(dir_fd=inner):
-                for each in names:
-                    if not stat.S_ISLNK(os.lstat(each, dir_fd=place).st_mode):
-                        os.chmod(each, 0o700, dir_fd=place)
+            _open_up(name, directory)
             shutil.rmtree(name, dir_fd=directory)
+
+
+def _open_up(name: str, base: int) -> None:
+    """Make a directory and its subdirectories writable, without following links."""
+    flags = getattr(os, "O_PATH", 0) | DIRECTORY  # which needs no permission on Linux
+    held = os.open(name, flags, dir_fd=base)
+    try:
+        place = f"/proc/self/fd/{held}"
+        os.chmod(place if os.path.isdir(place) else held, 0o700)
+        with open_directory(os.curdir, held) as directory, os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    _open_up(entry.name, directory)
+    finally:
+        os.close(held)
 
 
 DIRECTORY: int = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -6,7 +6,7 @@ task is done, and are claimed then.
 
 Saved files are copies, never links, so that they cannot be changed through the sandbox. A file is
 copied next to its destination and then renamed: readers see the old file or the complete new one.
-Directories are handled in a similar way; see `replace_directory`.
+Directories are handled in a similar way; see `save_directory`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFi
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import ThreadPool
 from rhapsody.staging.fsutil import (
+    COPY,
     RealPaths,
-    copy_directory,
     files_in,
     kind_of,
-    remove,
-    replace_directory,
+    open_directory,
+    remove_content,
+    save_directory,
 )
 from rhapsody.task import AttemptInfo, TaskDescription
 
@@ -673,15 +674,32 @@ def _process_id(process: int | None = None) -> str:
 def remove_parts(directory: Path) -> None:
     """Remove incomplete copies that processes of earlier runs left when they were killed.
 
-    Copies of other hosts are removed once they are a day old. Errors are ignored.
+    Copies of other hosts are removed once they are a day old. Copies of other users stay, and so do
+    directories that contain anything but a copy. Errors are ignored.
     """
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    with (
+        contextlib.suppress(OSError),
+        open_directory(directory) as base,
+        os.scandir(base) as entries,
+    ):
         for entry in entries:
             found = _PART.fullmatch(entry.name) if entry.name.endswith(".part") else None
             if found is not None:
                 with contextlib.suppress(OSError):
-                    if _is_abandoned(found[1], entry.stat(follow_symlinks=False).st_mtime):
-                        remove(entry.path)
+                    status = os.lstat(entry.name, dir_fd=base)
+                    if status.st_uid == os.geteuid() and _is_abandoned(found[1], status.st_mtime):
+                        _remove_part(entry.name, base)
+
+
+def _remove_part(name: str, base: int) -> None:
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=base).st_mode):
+        os.unlink(name, dir_fd=base)
+        return
+    with open_directory(name, base) as directory:
+        is_own = os.fstat(directory).st_uid == os.geteuid()
+        if is_own and {*os.listdir(directory)} <= {COPY}:
+            remove_content(directory)
+            os.rmdir(name, dir_fd=base)
 
 
 def _is_abandoned(owner: str, changed: float) -> bool:
@@ -813,32 +831,23 @@ class Results:
                 return await run(partial(_copy_in, put.source, put.root, part, path, stop))
             await run(partial(path.parent.mkdir, parents=True, exist_ok=True))
             await put.source(part)
-            await run(partial(_rename, part, path))
+            await run(partial(os.replace, part, path))
             return ()
         except BaseException:
             stop.set()
             with contextlib.suppress(OSError):
-                await run(partial(remove, part))
+                await run(partial(part.unlink, missing_ok=True))
             raise
 
 
 def _copy_in(
     source: str, root: str | None, part: Path, path: Path, stop: threading.Event
 ) -> Sequence[str]:
-    skipped: Sequence[str] = ()
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     if os.path.isdir(source):
-        skipped = copy_directory(source, part, stop)
-    else:
-        copy_file(source, part, root)
+        return save_directory(source, path, part.name, stop)
+    copy_file(source, part, root)
     if not stop.is_set():
-        _rename(part, path)
-    return skipped
-
-
-def _rename(part: Path, path: Path) -> None:
-    if part.is_dir():
-        replace_directory(part, path)
-    else:
         os.replace(part, path)
+    return ()

@@ -32,11 +32,11 @@ from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError, user_name
 from rhapsody.masking import escaped, mask
 from rhapsody.staging.fsutil import (
-    DIRECTORY,
     FileLock,
     LockState,
     is_groups,
     make_shared_directory,
+    open_directory,
     remove_below,
     state_of,
 )
@@ -756,7 +756,10 @@ class LeftRun:
             OSError: A path cannot be removed.
             PermissionError: Another directory, or a link, has replaced the listed directory.
         """
-        with _opened(self.path.parent) as base, _opened(self.path.name, base) as directory:
+        with (
+            open_directory(self.path.parent) as base,
+            open_directory(self.path.name, base) as directory,
+        ):
             found = os.fstat(directory)
             if not os.path.samestat(found, self.status) or found.st_uid != os.geteuid():
                 raise PermissionError("it was replaced since it was listed")
@@ -772,17 +775,6 @@ class LeftRun:
             with contextlib.suppress(OSError):  # the directory contains results
                 os.rmdir(self.path.name, dir_fd=base)
         return True
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str], base: int | None = None) -> Iterator[int]:
-    """Open a directory, relative to another one, from which `path` is no link."""
-    follow = os.O_NOFOLLOW if base is None else 0
-    directory = os.open(path, DIRECTORY & ~follow, dir_fd=base)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
 
 
 def left_runs(base: Path) -> list[LeftRun]:
