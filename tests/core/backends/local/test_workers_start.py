@@ -112,3 +112,18 @@ async def test_a_backend_is_closed_after_the_temporary_directory_was_cleaned() -
         for socket in listeners():
             socket.unlink()
     assert backend.still_running == []
+
+
+def test_a_worker_that_starts_after_the_end_of_the_program_ends_without_a_message() -> None:
+    code = """
+import multiprocessing, socket
+from rhapsody.backends.local.worker import work
+
+program, connection = socket.socketpair()
+program.close()
+work(connection, multiprocessing.Pipe()[0], {}, (), None)
+"""
+    worker = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (worker.returncode, worker.stderr) == (0, "")

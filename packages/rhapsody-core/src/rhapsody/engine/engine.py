@@ -719,8 +719,10 @@ class WorkflowEngine(OlderNames):
         self._problems = await runtime.stop_everything(skip_backends=skip_backends)
         if not runtime.scheduler.interrupted:
             self._still_running = runtime.settle_everything()
-        ended_by_error = self._left_by_error or self._last_shown is not _last_shown()
-        failed = runtime.unawaited.has_unseen() or runtime.cut_short or ended_by_error
+        shown = _last_shown()
+        has_shown = shown is not None and shown is not self._last_shown
+        failed = runtime.unawaited.has_unseen() or runtime.cut_short or self._left_by_error
+        failed = failed or has_shown
         self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
         await runtime.stager.close(well=self._well)
 

@@ -117,28 +117,29 @@ def work(
 
     forward_logs(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     leave_handlers_to_program(handlers)
-    connection.sendall(b".")
-    with connection.makefile("rb", buffering=1 << 16) as stream:
-        next_one = None
-        while (taken := received(stream)) is not None:
-            number, _runner.memory.offered, order, call = taken
-            if order is None and call.kind == FILTERS:
-                _runner.filters = bytes(call.arguments)
-                continue
-            if order is None:
-                sent_modules().receive(bytes(call.arguments))
-                _reused.cache_clear()  # cached functions refer to the previous modules
-                continue
-            if next_one is None:
-                next_one = _taken(unstarted)
-            if number == next_one:
-                next_one = None
-                outcome = _runner.make(order, call)
-                if os.getpid() != pid:
-                    os._exit(0)  # this is a child that the call has forked
-                send(reply(outcome))
-                del outcome
-            del taken, order, call  # release the values before waiting
+    with suppress(BrokenPipeError):  # the program has ended
+        connection.sendall(b".")
+        with connection.makefile("rb", buffering=1 << 16) as stream:
+            next_one = None
+            while (taken := received(stream)) is not None:
+                number, _runner.memory.offered, order, call = taken
+                if order is None and call.kind == FILTERS:
+                    _runner.filters = bytes(call.arguments)
+                    continue
+                if order is None:
+                    sent_modules().receive(bytes(call.arguments))
+                    _reused.cache_clear()  # cached functions refer to the previous modules
+                    continue
+                if next_one is None:
+                    next_one = _taken(unstarted)
+                if number == next_one:
+                    next_one = None
+                    outcome = _runner.make(order, call)
+                    if os.getpid() != pid:
+                        os._exit(0)  # this is a child that the call has forked
+                    send(reply(outcome))
+                    del outcome
+                del taken, order, call  # release the values before waiting
 
 
 def modules_frame(modules: bytes) -> bytearray:
