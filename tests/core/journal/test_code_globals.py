@@ -25,7 +25,7 @@ from rhapsody import WorkflowEngine
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError
-from tests._support.journal_keys import key_of, keys_in
+from tests._support.journal_keys import described, key_of, keys_in, loaded, write
 from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
 
 
@@ -222,6 +222,87 @@ def test_a_global_that_a_helper_sets_to_its_argument_is_no_memo(keys: Keys) -> N
         set_rate(rate)
         digests.add(key_of(keys, with_rate).digest)
     assert len(digests) == 3
+
+
+STORES = {
+    "assigned": "global X; X = a",
+    "unpacked": "global X; X, _ = a, 1",
+    "deleted": "global X; del X",
+    "in a loop": "global X\nfor X in range(a + 1): pass",
+    "imported": "global X; import math as X",
+    "walrus": "global X; return (X := a)",
+    "of an exception": "global X\ntry: 1 / 0\nexcept ZeroDivisionError as X: pass",
+    "in a branch": "global X\nif a: X = a",
+    "in a nested function": "def g():\n    global X\n    X = a\ng()",
+    "a function": "global X\ndef X(): pass",
+    "by a helper": "store(a)",
+    "by a method": "Store().store(a)",
+    "of another module": "other.store(a)",
+}
+
+
+@pytest.mark.parametrize("at_first", ["None", "{'a': 5}"])
+@pytest.mark.parametrize("how", STORES)
+def test_a_global_that_a_function_only_sets_is_compared(
+    how: str, at_first: str, tmp_path: Path
+) -> None:
+    body = "\n".join(f"    {line}" for line in STORES[how].splitlines())
+    store = "def store(a):\n    global X\n    X = a\n"
+    text = (
+        f"import other\nX = {at_first}\n{store}"
+        "class Store:\n    def store(self, a):\n        global X\n        X = a\n"
+        f"def f(a):\n{body}\n"
+    )
+    write(tmp_path, {"main.py": text, "other.py": f"X = {at_first}\n{store}"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        keys.require_same_values(task, key)
+        main.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="changed in place"):
+            keys.require_same_values(task, key)
+
+
+def test_a_global_that_a_function_defines_or_sets_to_the_same_value(tmp_path: Path) -> None:
+    write(tmp_path, {"main.py": "def f(a):\n    global X\n    X = a\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="X set by"):
+            keys.require_same_values(task, key)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        keys.require_same_values(task, key)
+
+
+LAZY = {
+    "in the function": "def f(a):\n    global X\n    if X is None: X = [a]\n    return X",
+    "in a helper": (
+        "def load():\n    global X\n    X = [1]\ndef f(a):\n    if X is None: load()\n    return X"
+    ),
+    "a module": "def f(a):\n    global X\n    import math as X\n    return X.pi",
+}
+
+
+@pytest.mark.parametrize("how", LAZY)
+def test_a_global_that_is_set_when_it_is_first_used_does_not_count(
+    how: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {"main.py": f"X = None\n{LAZY[how]}\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        keys.require_same_values(task, key)
+        assert keys.of(task, {}, {}).digest == key.digest
 
 
 class Mutable:

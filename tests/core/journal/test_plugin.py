@@ -451,6 +451,28 @@ async def test_a_global_that_a_function_assigns_is_not_recorded() -> None:
     assert await broken_off(program) == [2, 3, 4]
 
 
+async def test_a_global_that_a_function_only_assigns_is_not_recorded() -> None:
+    async def program(flow: WorkflowEngine) -> int:
+        globals()["LAST"] = 5
+        await flow.function_task(assign_last)(8)
+        return await flow.function_task(read_last)()
+
+    assert await broken_off(program) == 8
+    assert await broken_off(program) == 8
+
+
+LAST = 5
+
+
+def assign_last(number: int) -> None:
+    global LAST
+    LAST = number
+
+
+def read_last() -> int:
+    return LAST
+
+
 COUNT = 1
 
 

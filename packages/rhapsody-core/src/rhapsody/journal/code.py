@@ -232,6 +232,8 @@ class CodeFingerprint:
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
+        self._globals: set[tuple[int, str]] = set()  # those that some code reads
+        self._only_stored: list[tuple[Mapping[str, Any], str, str]] = []
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
@@ -406,9 +408,12 @@ class CodeFingerprint:
 
     def _collect(self) -> None:
         self._collecting = True
-        while self._todo or self._empty:
+        while self._todo or self._empty or self._only_stored:
             if not self._todo:
-                self._settle_empty()
+                if self._empty:
+                    self._settle_empty()
+                else:
+                    self._settle_only_stored()
                 continue
             thing, name = self._todo.pop()
             if isinstance(thing, types.FunctionType):
@@ -432,6 +437,24 @@ class CodeFingerprint:
             else:
                 self._used(part, value)
                 self.read.append((variables, name, value))
+
+    def _settle_only_stored(self) -> None:
+        """Collect globals that a function sets, if none of the collected code reads them.
+
+        They do not affect the result. They are collected because a task that changes them in this
+        process has an effect that is not repeated when its result is reused.
+        """
+        stored, self._only_stored = self._only_stored, []
+        for variables, name, user in stored:
+            if (id(variables), name) in self._globals:
+                continue
+            value = variables.get(name, MISSING)
+            self.read.append((variables, name, value))
+            self.set_here = True  # a worker does not set the variable of the program
+            if value is MISSING:
+                self.parts[f"{name} set by {user}"] = "missing"
+            else:
+                self._used(f"{name} set by {user}", value)
 
     def _is_filled(self, owner: type, name: str) -> bool:
         """Return True if collected code fills an attribute of a class.
@@ -513,6 +536,7 @@ class CodeFingerprint:
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._filled.update((id(variables), each) for each in names.stored)
+        self._only_stored += [(variables, each, name) for each in sorted(names.only_stored)]
         home = str(variables.get("__name__")), code.co_qualname.rpartition(".")[0]
         if not home[1] or home[1].endswith("<locals>"):
             home = "", ""
@@ -631,6 +655,7 @@ class CodeFingerprint:
         name = use.chain[0]
         if name in _OF_MODULES:
             return
+        self._globals.add((id(variables), name))
         space = variables
         value = space.get(name, MISSING)
         if value is MISSING:
@@ -707,6 +732,7 @@ class CodeFingerprint:
         """
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
+        self._globals.add((id(variables), name))
         self._compare(variables, name, value)
         if _is_empty(value) or (id(variables), name) in self._program.memos:
             self._empty.append((part, variables, name, value, variables))

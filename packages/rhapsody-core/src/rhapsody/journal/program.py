@@ -344,7 +344,8 @@ class Names:
             name begins with a dot for each relative level.
         members: The uses of those modules: pairs of a module's name and a use whose chain begins
             with that name.
-        stored: Names of globals that the code sets.
+        stored: Names of globals that the code sets or deletes.
+        only_stored: The names in `stored` that the code never reads.
         filled: Names of closure variables and attributes that the code fills in place, as
             `seen.append(x)` and `self.seen.append(x)` do.
     """
@@ -353,6 +354,7 @@ class Names:
     modules: tuple[tuple[str, tuple[str, ...]], ...]
     members: tuple[tuple[str, Use], ...]
     stored: frozenset[str]
+    only_stored: frozenset[str]
     filled: frozenset[str]
 
 
@@ -370,6 +372,7 @@ def names_in(code: types.CodeType) -> Names:
     modules: dict[tuple[str, tuple[str, ...]], None] = {}
     members: dict[tuple[str, Use], None] = {}
     stored: set[str] = set()
+    read: set[str] = set()
     filled: set[str] = set()
     bodies = [list(_steps(one)) for one in with_inner(code)]
     imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by the variable's name
@@ -383,6 +386,8 @@ def names_in(code: types.CodeType) -> Names:
                     imported.setdefault(variable, []).append(member)
     for steps in bodies:
         for number, step in enumerate(steps):
+            if step.name in _LOADS:
+                read.add(step.value)
             if step.name in _LOADS and step.value not in imported:
                 use = _use(steps, number)
                 uses[use] = None
@@ -396,10 +401,10 @@ def names_in(code: types.CodeType) -> Names:
                     names = _use(steps, number).filled()
                     if step.name != "LOAD_FAST" or names != (step.value,):  # not a local variable
                         filled.update(names)
-            elif step.name == "STORE_GLOBAL":
+            elif step.name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
-    return Names(*made, frozenset(stored), frozenset(filled))
+    return Names(*made, frozenset(stored), frozenset(stored - read), frozenset(filled))
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
