@@ -281,6 +281,24 @@ def test_a_global_that_a_function_defines_or_sets_to_the_same_value(tmp_path: Pa
         keys.require_same_values(task, key)
 
 
+@pytest.mark.parametrize("parameter", ["x", "*, x"])
+def test_a_large_default_that_the_function_changes_is_compared(
+    parameter: str, tmp_path: Path
+) -> None:
+    text = f"import numpy as np\ndef f({parameter}=np.zeros(200_000)):\n    x[3] += 1\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, shares_memory=True)
+        key = keys.of(task, {}, {})
+        keys.require_same_values(task, key)
+        main.f()
+        keys.begin()
+        with pytest.raises(UnhashableError, match="default"):
+            keys.require_same_values(task, key)
+        assert keys.of(task, {}, {}).digest != key.digest
+
+
 LAZY = {
     "in the function": "def f(a):\n    global X\n    if X is None: X = [a]\n    return X",
     "in a helper": (

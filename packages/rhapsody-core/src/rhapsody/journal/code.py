@@ -14,10 +14,12 @@ and locks, are represented by their class alone; see `rhapsody.journal.values`.
 
 State can change while the program runs. Before a digest is reused, globals, class attributes and
 module variables are compared by identity. Values that can change in place are digested again, once
-per batch of lookups, unless their size is `LARGE_VALUE` or more. One case needs a different rule: a
-memo that the task itself fills (`CACHE = {}`, `model = None`) must not change the key of the next
-equal task. So a variable that is empty (`None` or an empty container) when it is first seen is
-treated as empty for the whole run if one of the collected functions fills it.
+per batch of lookups, unless their size is `LARGE_VALUE` or more and they are not default values.
+One case needs a different rule: a memo that the task itself fills (`CACHE = {}`, `model = None`)
+must not change the key of the next equal task. So a variable that is empty (`None` or an empty
+container) when it is first seen is treated as empty for the whole run if one of the collected
+functions fills it. A global that the collected code sets but never reads is no memo: its value is
+part of the digest, so that a change by the task is noticed.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -29,6 +31,7 @@ import abc
 import builtins
 import functools
 import importlib.util
+import math
 import os
 import pkgutil
 import re
@@ -66,7 +69,8 @@ from rhapsody.sdk.modules import (
 )
 
 LARGE_VALUE = 10_000
-"""Size, as in `Values.size`, from which a value is digested only once per run."""
+"""Size, as in `Values.size`, from which a value is digested only once per run, unless it is an
+argument or the default value of one."""
 
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
@@ -181,8 +185,8 @@ class CodeFingerprint:
         sizes: Namespaces that were read as a whole, each with its number of names.
         environment: Environment variables that were read, each with its value; `None` if it was not
             set.
-        inner: Values that can change in place and are smaller than `LARGE_VALUE`, each with its
-            digest.
+        inner: Defaults, and smaller values than `LARGE_VALUE`, that can change in place, each with
+            its digest.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
         related: Classes, each with its bases and other related classes, which a program can
@@ -486,9 +490,9 @@ class CodeFingerprint:
             if not kept and not _is_script(variables.get("__name__")):
                 self.set_here = self.set_here or is_in_its_module(function)
         if function.__defaults__:
-            self._used(f"the defaults of {name}", function.__defaults__)
+            self._used(f"the defaults of {name}", function.__defaults__, largest=math.inf)
         for argument, default in (function.__kwdefaults__ or {}).items():
-            self._used(f"the default {argument} of {name}", default)
+            self._used(f"the default {argument} of {name}", default, largest=math.inf)
         self.made_of.append((function, _made_of(function)))
         if own and (function.__name__, function.__qualname__) != (code.co_name, code.co_qualname):
             self.parts[f"names of {name}"] = f"{function.__name__} {function.__qualname__}"
@@ -624,8 +628,13 @@ class CodeFingerprint:
             if not (special and file.startswith("<")):
                 self._used(f"{attribute} of {name}", value)
 
-    def _used(self, name: str, value: object) -> None:
+    def _used(self, name: str, value: object, largest: float = LARGE_VALUE) -> None:
         """Collect a value that code uses.
+
+        Args:
+            name: The name of the value's part.
+            value: The value.
+            largest: The size from which the value is digested only once per run.
 
         Raises:
             UnhashableError: The value has no digest.
@@ -639,7 +648,7 @@ class CodeFingerprint:
         except UnhashableError as error:
             raise UnhashableError(f"{name}: {error}") from error
         self.parts[name] = digest.hex()
-        if type(value) not in _PLAIN and values.size < LARGE_VALUE:
+        if type(value) not in _PLAIN and values.size < largest:
             self.inner.append((value, digest))
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:

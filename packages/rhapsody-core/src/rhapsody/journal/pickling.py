@@ -3,11 +3,14 @@
 A sentinel such as `MISSING = object()` is compared with `is`, so a copy of it would be useless. If
 a result contains an object that compares by identity, and that the code of the task reads from a
 variable of a module, the pickle contains the name of the variable. Its value is part of the task's
-key, so a later run that reuses the result has an equal object under this name.
+key, so a later run that reuses the result has an equal object under this name. The same applies to
+an object without attributes in a variable of the module that defines its class, such as
+`dataclasses.MISSING`.
 """
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 import sys
 import types
@@ -16,7 +19,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import Any
 
-from rhapsody.journal.values import UnhashableError
+from rhapsody.journal.values import UnhashableError, is_plain_python
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
@@ -77,4 +80,10 @@ class _Pickler(pickle.Pickler):
                 "is not equal to it; assign it to a variable of a module that the function reads, "
                 "or use a member of an enum.Enum"
             )
+        if not (getattr(value, "__dict__", None) or copyreg._slotnames(kind)):  # type: ignore[attr-defined]
+            module = sys.modules.get(kind.__module__)
+            if module is not None and is_plain_python(kind):
+                for name, each in list(vars(module).items()):
+                    if each is value:
+                        return named, (kind.__module__, name)
         return NotImplemented

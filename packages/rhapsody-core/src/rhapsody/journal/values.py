@@ -322,7 +322,7 @@ class Values:
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
                 pickle.dumps(value)  # raises an error if the object does not have this name
         except Exception as error:  # any error raised by the object
-            if self._whole or not _is_plain_python(kind):
+            if self._whole or not is_plain_python(kind):
                 text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
             slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
@@ -427,7 +427,7 @@ def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
     return type(logger), (logger.name,), state
 
 
-def _is_plain_python(kind: type) -> bool:
+def is_plain_python(kind: type) -> bool:
     """Return True if instances of a class keep all their state in `__dict__` and in slots."""
     size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
     size += 8 * ((kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0))

@@ -1,0 +1,31 @@
+"""Pickles of results that contain objects with names."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+from rhapsody.journal import pickling
+
+
+class Empty:
+    value: Any
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+
+EMPTY, SLOTTED, WITH_STATE = Empty(), Slotted(), Empty()
+
+
+def test_objects_without_attributes_come_back_as_themselves() -> None:
+    WITH_STATE.value = 1
+    copied = [SLOTTED, WITH_STATE, Empty()]
+    content = pickle.loads(pickling.packed(([dataclasses.MISSING, EMPTY, *copied],), ()))
+    (missing, empty, *others), *_ = content
+    assert missing is dataclasses.MISSING
+    assert empty is EMPTY
+    assert not set(others).intersection(copied)
+    assert others[1].value == 1
