@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rhapsody import WorkflowEngine
+from rhapsody.staging import fsutil
 from tests._support.accounts import GROUP, READS, Account, Accounts
 
 NAME = "20261120T041233-digits-7f3a"
@@ -144,3 +148,42 @@ def test_the_directory_of_runs_is_private_whatever_the_umask(accounts: Accounts)
     assert done.returncode == 0, done.stderr
     found = [here / ".rhapsody", *(here / ".rhapsody").rglob("*")]
     assert [path for path in found if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize("how", ["group", "acl", "parent"])
+def test_a_directory_is_shared_only_by_a_group_of_the_user(accounts: Accounts, how: str) -> None:
+    """Another user can make one that looks like it, with a group or a list of users."""
+    base = shared(accounts.group, 0o3770)
+    accounts.mallory.owns(base)
+    if how == "group":
+        os.chown(base, -1, accounts.mallory.uid)
+        base.chmod(0o3775)
+    elif how == "acl":
+        entries = ((1, 7, -1), (2, 7, accounts.alice.uid), (4, 7, -1), (16, 7, -1), (32, 0, -1))
+        packed = b"".join(struct.pack("<HHi", *entry) for entry in entries)
+        try:
+            os.setxattr(base, "system.posix_acl_access", struct.pack("<I", 2) + packed)
+        except OSError as error:
+            pytest.skip(f"no access control lists here: {error}")
+    else:
+        accounts.group.chmod(0o3777)
+    run = made(accounts.alice, base / NAME)
+    done = accounts.alice.rhapsody("clean", cwd=accounts.group)
+    assert done.returncode == 1
+    assert "work_dir of your own" in done.stderr
+    assert run.exists()
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "record.jsonl", "record.output.gz"])
+def test_a_file_that_another_user_has_made_is_not_written(accounts: Accounts, name: str) -> None:
+    file = accounts.group / name
+    file.touch()
+    file.chmod(0o666)
+    accounts.mallory.owns(file)
+    argument = name.partition(".")[0]
+    options: dict[str, Any] = {argument: accounts.group / f"{argument}.jsonl"}
+    with pytest.raises(ValueError, match=f"{name}.*another user"):
+        WorkflowEngine.create(**options)
+    if name.endswith(".jsonl"):
+        with pytest.raises(PermissionError, match="another user"):
+            fsutil.open_own(file, os.O_WRONLY)

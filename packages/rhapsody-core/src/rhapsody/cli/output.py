@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,20 +136,25 @@ def new_file(path: Path) -> Iterator[Path]:
             f"{path} is a link, and nothing is written through links; remove it, or choose another "
             "path with -o"
         )
-    directory = None
+    from rhapsody.staging.fsutil import as_path, open_directory, private_directory
+
     try:
         if path.exists() and not path.is_file():
-            yield path
+            file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                yield as_path(file, path)
+            finally:
+                os.close(file)
             return
-        directory = tempfile.mkdtemp(prefix=".rhapsody-", dir=path.parent)
-        new = Path(directory, path.name)
-        yield new
-        os.replace(new, path)
+        name = f".rhapsody-{os.urandom(4).hex()}"
+        with (
+            open_directory(path.parent) as parent,
+            private_directory(name, parent) as private,
+        ):
+            yield as_path(private, path.with_name(name)) / path.name
+            os.replace(path.name, path.name, src_dir_fd=private, dst_dir_fd=parent)
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def flush() -> bool:

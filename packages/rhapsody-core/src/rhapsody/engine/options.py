@@ -116,6 +116,16 @@ def _file(argument: str, value: object, accepted: str = "a path") -> Path:
         raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{argument}: no permission to write {str(path)!r}")
+    from rhapsody.history.outputs import outputs_path
+    from rhapsody.staging.fsutil import require_own
+
+    for file in (path, *([Path(outputs_path(path))] if argument == "record" else ())):
+        try:
+            require_own(os.lstat(file), file)
+        except FileNotFoundError:
+            continue
+        except PermissionError as error:
+            raise ValueError(f"{argument}={str(file)!r} is not used: {error.strerror}") from None
     return path
 
 

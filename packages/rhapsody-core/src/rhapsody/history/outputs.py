@@ -16,7 +16,7 @@ import zlib
 from typing import Final
 
 from rhapsody.resources import size_text
-from rhapsody.staging.fsutil import open_file
+from rhapsody.staging.fsutil import open_file, open_own
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -77,8 +77,7 @@ class OutputStore:
         data = gzip.compress(text.encode("utf-8", "backslashreplace"), LEVEL, mtime=0)
         try:
             if self._file is None:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._file = os.open(self._path, flags, 0o600)
+                self._file = open_own(self._path, os.O_WRONLY | os.O_APPEND)
             offset, rest = os.lseek(self._file, 0, os.SEEK_END), memoryview(data)
             while rest:
                 rest = rest[os.write(self._file, rest) :]

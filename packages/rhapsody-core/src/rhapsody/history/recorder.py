@@ -42,6 +42,7 @@ from rhapsody.history.outputs import OutputStore
 from rhapsody.journal.files import on_network
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskCall, TaskEvent, hookimpl
 from rhapsody.sdk.threads import start_thread
+from rhapsody.staging.fsutil import open_own
 from rhapsody.staging.runs import BASE, RECORD, Run, enter_run, leave_run
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -106,8 +107,7 @@ class RecordFile:
         self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._network = on_network(Path(path).parent)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file: int | None = os.open(path, flags, 0o600)
+        self._file: int | None = open_own(path, os.O_RDWR | os.O_APPEND)
         try:
             _write(self._file, self._begin(self._file, profile, fresh=fresh))
             self.outputs: OutputStore = OutputStore(path, fresh=fresh)

@@ -18,6 +18,7 @@ from rhapsody.masking import mask, mask_value, secrets_of
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.specs import ObservedEngine, TaskCall, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
+from rhapsody.staging.fsutil import open_own
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
@@ -49,7 +50,7 @@ class Trace:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        descriptor = open_own(path, os.O_WRONLY | os.O_TRUNC)
         self._file: TextIO | None = os.fdopen(descriptor, "w", encoding="utf-8")
 
     @hookimpl

@@ -342,22 +342,80 @@ def save_directory(
         NotADirectoryError: `path` is an existing file.
         PermissionError: Another user has replaced the private directory.
     """
-    with open_directory(path.parent) as parent:
-        os.mkdir(part, 0o700, dir_fd=parent)
-        with open_directory(part, parent) as private:
-            if os.fstat(private).st_uid != os.geteuid() or os.listdir(private):
-                raise PermissionError(errno.EPERM, "another user has replaced it", part)
-            place = f"/proc/self/fd/{private}"
-            place = place if os.path.isdir(place) else str(path.with_name(part))  # not Linux
-            try:
-                skipped = copy_directory(source, f"{place}/{COPY}", stop)
-                if stop is None or not stop.is_set():
-                    _replace_directory(private, parent, path)
-            finally:
-                remove_content(private)
-                with contextlib.suppress(OSError):  # another user has replaced it
-                    os.rmdir(part, dir_fd=parent)
+    with open_directory(path.parent) as parent, private_directory(part, parent) as private:
+        skipped = copy_directory(source, as_path(private, path.with_name(part)) / COPY, stop)
+        if stop is None or not stop.is_set():
+            _replace_directory(private, parent, path)
     return skipped
+
+
+@contextlib.contextmanager
+def private_directory(name: str, base: int) -> Iterator[int]:
+    """Create a directory that only the user can access in an open one, and remove it afterwards.
+
+    Yields:
+        Its descriptor, through which it has to be used: others may be able to rename it.
+
+    Raises:
+        OSError: The directory cannot be created.
+        PermissionError: Another user has replaced it.
+    """
+    os.mkdir(name, 0o700, dir_fd=base)
+    with open_directory(name, base) as private:
+        if os.fstat(private).st_uid != os.geteuid() or os.listdir(private):
+            raise PermissionError(errno.EPERM, "another user has replaced it", name)
+        try:
+            yield private
+        finally:
+            remove_content(private)
+            with contextlib.suppress(OSError):  # another user has replaced it
+                os.rmdir(name, dir_fd=base)
+
+
+def as_path(opened: int, path: Path) -> Path:
+    """Return a path that leads to an open file or directory, even if others rename it.
+
+    Args:
+        opened: The descriptor.
+        path: Its path, which is returned on systems other than Linux.
+    """
+    place = Path(f"/proc/self/fd/{opened}")
+    return place if os.path.lexists(place) else path
+
+
+def open_own(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file of this user for writing, and create it if it does not exist.
+
+    Raises:
+        OSError: The file cannot be opened.
+        PermissionError: It belongs to another user, who could read and change what is written.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(path, flags & ~os.O_TRUNC, 0o600)
+    try:
+        found = os.fstat(file)
+        require_own(found, path)
+        if flags & os.O_TRUNC and stat.S_ISREG(found.st_mode):
+            os.ftruncate(file, 0)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def require_own(found: os.stat_result, path: str | os.PathLike[str]) -> None:
+    """Raise an error if a regular file belongs to another user.
+
+    Raises:
+        PermissionError: It does.
+    """
+    if stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
+        raise PermissionError(
+            errno.EPERM,
+            f"it belongs to another user (uid {found.st_uid}), who could read and change it; "
+            "remove it, or choose another path",
+            os.fspath(path),
+        )
 
 
 COPY = "rhapsody-copy"

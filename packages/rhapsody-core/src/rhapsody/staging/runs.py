@@ -444,13 +444,33 @@ def require_trusted(base: Path) -> None:
             f"the runs in it. If you trust its content, run: chmod o-w {base}"
         )
     for status in (link, found):
-        if status.st_uid not in trusted and not is_groups(status.st_mode):
+        if status.st_uid not in trusted and not _is_own_groups(base, status):
             raise DataError(
                 f"directory {base} is not used for runs, because it belongs to user "
                 f"{user_name(status.st_uid)}, who could replace your runs. Use another current "
                 "directory or a work_dir of your own; to share the directory with its group, its "
-                f"owner can run: chmod g+rwxs,+t,o-w {base}"
+                f"owner can run: chmod g+rwxs,+t,o-w {base} (you must be a member of the group; a "
+                "directory with an access control list, or below one that all users can write to, "
+                "cannot be shared)"
             )
+
+
+def _is_own_groups(base: Path, status: os.stat_result) -> bool:
+    """Return True if a directory is shared by a group to which this user belongs.
+
+    Where all users can write, another user may have created it, with the group of the directory
+    above it. With an access control list, the mode does not show who can write.
+    """
+    try:
+        has_list = "system.posix_acl_access" in os.listxattr(base)
+    except (AttributeError, OSError):  # not Linux, or a file system without them
+        has_list = False
+    return (
+        is_groups(status.st_mode)
+        and status.st_gid in {os.getegid(), *os.getgroups()}
+        and not has_list
+        and not os.stat(base.parent).st_mode & stat.S_IWOTH
+    )
 
 
 JOBS = "jobs.jsonl"
