@@ -169,7 +169,7 @@ import sys
 from pathlib import Path
 from rhapsody.staging import runs
 parts = iter(range(0x10000))
-runs.program = lambda: "same"
+runs.program = lambda script: "same"
 runs.time.time = lambda: 1_800_000_000 + next(parts) / 0x10000
 run = runs.enter_run(Path(".rhapsody"), "engine")
 sys.stdin.readline()
