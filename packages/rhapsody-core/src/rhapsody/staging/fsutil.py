@@ -214,6 +214,9 @@ def kind_of(mode: int) -> str | None:
 def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file for reading that another user may have replaced by something else.
 
+    Returns:
+        The open file, which the caller closes.
+
     Raises:
         OSError: The file cannot be opened, or it is a named pipe or a device, which could block the
             program or never end.
