@@ -389,6 +389,9 @@ def as_path(opened: int, path: Path) -> Path:
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file of this user for writing, and create it if it does not exist.
 
+    Returns:
+        The descriptor.
+
     Raises:
         OSError: The file cannot be opened.
         PermissionError: It belongs to another user, who could read and change what is written.
