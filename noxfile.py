@@ -178,7 +178,8 @@ def long(session: nox.Session, backend: str) -> None:
 @nox.session
 def slurm(session: nox.Session) -> None:
     """Run the tests of all distributions that need a Slurm, which they start."""
-    session.install(*sources("core", "dask", "psij", "radical"), "--compile", *tools("radical"))
+    distributions = ("core", "dask", "psij", "radical", "wfcommons")
+    session.install(*sources(*distributions), "--compile", *tools("radical"))
     places = ("core/backends/test_commands.py", "dask", "psij", "radical")
     selected = session.posargs or ["-m", "slurm", *(f"tests/{place}" for place in places)]
     session.run("pytest", "-n3", "--dist=loadfile", *ONCE_MORE, *selected)
