@@ -290,7 +290,7 @@ def _unquoted(line: str) -> str:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, which may be a named pipe of another user without a writer."""
+    """Open a file without waiting, because it may be a named pipe of another user."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -150,7 +150,7 @@ def secrets_of(environment: Mapping[str, str] | None = None) -> Secrets:
 
 
 def values_of(variables: Mapping[str, str]) -> Secrets:
-    """Return the values of variables that are long enough to be masked, in each of their forms."""
+    """Return the values of variables that are long enough to be masked, each in all its forms."""
     pairs = [
         (form, name)
         for name, value in variables.items()
@@ -162,7 +162,7 @@ def values_of(variables: Mapping[str, str]) -> Secrets:
 
 @functools.lru_cache(maxsize=MAX_REMEMBERED)
 def _forms(value: str) -> tuple[str, ...]:
-    """Return a value as it is and as it appears in Python, JSON, URLs and shell commands."""
+    """Return a value unchanged, and as it is written in Python, JSON, URLs and shell commands."""
     raw = value.encode("utf-8", "surrogateescape")
     forms = [value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]]
     forms += [repr(value)[1:-1], repr(raw)[2:-1], shlex.quote(value).strip("'")]

@@ -110,17 +110,18 @@ SCRATCH = (
     'case `stat -c %u-%f "$rhapsody_dask"` in `id -u`-4[15]c0) ;; '
     '*) rhapsody_dask=`mktemp -d "$rhapsody_dask-XXXXXX"` || exit ;; esac',
 )
-"""Commands of a job that do the same as `scratch_directory`. HTCondor would replace `$(...)`."""
+"""Commands of a job that do the same as `scratch_directory`, without `$(...)`, which HTCondor would
+replace."""
 
 
 def scratch_directory(base: str | os.PathLike[str] | None = None) -> str:
     """Return a directory that only the user can access, for the files of schedulers and workers.
 
-    Dask's own directory for them, which it adds to `sys.path`, may belong to another user. Dask
-    removes what killed workers have left in the directory, so it is the same for all clusters.
+    Dask adds the directory of these files to `sys.path`, and its default may belong to another
+    user. Dask removes what killed workers have left there, so all clusters use the same directory.
 
     Args:
-        base: The directory that contains it; `None` for the default of Dask.
+        base: The directory in which it is created; `None` for Dask's default.
 
     Raises:
         OSError: The directory cannot be created.

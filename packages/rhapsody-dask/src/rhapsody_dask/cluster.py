@@ -448,7 +448,7 @@ def _local_cluster(options: Options) -> Any:
         threads = max(1, -(-CPU_COUNT // n_workers))
     local["n_workers"], local["threads_per_worker"] = n_workers, threads
     given = local.get("local_directory")
-    default = dask.config.get("temporary-directory")  # that of `_in_scratch`
+    default = dask.config.get("temporary-directory")  # set by `_in_scratch`
     local["local_directory"] = scratch_directory(given) if given else default
     own = options.security in (None, True)
     local["security"] = security = Security.temporary() if own else _credentials(options.security)
@@ -523,7 +523,7 @@ _starting = threading.RLock()
 
 
 def _in_scratch(make: Callable[[], Any]) -> Any:
-    """Create a cluster whose scheduler has its files in a directory of the user."""
+    """Create a cluster whose scheduler keeps its files in a private directory."""
     import dask
 
     with _starting, dask.config.set({"temporary-directory": scratch_directory()}):

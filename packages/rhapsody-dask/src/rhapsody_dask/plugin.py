@@ -79,7 +79,7 @@ OPTIONS = (
     BackendOption(
         "local_directory",
         Path,
-        help="Directory for the files of the workers, which are in a private directory in it.",
+        help="Directory in which the workers create a private directory for their files.",
     ),
     BackendOption("host", str, "127.0.0.1", "Address on which the scheduler and workers listen."),
     BackendOption("interface", str, help='Network interface to use instead, such as "ib0".'),

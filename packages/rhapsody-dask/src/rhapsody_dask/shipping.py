@@ -294,9 +294,10 @@ class SchedulerSetup(SchedulerPlugin):
         self._change(key, change)
 
     def _change(self, *change: Any) -> None:
-        """Add a change to the next event: a key, a word and, for a result, what is known of it.
+        """Add a change to the next event: a key, a word and, for a result, further values.
 
-        These are its size, its times, and the packed reply if the worker has sent it.
+        These are the size and the times of the result, and the packed reply if the worker has sent
+        it.
         """
         if not self.changes:  # publish after Dask's own messages to the client
             asyncio.get_running_loop().call_soon(self._publish)

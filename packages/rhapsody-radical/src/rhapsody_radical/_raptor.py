@@ -13,8 +13,8 @@ By reading the remaining bytes, the worker withdraws the calls that have not sta
 send them to an idle process, to cancel them, or because the process has ended. As a result, no call
 waits for a long one while cores are free, and each call is executed once.
 
-Commands share the transport of grouped calls, but are executed by a process of their own, which
-`command.py` describes. The worker only reserves their cores.
+Commands share the transport of grouped calls, but a separate process starts them; see `command.py`.
+The worker only reserves their cores.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ MARK = "rhapsody"
 
 Its value is `"call"` for a call that `call.run` executes, `"task"` for a `PythonTask`, which any
 RAPTOR worker could execute, and `"calls"` for a group, whose `function` is a list of calls and
-commands: the uid, the packed call, and a dict. For a command, this dict contains the `script` that
-starts the process of `command.py`.
+commands, each with its uid, the packed call, and a dict. For a command, this dict contains the
+`script` that starts the process of `command.py`.
 """
 
 CALL_REPORTS = "rhapsody_calls"
@@ -568,7 +568,7 @@ class Commands:
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
-        """End the connection when the process ends, because a daemon may have inherited it."""
+        """Close the connection when the process ends, because a daemon may have inherited it."""
         self._process.wait()
         self.close()
 

@@ -71,13 +71,13 @@ class RadicalExecutionBackend(ManagedBackend):
         functions: `"raptor"` to run function tasks on RAPTOR workers, `"executable"` to run each
             one as a separate program.
         commands: `"task"` to run each executable task as a task of RADICAL-Pilot, `"raptor"` to
-            let RAPTOR's workers start commands, which is many times faster. Tasks that need ranks,
+            start commands with RAPTOR's workers, which is many times faster. Tasks that need ranks,
             GPUs, memory or other settings of RADICAL-Pilot, and services, always run as tasks.
         raptor: False to disable RAPTOR. With `functions="raptor"`, function tasks then fail.
         function_cores: Number of cores of each pilot for RAPTOR's workers; executables use the
             other cores. Default: half of the pilot's cores, rounded up, minus the core of RAPTOR's
-            master, but at most the cores of one node; with `commands="raptor"`, a worker on each
-            node, with all cores of the node but one.
+            master, but at most the cores of one node; with `commands="raptor"`, one worker on each
+            node, with all cores of the node except one.
         pre_exec: Shell commands that each task runs first, such as `module load gromacs`. For
             functions on RAPTOR, the worker runs the commands once, when it starts; workers
             from `raptor_config` do not run them. For `commands="raptor"`, each worker runs them
@@ -420,7 +420,7 @@ class RadicalExecutionBackend(ManagedBackend):
     # RAPTOR.
 
     def _may_use_raptor(self, task: TaskDescription) -> bool:
-        """Return True if a task runs on RAPTOR if a pilot has enough cores for RAPTOR."""
+        """Return True if a task can run on RAPTOR, provided that a pilot has enough cores."""
         if task["function"] is None:
             return (
                 self.commands == "raptor"

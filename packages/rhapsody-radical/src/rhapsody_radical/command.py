@@ -1,4 +1,4 @@
-"""Worker side of commands: one process that starts all commands of a RAPTOR worker.
+"""Process that starts all commands of a RAPTOR worker.
 
 The worker (`_raptor.py`) runs this module with the Python of the program that submitted the
 commands, in the program's environment. Commands are therefore started by the same code as on the
@@ -6,8 +6,8 @@ local backend. Messages are lines of JSON on a socket. The worker sends `[uid, o
 command, and `[uid, null]` to cancel one. This process sends an empty line when it is ready, and
 `[uid, reply, error]` when a command has ended; either the reply or the error is null.
 
-If the worker ends, the socket ends, and all commands are terminated. If this process is killed as
-well, its reaper kills them.
+If the worker ends, the socket is closed, and all commands are terminated. If this process is killed
+as well, its reaper kills them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRACE = 0.1
 """Seconds between SIGTERM and SIGKILL, as for commands that RADICAL-Pilot starts."""
 
 MAX_LINE = 1 << 27
-"""Maximum length of a message in bytes, which Linux's limit for arguments and variables implies."""
+"""Maximum length of a message in bytes; Linux's limit for arguments and variables is lower."""
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a shell for commands that it cannot start."""
@@ -78,9 +78,8 @@ async def run(order: str, launch: Any) -> dict[str, Any]:
         launch: See `rhapsody.sdk.TaskProgram`.
 
     Returns:
-        The exit code, which is that of a shell if a signal ended the command, the name of this
-        machine, and the resources that the command has used. A command that cannot be started has
-        the exit code of a shell, and the reason on its standard error.
+        The name of this machine, the resources that the command has used, and the exit code, as a
+        shell reports it. If the command cannot be started, its standard error contains the reason.
 
     Raises:
         asyncio.CancelledError: The command was canceled, and has ended.

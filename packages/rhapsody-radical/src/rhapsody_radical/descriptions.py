@@ -256,7 +256,7 @@ def _are_dicts(value: Any) -> bool:
 
 
 def require_own_workers(commands: str, config: Mapping[str, Any]) -> None:
-    """Raise if commands are to run on workers of another class, which cannot start them.
+    """Raise an error if commands would run on workers of another class, which cannot start them.
 
     Raises:
         ValueError: A master or worker of the validated configuration has another class.

@@ -245,7 +245,7 @@ def default_raptor(pilot: Pilot, cores: int | None, *, whole: bool = False) -> d
         pilot: The pilot.
         cores: The number of cores for the worker; `None` for the default.
         whole: True to use the whole pilot by default, with a worker on each node, and False to use
-            half of it. A core is left on each node, because the master uses one of these.
+            half of it. One core of each node is left free, because the master needs one of them.
 
     Raises:
         CapabilityError: The pilot has too few cores.
@@ -382,9 +382,9 @@ COMMANDS_ON_RAPTOR = {"cores_per_rank", "mode", "name", "pilot"}
 
 
 def may_use_raptor(task: TaskDescription) -> bool:
-    """Return True if a call or command needs nothing that RAPTOR does not offer, except cores.
+    """Return True if RAPTOR supports the needs of a call or command, apart from its cores.
 
-    Examples of other needs are several ranks, GPUs, memory, and settings for executables.
+    It does not support several ranks, GPUs, memory, and settings for executables, for example.
     """
     specific = task["task_backend_specific_kwargs"]
     supported = COMMANDS_ON_RAPTOR if task["function"] is None else ON_RAPTOR
@@ -397,7 +397,7 @@ def may_use_raptor(task: TaskDescription) -> bool:
 
 
 def needs_more_cores(task: TaskDescription, cores: int) -> bool:
-    """Return True if a call or command needs more cores than it can use on every worker."""
+    """Return True if a call or command needs more than `cores` cores, which every worker has."""
     resources = task.get("resources")
     wanted = 0 if resources is None else resources.cores
     return max(number(task["task_backend_specific_kwargs"], "cores_per_rank"), wanted) > cores

@@ -125,8 +125,8 @@ OPTIONS = (
         "commands",
         Literal["task", "raptor"],
         "task",
-        "Each command runs as a task of RADICAL-Pilot, or RAPTOR workers start it, which is many "
-        "times faster.",
+        "Commands run as tasks of RADICAL-Pilot, or RAPTOR workers start them, which is many times "
+        "faster.",
     ),
     BackendOption("raptor", bool, True, "False disables RAPTOR."),
     BackendOption("raptor_config", dict, help="RAPTOR masters and their workers."),

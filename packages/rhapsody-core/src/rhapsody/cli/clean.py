@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
             stays["may have jobs"] += 1
             say(
                 f"{each.path.name}  kept: its jobs may continue; run the program again to take "
-                "over their results, or cancel them (with rhapsody cancel if rhapsody submit has "
-                "submitted the run, otherwise with the command of the batch system) and run: "
+                "over their results, or cancel them (with rhapsody cancel if the run was submitted "
+                "with rhapsody submit, otherwise with the command of the batch system) and run: "
                 f"rm {' '.join(map(str, jobs))}"
             )
         elif each.changed > before:

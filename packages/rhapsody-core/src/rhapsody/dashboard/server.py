@@ -12,8 +12,8 @@ the address 127.0.0.1 and read the answers (DNS rebinding).
 
 All users of the machine can connect. The number of connections that have not sent the token is
 limited, and a new one replaces the oldest, so that idle connections of others do not keep the
-user's browser out. Thousands of new connections a second do, as long as they last. There is no
-limit for each address, because every user may connect from any address of the loopback network.
+user's browser out. Thousands of new connections per second still do. There is no limit for each
+address, because every user may connect from any address of the loopback network.
 """
 
 from __future__ import annotations

@@ -312,8 +312,8 @@ class BlockRecord(TaskRecord):
         children: The unfinished tasks and blocks that this block has called, in order; the values
             are unused.
         computed: The latest time of `computed` (in `rhapsody.engine.scheduler`) of the tasks and
-            blocks that this block has called and whose work has ended; 0 if there are none. Once
-            the block has ended, its dependencies are included.
+            blocks that this block has called and whose work has ended; 0 if there are none. When
+            the block ends, its dependencies are included.
         awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block while it runs, otherwise `None`.

@@ -79,8 +79,8 @@ def select_run(text: str | None, base: Path) -> Path:
         raise SelectionError(f"{text!r} selects {_several('runs', found)}", found)
     if waiting:
         raise SelectionError(
-            f"run {waiting[0]} is not recorded; if rhapsody submit has submitted it, it has not "
-            f"started: run rhapsody attach {waiting[0]}",
+            f"run {waiting[0]} has no record; if it was submitted with rhapsody submit, it has not "
+            f"started yet: run rhapsody attach {waiting[0]}",
             waiting,
         )
     close = difflib.get_close_matches(text, names, LISTED, 0.5)

@@ -69,8 +69,8 @@ from rhapsody.sdk.modules import (
 )
 
 LARGE_VALUE = 10_000
-"""Size, as in `Values.size`, from which a value is digested only once per run, unless it is an
-argument or the default value of one."""
+"""Size, as in `Values.size`, from which a value is digested only once per run, except arguments and
+their default values."""
 
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
@@ -185,8 +185,8 @@ class CodeFingerprint:
         sizes: Namespaces that were read as a whole, each with its number of names.
         environment: Environment variables that were read, each with its value; `None` if it was not
             set.
-        inner: Defaults, and smaller values than `LARGE_VALUE`, that can change in place, each with
-            its digest.
+        inner: Values that can change in place, each with its digest: default values, and values
+            that are smaller than `LARGE_VALUE`.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
         related: Classes, each with its bases and other related classes, which a program can
@@ -236,7 +236,7 @@ class CodeFingerprint:
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
-        self._globals: set[tuple[int, str]] = set()  # those that some code reads
+        self._globals: set[tuple[int, str]] = set()  # read by collected code
         self._only_stored: list[tuple[Mapping[str, Any], str, str]] = []
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
@@ -445,8 +445,8 @@ class CodeFingerprint:
     def _settle_only_stored(self) -> None:
         """Collect globals that a function sets, if none of the collected code reads them.
 
-        They do not affect the result. They are collected because a task that changes them in this
-        process has an effect that is not repeated when its result is reused.
+        They do not affect the result. They are collected because reusing the result of a task does
+        not repeat its changes to them.
         """
         stored, self._only_stored = self._only_stored, []
         for variables, name, user in stored:

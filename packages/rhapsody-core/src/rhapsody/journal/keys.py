@@ -560,8 +560,9 @@ def _quoted(text: str) -> list[str]:
     """Return the words of a shell command without quotation marks, except files that it writes to.
 
     An assignment is followed by its value. An apostrophe, as in a comment or in a script of another
-    language, may pair with the wrong quotation mark. Lines are therefore also read separately if a
-    mark is not closed, and each text between two marks of the same kind is a word as well.
+    language, may be paired with the wrong quotation mark. Therefore, each line is also read
+    separately if a quotation is not closed, and the text between two adjacent marks of the same
+    kind is always a word as well.
     """
     reader = shlex.shlex(text, posix=True, punctuation_chars="();<>|&`")
     reader.whitespace_split, reader.commenters = True, ""

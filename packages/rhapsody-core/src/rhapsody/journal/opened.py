@@ -268,7 +268,7 @@ class OpenedFiles:
 
 
 def _resolved(path: str) -> str:
-    """Return a path without `.` and `..`, also if a directory before `..` is a symbolic link."""
+    """Return a path without `.` and `..`, even if the directory before `..` is a symbolic link."""
     if "/." not in path and "//" not in path and path[-1:] != os.sep:
         return path
     plain = os.path.normpath(path)

@@ -4,7 +4,7 @@ A sentinel such as `MISSING = object()` is compared with `is`, so a copy of it w
 a result contains an object that compares by identity, and that the code of the task reads from a
 variable of a module, the pickle contains the name of the variable. Its value is part of the task's
 key, so a later run that reuses the result has an equal object under this name. The same applies to
-an object without attributes in a variable of the module that defines its class, such as
+an object without attributes that is in a variable of the module that defines its class, such as
 `dataclasses.MISSING`.
 """
 

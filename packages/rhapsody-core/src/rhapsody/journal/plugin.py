@@ -398,10 +398,10 @@ class Journal:
         return self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
 
     def _service(self, task: LookupTask, key: Key) -> _Service:
-        """Return a service with the parts of its key, as parts of the keys of its users.
+        """Return a service, whose parts become parts of the keys of the tasks that use it.
 
         Raises:
-            UnhashableError: A file that its function opened has changed since.
+            UnhashableError: A file that the service's function opened has changed since then.
         """
         name, inputs = task["name"], dict(task["inputs"])
         parts = ast.literal_eval(key.parts)

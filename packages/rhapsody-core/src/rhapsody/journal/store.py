@@ -71,7 +71,8 @@ How = Literal["done", "failed", "interrupted"]
 """Outcome of a run. The outcome of a run that was killed is not recorded."""
 
 # The clock can be set back, so events of overlapping runs are ordered by the number of the newest
-# run at that time (`runs.active`, `recordings.made`). `AUTOINCREMENT`: no number is used twice.
+# run at that time (`runs.active`, `recordings.made`). With `AUTOINCREMENT`, no number is used
+# twice.
 #
 # The recordings have no index by key: keys are random, so each insertion would write to another
 # page of the index. Runs that resume another run create the table `earlier` instead.
@@ -133,8 +134,8 @@ class Run(NamedTuple):
     Attributes:
         number: The run's number in the journal.
         lineage: The number that the run shares with the runs it resumes, directly or indirectly.
-        began: The start time, in seconds since the epoch. If the clock was set back, the start time
-            of the run before.
+        began: The start time, in seconds since the epoch. If the clock was set back, this is just
+            after the start of the previous run.
         how: The recorded outcome. If none is recorded: `"killed"`, `"running"`, or `None` if it is
             unknown which of the two is true.
         kept: Number of results that the run recorded.
@@ -242,8 +243,8 @@ class Store:
             before `begin`.
         origin: A string that identifies the lineage, also after the journal was removed.
         reused: Number of recorded results that were available when this run began.
-        began: The time at which this run began, in seconds since the epoch, but later than those of
-            the runs before; 0 before `begin`.
+        began: The time at which this run began, in seconds since the epoch, and later than the
+            start of each earlier run; 0 before `begin`.
         fresh_since: The start of the last run that ignored earlier results; 0 if there was none.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
@@ -298,7 +299,7 @@ class Store:
                 version = version_of(database, self.path)
                 if version == 0:
                     if existed:
-                        log.warning("journal %s is empty: no earlier results are found", self.path)
+                        log.warning("journal %s is empty: there are no earlier results", self.path)
                     for statement in _TABLES.strip().split(";\n"):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {SCHEMA}")

@@ -562,7 +562,7 @@ class LookupTask(TaskDescription):
     A service is looked up before it starts, so that a plugin can examine what the service depends
     on. It always runs. If it is an executable, `function` is the function that returns its command,
     `args` and `kwargs` are the arguments of this function, `opened` contains the files that it
-    opened anywhere, and `interval` begins when it was called.
+    opened in any directory, and `interval` begins with the call of this function.
 
     Attributes:
         settings: The task's `cache` and `version` settings.

@@ -212,14 +212,14 @@ def kind_of(mode: int) -> str | None:
 
 
 def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a file for reading that another user may have replaced by something else.
+    """Open a file for reading, which another user may have replaced.
 
     Returns:
         The open file, which the caller closes.
 
     Raises:
-        OSError: The file cannot be opened, or it is a named pipe or a device, which could block the
-            program or never end.
+        OSError: The file cannot be opened, or it is a named pipe or a device, from which reading
+            could block or never end.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     kind = kind_of(os.fstat(file.fileno()).st_mode)
@@ -354,10 +354,11 @@ def save_directory(
 
 @contextlib.contextmanager
 def private_directory(name: str, base: int) -> Iterator[int]:
-    """Create a directory that only the user can access in an open one, and remove it afterwards.
+    """Create a private directory in an open directory, and remove it afterwards.
 
     Yields:
-        Its descriptor, through which it has to be used: others may be able to rename it.
+        Its descriptor. Use the directory only through it, because others may be able to rename the
+        directory.
 
     Raises:
         OSError: The directory cannot be created.
@@ -394,7 +395,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 
     Raises:
         OSError: The file cannot be opened.
-        PermissionError: It belongs to another user, who could read and change what is written.
+        PermissionError: The file belongs to another user, who could read and change its content.
     """
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(path, flags & ~os.O_TRUNC, 0o600)
@@ -413,7 +414,7 @@ def require_own(found: os.stat_result, path: str | os.PathLike[str]) -> None:
     """Raise an error if a regular file belongs to another user.
 
     Raises:
-        PermissionError: It does.
+        PermissionError: The file belongs to another user.
     """
     if stat.S_ISREG(found.st_mode) and found.st_uid != os.geteuid():
         raise PermissionError(
@@ -437,7 +438,7 @@ def _replace_directory(private: int, parent: int, path: Path) -> None:
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(open_directory(COPY, private))
         old: int | None = None
-        with contextlib.suppress(OSError):  # a link, or there is none
+        with contextlib.suppress(OSError):  # it is a link, or does not exist
             old = stack.enter_context(open_directory(path.name, parent))
         aside = f".{path.name[:40]}.{uuid.uuid4().hex}.old"
         try:
@@ -471,7 +472,7 @@ def _replace_directory(private: int, parent: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def open_directory(path: str | os.PathLike[str], base: int | None = None) -> Iterator[int]:
-    """Open a directory, relative to another one, from which `path` is no link."""
+    """Open a directory. Below an open directory `base`, fail if `path` is a link."""
     follow = os.O_NOFOLLOW if base is None else 0
     directory = os.open(path, DIRECTORY & ~follow, dir_fd=base)
     try:
@@ -527,7 +528,7 @@ def remove_below(directory: int, path: str) -> None:
 
 def _open_up(name: str, base: int) -> None:
     """Make a directory and its subdirectories writable, without following links."""
-    flags = getattr(os, "O_PATH", 0) | DIRECTORY  # which needs no permission on Linux
+    flags = getattr(os, "O_PATH", 0) | DIRECTORY  # `O_PATH` of Linux needs no permission
     held = os.open(name, flags, dir_fd=base)
     try:
         place = f"/proc/self/fd/{held}"

@@ -674,8 +674,8 @@ def _process_id(process: int | None = None) -> str:
 def remove_parts(directory: Path) -> None:
     """Remove incomplete copies that processes of earlier runs left when they were killed.
 
-    Copies of other hosts are removed once they are a day old. Copies of other users stay, and so do
-    directories that contain anything but a copy. Errors are ignored.
+    Copies of other hosts are removed once they are a day old. Copies of other users are kept, and
+    so are directories that contain anything except a copy. Errors are ignored.
     """
     with (
         contextlib.suppress(OSError),

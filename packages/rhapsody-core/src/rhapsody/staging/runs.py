@@ -169,7 +169,8 @@ def reserve_run(script: str, directory: str | os.PathLike[str] = ".") -> Path:
     and if its current directory is `directory`.
 
     Args:
-        script: The path of the script, or the name of the module, for the name of the run.
+        script: The path of the script or the name of the module, which becomes part of the run's
+            name.
         directory: The directory that contains `.rhapsody`.
 
     Returns:
@@ -345,7 +346,7 @@ _STAMP = "%Y%m%dT%H%M%S"
 
 
 def new_name(base: Path, script: str | None = None) -> str:
-    """Return the name of a run that starts now, of a script or of this process's script.
+    """Return a name for a run of a script, by default this process's, that starts now.
 
     The name sorts after those of the runs in the `.rhapsody` directory `base`. If the clock was set
     back, the time in the name is therefore that of the newest run.
@@ -375,7 +376,7 @@ NOTEBOOK = "notebook"
 
 
 def program(script: str | None = None) -> str:
-    """Return the name of a script, by default this process's, in characters of all file names."""
+    """Return a script's name, by default this process's, in characters valid in all file names."""
     started = script or str((getattr(sys, "argv", None) or [""])[0])
     place, name = os.path.split(os.path.splitext(started)[0])
     if name == "__main__":  # `python -m package`
@@ -450,16 +451,16 @@ def require_trusted(base: Path) -> None:
                 f"{user_name(status.st_uid)}, who could replace your runs. Use another current "
                 "directory or a work_dir of your own; to share the directory with its group, its "
                 f"owner can run: chmod g+rwxs,+t,o-w {base} (you must be a member of the group; a "
-                "directory with an access control list, or below one that all users can write to, "
-                "cannot be shared)"
+                "directory that has an access control list, or is in a directory that all users "
+                "can write to, cannot be shared)"
             )
 
 
 def _is_own_groups(base: Path, status: os.stat_result) -> bool:
     """Return True if a directory is shared by a group to which this user belongs.
 
-    Where all users can write, another user may have created it, with the group of the directory
-    above it. With an access control list, the mode does not show who can write.
+    If all users can write to the directory that contains it, another user may have created it with
+    the group of that directory. With an access control list, the mode does not show who can write.
     """
     try:
         has_list = "system.posix_acl_access" in os.listxattr(base)

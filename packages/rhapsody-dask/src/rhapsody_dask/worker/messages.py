@@ -98,7 +98,7 @@ class Reply:
 
 
 ATTACHED = "rhapsody"
-"""Key of the packed reply in Dask's metadata of a task that has ended."""
+"""Key of the packed reply in the metadata of a Dask task that has ended."""
 
 GroupReplies = dict[str, tuple[Reply, float]]
 """The reply of each call in a group, and the time in seconds that the call took, by uid."""

@@ -100,9 +100,9 @@ class Gate:
 
 
 MAX_ATTACHED = 1 << 11
-"""Largest size in bytes of a reply that is sent with the message about the end of its task.
+"""Maximum size in bytes of a reply that is sent with the message about the end of its task.
 
-The scheduler keeps its last 1,000 events.
+The limit is low because the scheduler keeps its last 1,000 events in memory.
 """
 
 STOP_TIMEOUT = 1.0
@@ -380,12 +380,12 @@ class Site:
                 self.notes.remove(running.place)
 
     def attach(self, running: Running, reply: Reply) -> None:
-        """Let Dask's message about the end of a task contain the reply, if it is small."""
+        """Add a small reply to Dask's message about the end of a task."""
         key = key_of(running.context.name, self.session, running.uid)
         task = self.worker.state.tasks.get(key)
         if task is None:  # Dask has released it
             return
-        task.metadata.pop(ATTACHED, None)  # of a former start
+        task.metadata.pop(ATTACHED, None)  # of an earlier start
         if not reply.buffers and getsizeof(reply) <= MAX_ATTACHED:
             packed = pickle.dumps(reply, 4)  # without `PickleBuffer`
             if len(packed) <= MAX_ATTACHED:

@@ -72,7 +72,7 @@ class Entry:
             task has ended.
         group: The group that contains the call; `None` for other tasks.
         command: True for a command on RAPTOR.
-        found: What the worker has reported about the end of a call of a group.
+        found: The worker's report about the end of a call of a group.
         calls: The calls of a group, in order.
     """
 
@@ -315,7 +315,7 @@ class Tasks:
         self._end_program(entry, state, code, reason)
 
     def _end_program(self, entry: Entry, state: str, code: int | None, reason: str = "") -> None:
-        """Report the end of a task; for a canceled program, when its processes have ended.
+        """Report the end of a task; for a canceled program, once its processes have ended.
 
         Args:
             entry: The task.
