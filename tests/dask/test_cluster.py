@@ -37,6 +37,7 @@ async def _works(backend: DaskExecutionBackend) -> bool:
         return await twice(21) == 42
 
 
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use:UserWarning")
 @pytest.mark.parametrize("processes", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 async def test_a_cluster_listens_on_loopback_with_tls_and_without_http(

@@ -102,8 +102,8 @@ async def test_transitions_are_published_in_batches() -> None:
     assert scheduler.published == [
         {
             "tasks": [
-                ("f-session-1", "returned", None, None),
-                ("f-session-2", "replied", None, None),
+                ("f-session-1", "returned", None, None, None),
+                ("f-session-2", "replied", None, None, None),
                 ("f-session-3", "erred"),
                 ("f-session-5", "dropped"),
                 ("f-session-1", "lost"),

@@ -211,6 +211,11 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode))
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, which may be a named pipe without a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file for reading, which another user may have replaced.
 
@@ -221,7 +226,7 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         OSError: The file cannot be opened, or it is a named pipe or a device, from which reading
             could block or never end.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     kind = kind_of(os.fstat(file.fileno()).st_mode)
     if kind is not None:
         file.close()
