@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from rhapsody import OutputFile, TaskFailedError, WorkflowEngine
 from rhapsody.errors import JournalError
 from rhapsody.journal.plugin import Journal
-from rhapsody.staging.fsutil import disk_use, full_disk, mount_of
+from rhapsody.staging.fsutil import disk_use, full_disk, mount_of, state_of
 from tests._support.scripted import within
 
 
@@ -133,3 +134,20 @@ async def test_what_runs_take_on_the_disk_is_in_the_summary(here: Path) -> None:
     assert flow.summary is not None
     assert flow.summary.disk_use == 0
     assert disk_use(here / "nowhere") == 0
+
+
+def test_a_lock_ends_with_the_program_although_a_forked_child_continues(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from rhapsody.staging.fsutil import FileLock
+
+lock = FileLock("lock")
+if os.fork() == 0:
+    lock.release()
+    sys.stdin.read()
+os._exit(0)
+"""
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, cwd=tmp_path) as program:
+        assert program.wait(60) == 0
+        assert state_of(tmp_path / "lock") == "left"

@@ -53,6 +53,16 @@ def named(module: str, name: str) -> object:
     return vars(sys.modules[module])[name]
 
 
+def held(kind: type, name: str) -> object:
+    """Return the object without attributes in a variable of the module of its class.
+
+    If the variable has another value, a copy of the object is returned. Called when a pickle is
+    loaded.
+    """
+    value = vars(sys.modules[kind.__module__]).get(name)
+    return value if type(value) is kind else object.__new__(kind)
+
+
 class _Pickler(pickle.Pickler):
     def __init__(self, stream: BytesIO, read: Read) -> None:
         super().__init__(stream, pickle.HIGHEST_PROTOCOL)
@@ -85,5 +95,5 @@ class _Pickler(pickle.Pickler):
             if module is not None and is_plain_python(kind):
                 for name, each in list(vars(module).items()):
                     if each is value:
-                        return named, (kind.__module__, name)
+                        return held, (kind, name)
         return NotImplemented

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -649,6 +650,7 @@ class FileLock:
         self._directory = directory
         self.problem: OSError | None = None
         self._file = self._locked()
+        _locks.add(self)
         with contextlib.suppress(OSError):  # the disk may be full
             os.truncate(self._file, 0)
             os.pwrite(self._file, socket.gethostname().encode(), 0)
@@ -671,15 +673,30 @@ class FileLock:
             os.close(file)  # the former owner has removed the file meanwhile
 
     def release(self) -> None:
-        """Release the lock and remove the file."""
+        """Release the lock and remove the file. In a forked child, this has no effect."""
+        if self._file < 0:
+            return
         with contextlib.suppress(OSError):  # it was removed
             os.unlink(self.path, dir_fd=self._directory)
         self.let_go()
 
     def let_go(self) -> None:
         """Close the file without removing it. In a forked child, the parent keeps its lock."""
+        file, self._file = self._file, -1
         with contextlib.suppress(OSError):
-            os.close(self._file)
+            os.close(file)
+
+
+_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """Close the locks that a forked child has inherited: it may outlive the program."""
+    for lock in _locks:
+        lock.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def state_of(path: str | os.PathLike[str]) -> LockState:
