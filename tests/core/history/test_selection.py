@@ -67,8 +67,10 @@ def test_a_run_without_a_record_may_not_have_started(base: Path) -> None:
 
 
 def test_a_directory_without_records_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SelectionError, match="no recorded runs"):
-        select_run(None, tmp_path)
+    (tmp_path / NAMES[0]).mkdir()
+    for text in (None, "latest"):
+        with pytest.raises(SelectionError, match="no recorded runs"):
+            select_run(text, tmp_path)
 
 
 def history(*tasks: tuple[str, str]) -> RunHistory:

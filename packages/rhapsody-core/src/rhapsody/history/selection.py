@@ -57,10 +57,11 @@ def select_run(text: str | None, base: Path) -> Path:
                 return path
         if os.path.isdir(text) and not os.access(text, os.X_OK):
             return Path(text) / RECORD  # reading it raises the error
-    if text is None or text == LATEST:
-        for name in own:
-            return base / name / RECORD
-    waiting = _matching(text or "", [name for name in runs_in(base, own=True) if name not in names])
+    newest = text is None or text == LATEST
+    if newest and own:
+        return base / own[0] / RECORD
+    unrecorded = [name for name in runs_in(base, own=True) if name not in names]
+    waiting = [] if text is None or newest else _matching(text, unrecorded)
     if not names and not waiting:
         raise SelectionError(
             f"no recorded runs in {base}; `rhapsody run` records each run, and programs pass "
