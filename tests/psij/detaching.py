@@ -8,6 +8,7 @@ exists. The program runs the tasks with the given names, or all, and prints thei
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,10 @@ echo end {name} >>{place}/log
 
 
 async def main(place: Path, shared: int, names: Sequence[str]) -> None:
-    backend = PsijExecutionBackend("slurm", detach=True, tasks_per_job=shared, poll_interval=1)
+    max_jobs = int(os.environ.get("MAX_JOBS", "100"))
+    backend = PsijExecutionBackend(
+        "slurm", detach=True, tasks_per_job=shared, poll_interval=1, max_jobs=max_jobs
+    )
     options: dict[str, Any] = {"journal": place / "journal.sqlite", "record": True}
     async with WorkflowEngine.create(backend, **options) as flow:
 

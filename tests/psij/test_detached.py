@@ -81,6 +81,12 @@ def said(place: Path, *words: str) -> str:
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
 
 
+def tasks_listed(place: Path) -> int:
+    """Return the number of tasks whose jobs the newest run lists."""
+    *_, path = sorted(place.glob(f".rhapsody/2*/*/*/{LIST}")) or [Path(os.devnull)]
+    return sum(len(json.loads(line)["tasks"]) for line in path.read_text().splitlines())
+
+
 def require_run_once(place: Path) -> None:
     """Require that each task has started and ended exactly once, and that no job is left."""
     lines = (place / "log").read_text().splitlines()
@@ -136,12 +142,20 @@ def test_jobs_of_a_program_in_a_job_that_is_canceled(detach: bool, tmp_path: Pat
 
 @on_slurm
 @pytest.mark.parametrize("shared", [1, 3], ids=["own jobs", "shared jobs"])
-def test_jobs_that_continue_are_taken_over_even_twice(shared: int, tmp_path: Path) -> None:
+def test_jobs_that_continue_are_taken_over_even_twice(
+    shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_JOBS", "2" if shared == 1 else "100")
     killed(tmp_path, 1, shared)
     second = started(tmp_path, shared)
     until(lambda: len(list(tmp_path.glob(f".rhapsody/2*/*/*/{LOCK}"))) == 2)
+    tasks = 2 if shared == 1 else 5
+    until(lambda: tasks_listed(tmp_path) >= tasks)
     with second:
         second.terminate()
+    assert f"jobs that may continue ({tasks})" in said(tmp_path, "status")
+    queue = subprocess.check_output(["squeue", "--noheader"], text=True)
+    assert shared > 1 or len(queue.splitlines()) == 2  # MAX_JOBS
     third = started(tmp_path, shared)
     (tmp_path / "gate").touch()
     assert finished(third) == RESULTS

@@ -149,8 +149,8 @@ async def test_slurm_does_not_start_a_job_again(flow: WorkflowEngine) -> None:
     [
         ({"memory": "100 TB"}, "node configuration"),
         ({"gpus": 3}, "node configuration"),
-        ({"cores": 3}, "no node of 'slurm' has more than 2"),
-        ({"ranks": 3}, "no node of 'slurm' has more than 2"),
+        ({"cores": 3}, "no node of 'slurm' has more than 2: lower its resource `cores`"),
+        ({"ranks": 3}, "no node of 'slurm' has more than 2: .* the option `nodes`"),
     ],
     ids=["memory", "GPUs", "cores", "ranks"],
 )

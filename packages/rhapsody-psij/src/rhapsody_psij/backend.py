@@ -222,6 +222,11 @@ class _Job:
         return self.status is not None and (self.status[1] or "").startswith(TIMED_OUT)
 
     @property
+    def unclaimed(self) -> bool:
+        """True if the job of an earlier run continues, and no task has taken it over."""
+        return bool(self.left and self.left.tasks) and not self.runs and self.status is None
+
+    @property
     def unwanted(self) -> bool:
         """True if all tasks of the job were canceled or have ended."""
         others = self.left is not None and self.left.tasks
@@ -243,8 +248,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             system, such as `{"slurm.qos": "debug"}`.
         launcher: PSI/J's launcher for tasks with several ranks. Default: `"srun"` on Slurm,
             `"mpirun"` otherwise.
-        max_jobs: Maximum number of jobs in the batch system at the same time. Further tasks wait
-            in the backend. Default: 100, or the number of processors with `executor="local"`.
+        max_jobs: Maximum number of jobs in the batch system at the same time, including those of
+            earlier runs that are taken over. Further tasks wait in the backend. Default: 100, or
+            the number of processors with `executor="local"`.
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
             Tasks with several ranks do not share a job. Default: 1, and for tasks of a name whose
@@ -572,9 +578,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         left, uid = self._left.tasks.pop(identity, (None, ""))
         if left is None:
             return None
-        known = left.tasks.pop(uid)
+        known = left.tasks[uid]
         unchanged = known["files"].items() <= files.items()
         outcome = await in_thread(partial(left.outcome, uid, self.executor))
+        del left.tasks[uid]
+        self._fill_soon()
         if outcome is None:
             outcome = await self._adopt(task, left, uid, cancel=not unchanged)
         elif not detached.succeeded(outcome):
@@ -604,6 +612,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         run.uid, run.ranks, run.job = uid, left.ranks, job
         job.runs[uid] = run
         self._jobs[job.number] = job
+        self._send({"list": [{"job": left.native, "tasks": {task["uid"]: {}}}]})
         self._watch_soon()
         if job.active and run.ranks:
             self.task_state_cb(task, self.get_task_states_map().RUNNING)
@@ -691,7 +700,8 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         """Submit jobs for the waiting tasks, as far as the limits allow."""
         self._filling = False
         jobs = []
-        while self._waiting and len(self._jobs) < self.max_jobs:
+        unclaimed = sum(job.unclaimed for job in self._left_jobs.values())
+        while self._waiting and len(self._jobs) + unclaimed < self.max_jobs:
             key = next(iter(self._waiting))
             waiting = self._waiting.pop(key)
             size = min(len(waiting), self.tasks_per_job or 1)
@@ -848,6 +858,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if job.left is not None and job.left.ranks:
                 code = job.left.exit_code(self.executor)
             job.status, job.since = (state, message, code), monotonic()
+            self._fill_soon()
             if self.executor not in COMMANDS and runs and runs[0].ranks and code is not None:
                 self._end_job(job, {"exit_code": code})
         elif state == "WAITING":

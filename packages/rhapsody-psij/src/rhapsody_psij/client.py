@@ -9,7 +9,8 @@ the client ignores signals that the engine handles, and so do the commands that 
 Messages are lines of JSON. The first line from the program contains the settings. Later ones are
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
 [...]}` with ids, `{"attach": [...]}` with the ids and the batch system's ids of jobs of an earlier
-run, and `{"end": [...]}` as the last one, with the ids of jobs to cancel; the tasks of all others
+run, `{"list": [...]}` with lines for the list of detached jobs, and `{"end": [...]}` as the last
+one, with the ids of jobs to cancel; the tasks of all others
 have ended. If that line is missing, because the program was killed or leaves its jobs, jobs whose
 specification contains `detach` continue, and all others are canceled.
 
@@ -216,6 +217,7 @@ class Client:
         self._jobs[number], self._ids[job.id] = job, number
         self._detached.add(number)
         self._executor.attach(job, native_id)
+        self._hurry.set()
 
     def cancel(self, number: str) -> None:
         """Cancel a job; if it is not submitted yet, do not submit it.
@@ -311,11 +313,8 @@ class Client:
                 if not in_array and (number in self._cancelled or not self._submitted(number, job)):
                     self._end(number, "CANCELED")
                     continue
-                if job.listed is not None and self._list is not None:
-                    line = json.dumps({"job": job.native_id, **job.listed})
-                    os.lseek(self._list, 0, os.SEEK_END)
-                    os.write(self._list, line.encode() + b"\n")
-                    os.fsync(self._list)
+                if job.listed is not None:
+                    self.add_to_list({"job": job.native_id, **job.listed})
             except Exception as error:  # PSI/J raises the errors of the system's commands
                 self._end(number, "REFUSED", str(error) or repr(error))
                 continue
@@ -323,6 +322,12 @@ class Client:
                 self._hurry.set()
             if number in self._cancelled:  # meanwhile
                 self._cancel_soon(number)
+
+    def add_to_list(self, values: dict[str, Any]) -> None:
+        """Add a line to the list of detached jobs."""
+        if self._list is not None:
+            os.write(self._list, json.dumps(values).encode() + b"\n")
+            os.fsync(self._list)
 
     def _submitted_array(self, jobs: Sequence[Any]) -> bool:
         """Submit jobs as an array of Slurm.
@@ -641,6 +646,11 @@ def main(directory: str) -> None:
                 client.attach(number, native_id)
             for number in message.get("cancel", ()):
                 client.cancel(number)
+            for values in message.get("list", ()):
+                try:
+                    client.add_to_list(values)
+                except OSError as error:  # a full disk
+                    log.warning("%s lacks the job %s: %s", LIST, values["job"], error)
             client.submit(message.get("submit", ()))
     finally:
         client.close(unwanted)

@@ -2,9 +2,10 @@
 
 Each backend object with `detach=True` has a directory that only the user can access. The client
 lists there every job that it has submitted, in `jobs.jsonl`, and the jobs write their reports
-there. The program and the client each hold a lock while they run. The next run takes over the
-directories whose program and client have ended. It finds the job of a task by the task's identity,
-and removes the directories when it ends properly.
+there. The list also names the tasks that take over jobs of earlier runs, for `rhapsody status`. The
+program and the client each hold a lock while they run. The next run takes over the directories
+whose program and client have ended. It finds the job of a task by the task's identity, and removes
+the directories when it ends properly.
 
 A task is not taken over if one of the files that its arguments name has changed since the job was
 submitted. Files that did not exist then are regarded as outputs.
@@ -113,6 +114,8 @@ class LeftJobs:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 found = json.loads(line)
+                if "ranks" not in found:  # for `rhapsody status`: an earlier run's list has it, too
+                    continue
                 job = LeftJob(path.parent, found["job"], found["ranks"], found["tasks"])
             except (ValueError, KeyError):  # the machine failed while the line was written
                 log.warning("%s: ignoring a damaged line", path)
@@ -151,7 +154,8 @@ def locked(path: Path, *, wait: bool) -> int | None:
     Raises:
         OSError: The file system does not support locks.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    file = os.open(path, flags, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -154,9 +154,12 @@ def job_spec(
             f"{what} needs {ranks} ranks, but this machine has {os.cpu_count()} processors"
         )
     if node_cores is not None and cores * ranks // nodes > node_cores:
+        cure = "lower its resource `cores`"
+        if cores <= node_cores:
+            cure = "lower its resource `ranks` or `cores`, or set the option `nodes` of the task"
         raise CapabilityError(
             f"{what} needs {cores * ranks // nodes} cores on each node for {ranks} ranks on "
-            f"{nodes} nodes, but no node of {executor!r} has more than {node_cores}"
+            f"{nodes} nodes, but no node of {executor!r} has more than {node_cores}: {cure}"
         )
     if executor in COUNT_PROCESSES and cores > 1:
         if ranks > 1 or (executor == "lsf" and resources.gpus):

@@ -77,8 +77,9 @@ OPTIONS = (
     BackendOption(
         "max_jobs",
         int,
-        help="Maximum number of jobs in the batch system at the same time. Default: 100, or the "
-        'number of processors with the executor "local".',
+        help="Maximum number of jobs in the batch system at the same time, including those of "
+        "earlier runs that are taken over. Default: 100, or the number of processors with the "
+        'executor "local".',
     ),
     BackendOption(
         "tasks_per_job",
