@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendUnavailableError, WorkflowEngine
+from rhapsody import BackendUnavailableError, CapabilityError, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = [
@@ -57,6 +57,31 @@ async def test_a_refused_job_fails_the_start_with_the_sentence_and_the_argument(
                 await flow.function_task(int)(1)
     assert "Invalid account or account/partition" in str(caught.value)
     assert "'account' in cluster_kwargs (now 'ABC123')" in str(caught.value)
+
+
+JOB = """#!/bin/sh
+setsid sh "$1" </dev/null >{0}.log 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+async def test_a_task_that_no_job_can_run_fails_even_if_it_is_called_before_the_first_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 0.1)
+    monkeypatch.setattr("rhapsody_dask.backend.WARNING_INTERVAL", 0.1)
+    kind = _cluster_class(tmp_path, "")
+    kind.job_cls.cancel_command = "true"
+    command = tmp_path / "sbatch"
+    command.write_text(JOB.format(command))
+    kwargs = {**_kwargs(tmp_path), "n_workers": 1, "worker_extra_args": ["--resources", "cores=1"]}
+    async with asyncio.timeout(100):
+        backend = DaskExecutionBackend(cluster_class=kind, cluster_kwargs=kwargs)
+        async with WorkflowEngine.create(backend=backend) as flow:
+            wide = flow.function_task(resources={"cores": 9})(int)(1)
+            assert await flow.function_task(int)(2) == 2
+            with pytest.raises(CapabilityError, match="worker_extra_args"):
+                await wide
 
 
 async def test_a_refusal_by_a_cluster_of_the_user_fails_the_tasks(

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rhapsody import BackendUnavailableError, StateMapper, TaskDescription
+from rhapsody import BackendUnavailableError, CapabilityError, StateMapper, TaskDescription
 from rhapsody.backends import BackendState, Capabilities, ManagedBackend
 from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
 from rhapsody_dask import options
@@ -30,7 +30,7 @@ from rhapsody_dask.groups import Groups
 from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.plugin import CLUSTER
 from rhapsody_dask.results import Background, Results, reference_lost, worker_lost
-from rhapsody_dask.task import Call, Packer, Ready, Submission
+from rhapsody_dask.task import Call, Packer, Ready, Submission, problem
 from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.entry import stuck
 from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, unpack
@@ -191,8 +191,9 @@ class DaskExecutionBackend(ManagedBackend):
         )
         self._shared = Shared(client, f"rhapsody-data-{session}-")
         self._submission = Submission(
-            client, session, self._own(), self._links, view, self._shared, cluster
-        )
+            client, session, self._own(), self._links, view, self._shared, cluster,
+            self._jobs.uniform,
+        )  # fmt: skip
         self._results = Results(
             client,
             self.open_tasks,
@@ -636,6 +637,7 @@ class DaskExecutionBackend(ManagedBackend):
             return
         try:
             workers, keys = await self._connection.client.run_on_scheduler(stuck)
+            identity = await self._connection.client.scheduler.identity(n_workers=-1)
         except OSError:  # the client reports the loss of the connection
             return
         waiting, missing = await self._jobs.check(set(workers.values()))
@@ -644,6 +646,8 @@ class DaskExecutionBackend(ManagedBackend):
         # The uid of a group begins with that of its first call.
         uids = [key.rpartition(f"-{self.session.uid}-")[2].partition("+")[0] for key in keys]
         calls = [self.open_tasks[uid] for uid in uids if uid in self.open_tasks]
+        if self._jobs.uniform:
+            calls = [call for call in calls if not self._fail_hopeless(call, identity["workers"])]
         where = f"the Dask scheduler at {self._connection.address}"
         if not workers and self.open_tasks:
             log.warning(
@@ -656,12 +660,22 @@ class DaskExecutionBackend(ManagedBackend):
             wanted += [f"{name}={amount:g}" for name, amount in demand.resources]
             others = f" (other tasks without a worker: {len(calls) - 1})" if calls[1:] else ""
             log.warning(
-                "%s: waiting for a worker that matches %s%s; workers of %s: %s",
+                "%s: waiting for a worker that matches %s%s; workers of %s: %s%s",
                 calls[0], ", ".join(wanted), others, where, ", ".join([*workers][:10]),
+                "; workers declare resources with --resources" if demand.resources else "",
             )  # fmt: skip
         elif not missing:
             return
         self._watch_waiting(again=True)
+
+    def _fail_hopeless(self, call: Call, workers: Mapping[str, Any]) -> bool:
+        """Fail a task that no worker can run if all have equal options, and return True."""
+        why = problem(call.demand, workers, None, jobs=True)
+        if why is None or call.grouped:
+            return False
+        error = CapabilityError(f"task {call.task['name']!r} requests {why}")
+        self._results.fail(call, error)
+        return True
 
     # Files.
 

@@ -77,6 +77,11 @@ class WorkerJobs:
         self._class = self._watched(kind.job_cls)
         return type(kind.__name__, (kind,), {"job_cls": self._class})
 
+    @property
+    def uniform(self) -> bool:
+        """True if the backend has started the cluster, so that all workers have equal options."""
+        return self._class is not None
+
     def watch(self, cluster: Any) -> bool:
         """Watch the jobs of a cluster that is running.
 

@@ -151,13 +151,16 @@ def _check(name: str, annotations: Mapping[str, Any]) -> None:
         raise type(error)(f"task {name!r}: task_description: {error}") from None
 
 
-def problem(demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: Any) -> str | None:
+def problem(
+    demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: Any, *, jobs: bool
+) -> str | None:
     """Describe the part of a task's request that the cluster cannot meet, for an error message.
 
     Args:
         demand: The task's annotations for Dask.
         workers: The scheduler's description of each worker.
         cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
+        jobs: True if the workers are jobs of a cluster that the backend started.
 
     Returns:
         The text, or `None` if the task can run, or may be able to run later.
@@ -171,9 +174,15 @@ def problem(demand: Demand, workers: Mapping[str, Mapping[str, Any]], cluster: A
         cure = f'dask worker ADDRESS --nthreads {wanted.get("cores", 1):g} --resources "{asked}"'
         if cluster is not None and "gpus" in wanted:
             cure = "DaskExecutionBackend({'gpus': ...})"
+        cure = f"Start workers that declare their resources: {cure}"
+        if jobs:
+            cure = (
+                "Lower the task's resources, or let jobs that have as much declare it: set "
+                f"worker_extra_args in cluster_kwargs to {['--resources', asked]}"
+            )
         return (
             f"{asked}, but no worker declares that much; the largest amounts on any worker are "
-            f"{' '.join(most)}. Start workers that declare their resources: {cure}"
+            f"{' '.join(most)}. {cure}"
         )
     if cluster is not None and demand.workers and not demand.allow_other_workers:
         names = [*map(str, cluster.workers)]  # including those that are starting
@@ -517,6 +526,7 @@ class Submission:
         view: The checks of whether the workers see a directory.
         shared: The large arguments on the cluster.
         cluster: The LocalCluster that the backend started, or `None` for an existing cluster.
+        jobs: True if the workers are jobs of a cluster that the backend started.
     """
 
     client: Any
@@ -526,6 +536,7 @@ class Submission:
     view: View
     shared: Shared
     cluster: Any
+    jobs: bool
 
     async def pack(self, call: Call, packer: Packer) -> Ready:
         """Pack one task.
@@ -543,7 +554,7 @@ class Submission:
             if packer.workers is None:
                 identity = await self.client.scheduler.identity(n_workers=-1)
                 packer.workers = identity["workers"]
-            why = problem(demanded, packer.workers, self.cluster)
+            why = problem(demanded, packer.workers, self.cluster, jobs=self.jobs)
             if why is not None:
                 raise CapabilityError(f"task {task['name']!r} requests {why}")
         content = await self._files(call, more) if "sandbox" in more else []
