@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
@@ -9,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rhapsody import BackendUnavailableError
 from rhapsody_psij import PsijExecutionBackend
-from rhapsody_psij.detached import LIST, LOCK, LeftJobs, locked, succeeded
+from rhapsody_psij.detached import LIST, LOCK, LeftJob, LeftJobs, locked, succeeded
 from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -214,6 +217,23 @@ async def test_a_failed_start_leaves_the_jobs_of_earlier_runs(tmp_path: Path) ->
         await backend
     assert (earlier / LIST).exists()
     assert not os.listdir(tmp_path / "new")
+
+
+@pytest.mark.asyncio
+async def test_jobs_of_earlier_runs_count_for_max_jobs(tmp_path: Path) -> None:
+    backend: Any = PsijExecutionBackend("slurm", detach=True, max_jobs=1)
+    backend._reports = tmp_path
+    backend._left.jobs.append(LeftJob(tmp_path, "7", False, {"a.task.000001.1": {}}))
+    backend._attach()
+    (job,) = backend._left_jobs.values()
+    run = SimpleNamespace(uid="a.task.000002.1", kind=None, job=None)
+    backend._waiting["a.task.000002.1"] = deque([run])
+    backend._spawn = lambda work: work.close()
+    backend._fill()
+    assert run.job is None
+    backend._changed(job, "COMPLETED", None, None)
+    await asyncio.sleep(0)
+    assert run.job is not None
 
 
 def test_only_successful_outcomes_are_taken_over() -> None:
