@@ -16,8 +16,9 @@ import pytest
 from rhapsody import reserve_run
 from rhapsody.cli import main
 from rhapsody.plugins import UsageError
-from rhapsody_psij.commands import _selected
-from rhapsody_psij.submission import DIRECTORY, OUTPUT, Submission
+from rhapsody_psij import commands
+from rhapsody_psij.commands import _Queue, _selected
+from rhapsody_psij.submission import DIRECTORY, OUTPUT, EndOfRun, Submission
 from tests._support.slurm import until_no_jobs
 
 STEPS = """
@@ -64,6 +65,16 @@ def submit(*words: object) -> Submission:
     (root,) = [path.parents[1] for path in Path().glob(f".rhapsody/2*/{DIRECTORY}/control")]
     assert root.name in said
     return Submission(root.resolve())
+
+
+def submitted(job: str) -> Submission:
+    """Return a run whose job was submitted to Slurm, but does not exist."""
+    root = reserve_run("steps.py")
+    (root / DIRECTORY).mkdir()
+    (root / DIRECTORY / "description.json").write_text('{"executor": "slurm"}')
+    description = {"number": 1, "run": root.name, "job": job}
+    (root / DIRECTORY / "job-1.json").write_text(json.dumps(description))
+    return Submission(root)
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -126,6 +137,54 @@ def test_a_supervisor_that_has_ended_without_a_word_is_noticed() -> None:
     assert "canceled" in str(Submission(roots[1]).end)
 
 
+def test_a_program_is_not_submitted_twice_and_its_early_errors_are_shown(place: Path) -> None:
+    words = ["--executor=local", "--", f"until-{place}/gate"]
+    run = submit("steps.py", *words, "\x1b[2J")
+    said = rhapsody("submit", place / "steps.py", "--fresh", *words, "\x1b[2J", code=1)
+    assert f"cancel {run.root.name[-4:]}" in said
+    rhapsody("cancel")
+    (place / "steps.py").write_text("async def main(flow):\n    raise ValueError('\x1b[2J')\n")
+    rhapsody("submit", "steps.py", *words, "\x1b[2J")
+    said = rhapsody("attach", code=1)
+    assert "ValueError" in said
+    assert "\x1b" not in said
+
+
+def test_attach_ends_although_the_record_does_not_show_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = submitted("1")
+    (run.root / "run.jsonl").touch()  # a process of another host was killed
+    run.finish(EndOfRun("the program ended", 137))
+    monkeypatch.setattr(commands, "LAST_LOOK", 0.1)
+    watch = (sys.executable, "-c", "import time; time.sleep(1000)")
+    monkeypatch.setattr(commands, "RHAPSODY", watch)
+    assert main(["attach"]) == 137
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("PartitionTimeLimit", "--walltime or --queue"),
+        ("PartitionConfig", "another --queue"),
+        ("Priority", None),
+        ("PartitionDown", None),
+    ],
+)
+def test_attach_ends_if_the_job_can_never_start(
+    reason: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Submission, "status", lambda *_: reason)
+    run = submitted("1")
+    queue = _Queue(run)
+    assert queue.check(run.jobs[0]) is None
+    assert (queue.never is not None) == (expected is not None)
+    if expected is not None:
+        assert queue.never is not None
+        assert expected in queue.never
+        assert main(["attach"]) == 1
+
+
 @pytest.mark.long
 def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
     run = submit(
@@ -138,6 +197,7 @@ def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
     output = (run.root / OUTPUT).read_text()
     assert "all is done" in output
     assert "was interrupted; found 1 recorded result" in output
+    assert "limit of the job is near; the run stops, and job 2 continues it" in output
 
 
 @pytest.mark.long
@@ -274,4 +334,29 @@ def test_canceling_a_run_cancels_its_detached_jobs(place: Path) -> None:
     until(lambda: (place / "log").exists())
     rhapsody("cancel")
     rhapsody("attach", code=130)
+    until_no_jobs()
+
+
+@pytest.mark.usefixtures("profiles")
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_detached_jobs_are_canceled_after_the_end_of_the_run_or_before_the_next_one(
+    place: Path,
+) -> None:
+    words = ["steps.py", "--profile=psij", "-w", "5min", "--until-done", "--", 1000]
+    first = submit(*words)
+    until(lambda: (place / "log").exists())
+    subprocess.run(["scancel", str(first.jobs[0].job)], check=True)
+    until(lambda: first.end)
+    assert "canceled 1 detached job" in rhapsody("cancel")
+    until_no_jobs()
+    assert "detached" not in rhapsody("cancel")
+    (place / "log").unlink()
+    rhapsody("submit", *words)
+    until(lambda: (place / "log").exists())
+    second = _selected(None)
+    subprocess.run(["scancel", str(second.jobs[0].job)], check=True)
+    until(lambda: second.end)
+    rhapsody("submit", "--attribute=slurm.hold", *words)
+    assert "canceled 1 detached job" in rhapsody("cancel")
     until_no_jobs()

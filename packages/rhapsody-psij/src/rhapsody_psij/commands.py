@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import tomllib
@@ -15,9 +17,18 @@ from typing import Any
 
 from rhapsody import Resources, SubmissionError
 from rhapsody.plugins import UsageError
-from rhapsody.sdk import seconds, slurm_refusal, slurm_waiting
+from rhapsody.sdk import end_of_file, escaped, mask, seconds, slurm_refusal, slurm_waiting
+from rhapsody_psij.detached import LeftJobs
 from rhapsody_psij.jobs import Settings, job_spec
-from rhapsody_psij.submission import DIRECTORY, OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
+from rhapsody_psij.submission import (
+    DIRECTORY,
+    OUTPUT,
+    RHAPSODY,
+    EndOfRun,
+    JobOfRun,
+    Submission,
+    cancel_detached,
+)
 
 SUBMIT = "run a workflow as a job of a batch system"
 ATTACH = "follow a run that was submitted with rhapsody submit"
@@ -48,6 +59,12 @@ POLL = 1.0
 
 QUERY_INTERVAL = 15.0
 """Seconds between two queries of the queue."""
+
+LAST_LOOK = 5.0
+"""Seconds for which the status of a run is shown after its end was noticed in another way."""
+
+MAX_OUTPUT, LAST_LINES = 4000, 10
+"""Bytes and lines at the end of the output that are printed if the run has failed."""
 
 
 def configure_submit(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +116,8 @@ def submit(arguments: argparse.Namespace) -> int:
 
     Raises:
         UsageError: An argument is invalid.
-        SubmissionError: The batch system refuses the job.
+        SubmissionError: The batch system refuses the job, or the same program was submitted before
+            and has not ended.
     """
     script = _script_of(arguments)
     profile = _profile(arguments)
@@ -118,9 +136,13 @@ def submit(arguments: argparse.Namespace) -> int:
         )
     extra = _extra(arguments, profile, walltime)
     given = _run_arguments(arguments, extra)
+    named = str(arguments.module or os.path.abspath(arguments.script))
+    program = [named, *arguments.arguments]
+    _require_ended(program)
     submission = Submission.create(
         {
             "script": script,
+            "program": program,
             "arguments": [*(["--fresh"] if arguments.fresh else []), *given],
             "continued_arguments": given,
             "cwd": os.getcwd(),
@@ -143,6 +165,33 @@ def submit(arguments: argparse.Namespace) -> int:
     _say(f"output: {os.path.relpath(submission.root / OUTPUT)}")
     _say(f"to follow it: rhapsody attach {digits}; to end it: rhapsody cancel {digits}")
     return 0
+
+
+def _require_ended(program: list[str]) -> None:
+    """Require that all submitted runs of a program, with the same arguments, have ended.
+
+    Raises:
+        SubmissionError: One of them has not ended.
+    """
+    for submission in _own():
+        if submission.description.get("program") != program or submission.end is not None:
+            continue
+        queue, job = _Queue(submission), submission.jobs[-1]
+        end = queue.check(job)
+        if queue.missing is not None:
+            time.sleep(2 * POLL)
+            end = queue.check(job)
+        if submission.end is not None:
+            continue
+        if end is not None:
+            submission.finish(end)
+            continue
+        name = submission.root.name
+        raise SubmissionError(
+            f"run {name} of the same program and arguments has not ended "
+            f"({_job_text(submission, job)}). To follow it, use rhapsody attach {name[-4:]}; to "
+            f"submit the program again, first use rhapsody cancel {name[-4:]}"
+        )
 
 
 def _say(text: str) -> None:
@@ -303,18 +352,23 @@ def _cure(message: str) -> str:
     return "" if option is None else f". To change it, use {option}"
 
 
-def _why(reason: str) -> str:
-    """Return the reason for which a job waits, as the end of a sentence."""
-    if reason in ("", "None"):
-        return ""
-    meaning = slurm_waiting(reason)
+def _never(reason: str, run: str) -> str | None:
+    """Return what to do if a job waits for a reason that cannot pass, otherwise `None`."""
+    meaning = slurm_waiting(reason, first="")  # a partition that is down may come back
     if meaning is None or meaning.passes:
-        return f": {reason}"
+        return None
     option = OPTIONS.get(meaning.setting, "options")
-    return f": {reason}. This cannot pass: cancel the run, and submit it with another {option}"
+    if reason.startswith("Partition") and meaning.setting != "queue":
+        option += f" or {OPTIONS['queue']}"
+    return (
+        f"{reason}. This cannot pass: cancel the run (rhapsody cancel {run[-4:]}), and submit it "
+        f"with another {option}"
+    )
 
 
 def _job_text(submission: Submission, job: JobOfRun) -> str:
+    if job.job is None:
+        return f"job {job.number}, which is not submitted"
     if submission.executor == "local":
         return f"process {job.job} of this machine"
     return f"job {job.job} of {submission.executor}"
@@ -332,17 +386,20 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help=text)
 
 
+def _own() -> list[Submission]:
+    """Return the user's submitted runs in this directory, the newest first."""
+    paths = sorted(Path(".rhapsody").glob(f"[0-9]*/{DIRECTORY}/description.json"), reverse=True)
+    roots = [Path(os.path.abspath(path)).parents[1] for path in paths]
+    return [Submission(root) for root in roots if root.stat().st_uid == os.geteuid()]
+
+
 def _selected(text: str | None) -> Submission:
     """Return the submitted run that the user's text selects.
 
     Raises:
         UsageError: The text selects no submitted run, or several.
     """
-    base = Path(".rhapsody")
-    paths = sorted(base.glob(f"[0-9]*/{DIRECTORY}/description.json"), reverse=True)
-    roots = [Path(os.path.abspath(path)).parents[1] for path in paths]
-    own = [Submission(root) for root in roots if root.stat().st_uid == os.geteuid()]
-    names = {job.run: one for one in own for job in one.jobs}
+    names = {job.run: one for one in _own() for job in one.jobs}
     for matches in (str.__eq__, str.startswith, lambda name, end: name.endswith(f"-{end}")):
         found = {id(one): one for name, one in names.items() if matches(name, text or "")}
         if len(found) == 1 or (text is None and found):
@@ -351,17 +408,24 @@ def _selected(text: str | None) -> Submission:
             listed = ", ".join(one.root.name for one in found.values())
             raise UsageError(f"{text!r} selects several submitted runs; name one of them: {listed}")
     which = "no submitted run" if text is None else f"no submitted run {text!r}"
-    raise UsageError(f"{which} in {base.absolute()}; `rhapsody submit` submits runs")
+    base = os.path.abspath(".rhapsody")
+    raise UsageError(f"{which} in {base}; `rhapsody submit` submits runs")
 
 
 class _Queue:
-    """Queries of the queue about one submitted run, not more often than every few seconds."""
+    """Queries of the queue about one submitted run, not more often than every few seconds.
+
+    Attributes:
+        missing: The job that the last query did not find; `None` if there is none.
+        never: The text about the job if it waits for a reason that cannot pass, otherwise `None`.
+    """
 
     def __init__(self, submission: Submission) -> None:
         self._submission = submission
         self._next = 0.0
         self._last = ""
-        self._missing: JobOfRun | None = None
+        self.missing: JobOfRun | None = None
+        self.never: str | None = None
 
     def soon(self) -> None:
         """Query the queue with the next check."""
@@ -386,12 +450,14 @@ class _Queue:
             self._print(str(error))
             return None
         if status is not None:
-            if status != "running":
-                self._print(f"{text} waits{_why(status)}")
-            self._missing = None
+            never = _never(status, submission.root.name)
+            self.never = never and f"{text} waits: {never}"
+            if status != "running" and never is None:
+                self._print(f"{text} waits{f': {status}' if status not in ('', 'None') else ''}")
+            self.missing = None
             return None
-        if self._missing != job:  # its last files may not be visible on this host yet
-            self._missing, self._next = job, time.monotonic() + 2 * POLL
+        if self.missing != job:  # its last files may not be visible on this host yet
+            self.missing, self._next = job, time.monotonic() + 2 * POLL
             return None
         output = submission.job_output
         why = f": {output}" if output else ""
@@ -412,6 +478,9 @@ def attach(arguments: argparse.Namespace) -> int:
 
     Returns:
         The exit code of the script.
+
+    Raises:
+        SubmissionError: The job of the run waits for a reason that cannot pass.
     """
     submission = _selected(arguments.run)
     name = submission.root.name
@@ -425,11 +494,21 @@ def attach(arguments: argparse.Namespace) -> int:
     output = submission.root / OUTPUT
     if output.exists():
         _say(f"output: {os.path.relpath(output)}")
+        lines = end_of_file(str(output), MAX_OUTPUT).splitlines() if code else []
+        for line in lines[-LAST_LINES:]:
+            _say(f"  {escaped(mask(line))}")
     return code
 
 
 def _followed(submission: Submission) -> EndOfRun:
-    """Show the status of each job's run until the submitted run ends, and return its end."""
+    """Show the status of each job's run until the submitted run ends.
+
+    Returns:
+        The end of the submitted run.
+
+    Raises:
+        SubmissionError: The job of the run waits for a reason that cannot pass.
+    """
     queue, shown = _Queue(submission), ""
     while True:
         end, job = submission.end, submission.jobs[-1]
@@ -437,20 +516,36 @@ def _followed(submission: Submission) -> EndOfRun:
             shown = job.run
             if job.number > 1:
                 _say(f"job {job.number} of this run, run {job.run}")
-            _watch(job.run)
+            _watch(submission, job, queue)
         elif end is not None:
             return end
         elif (end := queue.check(job)) is not None and submission.end is None:
             submission.finish(end)
+        elif queue.never is not None:
+            raise SubmissionError(queue.never)
         else:
             time.sleep(POLL)
 
 
-def _watch(run: str) -> None:
-    """Show the status of a run until its end."""
-    with subprocess.Popen([*RHAPSODY, "status", "--watch", run]) as status:
+def _watch(submission: Submission, job: JobOfRun, queue: _Queue) -> None:
+    """Show the status of the run of a job until its end.
+
+    A record of another host does not show that its program was killed, so the end of the submitted
+    run, its next job and the queue are checked as well.
+    """
+    signals = iter((signal.SIGINT, signal.SIGTERM))
+    with subprocess.Popen([*RHAPSODY, "status", "--watch", job.run]) as status:
         try:
-            status.wait()
+            while status.poll() is None:
+                last, end = submission.jobs[-1], submission.end
+                if end is None and last.job is not None and (end := queue.check(last)) is not None:
+                    submission.finish(end)
+                ended = end is not None or last.number > job.number
+                try:
+                    status.wait(LAST_LOOK if ended else POLL)
+                except subprocess.TimeoutExpired:
+                    if ended:
+                        status.send_signal(next(signals, signal.SIGKILL))
         except KeyboardInterrupt:  # a terminal has sent it to both processes
             try:
                 status.wait(1)
@@ -460,16 +555,46 @@ def _watch(run: str) -> None:
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """Cancel a submitted run, and wait until it has ended.
+    """Cancel a submitted run, wait until it has ended, and cancel its detached jobs.
 
     Returns:
         The exit code.
+
+    Raises:
+        SubmissionError: The batch system does not cancel a job.
     """
     submission = _selected(arguments.run)
     name, end = submission.root.name, submission.end
     if end is not None:
         _say(f"run {name} has ended before: {end.reason}")
-        return 0
+    else:
+        _cancel(submission)
+    _cancel_detached(submission)
+    return 0
+
+
+def _cancel_detached(submission: Submission) -> None:
+    """Cancel the detached jobs of a run, and of the earlier runs of the program that it resumes."""
+    program = submission.description.get("program")
+    runs = [
+        submission.root.with_name(job.run)
+        for one in _own()
+        if one.root == submission.root
+        or (one.description.get("program") == program and one.root.name < submission.root.name)
+        for job in one.jobs
+    ]
+    patterns = [os.path.join(glob.escape(str(run)), "*", "psij-*") for run in runs]
+    left = LeftJobs.take_over(*patterns)
+    try:
+        count = cancel_detached(left)
+    finally:
+        left.close()
+    if count:
+        _say(f"canceled {count} detached {'job' if count == 1 else 'jobs'} of tasks")
+
+
+def _cancel(submission: Submission) -> None:
+    name = submission.root.name
     submission.request_cancellation()
     queue, removed = _Queue(submission), 0
     _say(f"canceling run {name}; waiting for its end (Ctrl-C does not stop the cancellation)")
@@ -486,4 +611,3 @@ def cancel(arguments: argparse.Namespace) -> int:
         else:
             time.sleep(POLL)
     _say(f"run {name}: {end.reason}")
-    return 0

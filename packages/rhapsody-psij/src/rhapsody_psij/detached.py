@@ -18,9 +18,12 @@ import glob
 import json
 import logging
 import os
+import shutil
 import stat
+from collections.abc import Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,7 @@ class LeftJobs:
     _locks: dict[Path, int] = field(default_factory=dict)
 
     @classmethod
-    def take_over(cls, pattern: str) -> LeftJobs:
+    def take_over(cls, *patterns: str) -> LeftJobs:
         """Take over the directories that match a pattern and whose program has ended.
 
         Waits until the clients of these programs have ended, which is a matter of seconds.
@@ -95,7 +98,8 @@ class LeftJobs:
             The jobs in these directories.
         """
         left = cls()
-        paths = {Path(path).resolve() for path in glob.glob(os.path.join(pattern, LIST))}
+        found = (glob.glob(os.path.join(pattern, LIST)) for pattern in patterns)
+        paths = {Path(path).resolve() for path in chain.from_iterable(found)}
         for path in sorted(paths, key=lambda path: path.stat().st_mtime):
             if not _is_private(path.parent):
                 log.warning("ignoring %s: other users could write to it", path.parent)
@@ -122,6 +126,18 @@ class LeftJobs:
                 continue
             self.jobs.append(job)
             self.tasks |= {task["identity"]: (job, uid) for uid, task in job.tasks.items()}
+
+    def remove(self, canceled: Set[LeftJob]) -> None:
+        """Remove canceled jobs from the lists, and directories in which no other job is listed."""
+        for directory in {job.directory for job in canceled}:
+            kept = [job for job in self.jobs if job.directory == directory and job not in canceled]
+            if not kept:
+                shutil.rmtree(directory, ignore_errors=True)
+                continue
+            lines = [{"job": job.native, "ranks": job.ranks, "tasks": job.tasks} for job in kept]
+            new = directory / f".{LIST}"
+            new.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+            os.replace(new, directory / LIST)
 
     def close(self) -> list[Path]:
         """Release the locks, and return the directories."""

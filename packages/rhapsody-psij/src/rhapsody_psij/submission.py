@@ -39,7 +39,7 @@ from typing import Any, TextIO
 import psutil
 
 from rhapsody import SubmissionError, reserve_run
-from rhapsody_psij.detached import LIST
+from rhapsody_psij.detached import LIST, LeftJob, LeftJobs
 
 DIRECTORY, OUTPUT = "submission", "output.txt"
 
@@ -92,8 +92,9 @@ class Submission:
 
     Attributes:
         root: The argument `root`.
-        description: The keys are `script`, `arguments`, `cwd`, `executor`, `spec`, `walltime`,
-            `stop_before` and `until_done`.
+        description: The keys are `script`, `program`, `arguments`, `cwd`, `executor`, `spec`,
+            `walltime`, `stop_before` and `until_done`. The values of `program` are the path of the
+            script, or the name of the module, and its arguments.
 
     Raises:
         OSError: The description cannot be read.
@@ -256,16 +257,7 @@ class Submission:
         return str(job.native_id)
 
     def _executor(self) -> Any:
-        import psij
-        from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
-
-        config = BatchSchedulerExecutorConfig(
-            work_directory=self._place / "queue", queue_polling_interval=10**8, keep_files=True
-        )
-        try:
-            return psij.JobExecutor.get_instance(self.executor, config=config)
-        except ValueError as error:
-            raise SubmissionError(f"executor {self.executor!r}: {error}") from None
+        return _made_executor(self.executor, self._place / "queue")
 
     def status(self, job: JobOfRun) -> str | None:
         """Return the status of a job in the batch system.
@@ -281,24 +273,8 @@ class Submission:
             host = self.host(job)
             known = host is None or host == socket.gethostname()
             return None if known and not self._is_process(job) else "running"
-        from rhapsody_psij.client import _parse_queue, _status_command
-
-        executor, reasons = self._executor(), dict[str, str]()
         native = str(job.job)
-        command, parse = executor.get_status_command, executor.parse_status_output
-        if self.executor == "slurm":
-            command = partial(_status_command, command)
-            parse = partial(_parse_queue, parse, waiting=reasons.update)
-        said = subprocess.run(
-            command([native]), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            found = parse(said.returncode, said.stdout).get(native)
-        except Exception as error:  # PSI/J parses the output of any version of the commands
-            raise SubmissionError(f"the queue cannot be queried: {error}") from None
-        if found is None or found.state.final:
-            return None
-        return reasons.get(native, "") if found.state.name == "QUEUED" else "running"
+        return _statuses(self._executor(), [native]).get(native)
 
     def _is_process(self, job: JobOfRun) -> bool:
         try:
@@ -314,10 +290,83 @@ class Submission:
         """
         if self.executor == "local":
             return
-        command = self._executor().get_cancel_command(str(job.job))
-        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if said.returncode != 0 and self.status(job) is not None:
-            raise SubmissionError(f"{shlex.join(command)}: {said.stdout.strip()}")
+        _cancel(self._executor(), [str(job.job)])
+
+
+def _made_executor(name: str, directory: Path) -> Any:
+    import psij
+    from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
+
+    config = BatchSchedulerExecutorConfig(
+        work_directory=directory, queue_polling_interval=10**8, keep_files=True
+    )
+    try:
+        return psij.JobExecutor.get_instance(name, config=config)
+    except ValueError as error:
+        raise SubmissionError(f"executor {name!r}: {error}") from None
+
+
+def _statuses(executor: Any, natives: list[str]) -> dict[str, str]:
+    """Return the statuses of the jobs that are in the queue; see `Submission.status`."""
+    from rhapsody_psij.client import _parse_queue, _status_command
+
+    reasons = dict[str, str]()
+    command, parse = executor.get_status_command, executor.parse_status_output
+    if executor.name == "slurm":
+        command = partial(_status_command, command)
+        parse = partial(_parse_queue, parse, waiting=reasons.update)
+    said = _said(command(natives))
+    try:
+        found = parse(said.returncode, said.stdout)
+    except Exception as error:  # PSI/J parses the output of any version of the commands
+        raise SubmissionError(f"the queue cannot be queried: {error}") from None
+    return {
+        native: reasons.get(native, "") if status.state.name == "QUEUED" else "running"
+        for native, status in found.items()
+        if native in natives and not status.state.final
+    }
+
+
+def _cancel(executor: Any, natives: list[str]) -> None:
+    """Cancel jobs with one command, or one by one if it fails, because one of them has ended."""
+    command = [*executor.get_cancel_command(natives[0]), *natives[1:]]
+    said = _said(command)
+    if said.returncode == 0:
+        return
+    if len(natives) > 1:
+        for native in natives:
+            _cancel(executor, [native])
+    elif _statuses(executor, natives):
+        raise SubmissionError(f"{shlex.join(command)}: {said.stdout.strip()}")
+
+
+def _said(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def cancel_detached(left: LeftJobs) -> int:
+    """Cancel the detached jobs that are in the queue, and remove them from the lists.
+
+    The results of jobs that have ended are kept for the next run.
+
+    Returns:
+        The number of canceled jobs.
+
+    Raises:
+        SubmissionError: The batch system does not answer, or does not cancel a job.
+    """
+    jobs: dict[str, dict[str, LeftJob]] = {}
+    for job in left.jobs:  # the name of the directory contains that of the executor
+        jobs.setdefault(job.directory.name.split("-")[1], {})[job.native] = job
+    canceled: set[LeftJob] = set()
+    for name, of_executor in jobs.items():
+        executor = _made_executor(name, next(iter(of_executor.values())).directory)
+        queued = list(_statuses(executor, list(of_executor)))
+        if queued:
+            _cancel(executor, queued)
+            canceled |= {of_executor[native] for native in queued}
+    left.remove(canceled)
+    return len(canceled)
 
 
 def _is_of_a_job(name: str) -> bool:

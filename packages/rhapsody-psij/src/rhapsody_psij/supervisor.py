@@ -117,7 +117,9 @@ class Supervisor:
             elif not interrupted and self._submission.is_canceled:
                 interrupted, number = True, signal.SIGINT
             elif left is not None and self._left() <= stops[0][0]:
-                self._at_limit = self._at_limit or not interrupted
+                if not interrupted:
+                    self._at_limit = True
+                    self._note_limit()
                 interrupted, number = True, stops.pop(0)[1]
             if number is not None:
                 with suppress(ProcessLookupError):
@@ -125,6 +127,14 @@ class Supervisor:
         signaled.cancel()
         code = ended.result()
         return code if code >= 0 else 128 - code
+
+    def _note_limit(self) -> None:
+        """Write to the output why the run stops, before the messages of the run itself."""
+        text = "the time limit of the job is near; the run stops"
+        if self._description["until_done"]:
+            text += f", and job {self._job.number + 1} continues it"
+        with (self._submission.root / OUTPUT).open("a") as output:
+            output.write(f"rhapsody: {text}\n")
 
     def _left(self) -> float:
         assert self._limit is not None

@@ -21,7 +21,7 @@ from rhapsody.data import (
     plain_name,
 )
 from rhapsody.errors import add_note, describe_error, made_in_time
-from rhapsody.masking import mask
+from rhapsody.masking import escaped, mask
 from rhapsody.resources import (
     hosts_of_job,
     memory_in_bytes,
@@ -96,13 +96,13 @@ __all__ = [
     "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop", "SlurmReason",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
-    "copy_into", "describe_error", "dumps", "end_of_file", "finish", "hosts_of_job", "in_thread",
-    "is_async", "is_cancelling", "known", "link_into", "made_in_time", "make_sandbox", "mask",
-    "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job", "output_of", "own_modules",
-    "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording",
-    "require_mpi4py", "require_unused", "require_version", "run_rank", "search_output", "seconds",
-    "seconds_of_job", "sent_modules", "settable", "slurm_refusal", "slurm_waiting", "start_thread",
-    "streams", "task_context", "task_environment", "task_kind", "time_needed", "too_early",
-    "trimmed", "unpack", "unpack_error", "wait_until", "watch_files", "watching",
-    "without_own_frames", "working_directory",
+    "copy_into", "describe_error", "dumps", "end_of_file", "escaped", "finish", "hosts_of_job",
+    "in_thread", "is_async", "is_cancelling", "known", "link_into", "made_in_time", "make_sandbox",
+    "mask", "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job", "output_of",
+    "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler",
+    "plain_name", "recording", "require_mpi4py", "require_unused", "require_version", "run_rank",
+    "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "slurm_refusal",
+    "slurm_waiting", "start_thread", "streams", "task_context", "task_environment", "task_kind",
+    "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "watch_files",
+    "watching", "without_own_frames", "working_directory",
 ]  # fmt: skip
