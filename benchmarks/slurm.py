@@ -154,13 +154,15 @@ async def dask(stack: AsyncExitStack, *, calls: bool = False, **options: Any) ->
     return await engine(stack, backend, calls=calls)
 
 
-async def pilot(stack: AsyncExitStack, *, calls: bool = False) -> Run:
+async def pilot(stack: AsyncExitStack, *, calls: bool = False, commands: str = "task") -> Run:
     from rhapsody_radical import RadicalExecutionBackend
 
     os.environ["RADICAL_CONFIG_USER_DIR"] = cluster.configured(
         Path.cwd(), cores_per_node=CORES, mem_per_node=MEMORY
     )
-    backend = RadicalExecutionBackend(cluster.settings(cores=CORES), function_cores=SLOTS)
+    backend = RadicalExecutionBackend(
+        cluster.settings(cores=CORES), function_cores=SLOTS, commands=commands
+    )
     return await engine(stack, backend, calls=calls)
 
 
@@ -225,7 +227,8 @@ WAYS = {
     "parallel": Way("GNU parallel", parallel, "parsl", needs="parallel"),
     "local": Way("local backend", local, "parsl"),
     "dask": Way("Dask", dask, "parsl", 1.0, DASK),
-    "pilot": Way("pilot", pilot, "parsl", 2.0, PILOT),
+    "pilot": Way("pilot", pilot, "parsl", 0, PILOT),
+    "pilot-raptor": Way("pilot, RAPTOR", partial(pilot, commands="raptor"), "parsl", 2.0, PILOT),
     "parsl-calls": Way("Parsl, calls", partial(parsl, calls=True), needs="parsl"),
     "dask-calls": Way("Dask, calls", partial(dask, calls=True), "parsl-calls", 1.0, DASK),
     "dask-batch-calls": Way(
