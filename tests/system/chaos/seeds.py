@@ -152,7 +152,9 @@ def run_seed(seed: Seed) -> str:
                 process.kill()
     if still:
         raise WrongError(f"processes are left: {still}\n{place}\nagain: {seed.command}")
-    rest = [path.name for path in (place / "tmp").iterdir() if "rhapsody" in path.name]
+    stays = f"rhapsody-dask-{os.getuid()}"  # the directory of all clusters of the user
+    found = (path.name for path in (place / "tmp").iterdir())
+    rest = [name for name in found if "rhapsody" in name and name != stays]
     if rest:
         raise WrongError(f"temporary files are left: {rest} in {place}\nagain: {seed.command}")
     shutil.rmtree(place)
