@@ -124,26 +124,26 @@ MIN_INTERVAL, MAX_INTERVAL = 0.05, 2.0
 """Seconds between two listings of the reports."""
 
 DELAY = 0.1
-"""The interval between two listings, as a part of the time in which nothing has changed.
+"""The interval between two listings, as a fraction of the time since the last change.
 
-No file system reports what other machines change.
+The reports are listed because network file systems do not report the changes of other machines.
 """
 
 GROUP_SECONDS = 1.0
-"""Expected duration of tasks that share a job by default: less than a job of a batch system costs,
-so that no task waits longer than it would for a job of its own.
+"""Expected duration in seconds of all tasks that share a job by default. It is shorter than the
+overhead of a batch job, so that no task waits longer than it would for its own job.
 """
 
 TASK_COST = 0.01
-"""Seconds that a task costs in a shared job, in addition to its run time."""
+"""Overhead in seconds of a task in a shared job."""
 
 MIN_GROUP, MAX_GROUP = 10, 100
-"""Number of tasks that share a job by default. A shared job starts Python, which fewer commands do
-not pay for.
+"""Number of tasks that share a job by default. A shared job starts Python, which takes longer than
+separate jobs for fewer commands.
 """
 
 MIN_MEASURED, MAX_MEASURED = 5, 20
-"""Number of recent run times from which the longest counts, and that must be known."""
+"""Number of run times that must be known before tasks share a job, and number that is kept."""
 
 MAX_ERROR = 2000
 """Number of characters of the client's standard error in a message."""
@@ -166,7 +166,7 @@ class _Run:
         self.program = program
         self.ranks = "executable" in spec
         self.uid = task["uid"]  # in its job
-        self.kind: str | None = None  # that of the tasks with which it may share a job by default
+        self.kind: str | None = None  # of the tasks that may share its job by default
         self.job: _Job | None = None
         self.detach = False
         self.started: float | None = None  # by the monotonic clock
@@ -253,9 +253,9 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             the number of processors with `executor="local"`.
         tasks_per_job: Maximum number of tasks that share a job. A job takes the tasks with the
             same settings that are waiting when it is submitted, and runs them one after the other.
-            Tasks with several ranks do not share a job. Default: 1, and for tasks of a name whose
-            run times were all short so far, as many as are expected to take one second together,
-            but only from 10 to 100.
+            Tasks with several ranks do not share a job. Default: 1, except for tasks that are
+            known to be short: 10 to 100 of them share a job, as many as are expected to take one
+            second together.
         detach: True to let jobs continue if the program is killed, or ended by SIGTERM or SIGHUP,
             as when a connection is lost. The next run of the program that resumes this one takes
             over their results. Requires a journal, and an executor other than `"local"`.
@@ -330,7 +330,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._waiting: dict[str, deque[_Run]] = {}  # by the key of a group
         self._times: dict[str, deque[float]] = {}  # recent run times in seconds, by kind
         self._filling = False
-        self._grouped = False  # by default, which was said
+        self._grouped = False  # true after the warning about shared jobs
         self._jobs: dict[str, _Job] = {}
         self._directory: Path | None = None
         self._lock: int | None = None
@@ -535,7 +535,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if self.tasks_per_job != 1 and not run.ranks:
             name = task["name"] if self.tasks_per_job is None else ""
             kind = json.dumps({**spec, "name": name, "detach": run.detach}, sort_keys=True)
-            if self.tasks_per_job is None:  # the oldest task is the next one
+            if self.tasks_per_job is None:  # keeps the order of all waiting tasks
                 run.kind = kind
             else:
                 key = kind
@@ -735,16 +735,17 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if not self._grouped:
             self._grouped = True
             log.warning(
-                "backend %r: tasks as short as %r (%.2g s) share jobs, %d here; "
-                "tasks_per_job=1 turns this off", self.name, name, max(times), len(keys) + 1,
+                "backend %r: tasks %r share jobs because they take at most %.2g s (%d tasks in the "
+                "first job); tasks_per_job=1 disables this",
+                self.name, name, max(times), len(keys) + 1,
             )  # fmt: skip
         return [self._waiting.pop(key).popleft() for key in keys]
 
     def _measure(self, kind: str, outcome: dict[str, Any]) -> None:
-        """Keep the run time of a task that has succeeded.
+        """Store the run time of a task that has succeeded.
 
-        If a job is lost or exceeds its limit, the next tasks of this kind run alone again, so that
-        one of them cannot end the jobs of the others again and again.
+        After a task is lost or exceeds its limit, the next tasks of this kind have their own jobs,
+        so that one of them cannot repeatedly end the jobs of others.
         """
         if "lost" in outcome or isinstance(outcome.get("exception"), TaskTimeoutError):
             self._times.pop(kind, None)
@@ -762,7 +763,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
                 program, *arguments = _python("job", str(self._order_of(job)))
                 spec |= {"executable": program, "arguments": arguments}
                 duration = spec["attributes"]["duration"]
-                # Tasks that share a job by default need no more time than one of them may take.
+                # Tasks that share a job by default are short, so the limit of one task is enough.
                 if duration is not None and self.tasks_per_job is not None:
                     duration *= len(of_job)
                     spec["attributes"] = {**spec["attributes"], "duration": duration}

@@ -10,9 +10,9 @@ Messages are lines of JSON. The first line from the program contains the setting
 `{"submit": [...]}` with specifications of `rhapsody_psij.jobs`, each with an `id`, `{"cancel":
 [...]}` with ids, `{"attach": [...]}` with the ids and the batch system's ids of jobs of an earlier
 run, `{"list": [...]}` with lines for the list of detached jobs, and `{"end": [...]}` as the last
-one, with the ids of jobs to cancel; the tasks of all others
-have ended. If that line is missing, because the program was killed or leaves its jobs, jobs whose
-specification contains `detach` continue, and all others are canceled.
+one, with the ids of jobs to cancel; the tasks of all others have ended. If that line is missing,
+because the program was killed or leaves its jobs, jobs whose specification contains `detach`
+continue, and all others are canceled.
 
 The client replies with `{"error": ...}` after a failed start, or `{}`, and then sends lists of
 reports, `[id, state, message, exit code]`. All reports that are waiting are sent together. The
@@ -91,13 +91,13 @@ COPIED = frozenset({"slurm", "pbs", "pbs_classic"})
 """Executors whose batch system copies a job's script when the job is submitted."""
 
 MAX_ARRAY = 50
-"""Maximum number of jobs in an array. The script of each contains the values of all."""
+"""Maximum number of jobs in an array, whose script contains the values of all its jobs."""
 
 MAX_OWN = 2**14
 """Maximum length of the values of a job in an array."""
 
 SAME = ("name", "resources", "attributes", "directory")
-"""Keys of a specification that the options in the script of a job contain."""
+"""Keys of a specification that determine the options in a job's script."""
 
 ARRAY = """
 _r_job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
@@ -105,7 +105,7 @@ _r_index=$SLURM_ARRAY_TASK_ID
 unset "${!SLURM_ARRAY_@}"  # a task would regard them as its own
 case $_r_index in
 """
-"""First commands of an array. The native id of an element is not its `SLURM_JOB_ID`."""
+"""First commands in the script of an array. An element's native id is not its `SLURM_JOB_ID`."""
 
 NO_ANSWER = "Failed to poll for job status"
 """Start of the message with which PSI/J fails all jobs if it cannot query the queue. The jobs
@@ -181,7 +181,7 @@ class Client:
         self._cancellations = ThreadPoolExecutor(workers)
 
     def submit(self, specs: Iterable[dict[str, Any]]) -> None:
-        """Submit jobs after those that wait for their submission, on Slurm in arrays."""
+        """Submit jobs, on Slurm in arrays, after those that already wait for their submission."""
         alike: dict[str, list[str]] = {}
         for spec in specs:
             number, job = spec.pop("id"), self._new_job()
@@ -304,7 +304,7 @@ class Client:
             jobs[number] = job
         try:
             in_array = len(jobs) > 1 and self._submitted_array([*jobs.values()])
-        except Exception as error:  # a full disk; the array may have been submitted
+        except Exception as error:  # such as a full disk; the array may have been submitted
             for number in jobs:
                 self._end(number, "REFUSED", str(error) or repr(error))
             return
@@ -332,11 +332,11 @@ class Client:
     def _submitted_array(self, jobs: Sequence[Any]) -> bool:
         """Submit jobs as an array of Slurm.
 
-        PSI/J submits one more job, whose script contains those of the others, and the others are
-        attached to the elements of the array.
+        PSI/J submits one additional job, whose script contains the scripts of all jobs. The jobs
+        are then attached to the elements of the array.
 
         Returns:
-            False if Slurm refused the array. It may accept single jobs, or one of them.
+            False if Slurm refused the array. It may still accept some of the jobs.
         """
         array = self._new_job()
         array.name, array.spec, array.around = jobs[0].name, jobs[0].spec, None
@@ -345,7 +345,11 @@ class Client:
         try:
             self._executor.submit(array)
         except psij.SubmitException as error:
-            log.warning("submitting %d jobs one by one: %s", len(jobs), str(error).strip())
+            log.warning(
+                "job array refused, submitting its %d jobs one by one: %s",
+                len(jobs),
+                str(error).strip(),
+            )
             return False
         for index, job in enumerate(jobs):
             self._executor.attach(job, f"{array.native_id}_{index}")
@@ -389,7 +393,7 @@ class Client:
                 self._report([number, "WAITING", reason, None])
 
     def _generate(self, job: Any, context: dict[str, Any], file: TextIO) -> None:
-        """Write the script of a job: PSI/J's, but with the job's own commands, if any."""
+        """Write the script of a job: PSI/J's script, but with the job's own commands, if any."""
         options, body = self._rendered(job, context)
         if job.members:
             batch: Any = self._batch
@@ -503,7 +507,7 @@ class Client:
 
 
 def made_spec(spec: dict[str, Any], executor: psij.JobExecutor) -> psij.JobSpec:
-    """Return PSI/J's specification of a job, from one of `rhapsody_psij.jobs`."""
+    """Convert a specification of `rhapsody_psij.jobs` to one of PSI/J."""
     resources = psij.ResourceSpecV1(**spec.pop("resources"))
     attributes = spec.pop("attributes")
     duration = attributes.pop("duration")

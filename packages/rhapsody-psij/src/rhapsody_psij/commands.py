@@ -1,4 +1,4 @@
-"""Commands `rhapsody submit`, `attach` and `cancel`: runs that are jobs themselves."""
+"""Commands `rhapsody submit`, `attach` and `cancel` for runs that are jobs themselves."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ ATTACH = "follow a run that was submitted with rhapsody submit"
 CANCEL = "cancel a run that was submitted with rhapsody submit"
 
 STOP_BEFORE = 120.0
-"""Default number of seconds before the time limit at which the run stops; at most a quarter."""
+"""Default number of seconds before the time limit at which the run stops; at most a quarter of the
+limit."""
 
 SYSTEMS = {"sbatch": "slurm", "bsub": "lsf", "flux": "flux"}
-"""Executors by a command of their batch system. Those of PBS have the same commands."""
+"""Executors by a command of their batch system. The executors for PBS have the same commands."""
 
 OPTIONS = {
     "account": "--account",
@@ -52,10 +53,10 @@ OPTIONS = {
 """Options of `rhapsody submit` by the setting of a job."""
 
 NEEDED_TO_CONTINUE = ("journal", "record")
-"""Options of the engine that a run needs to be continued."""
+"""Engine options without which a run cannot be continued."""
 
 POLL = 1.0
-"""Seconds between two looks at the files of a submitted run."""
+"""Seconds between two checks of the files of a submitted run."""
 
 QUERY_INTERVAL = 15.0
 """Seconds between two queries of the queue."""
@@ -219,7 +220,7 @@ def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the backend of the run, its options, and the needed engine options that are off.
 
     Raises:
-        UsageError: `rhapsody config` failed, and has printed why.
+        UsageError: `rhapsody config` failed, and has printed the reason.
     """
     command = [*RHAPSODY, "config", "--json"]
     if arguments.profile is not None:
@@ -248,7 +249,7 @@ def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parsed(options: list[str]) -> dict[str, Any]:
-    """Return the values of `KEY=VALUE` options; `rhapsody run` will report mistakes in them."""
+    """Return the values of `KEY=VALUE` options; `rhapsody run` reports mistakes in them."""
     found: dict[str, Any] = {}
     for option in options:
         key, _, text = option.partition("=")
@@ -347,7 +348,7 @@ def _run_arguments(arguments: argparse.Namespace, extra: list[str]) -> list[str]
 
 
 def _cure(message: str) -> str:
-    """Return a hint to the option that cures a refusal of Slurm's."""
+    """Return a hint that names the option to change after a refusal by Slurm."""
     option = OPTIONS.get(slurm_refusal(message).setting)
     return "" if option is None else f". To change it, use {option}"
 
@@ -357,7 +358,7 @@ def _never(reason: str, run: str) -> str | None:
     meaning = slurm_waiting(reason, first="")  # a partition that is down may come back
     if meaning is None or meaning.passes:
         return None
-    option = OPTIONS.get(meaning.setting, "options")
+    option = OPTIONS.get(meaning.setting, "set of options")
     if reason.startswith("Partition") and meaning.setting != "queue":
         option += f" or {OPTIONS['queue']}"
     return (
@@ -413,7 +414,7 @@ def _selected(text: str | None) -> Submission:
 
 
 class _Queue:
-    """Queries of the queue about one submitted run, not more often than every few seconds.
+    """Batch queue, queried about one submitted run at most once per `QUERY_INTERVAL`.
 
     Attributes:
         missing: The job that the last query did not find; `None` if there is none.
@@ -428,17 +429,17 @@ class _Queue:
         self.never: str | None = None
 
     def soon(self) -> None:
-        """Query the queue with the next check."""
+        """Query the queue in the next check."""
         self._next = 0.0
 
     def check(self, job: JobOfRun) -> EndOfRun | None:
-        """Print for what a job waits, if that has changed.
+        """Print why a job waits, if the reason has changed.
 
         Returns:
             The end of the run if the job has ended without writing the end.
         """
         submission = self._submission
-        if job.job is None and job.number > 1:  # the job before submits it, or was killed
+        if job.job is None and job.number > 1:  # the previous job submits it, or was killed
             job = submission.jobs[job.number - 2]
         if job.job is None or time.monotonic() < self._next:
             return None
@@ -474,7 +475,7 @@ class _Queue:
 
 
 def attach(arguments: argparse.Namespace) -> int:
-    """Follow a submitted run until its end; Ctrl-C leaves it.
+    """Follow a submitted run until its end. After Ctrl-C, the run continues.
 
     Returns:
         The exit code of the script.
@@ -515,7 +516,7 @@ def _followed(submission: Submission) -> EndOfRun:
         if job.run != shown and (submission.root.with_name(job.run) / "run.jsonl").exists():
             shown = job.run
             if job.number > 1:
-                _say(f"job {job.number} of this run, run {job.run}")
+                _say(f"job {job.number} of this run: run {job.run}")
             _watch(submission, job, queue)
         elif end is not None:
             return end
@@ -546,7 +547,7 @@ def _watch(submission: Submission, job: JobOfRun, queue: _Queue) -> None:
                 except subprocess.TimeoutExpired:
                     if ended:
                         status.send_signal(next(signals, signal.SIGKILL))
-        except KeyboardInterrupt:  # a terminal has sent it to both processes
+        except KeyboardInterrupt:  # the terminal has interrupted both processes
             try:
                 status.wait(1)
             except subprocess.TimeoutExpired:
@@ -566,7 +567,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     submission = _selected(arguments.run)
     name, end = submission.root.name, submission.end
     if end is not None:
-        _say(f"run {name} has ended before: {end.reason}")
+        _say(f"run {name} has already ended: {end.reason}")
     else:
         _cancel(submission)
     _cancel_detached(submission)

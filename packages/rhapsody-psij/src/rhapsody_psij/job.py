@@ -8,7 +8,7 @@ The reports are files in one directory, named after the task. A task that starts
 to the file, and the file is renamed to `UID.ended`. Outcomes are pickled dicts: `call` contains the
 result of a call as bytes; `exit_code`, `stdout`, `stderr`, `usage` and `interval` are those of an
 executable; `exception`, `lost` and `canceled` describe other ends. `seconds` is the time that the
-task took in the job, with the start of its process and its imports.
+task took in the job, including the start of its process and its imports.
 
 Job scripts create no files for their reports, because directories are slow on the file systems of
 clusters. They append lines to `HOST.log`, a file for all jobs on a host, so that only one machine

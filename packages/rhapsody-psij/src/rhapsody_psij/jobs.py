@@ -305,7 +305,7 @@ echo "$_r_uid exited $_r_begin $_r_time $_r_code $_r_memory $_r_ticks" >>"$_r_lo
 """
 """Commands of the job of a single executable, for bash. Python is started only if the program
 cannot be started, to report the error. The prefix separates variables from those of the program.
-Each process that the script starts costs about 2 ms, so it uses what is built into bash.
+Each process that the script starts takes about 2 ms, so the script uses bash's built-in commands.
 
 After SIGTERM or SIGINT, the job ends without a report, and the batch system decides how much time
 the program has.
@@ -360,7 +360,7 @@ def script_of(
         content: The order.
 
     Returns:
-        The commands that set the job's own values, and those that are the same for all jobs;
+        The commands that set the job's own values, and the commands that all jobs have in common;
         `None` if they cannot express the task.
 
     Raises:

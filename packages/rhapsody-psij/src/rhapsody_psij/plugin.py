@@ -84,7 +84,7 @@ OPTIONS = (
     BackendOption(
         "tasks_per_job",
         int,
-        help="Maximum number of tasks that share a job. Default: 1, and more for tasks whose "
+        help="Maximum number of tasks that share a job. Default: 1, or more for tasks whose "
         "measured run times are short.",
     ),
     BackendOption(
@@ -124,7 +124,7 @@ def rhapsody_backends() -> BackendSpec:
 
 @hookimpl
 def rhapsody_commands(cli: CommandLine) -> None:
-    """Add the commands for runs that are jobs themselves."""
+    """Add the commands for submitted runs."""
     from rhapsody_psij import commands
 
     cli.add_command("submit", commands.SUBMIT, commands.configure_submit, commands.submit)

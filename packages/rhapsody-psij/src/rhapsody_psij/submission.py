@@ -12,7 +12,7 @@ process, so that processes of several hosts need no locks:
 - `job-1.json`, `job-2.json`, ...: the jobs, written by the process that submits them.
 - `host-1`, `host-2`, ...: the names of the hosts on which their supervisors have started.
 - `control`: an empty file to which `rhapsody cancel` writes. The supervisor opens it every few
-  seconds, because opening a file is what makes changes of other hosts visible on NFS.
+  seconds, because on NFS, changes by other hosts become visible when a file is opened.
 - `end.json`: how the run has ended.
 - `queue`: PSI/J's files and the output of the supervisors, until the run has ended, and the list
   `jobs.jsonl`, which keeps `rhapsody clean` from removing the root.
@@ -44,7 +44,7 @@ from rhapsody_psij.detached import LIST, LeftJob, LeftJobs
 DIRECTORY, OUTPUT = "submission", "output.txt"
 
 RHAPSODY = (sys.executable, "-P", "-m", "rhapsody")
-"""Command of the command line."""
+"""Command that runs `rhapsody` with this Python."""
 
 PREFIXES = ("SLURM", "PBS_", "LSB_", "LS_", "FLUX_", "COBALT_", "PMI_", "PMIX_")
 """Prefixes of the variables that describe a job, which another job must not inherit."""
@@ -61,7 +61,7 @@ class JobOfRun:
         number: The number of the job, from 1.
         run: The name of its run directory.
         job: The id that the batch system has given to the job; `None` before it is submitted.
-        unproductive: Number of jobs before this one, in a row, in which no task has ended.
+        unproductive: Number of consecutive jobs before this one in which no task has finished.
     """
 
     number: int
@@ -92,9 +92,9 @@ class Submission:
 
     Attributes:
         root: The argument `root`.
-        description: The keys are `script`, `program`, `arguments`, `cwd`, `executor`, `spec`,
-            `walltime`, `stop_before` and `until_done`. The values of `program` are the path of the
-            script, or the name of the module, and its arguments.
+        description: The keys are `script`, `program`, `arguments`, `continued_arguments`, `cwd`,
+            `executor`, `spec`, `walltime`, `stop_before` and `until_done`. The values of `program`
+            are the path of the script, or the name of the module, and its arguments.
 
     Raises:
         OSError: The description cannot be read.
@@ -147,7 +147,7 @@ class Submission:
             return None
 
     def started(self, number: int) -> JobOfRun:
-        """Write that a job has started on this host."""
+        """Record that a job has started on this host, and return the job."""
         (self._place / f"host-{number}").write_text(socket.gethostname())
         return self.jobs[number - 1]
 
@@ -160,7 +160,7 @@ class Submission:
             return None
 
     def finish(self, end: EndOfRun) -> None:
-        """Write the end of the run, and remove what only further jobs need."""
+        """Record the end of the run, and remove the files that only further jobs need."""
         _write(self._place / "end.json", asdict(end))
         (self._place / "environment.json").unlink(missing_ok=True)
         shutil.rmtree(self._place / "queue", ignore_errors=True)
@@ -171,7 +171,7 @@ class Submission:
         return (self._place / "control").read_bytes() != b""
 
     def request_cancellation(self) -> None:
-        """Request that the supervisor ends the run."""
+        """Request the cancellation of the run by the supervisor."""
         (self._place / "control").write_bytes(b"cancel\n")
 
     @property
@@ -192,7 +192,7 @@ class Submission:
         """Submit the next job.
 
         Args:
-            unproductive: Number of jobs before it, in a row, in which no task has ended.
+            unproductive: Number of consecutive jobs before it in which no task has finished.
 
         Returns:
             The job.
@@ -222,7 +222,7 @@ class Submission:
             native = self._submit(script)
         job = JobOfRun(number, run.name, native, unproductive)
         _write(self._job_file(number), asdict(job))
-        if queue.is_dir():  # the run has not ended meanwhile
+        if queue.is_dir():  # the run has not ended in the meantime
             (queue / LIST).write_text(json.dumps({"job": native, "tasks": {}}) + "\n")
         return job
 
@@ -263,8 +263,8 @@ class Submission:
         """Return the status of a job in the batch system.
 
         Returns:
-            `"running"`, or the reason for which the job waits, which is empty if it is unknown, or
-            `None` if the job is not in the queue.
+            `"running"`, or the reason why the job waits, which is empty if it is unknown, or `None`
+            if the job is not in the queue.
 
         Raises:
             SubmissionError: The batch system does not answer.
@@ -286,7 +286,7 @@ class Submission:
         """Cancel a job that waits in the queue.
 
         Raises:
-            SubmissionError: The batch system refuses.
+            SubmissionError: The batch system refuses to cancel the job.
         """
         if self.executor == "local":
             return

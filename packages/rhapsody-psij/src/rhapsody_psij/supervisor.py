@@ -2,7 +2,7 @@
 
 It runs `rhapsody run`, ends it before the time limit of the job or when the user cancels the run,
 and submits the next job if the run is to continue. The time limit is known from the submission, so
-this works on every batch system; signals that a batch system can send before the limit differ.
+this works on every batch system. Not all of them can send a signal before the limit.
 
 A batch system that ends a job signals all its processes. The supervisor then only waits for the
 end of `rhapsody run`, which has received the same signal: a second one would kill it.
@@ -29,7 +29,7 @@ CHECK_INTERVAL = 2.0
 """Seconds between two checks of whether the user has canceled the run."""
 
 MAX_UNPRODUCTIVE = 3
-"""Number of jobs in a row in which no task ends, after which the run does not continue."""
+"""Number of consecutive jobs without a finished task after which the run does not continue."""
 
 
 class Supervisor:
@@ -141,7 +141,7 @@ class Supervisor:
         return self._limit - time.monotonic()
 
     def _status(self) -> dict[str, Any]:
-        """Return what `rhapsody status --json` says of the run of this job."""
+        """Return the output of `rhapsody status --json` for the run of this job."""
         command = [*RHAPSODY, "status", "--json", self._run.name]
         said = subprocess.run(command, stdout=subprocess.PIPE, cwd=self._description["cwd"])
         found: dict[str, Any] = json.loads(said.stdout) if said.returncode == 0 else {}
@@ -150,7 +150,7 @@ class Supervisor:
     def _continue(self, status: dict[str, Any], code: int) -> EndOfRun | None:
         """Submit the next job, unless the run makes no progress.
 
-        Jobs that may outlive the run are progress, because the next job takes them over.
+        Detached jobs count as progress, because the next job takes over their results.
 
         Returns:
             The end of the submitted run; `None` if it continues.
@@ -160,8 +160,8 @@ class Supervisor:
         unproductive = 0 if progress else self._job.unproductive + 1
         if unproductive >= MAX_UNPRODUCTIVE:
             return EndOfRun(
-                f"no task ended in {unproductive} jobs in a row, so the run does not continue; use "
-                "a longer --walltime, and submit it again",
+                f"no task finished in {unproductive} consecutive jobs, so the run does not "
+                "continue; submit it again with a longer --walltime",
                 code,
             )
         try:
@@ -169,7 +169,7 @@ class Supervisor:
             if self._submission.is_canceled:
                 self._submission.remove_from_queue(job)
                 return EndOfRun("canceled", code)
-        except Exception as error:  # PSI/J imports modules of any origin
+        except Exception as error:  # PSI/J imports third-party executors, which may raise any error
             return EndOfRun(
                 f"the job that continues the run was not submitted ({describe_error(error)}); "
                 "submit the run again to continue it",
@@ -179,7 +179,7 @@ class Supervisor:
 
 
 async def supervise(root: str, number: str) -> None:
-    """Supervise a job, and write the end of the submitted run if it does not continue."""
+    """Supervise a job, and record the end of the submitted run if it does not continue."""
     submission = Submission(Path(root))
     end = await Supervisor(submission, int(number)).run()
     if end is not None:

@@ -212,11 +212,6 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode))
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file, which may be a named pipe without a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file for reading, which another user may have replaced.
 
@@ -227,7 +222,9 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         OSError: The file cannot be opened, or it is a named pipe or a device, from which reading
             could block or never end.
     """
-    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    file = open(  # noqa: SIM115 - the caller closes it
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
     kind = kind_of(os.fstat(file.fileno()).st_mode)
     if kind is not None:
         file.close()
