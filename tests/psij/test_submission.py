@@ -232,7 +232,8 @@ def test_leaving_leaves_the_run_and_canceling_ends_it_like_ctrl_c(place: Path) -
     following = [sys.executable, "-m", "rhapsody", "attach"]
     with subprocess.Popen(following, stdout=subprocess.PIPE, text=True) as left:
         assert left.stdout is not None
-        assert "1 running" in left.stdout.readline()
+        while "1 running" not in (line := left.stdout.readline()):
+            assert line  # the record may be written a moment after the task has started
         left.send_signal(signal.SIGINT)
         assert "continues" in left.stdout.read()
     assert left.returncode == 0
