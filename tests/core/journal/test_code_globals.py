@@ -566,3 +566,68 @@ def test_a_library_that_an_earlier_task_loaded_does_not_count(
     loaded = key_of(keys, of_library).digest
     monkeypatch.delitem(sys.modules, "colorsys")
     assert key_of(keys_in(tmp_path), of_library).digest == loaded
+
+
+IMPORTED = {
+    "list": "lz.TOTAL.append(a)",
+    "set": "lz.RATE = a",
+    "new": "lz.NEW = a",
+    "deleted": "del lz.RATE",
+    "generator": "return lz.rng.random()",
+    "class": "lz.Settings.rate = a",
+    "instance": "lz.settings.rate = a",
+    "function": "lz.g = lambda: a",
+    "its own function": "lz.set_rate(a)",
+    "inner module": "lz.inner.RATE = a",
+}
+
+
+@pytest.mark.parametrize("spelling", ["import lz", "from lz import TOTAL\n    import lz"])
+@pytest.mark.parametrize("how", IMPORTED)
+def test_a_change_of_a_module_that_the_task_imports_first_is_noticed(
+    how: str, spelling: str, tmp_path: Path
+) -> None:
+    text = (
+        "import random\nimport lz_inner as inner\nTOTAL = [1]\nRATE = 1\nrng = random.Random(1)\n"
+        "class Settings:\n    rate = 1\nsettings = Settings()\n"
+        "def g():\n    return 1\n"
+        "def set_rate(a):\n    global RATE\n    RATE = a\n"
+        "inner.ADDED = 1\n"
+    )
+    main = (
+        f"def f(a):\n    {spelling}\n    {IMPORTED[how]}\n"
+        "def g(a):\n    import lz\n    return lz.RATE\n"
+    )
+    write(tmp_path, {"main.py": main, "lz.py": text, "lz_inner.py": "RATE = 1\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        reading, changing = (
+            described(each, 8, shares_memory=True) for each in (program.g, program.f)
+        )
+        read, changed = (keys.of(task, {}, {}) for task in (reading, changing))
+        program.g(8)
+        keys.begin()
+        keys.require_same_values(reading, read)
+        program.f(8)
+        keys.begin()
+        with pytest.raises(
+            UnhashableError, match=r"in module 'lz\w*' has changed .* at the top of"
+        ):
+            keys.require_same_values(changing, changed)
+
+
+def test_a_module_that_a_task_imports_may_fill_its_caches(tmp_path: Path) -> None:
+    text = (
+        "import functools\nCACHE = {}\nmodel = None\n@functools.cache\ndef g(a):\n    return a\n"
+        "def load(a):\n    global model\n    model = CACHE[a] = g(a)\n    return model\n"
+    )
+    main = "def f(a):\n    import lz\n    return lz.load(a)\n"
+    write(tmp_path, {"main.py": main, "lz.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        program.f(8)
+        keys.begin()
+        keys.require_same_values(task, key)
+        assert keys.of(task, {}, {}).digest == key.digest

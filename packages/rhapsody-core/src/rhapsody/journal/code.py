@@ -78,7 +78,7 @@ _OF_MODULES = frozenset(
 """Module variables that the import system sets; their values depend on whether a program is run or
 imported."""
 
-_NOT_OF_MODULES = _OF_MODULES | {
+NOT_OF_MODULES = _OF_MODULES | {
     "__builtins__", "__doc__", "__annotations__", "__annotate__", "__warningregistry__",
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ _ARGUMENT_READERS = (
 )  # fmt: skip
 """Prefixes of the names of libraries that read command-line arguments."""
 
-_OF_CLASSES = frozenset((
+OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
     "__firstlineno__", "__static_attributes__", "__orig_bases__",
@@ -198,6 +198,8 @@ class CodeFingerprint:
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
             or a name that matches `_OPENS`.
         reads_arguments: True if the code uses a library that reads command-line arguments.
+        absent: Names of modules whose variables do not count, because they were not loaded when
+            the code was inspected first.
     """
 
     def __init__(self, program: Program) -> None:
@@ -233,6 +235,7 @@ class CodeFingerprint:
         self.starts_programs: bool = False
         self.may_open: bool = False
         self.reads_arguments: bool = False
+        self.absent: set[str] = set()
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
@@ -529,7 +532,7 @@ class CodeFingerprint:
         if (
             known not in memos
             and (id(cell), "") not in memos
-            and not (_is_empty(value) and name in self._program.names(code).filled)
+            and not (is_empty(value) and name in self._program.names(code).filled)
         ):
             return False
         memos[known] = owner
@@ -588,7 +591,7 @@ class CodeFingerprint:
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
         if made and "__dataclass_fields__" in vars(cls):
             self._used(f"the fields of {name}", _fields_of(cls))
-        self._attributes(vars(cls), name, _OF_CLASSES, made=made, owner=cls)
+        self._attributes(vars(cls), name, OF_CLASSES, made=made, owner=cls)
 
     def _attributes(
         self,
@@ -612,10 +615,10 @@ class CodeFingerprint:
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
-            if attribute in without or (without is _NOT_OF_MODULES and id(value) in _IMPORTERS):
+            if attribute in without or (without is NOT_OF_MODULES and id(value) in _IMPORTERS):
                 continue
             known = (id(owner), attribute) in self._program.memos
-            if owner is not None and (known or _is_empty(value)):
+            if owner is not None and (known or is_empty(value)):
                 self._compare(attributes, attribute, value, owner)
                 part = f"{attribute} of {name}"
                 self._empty.append((part, attributes, attribute, value, owner))
@@ -743,7 +746,7 @@ class CodeFingerprint:
             self._filled.add((id(variables), name))
         self._globals.add((id(variables), name))
         self._compare(variables, name, value)
-        if _is_empty(value) or (id(variables), name) in self._program.memos:
+        if is_empty(value) or (id(variables), name) in self._program.memos:
             self._empty.append((part, variables, name, value, variables))
         else:
             self._used(part, value)
@@ -869,7 +872,7 @@ class CodeFingerprint:
             if found is not None and self._is_own(found):
                 self._used(f"{name} imported by {user}", found)
         else:  # `globals()`, `eval` and `exec` see all variables
-            self._attributes(variables, f"the globals around {user}", _NOT_OF_MODULES)
+            self._attributes(variables, f"the globals around {user}", NOT_OF_MODULES)
         return True
 
     def _environment(
@@ -917,13 +920,16 @@ class CodeFingerprint:
         """Return a module, or `None` if it was not loaded when it was first looked up.
 
         The variables of a module that a task loads later are ignored, so that the next equal task
-        has the same key. A module of a library must have been loaded when the run began, because a
-        reused task does not load it.
+        has the same key; `ImportedModules` notices when a task changes them. A module of a library
+        must have been loaded when the run began, because a reused task does not load it.
         """
         program, found = self._program, sys.modules.get(name)
         if found is None or not (name in program.loaded or self._is_own(found)):
             program.unloaded.add(name)
-        return None if name in program.unloaded else found
+        if name not in program.unloaded:
+            return found
+        self.absent.add(name)
+        return None
 
     def _module(
         self, name: str, spec: ModuleSpec | None, whole: types.ModuleType | None = None
@@ -945,7 +951,7 @@ class CodeFingerprint:
             return
         part = f"module {name if file is None else self._program.place(file)}"
         if whole is not None:
-            self._attributes(variables, part, _NOT_OF_MODULES)
+            self._attributes(variables, part, NOT_OF_MODULES)
         if file is None:
             return
         if not variables and spec is not None:  # its loader can read it from a zip file
@@ -1059,7 +1065,8 @@ def _is_script(module: object) -> bool:
     return module in ("__main__", "__mp_main__")
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
+    """Return True for `None` and for empty containers, which may be caches that tasks fill."""
     return value is None or (type(value) in _EMPTY and not value)
 
 

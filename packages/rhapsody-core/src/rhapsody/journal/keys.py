@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.environments import SETTINGS
 from rhapsody.journal.code import CodeFingerprint
+from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.sdk.calls import argument_name
@@ -147,6 +148,7 @@ class Keys:
     Attributes:
         codes: For each `Key.code`, its parts and the first line numbers of the functions among
             them, as text (see `as_text`).
+        imported: The states of the program's modules that tasks import.
     """
 
     program: Program
@@ -154,8 +156,10 @@ class Keys:
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _checked: dict[_Known, bool] = field(default_factory=dict)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
+    imported: ImportedModules = field(init=False)
 
     def __post_init__(self) -> None:
+        self.imported = ImportedModules(self.program)
         self._fingerprint = CodeFingerprint(self.program)
 
     def of(
@@ -442,6 +446,13 @@ class Keys:
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
             raise UnhashableError(_changed_in_place(what))
+        for module in () if used is None else used.found.absent:
+            if (variable := self.imported.changed(module)) is not None:
+                raise UnhashableError(
+                    f"{variable!r} in module {module!r} has changed since a task imported the "
+                    "module, and a reused result would not repeat the change: import the module at "
+                    "the top of the program, or let the function return what it changes"
+                )
         if not key.arguments:
             return
         self._fingerprint.begin(task.get("sandbox") or "")
