@@ -437,6 +437,28 @@ async def test_no_two_tasks_see_different_versions_of_a_file_that_was_made_again
     assert len(set(found)) == 1
 
 
+async def test_a_file_that_is_made_again_with_other_content_stays(here: Path) -> None:
+    def program(*words: str) -> Program:
+        async def use(flow: WorkflowEngine) -> list[str]:
+            run = command(flow, here)
+            random = "head -c 9 /dev/urandom | od -A n -t x1 > made.txt"
+            made = run("make", random, OutputFile("made.txt"))
+            return [await run(word, "cat made.txt", made, InputFile("made.txt")) for word in words]
+
+        return use
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program()(flow)
+    for path in (here / ".rhapsody").rglob("made.txt"):
+        path.unlink()
+    found = []
+    for words in (["one"], ["one"], ["one", "two"]):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            found += await program(*words)(flow)
+    assert len(set(found)) == 1
+    assert ran(here) == ["make", "make", "one", "two"]
+
+
 async def test_missing_files_are_reported_before_their_tasks_run(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

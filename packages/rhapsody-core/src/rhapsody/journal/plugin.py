@@ -576,9 +576,10 @@ class Journal:
     def _made_again(self, record: Record, call: str) -> DataError | None:
         """Record files that a task has produced again after its result was reused.
 
-        If the content of the files differs, the files are used only by this run, and only if the
-        run has reused no result that depends on the old content: the tasks of a run must not see
-        two versions of a file.
+        If the content of the files differs, it replaces the old content only if the run has reused
+        no result that depends on the latter: the tasks of a run must not see two versions of a
+        file. It is used only by this run if a reused task is repeated with it, since the recorded
+        result of that task belongs to the old content.
 
         Returns:
             The error for the task if such a result was reused, otherwise `None`. After an error,
@@ -592,9 +593,6 @@ class Journal:
         if files is None or former is None:  # another plugin found the result
             return None
         changed = self._outputs.changed(former, files)
-        if not changed:
-            self._store.replace_files(recording, files)
-            return None
         waiting, name = set(map(_call, record.made_for)), record.task["name"]
         reused = [
             f"the result of task {reader!r} (task.{uid.rpartition('.')[2]})"
@@ -602,10 +600,12 @@ class Journal:
             for uid, reader in self._readers.get(path, {}).items()
             if uid not in waiting
         ]
-        if not reused and not self._has_value(recording, record.value):
+        if changed and not reused and not self._has_value(recording, record.value):
             reused = ["its previous result"]
         if not reused:
             self._files.gone |= changed  # for lookups that are still to come
+            if not changed or waiting.isdisjoint(self._noted):
+                self._store.replace_files(recording, files)
             return None
         self._store.forget(recording)
         files_named = ", ".join(sorted({repr(os.path.basename(path)) for path in changed}))
