@@ -29,7 +29,8 @@ async def main(place: Path, shared: int, names: Sequence[str]) -> None:
     backend = PsijExecutionBackend(
         "slurm", detach=True, tasks_per_job=shared, poll_interval=1, max_jobs=max_jobs
     )
-    options: dict[str, Any] = {"journal": place / "journal.sqlite", "record": True}
+    journal = place / os.environ.get("JOURNAL", "journal.sqlite")
+    options: dict[str, Any] = {"journal": journal, "record": True}
     async with WorkflowEngine.create(backend, **options) as flow:
 
         @flow.function_task

@@ -20,7 +20,7 @@ import pytest
 
 from rhapsody import BackendUnavailableError
 from rhapsody_psij import PsijExecutionBackend
-from rhapsody_psij.detached import LIST, LOCK, LeftJob, LeftJobs, locked, succeeded
+from rhapsody_psij.detached import JOURNAL, LIST, LOCK, LeftJob, LeftJobs, locked, succeeded
 from tests._support.slurm import until_no_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +176,22 @@ def test_jobs_whose_tasks_are_no_longer_called_are_canceled(tmp_path: Path) -> N
     assert "end program" not in (tmp_path / "log").read_text()
 
 
+@on_slurm
+def test_another_program_leaves_the_jobs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(tmp_path, 2)
+    (tmp_path / "gate").touch()
+    with monkeypatch.context() as other:
+        other.setenv("JOURNAL", "other.sqlite")
+        assert finished(started(tmp_path, 1, "function")) == "[0, 1]\n"
+    assert finished(started(tmp_path)) == RESULTS
+    lines = (tmp_path / "log").read_text().splitlines()
+    for name in NAMES:
+        assert lines.count(f"start {name}") == (2 if name.startswith("function") else 1)
+    until_no_jobs()
+
+
 # Without Slurm.
 
 
@@ -196,7 +212,9 @@ def test_only_ended_runs_in_private_directories_are_taken_over(tmp_path: Path) -
     lock = locked(left(tmp_path, "psij-3", "three") / LOCK, wait=False)
     assert lock is not None
     (tmp_path / "psij-4").symlink_to(mine)
-    found = LeftJobs.take_over(str(tmp_path / "psij-*"))
+    (mine / JOURNAL).write_bytes(b"/mine.sqlite")
+    assert LeftJobs.take_over(str(tmp_path / "psij-*"), journal=b"/other.sqlite").jobs == []
+    found = LeftJobs.take_over(str(tmp_path / "psij-*"), journal=b"/mine.sqlite")
     assert found.tasks.keys() == {"one"}
     job, uid = found.tasks["one"]
     assert (job.native, uid) == ("7", "a.task.000001.1")

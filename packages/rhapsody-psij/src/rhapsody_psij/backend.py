@@ -406,9 +406,11 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._reports.mkdir(mode=0o700)
         if self.detach:
             self._lock = detached.locked(self._directory / detached.LOCK, wait=True)
+            journal = os.fsencode(self.session.journal)
+            (self._directory / detached.JOURNAL).write_bytes(journal)
             if self.session.earlier:
                 pattern = os.path.join(self.session.earlier, f"{self._prefix}*")
-                self._left = detached.LeftJobs.take_over(pattern)
+                self._left = detached.LeftJobs.take_over(pattern, journal=journal)
 
     def _attach(self) -> None:
         """Let the client watch the jobs of earlier runs, which it cancels at the end."""

@@ -3,9 +3,9 @@
 Each backend object with `detach=True` has a directory that only the user can access. The client
 lists there every job that it has submitted, in `jobs.jsonl`, and the jobs write their reports
 there. The list also names the tasks that take over jobs of earlier runs, for `rhapsody status`. The
-program and the client each hold a lock while they run. The next run takes over the directories
-whose program and client have ended. It finds the job of a task by the task's identity, and removes
-the directories when it ends properly.
+program and the client each hold a lock while they run. The next run with the same journal takes
+over the directories whose program and client have ended. It finds the job of a task by the task's
+identity, and removes the directories when it ends properly.
 
 A task is not taken over if one of the files that its arguments name has changed since the job was
 submitted. Files that did not exist then are regarded as outputs.
@@ -33,7 +33,7 @@ from rhapsody_psij.job import read_log, read_outcome
 
 log: logging.Logger = logging.getLogger(__name__)
 
-LIST, LOCK = "jobs.jsonl", "program.lock"
+LIST, LOCK, JOURNAL = "jobs.jsonl", "program.lock", "journal"
 
 
 @dataclass(slots=True, eq=False)
@@ -89,10 +89,14 @@ class LeftJobs:
     _locks: dict[Path, int] = field(default_factory=dict)
 
     @classmethod
-    def take_over(cls, *patterns: str) -> LeftJobs:
+    def take_over(cls, *patterns: str, journal: bytes | None = None) -> LeftJobs:
         """Take over the directories that match a pattern and whose program has ended.
 
         Waits until the clients of these programs have ended, which is a matter of seconds.
+
+        Args:
+            *patterns: The patterns, as for `glob.glob`.
+            journal: The path of the journal that the programs had, or `None` for any.
 
         Returns:
             The jobs in these directories.
@@ -103,6 +107,8 @@ class LeftJobs:
         for path in sorted(paths, key=lambda path: path.stat().st_mtime):
             if not _is_private(path.parent):
                 log.warning("ignoring %s: other users could write to it", path.parent)
+                continue
+            if journal is not None and _journal_of(path.parent) != journal:
                 continue
             lock = locked(path.parent / LOCK, wait=False)
             if lock is None:  # the program is running
@@ -181,6 +187,12 @@ def locked(path: Path, *, wait: bool) -> int | None:
         os.close(file)
         raise
     return file
+
+
+def _journal_of(directory: Path) -> bytes | None:
+    with suppress(FileNotFoundError):
+        return (directory / JOURNAL).read_bytes()
+    return None
 
 
 def _is_private(directory: Path) -> bool:

@@ -67,6 +67,7 @@ class Session:
             already been changed. The session does not create the directory.
         earlier: The pattern, as for `glob.glob`, of the directories that were `path` in earlier
             runs. Set by the engine together with `path`; otherwise empty.
+        journal: The path of the engine's journal, or an empty string. Set by the engine.
         signal: The number of the signal because of which the engine shuts the backend down, such as
             `signal.SIGTERM`; 0 otherwise. Set by the engine before `shutdown` is called.
     """
@@ -74,6 +75,7 @@ class Session:
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
     path: str = field(default_factory=_current)
     earlier: str = ""
+    journal: str = ""
     signal: int = 0
     _made_in: str = field(init=False, repr=False, compare=False)
 

@@ -175,7 +175,7 @@ def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
 
 
 async def attach(
-    options: EngineOptions, *, stager: Stager, owned: list[BaseExecutionBackend]
+    options: EngineOptions, *, stager: Stager, journal: str, owned: list[BaseExecutionBackend]
 ) -> dict[str, BaseExecutionBackend]:
     """Start the backends of an engine; the first one is the default.
 
@@ -184,6 +184,7 @@ async def attach(
     Args:
         options: The engine's options.
         stager: The engine's stager; backends that this call starts use its directory.
+        journal: The path of the engine's journal, or an empty string.
         owned: List to which this call adds the backends that it starts, for a later `shut_down`.
 
     Returns:
@@ -227,7 +228,7 @@ async def attach(
             if inspect.isawaitable(state):
                 state = await state
             if str(state) != "running":
-                _settle_in(made, stager)
+                _settle_in(made, stager, journal)
                 owned.append(made)
             if inspect.isawaitable(made):
                 made = await made
@@ -281,9 +282,11 @@ def _label(given: Any, made: BaseExecutionBackend) -> str:
     return made.name or type(made).__name__
 
 
-def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
-    """Set the backend's session directory to the engine's, unless the user chose one."""
+def _settle_in(backend: BaseExecutionBackend, stager: Stager, journal: str) -> None:
+    """Set the session's journal, and its directory unless the user chose one."""
     session = getattr(backend, "session", None)
+    if isinstance(session, Session):
+        session.journal = journal
     if isinstance(session, Session) and not session.chosen:
         alone = backend.name in (EMBEDDED, DRY_RUN)  # these keep no files except sandboxes
         session.path = os.path.abspath(stager.work_dir if alone else stager.settle())

@@ -215,7 +215,9 @@ class WorkflowEngine(OlderNames):
         clock = runtime.background.clock
         engine._began = clock.monotonic()
         owned: list[BaseExecutionBackend] = []
-        starting = attach(options, stager=runtime.stager, owned=owned)
+        starting = attach(
+            options, stager=runtime.stager, journal=engine._built_in.journal, owned=owned
+        )
         try:
             if options.handle_signals:
                 starting = signal_registry.guard(starting)

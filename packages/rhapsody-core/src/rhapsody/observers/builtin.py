@@ -276,6 +276,11 @@ class BuiltIn:
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
+    def journal(self) -> str:
+        """The path of the journal, or an empty string."""
+        return "" if self._journal is None else str(self._journal.path)
+
+    @property
     def shows_output(self) -> bool:
         """True if one of the observers shows the output of tasks."""
         return self._progress is not None and self._progress.shows_output
