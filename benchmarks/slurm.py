@@ -59,6 +59,8 @@ def nothing() -> None:
 
 def nap() -> None:
     """Sleep for 50 ms."""
+    import time  # Parsl sends functions of this script without the script's imports
+
     time.sleep(0.05)
 
 

@@ -150,6 +150,24 @@ def test_a_program_is_not_submitted_twice_and_its_early_errors_are_shown(place: 
     assert "\x1b" not in said
 
 
+def test_of_two_submissions_at_the_same_moment_only_one_is_submitted(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create(description: dict[str, object]) -> Submission:
+        made.append(made_by(description))
+        if len(made) == 1:  # the other one starts now, and is not stopped by its first check
+            made.append(made_by(description))
+        return made[0]
+
+    made_by, made = Submission.create, list[Submission]()
+    monkeypatch.setattr(Submission, "create", create)
+    assert main(["submit", str(place / "steps.py"), "--executor=local"]) == 1
+    assert f"run {made[1].root.name} of the same program" in capsys.readouterr().err
+    assert [path.parent for path in Path().resolve().glob(".rhapsody/2*/submission")] == [
+        made[1].root
+    ]
+
+
 def test_attach_ends_although_the_record_does_not_show_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -224,6 +242,29 @@ def test_a_run_without_progress_does_not_continue_for_ever() -> None:
     )  # fmt: skip
     assert "--walltime" in rhapsody("attach", code=143)
     assert len(run.jobs) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-b", "psij", "-o", "walltme=3"], "backend 'psij' has no option 'walltme'"),
+        (["-b", "local", "-o", "cores=many"], "cores"),
+        (["-b", "psjj"], "Did you mean 'psij'?"),
+    ],
+)
+def test_wrong_settings_of_the_backend_are_reported_before_the_job_waits(
+    words: list[str], message: str
+) -> None:
+    assert message in rhapsody("submit", "steps.py", "--executor=local", *words, code=2)
+    assert not Path(".rhapsody").exists()
+
+
+def test_the_settings_of_a_profile_are_checked_too(place: Path) -> None:
+    (place / "rhapsody.toml").write_text(
+        '[profile.site]\nbackend = "psij"\n[profile.site.options]\nmax_jobs = "three"\n'
+    )
+    words = ["submit", "steps.py", "--executor=local", "--profile=site"]
+    assert "max_jobs" in rhapsody(*words, code=2)
 
 
 def test_leaving_leaves_the_run_and_canceling_ends_it_like_ctrl_c(place: Path) -> None:

@@ -49,6 +49,8 @@ def test_a_partition_that_goes_down_while_a_job_waits_can_come_back() -> None:
         ("Required partition not available (inactive or drain)", ("queue", False)),
         ("Requested time limit is invalid (missing or exceeds some limit)", ("walltime", False)),
         ("Requested node configuration is not available", ("cores", False)),
+        ("sbatch: unrecognized option '--foo=bar'", ("attributes", False)),
+        ("sbatch: option '--ex=n1' is ambiguous; possibilities: ...", ("attributes", False)),
         ("AssocMaxSubmitJobLimit; Job violates accounting/QOS policy", ("", True)),
         ("Unable to contact slurm controller (connect failure)", ("", True)),
         ("Unspecified error", ("", False)),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import Resources, SubmissionError
+from rhapsody.backends import backend_from_options
 from rhapsody.plugins import UsageError
 from rhapsody.sdk import end_of_file, escaped, mask, seconds, slurm_refusal, slurm_waiting
 from rhapsody_psij.detached import LeftJobs
@@ -116,7 +117,7 @@ def submit(arguments: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        UsageError: An argument is invalid.
+        UsageError: An argument or a setting of the backend is invalid.
         SubmissionError: The batch system refuses the job, or the same program was submitted before
             and has not ended.
     """
@@ -135,6 +136,7 @@ def submit(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"--stop-before {arguments.stop_before} must be less than the time limit of the job"
         )
+    backend_from_options(profile["backend"], profile["options"])  # the job would fail only later
     extra = _extra(arguments, profile, walltime)
     given = _run_arguments(arguments, extra)
     named = str(arguments.module or os.path.abspath(arguments.script))
@@ -155,11 +157,13 @@ def submit(arguments: argparse.Namespace) -> int:
         }
     )
     try:
-        job = submission.submit()
-    except BaseException as error:
-        shutil.rmtree(submission.root)
-        if isinstance(error, SubmissionError):
+        _require_ended(program, without=submission)  # one that was submitted at the same moment
+        try:
+            job = submission.submit()
+        except SubmissionError as error:
             raise SubmissionError(f"the job was refused: {error}{_cure(str(error))}") from None
+    except BaseException:
+        shutil.rmtree(submission.root)
         raise
     digits = submission.root.name[-4:]
     _say(f"run {submission.root.name}: {_job_text(submission, job)} submitted")
@@ -168,8 +172,12 @@ def submit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_ended(program: list[str]) -> None:
+def _require_ended(program: list[str], without: Submission | None = None) -> None:
     """Require that all submitted runs of a program, with the same arguments, have ended.
+
+    Args:
+        program: The program and its arguments.
+        without: The submission that is exempt.
 
     Raises:
         SubmissionError: One of them has not ended.
@@ -177,6 +185,13 @@ def _require_ended(program: list[str]) -> None:
     for submission in _own():
         if submission.description.get("program") != program or submission.end is not None:
             continue
+        if without is not None and submission.root == without.root:
+            continue
+        if not submission.jobs:  # its `rhapsody submit` is about to submit the first one, or died
+            raise SubmissionError(
+                f"run {submission.root.name} of the same program and arguments is being submitted; "
+                f"if its rhapsody submit was killed, remove {os.path.relpath(submission.root)}"
+            )
         queue, job = _Queue(submission), submission.jobs[-1]
         end = queue.check(job)
         if queue.missing is not None:

@@ -14,7 +14,7 @@ import inspect
 import sys
 import threading
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -746,14 +746,16 @@ def check_attributes(
 # Backends from settings that users write as text: `KEY=VALUE` with a TOML value.
 
 
-def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBackend:
-    """Create a backend from settings in text form, such as those of a command line.
+def backend_from_options(
+    name: str, options: Iterable[str] | Mapping[str, Any]
+) -> BaseExecutionBackend:
+    """Create a backend from settings of a command line or a profile.
 
     Args:
         name: The name of the backend.
-        options: Strings such as `cores=2`. A setting is passed to the backend's class as the
+        options: Strings such as `cores=2`, of which the last one for a setting applies, or the
+            values of the settings by name. A setting is passed to the backend's class as the
             argument with its name or, if the class has no such argument, as an item of `resources`.
-            If a setting is repeated, its last value applies.
 
     Returns:
         The backend, not started.
@@ -762,7 +764,8 @@ def backend_from_options(name: str, options: Iterable[str]) -> BaseExecutionBack
         UsageError: The backend cannot be used, a string is malformed, or the backend does not
             accept a setting.
     """
-    return make_backend(name, parse_options(options))
+    values = options if isinstance(options, Mapping) else parse_options(options)
+    return make_backend(name, values)
 
 
 def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
@@ -834,7 +837,7 @@ def check_option_names(name: str, options: Iterable[str]) -> None:
             raise ValueError(f"backend {name!r} has no option {option!r}; {hint}")
 
 
-def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
+def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:
     """Create a backend from parsed settings; see `backend_from_options`.
 
     Returns:

@@ -34,7 +34,12 @@ REFUSALS = (
     ("queue", False, r"invalid partition|partition not available|to use this partition"),
     ("walltime", False, r"time limit is invalid|time limit specification|MaxWall"),
     ("memory", False, r"memory|MaxMem"),
-    ("attributes", False, r"qos spec|invalid qos|gres|feature|constraint|reservation|dependency"),
+    (
+        "attributes",
+        False,
+        r"unrecognized option|option '.*' (is ambiguous|requires|doesn't allow)|qos spec"
+        r"|invalid qos|gres|feature|constraint|reservation|dependency",
+    ),
     ("nodes", False, r"node count|MaxNode"),
     ("cores", False, r"node configuration|processors|cpu count|MaxCpu"),
 )
