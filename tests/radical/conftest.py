@@ -93,12 +93,17 @@ WITHOUT_PILOT = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one process run all tests with a pilot: two pilots overload a machine of two cores."""
+    """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
+
+    Tests outside this directory, which `nox -s slurm` also runs, are distributed one by one.
+    """
 
     without_pilot = {HERE / name for name in WITHOUT_PILOT}
 
     def group(nodeid: str) -> str:
         file = config.rootpath / nodeid.partition("::")[0]
+        if file.parent != HERE:
+            return nodeid
         return str(file) if file in without_pilot else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
