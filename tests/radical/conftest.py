@@ -95,8 +95,10 @@ WITHOUT_PILOT = {
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
 
-    Tests outside this directory, which `nox -s slurm` also runs, are distributed one by one.
+    `nox -s slurm`, whose tests mostly wait, runs one file with pilots beside another, and distributes
+    the tests of other directories one by one.
     """
+    only_slurm = config.getoption("markexpr") == "slurm"
 
     without_pilot = {HERE / name for name in WITHOUT_PILOT}
 
@@ -104,7 +106,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         file = config.rootpath / nodeid.partition("::")[0]
         if file.parent != HERE:
             return nodeid
-        return str(file) if file in without_pilot else "pilots"
+        return str(file) if file in without_pilot or only_slurm else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
     scheduler._split_scope = group

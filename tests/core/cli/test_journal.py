@@ -31,6 +31,17 @@ def test_without_journals_it_says_so(place: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("what", ["show", "explain", "verify", "prune"])
+def test_a_link_that_leads_nowhere_is_refused(what: str, place: Place) -> None:
+    journals = place.path / ".rhapsody" / "journals"
+    journals.mkdir(parents=True)
+    (journals / "wf.sqlite").symlink_to("missing")
+    done = place.journal(what)
+    assert done.returncode != 0
+    assert "wf.sqlite is not a regular file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_show_lists_the_runs(place: Place) -> None:
     place.write("bad")
     place.run()

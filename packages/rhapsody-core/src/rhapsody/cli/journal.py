@@ -71,7 +71,7 @@ def _journals(given: str | None) -> list[Path]:
     """Return the path `given` or, if it is `None`, all journals in the order of their last use."""
     if given is not None:
         return [Path(os.path.abspath(given))]
-    return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)
+    return sorted(_directory().glob("*.sqlite"), key=lambda path: path.lstat().st_mtime)
 
 
 def _show(path: Path) -> int:
@@ -113,14 +113,14 @@ def _prune(found: list[Path], older: str | None) -> int:
     before = None if older is None else time.time() - age(older)
     code, freed, removed = DONE, 0, 0
     for path in found:
-        size = path.stat().st_size
+        about = path.lstat()  # a link that leads nowhere is reported below
         try:
-            if before is not None and path.stat().st_mtime < before:
+            if before is not None and about.st_mtime < before:
                 Store.remove(path)
-                freed, removed = freed + size, removed + 1
+                freed, removed = freed + about.st_size, removed + 1
             else:
                 Store(path, shared=False).prune()
-                freed += size - path.stat().st_size
+                freed += about.st_size - path.stat().st_size
         except JournalError as error:
             complain(str(error))
             code = FAILED
