@@ -381,6 +381,7 @@ def test_a_program_counts_with_its_place_on_the_path_and_its_content(
     "word",
     [
         "--in={}", "-I{}", "a,{}", "in:{}", "@{}", "{}#top", "cat <'{}'", "x; cat {} >/dev/null",
+        "cat <> {}", 'cat <>"{}"', "cat 0<>{}",
         "tool -I{}", 'python -c "open(\\"{}\\")"', "cat $PLACE/data.txt", "cat ${{PLACE}}/data.txt",
         'cat "${{PLACE}}"/data.txt', "cat '$PLACE/a file.txt'", r"cat $PLACE/a\ file.txt",
         "cat ${{DIRECTORY}}/data.txt", "x" * 5000 + "; cat {}",

@@ -43,8 +43,8 @@ _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 
 _SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
-_REDIRECTION = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
-_BEFORE_OUTPUT = re.compile(r">[|&]?\s*$")
+_REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
+_BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _IN_NAMES = re.compile(r"[=:,@#]")  # in names such as `T=300.dat`, or before a path
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
@@ -581,7 +581,7 @@ def _quoted(text: str) -> list[str]:
     former = ""
     try:
         for word in reader:
-            if not former.endswith((">", ">|")):
+            if not former.endswith((">", ">|")) or former.endswith("<>"):
                 words += [word, *filter(None, [word.partition("=")[2]])]
                 if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
                     words += _quoted(word)
