@@ -95,7 +95,7 @@ WITHOUT_PILOT = {
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
 
-    `nox -s slurm`, whose tests mostly wait, runs one file with pilots beside another, and distributes
+    `nox -s slurm`, whose tests mostly wait, runs files with pilots side by side, and distributes
     the tests of other directories one by one.
     """
     only_slurm = config.getoption("markexpr") == "slurm"
