@@ -59,6 +59,17 @@ def test_a_link_keeps_the_name_it_was_given_by(here: Path) -> None:
     assert InputFile("latest.csv").filename == "latest.csv"
 
 
+def test_a_parent_of_a_link_is_that_of_its_target(here: Path) -> None:
+    (here / "other" / "inner").mkdir(parents=True)
+    (here / "current").symlink_to("other/inner")
+    for directory in (here, here / "other"):
+        (directory / "x.txt").write_text(directory.name)
+    assert Path(InputFile("current/../x.txt").filepath or "").read_text() == "other"
+    assert InputFile("other/../x.txt").local_file == "other/../x.txt"
+    (here / "x.txt").unlink()
+    assert InputFile("current/../x.txt").filepath == here / "other" / "x.txt"
+
+
 def test_a_directory_can_be_an_input(here: Path) -> None:
     (here / "index").mkdir()
     assert InputFile("index/").filename == "index"

@@ -472,6 +472,8 @@ class InputFile(File):
             if base in ("", ".", ".."):
                 base = os.path.basename(os.path.abspath(given))
             if os.path.exists(given):
+                if ".." in given and _leads_elsewhere(given):
+                    given = os.path.realpath(given)
                 local, path = given, Path(os.path.abspath(given))
                 if not base:
                     raise DataError(
@@ -833,6 +835,12 @@ def _name_in_url(url: str) -> str:
         raise DataError(f"InputFile({without_secrets(url)!r}): invalid URL: {error}") from None
     unusable = name in ("", ".", "..") or "\0" in name or name.startswith(RESERVED)
     return "downloaded_file" if unusable else _NO_NAME.sub("_", name)
+
+
+def _leads_elsewhere(path: str) -> bool:
+    """Return True if a path has a `..` after a link, so that its text leads to another file."""
+    plain = os.path.abspath(path)
+    return not (os.path.exists(plain) and os.path.samefile(plain, path))
 
 
 def _text(kind: str, given: object) -> str:
