@@ -10,6 +10,7 @@ import pytest
 
 from rhapsody import BackendUnavailableError, CapabilityError, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.jobs import WorkerJobs
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -57,6 +58,30 @@ async def test_a_refused_job_fails_the_start_with_the_sentence_and_the_argument(
                 await flow.function_task(int)(1)
     assert "Invalid account or account/partition" in str(caught.value)
     assert "'account' in cluster_kwargs (now 'ABC123')" in str(caught.value)
+
+
+SCRIPT = """#!/bin/sh
+stat -c %a "$1" "${{1%/*}}" >{0}
+grep -c distributed.cli.dask_worker "$1" >>{0}
+echo Submitted batch job 1
+"""
+
+
+async def test_other_users_cannot_replace_the_script_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    kind = _cluster_class(tmp_path, "")
+    (tmp_path / "sbatch").write_text(SCRIPT.format(tmp_path / "said"))
+    watched = WorkerJobs(lambda _: None, lambda: None).watched_class(kind)
+    job = watched.job_cls("tcp://127.0.0.1:1", name="0", cores=1, memory="1GB")
+    await job.start()
+    assert job.job_id == "1"
+    script, directory, commands = (tmp_path / "said").read_text().split()
+    assert (script, directory, commands) == ("600", "700", "1")
+    assert list(temporary.iterdir()) == []
 
 
 JOB = """#!/bin/sh

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import sys
+import tempfile
 from asyncio.subprocess import PIPE
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -119,6 +122,16 @@ class WorkerJobs:
                     # Without an exception, `SpecCluster` continues with its other jobs.
                     self.status = Status.running
                     jobs._loop.call_soon_threadsafe(jobs._refused, _sentence(error))
+
+            @contextmanager
+            def job_file(self) -> Iterator[str]:
+                """Write the script to a file that other users cannot replace."""
+                with tempfile.TemporaryDirectory(prefix="rhapsody-dask-") as directory:  # mode 0700
+                    path = os.path.join(directory, "job.sh")
+                    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                    with open(file, "w") as stream:
+                        stream.write(self.job_script())
+                    yield path
 
             async def close(self) -> None:
                 cluster = jobs._cluster if jobs._open else None
