@@ -85,7 +85,8 @@ async def test_other_users_cannot_replace_the_script_of_a_job(
 
 
 JOB = """#!/bin/sh
-setsid sh "$1" </dev/null >{0}.log 2>&1 &
+cp "$1" {0}.sh  # which is removed when this command has ended
+setsid sh {0}.sh </dev/null >{0}.log 2>&1 &
 echo "Submitted batch job $!"
 """
 
