@@ -579,6 +579,12 @@ IMPORTED = {
     "function": "lz.g = lambda: a",
     "its own function": "lz.set_rate(a)",
     "inner module": "lz.inner.RATE = a",
+    "empty list": "lz.EMPTY.append(a)",
+    "nested class": "lz.Settings.Inner.rate = a",
+    "default": "lz.default(a)",
+    "closure": "lz.count()",
+    "attribute of a function": "lz.g.calls = a",
+    "dict of functions": "lz.TABLE['count']()",
 }
 
 
@@ -589,8 +595,12 @@ def test_a_change_of_a_module_that_the_task_imports_first_is_noticed(
 ) -> None:
     text = (
         "import random\nimport lz_inner as inner\nTOTAL = [1]\nRATE = 1\nrng = random.Random(1)\n"
-        "class Settings:\n    rate = 1\nsettings = Settings()\n"
+        "EMPTY = []\n"
+        "class Settings:\n    rate = 1\n    class Inner:\n        rate = 1\nsettings = Settings()\n"
         "def g():\n    return 1\n"
+        "def default(a, seen=[]):\n    seen.append(a)\n"
+        "def counter():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n"
+        "    return count\ncount = counter()\nTABLE = {'count': counter()}\n"
         "def set_rate(a):\n    global RATE\n    RATE = a\n"
         "inner.ADDED = 1\n"
     )
@@ -611,17 +621,105 @@ def test_a_change_of_a_module_that_the_task_imports_first_is_noticed(
         program.f(8)
         keys.begin()
         with pytest.raises(
-            UnhashableError, match=r"in module 'lz\w*' has changed .* at the top of"
+            UnhashableError, match=r" has changed since a task imported module 'lz\w*'"
         ):
             keys.require_same_values(changing, changed)
+
+
+LAZILY = """
+class Solver:
+    def __init__(self):
+        self.name = "s"
+
+    def solve(self):
+        import lz
+
+        lz.N += 1
+        return lz.N
+
+    __call__ = solve
+
+def solve():
+    import lz
+
+    lz.N += 1
+    return lz.N
+
+def f(*args):
+    for each in args:
+        each()
+
+solver = Solver()
+"""
+
+
+@pytest.mark.parametrize("call", ["f(solver)", "f(solve)", "f(solver.solve)", "solver()"])
+def test_a_module_that_an_argument_imports_first_is_compared(call: str, tmp_path: Path) -> None:
+    write(tmp_path, {"main.py": LAZILY, "lz.py": "N = 1\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        name, _, rest = call.partition("(")
+        function, *args = eval(f"[{name}, {rest[:-1]}]", vars(program))
+        task = described(function, *args, shares_memory=True)
+        key = keys.of(task, {}, {})
+        assert key.absent == {"lz"}
+        function(*args)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="N has changed since a task imported"):
+            keys.require_same_values(task, key)
+
+
+@pytest.mark.parametrize("value", ["1", "'a'", "[]", "{}"])
+def test_a_closure_variable_that_a_function_with_a_version_sets_is_compared(
+    value: str, tmp_path: Path
+) -> None:
+    text = (
+        f"def make():\n    n = {value}\n"
+        "    def f(a):\n        nonlocal n\n        n = a\n        return n\n"
+        "    return f\nf = make()\n"
+    )
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 8, shares_memory=True)
+        key = keys.of(task, {"version": "1"}, {})
+        keys.begin()
+        keys.require_same_values(task, key)
+        program.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="n around function changed"):
+            keys.require_same_values(task, key)
+
+
+@pytest.mark.parametrize("filled", ["x.history.append(1)", "x.history['a'] = 1"])
+def test_a_closure_variable_with_the_name_of_an_attribute_that_is_filled_counts(
+    filled: str, tmp_path: Path
+) -> None:
+    empty = "{}" if "[" in filled else "[]"
+    text = (
+        f"class X:\n    history = {empty}\n"
+        f"def make():\n    history = {empty}\n"
+        f"    def f(a):\n        x = X()\n        x.history = {empty}\n        {filled}\n"
+        "        return len(history)\n"
+        "    return f, history\nf, history = make()\n"
+    )
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        before = key_of(keys, program.f, 1).digest
+        program.history.append(1) if "[" not in filled else program.history.update(a=1)
+        keys.begin()
+        assert key_of(keys, program.f, 1).digest != before
 
 
 def test_a_module_that_a_task_imports_may_fill_its_caches(tmp_path: Path) -> None:
     text = (
         "import functools\nCACHE = {}\nmodel = None\n@functools.cache\ndef g(a):\n    return a\n"
-        "def load(a):\n    global model\n    model = CACHE[a] = g(a)\n    return model\n"
+        "def load():\n    global model\n    if model is None:\n        model = g(1)\n"
+        "    return model\n"
+        "def get(a):\n    if a not in CACHE:\n        CACHE[a] = load()\n    return CACHE[a]\n"
     )
-    main = "def f(a):\n    import lz\n    return lz.load(a)\n"
+    main = "def f(a):\n    import lz\n    return lz.get(a)\n"
     write(tmp_path, {"main.py": main, "lz.py": text})
     keys = keys_in(tmp_path)
     with loaded(tmp_path) as program:

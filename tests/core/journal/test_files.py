@@ -341,7 +341,7 @@ async def test_a_missing_file_is_made_again_when_it_is_read(here: Path) -> None:
     for word in ("two", "two"):
         async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
             assert await chain(here, word)(flow) == "28\n"
-    assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
+    assert ran(here) == ["copy", "copy", "copy", "make", "make", "one", "two"]
 
 
 async def test_where_no_sandboxes_are_kept_files_are_made_again(here: Path) -> None:
@@ -457,6 +457,31 @@ async def test_a_file_that_is_made_again_with_other_content_stays(here: Path) ->
             found += await program(*words)(flow)
     assert len(set(found)) == 1
     assert ran(here) == ["make", "make", "one", "two"]
+
+
+async def test_a_repeated_reader_is_not_recorded_for_the_old_content(here: Path) -> None:
+    def program(*words: str) -> Program:
+        async def use(flow: WorkflowEngine) -> list[str]:
+            run = command(flow, here)
+            random = "head -c 9 /dev/urandom | od -A n -t x1 > made.txt"
+            made = run("make", random, OutputFile("made.txt"))
+            copy = "cp made.txt copy.txt"
+            copied = run("copy", copy, made, InputFile("made.txt"), OutputFile("copy.txt"))
+            read = run(words[0], "cat copy.txt", copied, InputFile("copy.txt"))
+            return [await read, await run(words[1], "cat made.txt", made, InputFile("made.txt"))]
+
+        return use
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program("a1", "b1")(flow)
+    for name in ("made.txt", "copy.txt"):
+        for path in (here / ".rhapsody").rglob(name):
+            path.unlink()
+    found = []
+    for _ in range(3):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            found += await program("a2", "b2")(flow)
+    assert len(set(found)) == 1
 
 
 async def test_missing_files_are_reported_before_their_tasks_run(

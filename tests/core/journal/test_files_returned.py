@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.journal.files import paths_in
 from rhapsody.staging.fsutil import remove
-from tests._support.recorded import LOG, engine, note, ran
+from tests._support.recorded import LOG, broken_off, engine, note, ran
 
 pytestmark = pytest.mark.asyncio
 
@@ -114,6 +115,29 @@ async def test_a_task_runs_again_if_a_path_that_it_returned_is_missing(
         async with engine(resume=True) as flow:
             assert await program(flow, returned) == "made"
         assert ran() == {"write": times, "read": 1}
+
+
+async def test_a_path_into_the_directory_of_the_program_that_was_copied_is_not_reused(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def paths(flow: WorkflowEngine) -> list[str]:
+        @flow.function_task
+        def make(name: str, absolute: bool) -> str:
+            note(name)
+            path = Path("/".join((".", name)))
+            path.write_text("content")
+            return str(path.absolute() if absolute else path)
+
+        return [await make("a", False), await make("b", True)]
+
+    original = await broken_off(paths)
+    copy = tmp_path / "copy"
+    shutil.copytree(here, copy)
+    monkeypatch.chdir(copy)
+    assert await broken_off(paths) == [original[0], str(copy / "b")]
+    assert ran() == {"a": 1, "b": 2}
+    assert await broken_off(paths) == [original[0], str(copy / "b")]
+    assert ran() == {"a": 1, "b": 2}
 
 
 async def test_only_strings_and_paths_that_exist_are_paths(here: Path) -> None:

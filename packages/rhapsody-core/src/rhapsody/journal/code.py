@@ -39,6 +39,7 @@ import runpy
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
@@ -78,7 +79,7 @@ _OF_MODULES = frozenset(
 """Module variables that the import system sets; their values depend on whether a program is run or
 imported."""
 
-NOT_OF_MODULES = _OF_MODULES | {
+_NOT_OF_MODULES = _OF_MODULES | {
     "__builtins__", "__doc__", "__annotations__", "__annotate__", "__warningregistry__",
 }  # fmt: skip
 
@@ -111,7 +112,7 @@ _ARGUMENT_READERS = (
 )  # fmt: skip
 """Prefixes of the names of libraries that read command-line arguments."""
 
-OF_CLASSES = frozenset((
+_OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
     "__firstlineno__", "__static_attributes__", "__orig_bases__",
@@ -358,7 +359,39 @@ class CodeFingerprint:
         self._used("the function", function)
         self._collect()
 
-    def versioned(self, function: object, parts: dict[str, str]) -> dict[str, object]:
+    def module(self, module: types.ModuleType) -> set[str]:
+        """Collect the variables of a module, except modules.
+
+        Returns:
+            The names of the variables that cannot be collected.
+        """
+        refused: set[str] = set()
+        variables, memos = vars(module), self._program.memos
+        self.sizes.append((variables, len(variables)))
+        empty: list[tuple[str, object]] = []
+        for name, value in list(variables.items()):
+            if name in _NOT_OF_MODULES or issubclass(type(value), types.ModuleType):
+                continue
+            self.read.append((variables, name, value))
+            if _is_empty(value) or (id(variables), name) in memos:
+                empty.append((name, value))  # functions of the module may fill it, as a cache
+                continue
+            try:
+                self._used(name, value)
+                self._collect()
+            except UnhashableError:
+                refused.add(name)
+                self._todo.clear()
+                self._empty.clear()
+                self._only_stored.clear()
+        for name, value in empty:
+            if (id(variables), name) not in memos:
+                self._used(name, value)
+        return refused
+
+    def versioned(
+        self, function: object, parts: dict[str, str]
+    ) -> tuple[dict[str, object], dict[str, types.CellType]]:
         """Collect the function of a task with a `version`, which represents the function's code.
 
         The function's module and name, the values in its closure, and its defaults are still
@@ -370,12 +403,14 @@ class CodeFingerprint:
             parts: The parts of the task's key, to which the function's parts are added.
 
         Returns:
-            The values that may change in place, by the names of their parts.
+            The values that may change in place, and the cells of the closures, by the names of
+            their parts.
 
         Raises:
             UnhashableError: A value in a closure or a default has no digest.
         """
         mutable: dict[str, object] = {}
+        cells: dict[str, types.CellType] = {}
         sources = self._program.sources
         todo: list[tuple[str, object]] = [("function", function)]
         while todo:
@@ -391,14 +426,16 @@ class CodeFingerprint:
             parts[part] = self._name(value)
             if not sources.is_only_one(value.__code__, value.__globals__):
                 parts[f"code of {part}"] = sources.of_function(value)
-            todo += [
-                (f"{name} around {part}", content_of(cell))
+            around = {
+                f"{name} around {part}": cell
                 for name, cell in _closed_over(value)
                 if not self._is_memo(cell, name, value.__code__)
-            ]
+            }
+            cells |= around
+            todo += [(name, content_of(cell)) for name, cell in around.items()]
             defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items())
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
-        return mutable
+        return mutable, cells
 
     def is_unchanged(self) -> bool:
         """Return True if the collected functions, classes and values have not changed in place."""
@@ -532,7 +569,7 @@ class CodeFingerprint:
         if (
             known not in memos
             and (id(cell), "") not in memos
-            and not (is_empty(value) and name in self._program.names(code).filled)
+            and not (_is_empty(value) and name in self._program.names(code).closed)
         ):
             return False
         memos[known] = owner
@@ -591,7 +628,7 @@ class CodeFingerprint:
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
         if made and "__dataclass_fields__" in vars(cls):
             self._used(f"the fields of {name}", _fields_of(cls))
-        self._attributes(vars(cls), name, OF_CLASSES, made=made, owner=cls)
+        self._attributes(vars(cls), name, _OF_CLASSES, made=made, owner=cls)
 
     def _attributes(
         self,
@@ -615,10 +652,10 @@ class CodeFingerprint:
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
-            if attribute in without or (without is NOT_OF_MODULES and id(value) in _IMPORTERS):
+            if attribute in without or (without is _NOT_OF_MODULES and id(value) in _IMPORTERS):
                 continue
             known = (id(owner), attribute) in self._program.memos
-            if owner is not None and (known or is_empty(value)):
+            if owner is not None and (known or _is_empty(value)):
                 self._compare(attributes, attribute, value, owner)
                 part = f"{attribute} of {name}"
                 self._empty.append((part, attributes, attribute, value, owner))
@@ -746,7 +783,7 @@ class CodeFingerprint:
             self._filled.add((id(variables), name))
         self._globals.add((id(variables), name))
         self._compare(variables, name, value)
-        if is_empty(value) or (id(variables), name) in self._program.memos:
+        if _is_empty(value) or (id(variables), name) in self._program.memos:
             self._empty.append((part, variables, name, value, variables))
         else:
             self._used(part, value)
@@ -872,7 +909,7 @@ class CodeFingerprint:
             if found is not None and self._is_own(found):
                 self._used(f"{name} imported by {user}", found)
         else:  # `globals()`, `eval` and `exec` see all variables
-            self._attributes(variables, f"the globals around {user}", NOT_OF_MODULES)
+            self._attributes(variables, f"the globals around {user}", _NOT_OF_MODULES)
         return True
 
     def _environment(
@@ -951,7 +988,7 @@ class CodeFingerprint:
             return
         part = f"module {name if file is None else self._program.place(file)}"
         if whole is not None:
-            self._attributes(variables, part, NOT_OF_MODULES)
+            self._attributes(variables, part, _NOT_OF_MODULES)
         if file is None:
             return
         if not variables and spec is not None:  # its loader can read it from a zip file
@@ -1023,6 +1060,42 @@ class CodeFingerprint:
         return False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """Result of inspecting a function.
+
+    Attributes:
+        digest: The digest of the function's code and of everything that the code uses; empty if
+            there is none.
+        found: The parts of the digest, and the variables that were read.
+        refused: The reason why the function has no digest, or `None` if it has one.
+    """
+
+    digest: bytes
+    found: CodeFingerprint
+    refused: str | None = None
+
+    def is_current(self) -> bool:
+        """Return True if all variables that were read still have the same values."""
+        found = self.found
+        for variables, name, value in found.read:
+            if variables.get(name, MISSING) is not value:
+                return False
+        for sized, size in found.sizes:  # `for` loops are faster than generators here
+            if len(sized) != size:
+                return False
+        for cell, content in found.cells:
+            if content_of(cell) is not content:
+                return False
+        return not found.environment or all(
+            os.environ.get(name) == text for name, text in found.environment
+        )
+
+    def is_unchanged(self) -> bool:
+        """Return True if, in addition, no value has changed in place."""
+        return self.is_current() and self.found.is_unchanged()
+
+
 def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.CellType]]:
     return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
 
@@ -1065,8 +1138,7 @@ def _is_script(module: object) -> bool:
     return module in ("__main__", "__mp_main__")
 
 
-def is_empty(value: object) -> bool:
-    """Return True for `None` and for empty containers, which may be caches that tasks fill."""
+def _is_empty(value: object) -> bool:
     return value is None or (type(value) in _EMPTY and not value)
 
 

@@ -341,7 +341,12 @@ class Outputs:
         self._digests = digests
 
     def noted(
-        self, files: TaskFiles | None, *, named: bool, returned: Sequence[str] = ()
+        self,
+        files: TaskFiles | None,
+        *,
+        named: bool,
+        returned: Sequence[str] = (),
+        root: str = "",
     ) -> str | None:
         """Return the record of a task's files as JSON, or `None` if there is nothing to record.
 
@@ -349,12 +354,15 @@ class Outputs:
             files: The task's files, or `None` if the task has none.
             named: True if the task's result is, or contains, a path into the task's sandbox.
             returned: The existing paths in the task's result; see `paths_in`.
+            root: The program's directory.
 
         Raises:
             UnhashableError: The task left undeclared files that its dependents see, or an output
                 file cannot be read on this machine.
         """
-        only_returned = json.dumps({"files": {}, "returned": returned}) if returned else None
+        only_returned = None
+        if returned:
+            only_returned = json.dumps({"files": {}, "returned": returned, "root": root})
         if files is None:
             return only_returned
         if files.shared and has_files(files.sandbox):
@@ -389,7 +397,7 @@ class Outputs:
             "files": kept,
         }
         if returned:
-            noted["returned"] = returned
+            noted |= {"returned": returned, "root": root}
         return json.dumps(noted)
 
     def moved(self, noted: str, directory: Path) -> str:
@@ -463,10 +471,21 @@ class Outputs:
         stays, absent = read["stays"], frozenset(missing)
         return TaskFiles(sandbox, paths, matches, places, stays=stays, missing=absent)
 
-    def returned_missing(self, noted: str) -> str | None:
-        """Return the first missing path in a task's result, or `None` if none is missing."""
-        returned = json.loads(noted).get("returned", ())
-        return next((path for path in returned if not os.path.lexists(path)), None)
+    def returned_elsewhere(self, noted: str, root: str) -> str | None:
+        """Return what is wrong with a path in a task's result, or `None` if all can be used.
+
+        Args:
+            noted: The record of the task's files.
+            root: The program's directory. Paths in its former directory cannot be used.
+        """
+        read = json.loads(noted)
+        former = os.path.join(read.get("root") or root, "")
+        for path in read.get("returned", ()):
+            if not os.path.lexists(path):
+                return f"the path {path!r} that it returned is missing"
+            if former != os.path.join(root, "") and path.startswith(former):
+                return f"the path {path!r} that it returned is in the program's former directory"
+        return None
 
     def without_returned(self, noted: str) -> str | None:
         """Return a record, or `None` if it contains nothing but the paths in the task's result."""
@@ -492,10 +511,13 @@ class Outputs:
         """
         found: dict[str, set[bytes]] = {}
         for noted in recorded:
-            for file in json.loads(noted)["files"].values():
-                if "place" in file:
-                    place = self._absolute(file["place"])
-                    found.setdefault(place, set()).add(bytes.fromhex(file["digest"]))
+            with contextlib.suppress(
+                ValueError, LookupError, TypeError, AttributeError
+            ):  # a damaged journal
+                for file in json.loads(noted)["files"].values():
+                    if "place" in file:
+                        place = self._absolute(file["place"])
+                        found.setdefault(place, set()).add(bytes.fromhex(file["digest"]))
         return found
 
     def _relative(self, path: str) -> str:

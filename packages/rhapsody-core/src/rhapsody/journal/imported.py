@@ -14,15 +14,26 @@ import types
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from typing import NamedTuple
 from weakref import WeakSet
 
-from rhapsody.journal.code import LARGE_VALUE, NOT_OF_MODULES, OF_CLASSES, CodeFingerprint, is_empty
+from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import UnhashableError, Values
 
-_State = dict[str, object]
-"""Variables of a module and its classes, by name: functions, classes and modules as they are, other
-values as digests, and `None` for what is not compared."""
+
+class _State(NamedTuple):
+    """State of a module.
+
+    Attributes:
+        module: The module.
+        known: What the module's variables depend on: values, and the functions and classes with
+            their defaults, closures and attributes.
+        refused: Names of variables that have no digest, which are not compared.
+    """
+
+    module: types.ModuleType
+    known: Known
+    refused: set[str]
 
 
 class ImportedModules:
@@ -34,7 +45,7 @@ class ImportedModules:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._states: dict[str, tuple[types.ModuleType, _State]] = {}
+        self._states: dict[str, _State] = {}
         _finder.listeners.add(self)
         if _finder not in sys.meta_path:
             sys.meta_path.insert(0, _finder)
@@ -42,51 +53,32 @@ class ImportedModules:
     def note(self, module: types.ModuleType) -> None:
         """Note the state of a module, on the thread that has imported it."""
         if self._program.origins.own(module.__file__):
-            self._states[module.__name__] = module, self._state(module)
+            self._states[module.__name__] = self._state(module)
 
     def changed(self, name: str) -> str | None:
-        """Return the name of a variable of a module that has changed since the import, or `None`.
-
-        Variables are not compared that were `None` or empty when the import ended, because they
-        look like caches, and neither are large values and values without a digest.
+        """Return what has changed in a module since its import, or `None`.
 
         Args:
             name: The name of the module, which may be unknown.
         """
-        module, before = self._states.get(name, (None, {}))
-        if module is None:
+        state = self._states.get(name)
+        if state is None or state.known.is_unchanged():
             return None
-        now = self._state(module)
-        for each in before.keys() | now.keys():
-            was, is_ = before.get(each, _MISSING), now.get(each, _MISSING)
-            new_module = was is _MISSING and isinstance(is_, types.ModuleType)  # a submodule
-            if was is not None and was != is_ and not new_module:
-                return each
-        return None
+        now = self._state(state.module)
+        before, after = state.known.found.parts, now.known.found.parts
+        names = [
+            each for each in before.keys() | after.keys() if before.get(each) != after.get(each)
+        ]
+        names += now.refused - state.refused
+        what = min(set(names) - state.refused, key=len, default=None)
+        if what is None:  # such as a cache
+            self._states[name] = now
+        return what
 
     def _state(self, module: types.ModuleType) -> _State:
-        found: _State = {}
-        values = Values(CodeFingerprint(self._program))
-        todo: list[tuple[str, types.ModuleType | type, frozenset[str]]]
-        todo = [("", module, NOT_OF_MODULES)]
-        for prefix, space, without in todo:
-            for name, value in list(vars(space).items()):
-                if name in without:
-                    continue
-                if isinstance(value, type) and value.__module__ == module.__name__ and not prefix:
-                    todo.append((f"{name}.", value, OF_CLASSES))
-                if isinstance(value, types.FunctionType | types.ModuleType | type):
-                    found[prefix + name] = value
-                    continue
-                try:
-                    digest = None if is_empty(value) else values.digest(value, whole=False)
-                except UnhashableError:
-                    digest = None
-                found[prefix + name] = digest if values.size < LARGE_VALUE else None
-        return found
-
-
-_MISSING = object()
+        found = CodeFingerprint(self._program)
+        refused = found.module(module)
+        return _State(module, Known(b"", found), refused)
 
 
 class _Finder(MetaPathFinder):

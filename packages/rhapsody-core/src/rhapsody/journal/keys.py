@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.environments import SETTINGS
-from rhapsody.journal.code import CodeFingerprint
+from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
-from rhapsody.sdk.modules import MISSING, content_of
+from rhapsody.sdk.modules import content_of
 
 _CODE = (types.FunctionType, type)
 
@@ -59,38 +59,6 @@ SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_e
 RADICAL-Pilot, and `container` of any backend."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Known:
-    """Result of inspecting a function.
-
-    Attributes:
-        digest: The digest of the function's code and of everything that the code uses; empty if
-            there is none.
-        found: The parts of the digest, and the variables that were read.
-        refused: The reason why the function has no digest, or `None` if it has one.
-    """
-
-    digest: bytes
-    found: CodeFingerprint
-    refused: str | None = None
-
-    def is_current(self) -> bool:
-        """Return True if all variables that were read still have the same values."""
-        found = self.found
-        for variables, name, value in found.read:
-            if variables.get(name, MISSING) is not value:
-                return False
-        for sized, size in found.sizes:  # `for` loops are faster than generators here
-            if len(sized) != size:
-                return False
-        for cell, content in found.cells:
-            if content_of(cell) is not content:
-                return False
-        return not found.environment or all(
-            os.environ.get(name) == text for name, text in found.environment
-        )
-
-
 class Key(NamedTuple):
     """Key of a task: its digest, and the parts from which the digest is computed.
 
@@ -113,6 +81,9 @@ class Key(NamedTuple):
         may_open: True if the task is a function that may open files.
         function: The function that `code` represents, if it runs in this process.
         used: What `code` represents, if the function runs in this process.
+        cells: The cells of the closure of a function with a `version` that runs in this process, by
+            the names of their parts in `watched`.
+        absent: Names of modules that a function in this process may be the first one to import.
         portable: True if runs with other command-line arguments may use the result. False if the
             function uses a library that reads these arguments.
     """
@@ -126,7 +97,9 @@ class Key(NamedTuple):
     generators: Mapping[str, object] = _NOTHING
     may_open: bool = False
     function: Any = None
-    used: _Known | None = None
+    used: Known | None = None
+    cells: Mapping[str, types.CellType] = types.MappingProxyType({})
+    absent: Collection[str] = ()
     portable: bool = True
 
 
@@ -153,8 +126,8 @@ class Keys:
 
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
-    _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
-    _checked: dict[_Known, bool] = field(default_factory=dict)
+    _functions: WeakKeyDictionary[Any, Known] = field(default_factory=WeakKeyDictionary)
+    _checked: dict[Known, bool] = field(default_factory=dict)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
     imported: ImportedModules = field(init=False)
 
@@ -208,6 +181,7 @@ class Keys:
         parts = {"name": task["name"], **more}
         function = None
         shared: dict[str, object] = {}
+        cells: dict[str, types.CellType] = {}
         if task["executable"] is not None:
             self._command(task, found, parts)
             for text in texts:
@@ -231,7 +205,8 @@ class Keys:
         version, known = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
-            shared.update(found.versioned(function, parts))
+            mutable, cells = found.versioned(function, parts)
+            shared |= mutable
         elif isinstance(function, _CODE):
             known = self._code(function)
         elif function is not None:
@@ -275,18 +250,19 @@ class Keys:
             or found.may_open
             or not (plain or all(map(_is_builtin, shared.values())))
         )
-        watched = parts if shared or inputs or _VARIABLES in parts else _NO_PARTS
+        absent = found.absent | used.absent
+        if not task.get("shares_memory", False):  # it receives copies, but perhaps not yet
+            generators, known, cells, absent = _NOTHING, None, {}, set()
+        watched = parts if shared or cells or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
         if function is None:
             shared = {}
-        if not task.get("shares_memory", False):  # it receives copies, but perhaps not yet
-            generators, known = _NOTHING, None
         digest = self.digest(text, code, found.paths)
         portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
             digest, text, code, found.paths, watched, shared or _NOTHING, generators, may_open,
-            None if known is None else function, known, portable,
+            None if known is None else function, known, cells, absent, portable,
         )  # fmt: skip
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
@@ -446,19 +422,25 @@ class Keys:
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
             raise UnhashableError(_changed_in_place(what))
-        for module in () if used is None else used.found.absent:
+        for module in key.absent:
             if (variable := self.imported.changed(module)) is not None:
                 raise UnhashableError(
-                    f"{variable!r} in module {module!r} has changed since a task imported the "
-                    "module, and a reused result would not repeat the change: import the module at "
-                    "the top of the program, or let the function return what it changes"
+                    f"{variable} has changed since a task imported module {module!r}, and a reused "
+                    "result would not repeat the change: import the module at the top of the "
+                    "program, or let the function return what it changes"
                 )
-        if not key.arguments:
+        if not (key.arguments or key.cells):
             return
         self._fingerprint.begin(task.get("sandbox") or "")
         for name, value in key.arguments.items():
             if self._fingerprint.value(value) != key.watched[name]:
                 raise UnhashableError(_changed_in_place(_shown(task["function"], name)))
+        for name, cell in key.cells.items():
+            value = content_of(cell)
+            if isinstance(value, types.FunctionType | type):  # represented by its name
+                continue
+            if self._fingerprint.value(value) != key.watched.get(name):
+                raise UnhashableError(_changed_in_place(name))
         for name, digest in self._fingerprint.parts.items():
             if key.watched.get(name) != digest:
                 raise UnhashableError(_changed_in_place(name))
@@ -503,7 +485,7 @@ class Keys:
         """Begin a batch of tasks. Mutable values are compared again once in each batch."""
         self._checked.clear()
 
-    def _code(self, function: Any) -> _Known:
+    def _code(self, function: Any) -> Known:
         """Return what a function uses. It is inspected again only if something has changed.
 
         Raises:
@@ -516,15 +498,15 @@ class Keys:
             raise UnhashableError(known.refused)
         return known
 
-    def _is_unchanged(self, known: _Known) -> bool:
+    def _is_unchanged(self, known: Known) -> bool:
         """Return True if what a function uses is unchanged. It is compared once per batch."""
         unchanged = self._checked.get(known)
         if unchanged is None:
-            unchanged = known.is_current() and known.found.is_unchanged()
+            unchanged = known.is_unchanged()
             self._checked[known] = unchanged
         return unchanged
 
-    def _looked_at(self, function: Any) -> _Known:
+    def _looked_at(self, function: Any) -> Known:
         found = CodeFingerprint(self.program)
         try:
             found.function(function)
@@ -532,13 +514,13 @@ class Keys:
             fix = (
                 "pass the value as an argument, or set version= and change it when the code changes"
             )
-            return _Known(b"", found, f"{error}; {fix}")
+            return Known(b"", found, f"{error}; {fix}")
         if sys.flags.optimize:
             found.parts["python -O"] = str(sys.flags.optimize)
         text = as_text(dict(sorted(found.parts.items())))
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
-        return _Known(digest, found)
+        return Known(digest, found)
 
 
 def _can_be_set(value: object) -> bool:

@@ -145,6 +145,7 @@ class Journal:
         self._services: dict[str, _Service] = {}
         self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
         self._noted: dict[str, tuple[int, str]] = {}  # files of reused calls
+        self._outdated: set[str] = set()  # reused calls that are repeated with other input files
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
         self._identities: Counter[bytes] = Counter()
@@ -491,8 +492,9 @@ class Journal:
             if opened is not None and (changed := self._opened.changed(opened)):
                 return None, changed
             if noted is not None:
-                if (missing := self._outputs.returned_missing(noted)) is not None:
-                    return None, f"the path {missing!r} that it returned is missing"
+                why = self._outputs.returned_elsewhere(noted, self._program.roots[0])
+                if why is not None:
+                    return None, why
                 noted = self._outputs.without_returned(noted)
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
@@ -578,8 +580,8 @@ class Journal:
 
         If the content of the files differs, it replaces the old content only if the run has reused
         no result that depends on the latter: the tasks of a run must not see two versions of a
-        file. It is used only by this run if a reused task is repeated with it, since the recorded
-        result of that task belongs to the old content.
+        file. A reused task that is repeated with the new content is not recorded, since its key
+        belongs to the old content.
 
         Returns:
             The error for the task if such a result was reused, otherwise `None`. After an error,
@@ -604,7 +606,11 @@ class Journal:
             reused = ["its previous result"]
         if not reused:
             self._files.gone |= changed  # for lookups that are still to come
-            if not changed or waiting.isdisjoint(self._noted):
+            if changed:  # results of repeated readers belong to the old content
+                self._outdated |= waiting & self._noted.keys()
+            if call in self._outdated:
+                self._store.forget(recording)
+            else:
                 self._store.replace_files(recording, files)
             return None
         self._store.forget(recording)
@@ -627,7 +633,8 @@ class Journal:
     def _files_of(self, record: Record) -> str | None:
         """Return the files recorded for a task, as JSON. See `Outputs.noted`."""
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
-        return self._outputs.noted(record.files, named=named, returned=paths_in(record.value))
+        returned, root = paths_in(record.value), self._program.roots[0]
+        return self._outputs.noted(record.files, named=named, returned=returned, root=root)
 
     def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
@@ -647,7 +654,7 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
-            if key.arguments or key.used is not None:
+            if key.arguments or key.cells or key.absent or key.used is not None:
                 self._keys.require_same_values(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)

@@ -346,8 +346,8 @@ class Names:
             with that name.
         stored: Names of globals that the code sets or deletes.
         only_stored: The names in `stored` that the code never reads.
-        filled: Names of closure variables and attributes that the code fills in place, as
-            `seen.append(x)` and `self.seen.append(x)` do.
+        filled: Names of attributes that the code fills in place, as `self.seen.append(x)` does.
+        closed: Names of closure variables that the code fills in place, as `seen.append(x)` does.
     """
 
     uses: tuple[Use, ...]
@@ -356,6 +356,7 @@ class Names:
     stored: frozenset[str]
     only_stored: frozenset[str]
     filled: frozenset[str]
+    closed: frozenset[str]
 
 
 class _Step(NamedTuple):
@@ -374,6 +375,7 @@ def names_in(code: types.CodeType) -> Names:
     stored: set[str] = set()
     read: set[str] = set()
     filled: set[str] = set()
+    closed: set[str] = set()
     bodies = [list(_steps(one)) for one in with_inner(code)]
     imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by the variable's name
     for steps in bodies:
@@ -397,14 +399,16 @@ def names_in(code: types.CodeType) -> Names:
                     use = _use(steps, number)
                     whole = module, *chain, *use.chain[1:]
                     members[module, use._replace(chain=whole)] = None
-                if step.name not in _LOADS:
-                    names = _use(steps, number).filled()
-                    if step.name != "LOAD_FAST" or names != (step.value,):  # not a local variable
-                        filled.update(names)
+                names = () if step.name in _LOADS else _use(steps, number).filled()
+                if names != (step.value,):
+                    filled.update(names)
+                elif step.name != "LOAD_FAST":  # not a local variable
+                    closed.update(names)
             elif step.name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
-    return Names(*made, frozenset(stored), frozenset(stored - read), frozenset(filled))
+    only_stored = frozenset(stored - read)
+    return Names(*made, frozenset(stored), only_stored, frozenset(filled), frozenset(closed))
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
