@@ -98,6 +98,12 @@ def test_settings_of_a_task_take_precedence() -> None:
     }
 
 
+def test_a_mistyped_prefix_of_an_attribute_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown prefix in 'slrum\.qos'; did you mean 'slurm\.'"):
+        Settings(attributes={"slrum.qos": "low"})
+    Settings(attributes={"mysite.qos": "low", "pbs_classic.q": "x"})
+
+
 @pytest.mark.parametrize(
     ("executor", "name", "options"),
     [

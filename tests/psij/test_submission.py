@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import reserve_run
+from rhapsody import SubmissionError, reserve_run
 from rhapsody.cli import main
 from rhapsody.plugins import UsageError
-from rhapsody_psij import commands
+from rhapsody_psij import commands, supervisor
 from rhapsody_psij.commands import _Queue, _selected
 from rhapsody_psij.submission import DIRECTORY, OUTPUT, EndOfRun, Submission
+from rhapsody_psij.supervisor import Supervisor
 from tests._support.slurm import until_no_jobs
 
 STEPS = """
@@ -184,7 +186,7 @@ def test_attach_ends_although_the_record_does_not_show_the_end(
     ("reason", "expected"),
     [
         ("PartitionTimeLimit", "--walltime or --queue"),
-        ("PartitionConfig", "another --queue"),
+        ("PartitionConfig", "another --queue, or less --cores"),
         ("Priority", None),
         ("PartitionDown", None),
     ],
@@ -203,6 +205,51 @@ def test_attach_ends_if_the_job_can_never_start(
         assert main(["attach"]) == 1
 
 
+def test_a_job_that_can_never_start_is_canceled_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses, removed = iter(["", "None", "PartitionTimeLimit"]), list[str | None]()
+    monkeypatch.setattr(commands, "POLL", 0.01)
+    monkeypatch.setattr(Submission, "_submit", lambda *_: "17")
+    monkeypatch.setattr(Submission, "status", lambda *_: next(statuses))
+    monkeypatch.setattr(Submission, "remove_from_queue", lambda _, job: removed.append(job.job))
+    assert main(["submit", "steps.py", "--executor=slurm"]) == 1
+    assert removed == ["17"]
+    assert "job 17 of slurm was canceled: PartitionTimeLimit" in capsys.readouterr().err
+    assert not list(Path(".rhapsody").glob("2*"))
+
+
+def test_a_refused_continuation_is_submitted_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit_job(*_: object) -> str:
+        if len(refusals) > 1:
+            raise SubmissionError(refusals.pop())
+        return "18"
+
+    run = submitted("1")
+    (run.root / DIRECTORY / "description.json").write_text(
+        json.dumps({"executor": "slurm", "script": "steps.py", "cwd": str(place), "walltime": 60})
+    )
+    (run.root / DIRECTORY / "control").touch()
+    (run.root / DIRECTORY / "queue").mkdir()
+    run = Submission(run.root)
+    refusals = ["invalid account", "MaxSubmitJobs", "MaxSubmitJobs"]
+    monkeypatch.setattr(supervisor, "CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(Submission, "_submit", submit_job)
+    watching = Supervisor(run, 1)
+    status = {"run": {"counts": {"done": 1, "reused": 0}}, "jobs": []}
+    assert asyncio.run(watching._continue(status, 0)) is None
+    assert [job.job for job in run.jobs] == ["1", "18"]
+    refusals.append("x")
+    end = asyncio.run(watching._continue(status, 0))
+    assert "was not submitted" in str(end)
+    assert len(run.jobs) == 2
+    output = (run.root / OUTPUT).read_text()
+    assert output.count("trying again") == 1
+    assert "continues it" in output
+
+
 @pytest.mark.long
 def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
     run = submit(
@@ -215,7 +262,8 @@ def test_a_run_continues_in_further_jobs_until_it_is_done(place: Path) -> None:
     output = (run.root / OUTPUT).read_text()
     assert "all is done" in output
     assert "was interrupted; found 1 recorded result" in output
-    assert "limit of the job is near; the run stops, and job 2 continues it" in output
+    assert "limit of the job is near; the run stops\n" in output
+    assert "job 2 of the run was submitted, and continues it\n" in output
 
 
 @pytest.mark.long

@@ -62,6 +62,9 @@ POLL = 1.0
 QUERY_INTERVAL = 15.0
 """Seconds between two queries of the queue."""
 
+FIRST_REASON = 5.0
+"""Seconds to wait for the first reason for which a submitted job waits."""
+
 LAST_LOOK = 5.0
 """Seconds for which the status of a run is shown after its end was noticed in another way."""
 
@@ -165,11 +168,31 @@ def submit(arguments: argparse.Namespace) -> int:
     except BaseException:
         shutil.rmtree(submission.root)
         raise
+    never = _cannot_start(submission, job) if executor == "slurm" else None
+    if never is not None:
+        submission.remove_from_queue(job)
+        shutil.rmtree(submission.root)
+        raise SubmissionError(f"{_job_text(submission, job)} was canceled: {never}")
     digits = submission.root.name[-4:]
     _say(f"run {submission.root.name}: {_job_text(submission, job)} submitted")
     _say(f"output: {os.path.relpath(submission.root / OUTPUT)}")
     _say(f"to follow it: rhapsody attach {digits}; to end it: rhapsody cancel {digits}")
     return 0
+
+
+def _cannot_start(submission: Submission, job: JobOfRun) -> str | None:
+    """Wait a moment for the first reason why a job waits.
+
+    Returns:
+        The reason, and the option to change, if the reason cannot pass; otherwise `None`.
+    """
+    end = time.monotonic() + FIRST_REASON
+    try:
+        while (status := submission.status(job)) in ("", "None") and time.monotonic() < end:
+            time.sleep(POLL)
+    except SubmissionError:  # the queue cannot be queried now
+        return None
+    return _never(status or "")
 
 
 def _require_ended(program: list[str], without: Submission | None = None) -> None:
@@ -364,22 +387,24 @@ def _run_arguments(arguments: argparse.Namespace, extra: list[str]) -> list[str]
 
 def _cure(message: str) -> str:
     """Return a hint that names the option to change after a refusal by Slurm."""
-    option = OPTIONS.get(slurm_refusal(message).setting)
+    meaning = slurm_refusal(message)
+    if meaning.passes:
+        return ". This can pass: submit it again later"
+    option = OPTIONS.get(meaning.setting)
     return "" if option is None else f". To change it, use {option}"
 
 
-def _never(reason: str, run: str) -> str | None:
-    """Return what to do if a job waits for a reason that cannot pass, otherwise `None`."""
+def _never(reason: str) -> str | None:
+    """Return which option to change if a job waits for a reason that cannot pass, else `None`."""
     meaning = slurm_waiting(reason, first="")  # a partition that is down may come back
     if meaning is None or meaning.passes:
         return None
     option = OPTIONS.get(meaning.setting, "set of options")
-    if reason.startswith("Partition") and meaning.setting != "queue":
+    if reason.startswith("PartitionConfig"):  # which does not say what exceeds a limit
+        option += ", or less --cores, --nodes, --memory or --gpus"
+    elif reason.startswith("Partition") and meaning.setting != "queue":
         option += f" or {OPTIONS['queue']}"
-    return (
-        f"{reason}. This cannot pass: cancel the run (rhapsody cancel {run[-4:]}), and submit it "
-        f"with another {option}"
-    )
+    return f"{reason}. This cannot pass: submit the run with another {option}"
 
 
 def _job_text(submission: Submission, job: JobOfRun) -> str:
@@ -466,8 +491,9 @@ class _Queue:
             self._print(str(error))
             return None
         if status is not None:
-            never = _never(status, submission.root.name)
-            self.never = never and f"{text} waits: {never}"
+            never = _never(status)
+            cancel = f"rhapsody cancel {submission.root.name[-4:]}"
+            self.never = never and f"{text} waits: {never}; to cancel it, use {cancel}"
             if status != "running" and never is None:
                 self._print(f"{text} waits{f': {status}' if status not in ('', 'None') else ''}")
             self.missing = None

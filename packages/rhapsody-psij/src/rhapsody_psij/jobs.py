@@ -9,6 +9,7 @@ that submits the job, which take precedence over the script and the environment.
 from __future__ import annotations
 
 import base64
+import difflib
 import math
 import os
 import re
@@ -45,6 +46,10 @@ A second start would find the files of the first one. The engine repeats lost ta
 
 REQUEUE = frozenset({"slurm.requeue", "pbs.r", "lsf.r"})
 """Attributes that would let a batch system start a job again."""
+
+
+PREFIXES = ("slurm", "pbs", "pbs_classic", "lsf", "flux", "cobalt")
+"""Prefixes of the attributes of the executors that PSI/J contains."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class Settings:
                     "attributes: names must be 'duration', 'reservation_id' or an option of the "
                     f"batch system such as 'slurm.qos', got {name!r}"
                 )
+            elif near := _near_prefix(str(name)):
+                raise ValueError(f"attributes: unknown prefix in {name!r}; did you mean {near!r}?")
             elif name in REQUEUE:
                 raise ValueError(
                     f"attributes: {name!r} is not supported, because a job that starts again would "
@@ -118,6 +125,13 @@ class Settings:
 def cores_of(task: TaskDescription) -> int:
     """Return the number of cores of each rank of a task. A task without cores takes one."""
     return max(1, int((task.get("resources") or Resources()).cores))
+
+
+def _near_prefix(name: str) -> str | None:
+    """Return the known prefix that an attribute's unknown prefix resembles, with a dot."""
+    prefix = name.partition(".")[0]
+    near = () if prefix in PREFIXES else difflib.get_close_matches(prefix.lower(), PREFIXES, n=1)
+    return f"{near[0]}." if near else None
 
 
 def job_spec(

@@ -207,6 +207,22 @@ class Submission:
             run = reserve_run(self.description["script"], self.description["cwd"])
         job = JobOfRun(number, run.name, None, unproductive)
         _write(self._job_file(number), asdict(job))  # before the job can start
+        try:
+            native = self._start(number)
+        except BaseException:
+            self._job_file(number).unlink()
+            if run != self.root:
+                shutil.rmtree(run)
+            raise
+        job = JobOfRun(number, run.name, native, unproductive)
+        _write(self._job_file(number), asdict(job))
+        queue = self._place / "queue"
+        if queue.is_dir():  # the run has not ended in the meantime
+            (queue / LIST).write_text(json.dumps({"job": native, "tasks": {}}) + "\n")
+        return job
+
+    def _start(self, number: int) -> str:
+        """Start a supervisor or submit its job, and return the process or job id."""
         command = [sys.executable, "-P", "-m", "rhapsody_psij.supervisor", str(self.root)]
         command.append(str(number))
         queue = self._place / "queue"
@@ -216,15 +232,9 @@ class Submission:
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     start_new_session=True,
                 )  # fmt: skip
-            native = str(process.pid)
-        else:
-            script = f"exec >>{shlex.quote(str(queue / 'output'))} 2>&1\nexec {shlex.join(command)}"
-            native = self._submit(script)
-        job = JobOfRun(number, run.name, native, unproductive)
-        _write(self._job_file(number), asdict(job))
-        if queue.is_dir():  # the run has not ended in the meantime
-            (queue / LIST).write_text(json.dumps({"job": native, "tasks": {}}) + "\n")
-        return job
+            return str(process.pid)
+        script = f"exec >>{shlex.quote(str(queue / 'output'))} 2>&1\nexec {shlex.join(command)}"
+        return self._submit(script)
 
     def _submit(self, script: str) -> str:
         import psij

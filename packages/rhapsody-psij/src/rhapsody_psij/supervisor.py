@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk import describe_error, seconds_of_job
+from rhapsody.sdk import describe_error, seconds_of_job, slurm_refusal
 from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -67,7 +67,7 @@ class Supervisor:
         status = self._status()
         recorded = status.get("run", {"outcome": "unknown", "held_back": False})
         if recorded["held_back"] and until_done and not self._submission.is_canceled:
-            return self._continue(status, code)
+            return await self._continue(status, code)
         if recorded["outcome"] in ("done", "failed"):  # a signal may have arrived after the end
             return EndOfRun("the program ended", recorded["exit_code"])
         if self._submission.is_canceled:
@@ -76,7 +76,7 @@ class Supervisor:
             return EndOfRun("the job was ended by a signal", code)
         if self._at_limit and code != 0:
             if until_done:
-                return self._continue(status, code)
+                return await self._continue(status, code)
             return EndOfRun("the time limit of the job was reached", code)
         return EndOfRun("the program ended", code)
 
@@ -119,7 +119,7 @@ class Supervisor:
             elif left is not None and self._left() <= stops[0][0]:
                 if not interrupted:
                     self._at_limit = True
-                    self._note_limit()
+                    self._note("the time limit of the job is near; the run stops")
                 interrupted, number = True, stops.pop(0)[1]
             if number is not None:
                 with suppress(ProcessLookupError):
@@ -128,11 +128,8 @@ class Supervisor:
         code = ended.result()
         return code if code >= 0 else 128 - code
 
-    def _note_limit(self) -> None:
-        """Write to the output why the run stops, before the messages of the run itself."""
-        text = "the time limit of the job is near; the run stops"
-        if self._description["until_done"]:
-            text += f", and job {self._job.number + 1} continues it"
+    def _note(self, text: str) -> None:
+        """Write a line to the output of the program."""
         with (self._submission.root / OUTPUT).open("a") as output:
             output.write(f"rhapsody: {text}\n")
 
@@ -147,10 +144,12 @@ class Supervisor:
         found: dict[str, Any] = json.loads(said.stdout) if said.returncode == 0 else {}
         return found
 
-    def _continue(self, status: dict[str, Any], code: int) -> EndOfRun | None:
+    async def _continue(self, status: dict[str, Any], code: int) -> EndOfRun | None:
         """Submit the next job, unless the run makes no progress.
 
-        Detached jobs count as progress, because the next job takes over their results.
+        Detached jobs count as progress, because the next job takes over their results. If Slurm
+        refuses the job for a reason that can pass, such as a limit on submitted jobs, it is
+        submitted again until the time limit of this job.
 
         Returns:
             The end of the submitted run; `None` if it continues.
@@ -159,23 +158,36 @@ class Supervisor:
         progress = counts["done"] > counts["reused"] or (status and status["jobs"])
         unproductive = 0 if progress else self._job.unproductive + 1
         if unproductive >= MAX_UNPRODUCTIVE:
-            return EndOfRun(
+            reason = (
                 f"no task finished in {unproductive} consecutive jobs, so the run does not "
-                "continue; submit it again with a longer --walltime",
-                code,
+                "continue; submit it again with a longer --walltime"
             )
-        try:
-            job = self._submission.submit(unproductive)
-            if self._submission.is_canceled:
-                self._submission.remove_from_queue(job)
-                return EndOfRun("canceled", code)
-        except Exception as error:  # PSI/J imports third-party executors, which may raise any error
-            return EndOfRun(
-                f"the job that continues the run was not submitted ({describe_error(error)}); "
-                "submit the run again to continue it",
-                code,
-            )
-        return None
+            self._note(reason)
+            return EndOfRun(reason, code)
+        refused = None
+        while True:
+            try:
+                job = self._submission.submit(unproductive)
+                if self._submission.is_canceled:
+                    self._submission.remove_from_queue(job)
+                    return EndOfRun("canceled", code)
+            except Exception as error:  # PSI/J imports third-party executors: any error
+                passes = self._submission.executor == "slurm" and slurm_refusal(str(error)).passes
+                left = 0 if self._limit is None else self._left()
+                if passes and left > 2 * CHECK_INTERVAL and not self._submission.is_canceled:
+                    if refused is None:
+                        refused = describe_error(error)
+                        self._note(f"the next job is refused ({refused}); trying again")
+                    await asyncio.sleep(CHECK_INTERVAL)
+                    continue
+                reason = (
+                    f"the job that continues the run was not submitted ({describe_error(error)}); "
+                    "submit the run again to continue it"
+                )
+                self._note(reason)
+                return EndOfRun(reason, code)
+            self._note(f"job {job.number} of the run was submitted, and continues it")
+            return None
 
 
 async def supervise(root: str, number: str) -> None:
