@@ -212,6 +212,10 @@ def test_only_ended_runs_in_private_directories_are_taken_over(tmp_path: Path) -
     lock = locked(left(tmp_path, "psij-3", "three") / LOCK, wait=False)
     assert lock is not None
     (tmp_path / "psij-4").symlink_to(mine)
+    for number, target in enumerate(("missing", LIST, "a" * 300)):  # dangling, endless, too long
+        other = tmp_path / f"psij-{5 + number}"
+        other.mkdir()
+        (other / LIST).symlink_to(target)
     (mine / JOURNAL).write_bytes(b"/mine.sqlite")
     assert LeftJobs.take_over(str(tmp_path / "psij-*"), journal=b"/other.sqlite").jobs == []
     found = LeftJobs.take_over(str(tmp_path / "psij-*"), journal=b"/mine.sqlite")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ def submit(*words: object) -> Submission:
 def submitted(job: str) -> Submission:
     """Return a run whose job was submitted to Slurm, but does not exist."""
     root = reserve_run("steps.py")
-    (root / DIRECTORY).mkdir()
+    (root / DIRECTORY).mkdir(0o700)
     (root / DIRECTORY / "description.json").write_text('{"executor": "slurm"}')
     description = {"number": 1, "run": root.name, "job": job}
     (root / DIRECTORY / "job-1.json").write_text(json.dumps(description))
@@ -95,6 +97,104 @@ def require_run_once(place: Path, count: int, unfinished: int = 0) -> None:
     assert len(lines) - 2 * count <= unfinished
 
 
+# Files of other users.
+
+
+def _link_to_a_root() -> Path:
+    """Make a link of another user, which leads to a directory of this one."""
+    root = submitted("1").root
+    root.rename("elsewhere")
+    root.symlink_to(Path("elsewhere").resolve())
+    return root
+
+
+def _link_to_a_directory() -> Path:
+    root = submitted("1").root
+    (root / DIRECTORY).rename("elsewhere")
+    (root / DIRECTORY).symlink_to(Path("elsewhere").resolve())
+    return root
+
+
+def _writable() -> Path:
+    root = submitted("1").root
+    root.chmod(0o770)
+    return root
+
+
+def _option() -> Path:
+    return submitted("--user=victim").root
+
+
+def _damaged() -> Path:
+    root = submitted("1").root
+    (root / DIRECTORY / "description.json").write_text("[")
+    return root
+
+
+def _endless_link() -> Path:
+    root = reserve_run("steps.py")
+    root.rmdir()
+    root.symlink_to("a" * 300)
+    return root
+
+
+MAKERS = [_link_to_a_root, _link_to_a_directory, _writable, _option, _damaged, _endless_link]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_files_that_another_user_may_have_made_are_not_used(
+    make: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make()
+    monkeypatch.setattr("rhapsody_psij.submission._said", lambda words: pytest.fail(str(words)))
+    for command in ("attach", "cancel"):
+        assert main([command, root.name]) == 2
+        assert "no submitted run" in capsys.readouterr().err
+    assert not os.path.lexists(root / DIRECTORY / "control")
+    own = submitted("2")
+    assert _selected(None).root == own.root
+
+
+def test_a_directory_of_runs_that_other_users_can_replace_is_not_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = submitted("1").root
+    root.parent.chmod(0o777)
+    assert main(["cancel", root.name]) == 1
+    assert "chmod o-w" in capsys.readouterr().err
+    assert not (root / DIRECTORY / "control").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "valid"),
+    [("481516_[1-3]", True), ("12.pbs-1.site", True), ("ƒ2x", True), ("-9", False), ("1 2", False)],
+)
+def test_the_id_of_a_job_is_no_option(job: str, valid: bool) -> None:
+    run = submitted(job)
+    with nullcontext() if valid else pytest.raises(SubmissionError):
+        assert run.jobs[0].job == job
+
+
+def test_a_cancellation_follows_no_link(place: Path) -> None:
+    run = submitted("1")
+    (place / "thesis").write_text("x")
+    (run.root / DIRECTORY / "control").symlink_to(place / "thesis")
+    with pytest.raises(OSError, match="control"):
+        run.request_cancellation()
+    assert (place / "thesis").read_text() == "x"
+
+
+def test_the_reason_of_the_end_does_not_control_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    submitted("1").finish(EndOfRun("\x1b[2J ended", 0))
+    for command in ("attach", "cancel"):
+        assert main([command]) == 0
+        said = capsys.readouterr().out
+        assert "ended" in said
+        assert "\x1b" not in said
+
+
 # As processes of this machine.
 
 
@@ -112,7 +212,7 @@ def test_a_run_is_followed_to_the_exit_code_of_its_script(place: Path) -> None:
 def test_the_newest_run_is_followed_even_before_it_has_started() -> None:
     older, newer = (reserve_run("steps.py") for _ in range(2))
     for root in (older, newer):
-        (root / DIRECTORY).mkdir()
+        (root / DIRECTORY).mkdir(0o700)
         (root / DIRECTORY / "description.json").write_text("{}")
         (root / DIRECTORY / "job-1.json").write_text(f'{{"number": 1, "run": "{root.name}"}}')
     Path(".rhapsody/latest").symlink_to(older.name)
@@ -125,7 +225,7 @@ def test_the_newest_run_is_followed_even_before_it_has_started() -> None:
 def test_a_supervisor_that_has_ended_without_a_word_is_noticed() -> None:
     roots = [reserve_run("steps.py") for _ in range(2)]
     for root in roots:
-        (root / DIRECTORY).mkdir()
+        (root / DIRECTORY).mkdir(0o700)
         (root / DIRECTORY / "control").touch()
         (root / DIRECTORY / "description.json").write_text('{"executor": "local"}')
         (root / DIRECTORY / "job-1.json").write_text(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
-    from rhapsody.staging.runs import reserve_run
+    from rhapsody.staging.runs import own_runs, reserve_run
     from rhapsody.states import StateMapper, TasksMainStates
     from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         "SubmissionError", "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError",
         "TaskSettings", "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
         "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
-        "reserve_run", "run", "wait",
+        "own_runs", "reserve_run", "run", "wait",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -90,7 +90,7 @@ else:
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
-            "rhapsody.staging.runs": "reserve_run",
+            "rhapsody.staging.runs": "own_runs reserve_run",
             "rhapsody.states": "StateMapper TasksMainStates",
             "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
         },

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import tomllib
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rhapsody import Resources, SubmissionError
+from rhapsody import Resources, SubmissionError, own_runs
 from rhapsody.backends import backend_from_options
 from rhapsody.plugins import UsageError
 from rhapsody.sdk import end_of_file, escaped, mask, seconds, slurm_refusal, slurm_waiting
@@ -30,6 +32,8 @@ from rhapsody_psij.submission import (
     Submission,
     cancel_detached,
 )
+
+log: logging.Logger = logging.getLogger(__name__)
 
 SUBMIT = "run a workflow as a job of a batch system"
 ATTACH = "follow a run that was submitted with rhapsody submit"
@@ -234,7 +238,7 @@ def _require_ended(program: list[str], without: Submission | None = None) -> Non
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the command's output
+    print(escaped(mask(text)), flush=True)  # noqa: T201 - the command's output
 
 
 def _script_of(arguments: argparse.Namespace) -> str:
@@ -428,10 +432,33 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _own() -> list[Submission]:
-    """Return the user's submitted runs in this directory, the newest first."""
-    paths = sorted(Path(".rhapsody").glob(f"[0-9]*/{DIRECTORY}/description.json"), reverse=True)
-    roots = [Path(os.path.abspath(path)).parents[1] for path in paths]
-    return [Submission(root) for root in roots if root.stat().st_uid == os.geteuid()]
+    """Return the user's submitted runs in this directory, the newest first.
+
+    Raises:
+        DataError: Other users could replace the runs in this directory.
+    """
+    found: list[Submission] = []
+    for root in reversed(own_runs(Path(os.path.abspath(".rhapsody")))):
+        place = root / DIRECTORY
+        if not os.path.lexists(place / "description.json"):
+            continue
+        if not (_only_user_writes(root) and _only_user_writes(place)):
+            log.warning("ignoring %s: other users could write to it", escaped(str(place)))
+            continue
+        try:
+            submission = Submission(root)
+            _ = submission.jobs
+        except (OSError, ValueError, TypeError, SubmissionError) as error:
+            log.warning("ignoring %s: %s", escaped(str(place)), escaped(str(error)))
+        else:
+            found.append(submission)
+    return found
+
+
+def _only_user_writes(directory: Path) -> bool:
+    status = os.lstat(directory)
+    mine = status.st_uid == os.geteuid()
+    return mine and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022
 
 
 def _selected(text: str | None) -> Submission:
@@ -538,7 +565,7 @@ def attach(arguments: argparse.Namespace) -> int:
         _say(f"output: {os.path.relpath(output)}")
         lines = end_of_file(str(output), MAX_OUTPUT).splitlines() if code else []
         for line in lines[-LAST_LINES:]:
-            _say(f"  {escaped(mask(line))}")
+            _say(f"  {line}")
     return code
 
 

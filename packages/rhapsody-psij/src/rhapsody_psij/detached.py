@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import TaskDescription
-from rhapsody.sdk import unpack
+from rhapsody.sdk import escaped, unpack
 from rhapsody_psij.job import read_log, read_outcome
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -103,11 +103,21 @@ class LeftJobs:
         """
         left = cls()
         found = (glob.glob(os.path.join(pattern, LIST)) for pattern in patterns)
-        paths = {Path(path).resolve() for path in chain.from_iterable(found)}
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-            if not _is_private(path.parent):
-                log.warning("ignoring %s: other users could write to it", path.parent)
+        paths: dict[Path, float] = {}
+        for name in chain.from_iterable(found):
+            directory = escaped(os.path.dirname(name))
+            try:
+                path = Path(name).resolve(strict=True)
+                private = _is_private(path.parent)
+                modified = path.stat().st_mtime
+            except (OSError, RuntimeError) as error:  # it may be a link of another user
+                log.warning("ignoring %s: %s", directory, escaped(str(error)))
                 continue
+            if private:
+                paths[path] = modified
+            else:
+                log.warning("ignoring %s: other users could write to it", directory)
+        for path in sorted(paths, key=paths.__getitem__):
             if journal is not None and _journal_of(path.parent) != journal:
                 continue
             lock = locked(path.parent / LOCK, wait=False)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -51,6 +52,10 @@ PREFIXES = ("SLURM", "PBS_", "LSB_", "LS_", "FLUX_", "COBALT_", "PMI_", "PMIX_")
 
 OF_A_JOB = frozenset({"CUDA_VISIBLE_DEVICES", "HOSTNAME", "ROCR_VISIBLE_DEVICES", "TMPDIR"})
 """Further variables that another job must not inherit."""
+
+
+JOB_ID: re.Pattern[str] = re.compile(r"[\w.\[\]][\w.\[\]-]*")
+"""Pattern of the id of a job, which the commands of the batch system do not take for an option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ class Submission:
         """
         root = reserve_run(description["script"], description["cwd"])
         place = root / DIRECTORY
-        (place / "queue").mkdir(0o700, parents=True)
+        place.mkdir(0o700)
+        (place / "queue").mkdir(0o700)
         (place / "control").touch(0o600)
         _write(place / "description.json", description)
         variables = {name: os.environ[name] for name in os.environ if not _is_of_a_job(name)}
@@ -132,9 +138,19 @@ class Submission:
 
     @property
     def jobs(self) -> list[JobOfRun]:
-        """The jobs so far."""
+        """The jobs so far.
+
+        Raises:
+            SubmissionError: The id of a job is invalid.
+        """
         count = len(list(self._place.glob("job-*.json")))
-        return [JobOfRun(**_read(self._job_file(n))) for n in range(1, count + 1)]
+        jobs = [JobOfRun(**_read(self._job_file(n))) for n in range(1, count + 1)]
+        for job in jobs:
+            if job.job is not None and JOB_ID.fullmatch(job.job) is None:
+                raise SubmissionError(
+                    f"{self._job_file(job.number)}: {job.job!r} is not the id of a job"
+                )
+        return jobs
 
     def _job_file(self, number: int) -> Path:
         return self._place / f"job-{number}.json"
@@ -148,7 +164,8 @@ class Submission:
 
     def started(self, number: int) -> JobOfRun:
         """Record that a job has started on this host, and return the job."""
-        (self._place / f"host-{number}").write_text(socket.gethostname())
+        with open(self._place / f"host-{number}", "w", opener=no_link) as file:
+            file.write(socket.gethostname())
         return self.jobs[number - 1]
 
     @property
@@ -172,7 +189,8 @@ class Submission:
 
     def request_cancellation(self) -> None:
         """Request the cancellation of the run by the supervisor."""
-        (self._place / "control").write_bytes(b"cancel\n")
+        with open(self._place / "control", "w", opener=no_link) as file:
+            file.write("cancel\n")
 
     @property
     def job_output(self) -> str:
@@ -218,7 +236,8 @@ class Submission:
         _write(self._job_file(number), asdict(job))
         queue = self._place / "queue"
         if queue.is_dir():  # the run has not ended in the meantime
-            (queue / LIST).write_text(json.dumps({"job": native, "tasks": {}}) + "\n")
+            with open(queue / LIST, "w", opener=no_link) as file:
+                file.write(json.dumps({"job": native, "tasks": {}}) + "\n")
         return job
 
     def _start(self, number: int) -> str:
@@ -227,7 +246,7 @@ class Submission:
         command.append(str(number))
         queue = self._place / "queue"
         if self.executor == "local":
-            with open(queue / "output", "ab") as output:
+            with open(queue / "output", "ab", opener=no_link) as output:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     start_new_session=True,
@@ -382,6 +401,11 @@ def cancel_detached(left: LeftJobs) -> int:
 def _is_of_a_job(name: str) -> bool:
     """Return True for a variable that describes a job, which another job must not inherit."""
     return name != "SLURM_CONF" and (name.startswith(PREFIXES) or name in OF_A_JOB)
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file that is not a link; an `opener` for `open`. Only the user can read a new file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rhapsody.sdk import describe_error, seconds_of_job, slurm_refusal
-from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission
+from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission, no_link
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -86,7 +86,7 @@ class Supervisor:
         arguments = description["arguments"]
         if self._job.number > 1:  # the options that apply to the first job only
             arguments = description["continued_arguments"]
-        with (self._submission.root / OUTPUT).open("ab") as output:
+        with self._open_output() as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-u", *RHAPSODY[1:], "run", *arguments,
                 cwd=description["cwd"],
@@ -128,10 +128,13 @@ class Supervisor:
         code = ended.result()
         return code if code >= 0 else 128 - code
 
+    def _open_output(self) -> IO[bytes]:
+        return open(self._submission.root / OUTPUT, "ab", opener=no_link)
+
     def _note(self, text: str) -> None:
         """Write a line to the output of the program."""
-        with (self._submission.root / OUTPUT).open("a") as output:
-            output.write(f"rhapsody: {text}\n")
+        with self._open_output() as output:
+            output.write(f"rhapsody: {text}\n".encode())
 
     def _left(self) -> float:
         assert self._limit is not None

@@ -407,6 +407,16 @@ def runs_in(base: Path, *, own: bool = False) -> list[str]:
     return sorted(names, key=_order)
 
 
+def own_runs(base: Path) -> list[Path]:
+    """Return the directories of this user's runs in a `.rhapsody` directory, oldest first.
+
+    Raises:
+        DataError: Other users could replace the runs.
+    """
+    require_trusted(base)
+    return [base / name for name in runs_in(base, own=True)]
+
+
 def make_base(base: Path) -> None:
     """Create a `.rhapsody` directory, unless it exists.
 
