@@ -40,6 +40,7 @@ _VARIABLES = "variables set by the program"
 _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
 
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
+_NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
 
 _SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
@@ -98,7 +99,7 @@ class Key(NamedTuple):
     may_open: bool = False
     function: Any = None
     used: Known | None = None
-    cells: Mapping[str, types.CellType] = types.MappingProxyType({})
+    cells: Mapping[str, types.CellType] = _NO_CELLS
     absent: Collection[str] = ()
     portable: bool = True
 
@@ -181,7 +182,7 @@ class Keys:
         parts = {"name": task["name"], **more}
         function = None
         shared: dict[str, object] = {}
-        cells: dict[str, types.CellType] = {}
+        cells: Mapping[str, types.CellType] = _NO_CELLS
         if task["executable"] is not None:
             self._command(task, found, parts)
             for text in texts:
@@ -250,9 +251,11 @@ class Keys:
             or found.may_open
             or not (plain or all(map(_is_builtin, shared.values())))
         )
-        absent = found.absent | used.absent
+        absent: Collection[str] = ()
+        if found.absent or used.absent:
+            absent = found.absent | used.absent
         if not task.get("shares_memory", False):  # it receives copies, but perhaps not yet
-            generators, known, cells, absent = _NOTHING, None, {}, set()
+            generators, known, cells, absent = _NOTHING, None, _NO_CELLS, ()
         watched = parts if shared or cells or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
