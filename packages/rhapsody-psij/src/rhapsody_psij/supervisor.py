@@ -134,7 +134,7 @@ class Supervisor:
     def _note(self, text: str) -> None:
         """Write a line to the output of the program."""
         with self._open_output() as output:
-            output.write(f"rhapsody: {text}\n".encode())
+            output.write(f"rhapsody: {text}\n".encode("utf-8", "backslashreplace"))
 
     def _left(self) -> float:
         assert self._limit is not None
