@@ -712,6 +712,44 @@ def test_a_closure_variable_with_the_name_of_an_attribute_that_is_filled_counts(
         assert key_of(keys, program.f, 1).digest != before
 
 
+def test_large_values_of_a_module_that_a_task_imports_are_not_compared(tmp_path: Path) -> None:
+    text = (
+        "import numpy as np\nPATHS = {str(n): [n] for n in range(20_000)}\n"
+        "DATA = np.zeros(200_000)\nSMALL = ['a']\n"
+    )
+    write(tmp_path, {"main.py": "def f(a):\n    import lz\n    lz.DATA[a] = 1\n", "lz.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        program.f(8)
+        keys.begin()
+        keys.require_same_values(task, key)
+        sys.modules["lz"].SMALL.append("b")
+        with pytest.raises(UnhashableError, match="SMALL has changed"):
+            keys.require_same_values(task, key)
+
+
+def test_a_variable_of_an_inner_function_is_not_the_closure_variable_of_the_same_name(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "def make():\n    history = []\n"
+        "    def f(a):\n"
+        "        def inner():\n            history = []\n"
+        "            add = lambda x: history.append(x)\n            add(1)\n"
+        "        inner()\n        return len(history)\n"
+        "    return f, history\nf, history = make()\n"
+    )
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        before = key_of(keys, program.f, 1).digest
+        program.history.append(1)
+        keys.begin()
+        assert key_of(keys, program.f, 1).digest != before
+
+
 def test_a_module_that_a_task_imports_may_fill_its_caches(tmp_path: Path) -> None:
     text = (
         "import functools\nCACHE = {}\nmodel = None\n@functools.cache\ndef g(a):\n    return a\n"

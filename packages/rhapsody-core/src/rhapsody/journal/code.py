@@ -363,9 +363,11 @@ class CodeFingerprint:
         """Collect the variables of a module, except modules.
 
         Returns:
-            The names of the variables that cannot be collected.
+            The names of the variables that are not collected, because they are large or have no
+            digest.
         """
         refused: set[str] = set()
+        self._collecting = True
         variables, memos = vars(module), self._program.memos
         self.sizes.append((variables, len(variables)))
         empty: list[tuple[str, object]] = []
@@ -377,6 +379,10 @@ class CodeFingerprint:
                 empty.append((name, value))  # functions of the module may fill it, as a cache
                 continue
             try:
+                if _is_large(value):
+                    refused.add(name)
+                    continue
+                self._collecting = True
                 self._used(name, value)
                 self._collect()
             except UnhashableError:
@@ -1140,6 +1146,14 @@ def _is_script(module: object) -> bool:
 
 def _is_empty(value: object) -> bool:
     return value is None or (type(value) in _EMPTY and not value)
+
+
+def _is_large(value: Any) -> bool:
+    """Return True for a container with many items, and for arrays and tables with much data."""
+    if isinstance(value, dict | list | tuple | set | frozenset | str | bytes | bytearray):
+        return len(value) > LARGE_VALUE
+    size = getattr(value, "nbytes", None)
+    return isinstance(size, int) and size > 100 * LARGE_VALUE
 
 
 def _is_python_s(name: str, value: Any) -> bool:

@@ -82,7 +82,7 @@ class ImportedModules:
 
 
 class _Finder(MetaPathFinder):
-    """Import hook that tells listeners when the import of a source file has ended.
+    """Import hook that reports to listeners that the import of a source file has ended.
 
     It is the first finder, finds modules with the other finders, and stays until the program ends.
     Modules that are imported by another module are reported together with it, because the other

@@ -408,6 +408,7 @@ def names_in(code: types.CodeType) -> Names:
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
     only_stored = frozenset(stored - read)
+    closed -= {name for one in with_inner(code) if one is not code for name in one.co_cellvars}
     return Names(*made, frozenset(stored), only_stored, frozenset(filled), frozenset(closed))
 
 
