@@ -23,6 +23,7 @@ import pytest
 import rhapsody
 from rhapsody import WorkflowEngine
 from rhapsody.engine.task_function import TaskFunction
+from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_of, keys_in, loaded, write
@@ -710,6 +711,20 @@ def test_a_closure_variable_with_the_name_of_an_attribute_that_is_filled_counts(
         program.history.append(1) if "[" not in filled else program.history.update(a=1)
         keys.begin()
         assert key_of(keys, program.f, 1).digest != before
+
+
+def test_a_module_that_cannot_be_inspected_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, {"main.py": "def f():\n    import lz\n    return lz.N\n", "lz.py": "N = 1\n"})
+    keys = keys_in(tmp_path)
+    monkeypatch.setattr(CodeFingerprint, "module", lambda *_: 1 / 0)
+    with loaded(tmp_path) as program:
+        task = described(program.f, shares_memory=True)
+        key = keys.of(task, {}, {})
+        assert program.f() == 1
+        keys.require_same_values(task, key)
+    assert "module 'lz' cannot be inspected" in caplog.text
 
 
 def test_large_values_of_a_module_that_a_task_imports_are_not_compared(tmp_path: Path) -> None:

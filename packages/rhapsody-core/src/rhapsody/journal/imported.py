@@ -8,6 +8,7 @@ state of the module when its import ended.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import types
@@ -17,8 +18,11 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import NamedTuple
 from weakref import WeakSet
 
+from rhapsody.errors import describe_error
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.program import Program
+
+log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
 class _State(NamedTuple):
@@ -52,8 +56,15 @@ class ImportedModules:
 
     def note(self, module: types.ModuleType) -> None:
         """Note the state of a module, on the thread that has imported it."""
-        if self._program.origins.own(module.__file__):
+        if not self._program.origins.own(getattr(module, "__file__", None)):
+            return
+        try:
             self._states[module.__name__] = self._state(module)
+        except Exception as error:  # any error raised by an object that is inspected
+            log.warning(
+                "module %r cannot be inspected, so changes of its variables are not noticed: %s",
+                module.__name__, describe_error(error),
+            )  # fmt: skip
 
     def changed(self, name: str) -> str | None:
         """Return what has changed in a module since its import, or `None`.
