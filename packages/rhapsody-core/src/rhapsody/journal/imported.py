@@ -108,7 +108,7 @@ class _Finder(MetaPathFinder):
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a module. See `importlib.abc.MetaPathFinder`."""
-        for finder in sys.meta_path:
+        for finder in sys.meta_path or ():  # it is `None` when Python ends
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = find and find(name, path, target)
             if spec is not None:
@@ -121,7 +121,7 @@ class _Finder(MetaPathFinder):
         """Return the method of a loader that runs a module, extended by the report."""
 
         def exec_module(module: types.ModuleType) -> None:
-            del vars(loader)["exec_module"]
+            vars(loader).pop("exec_module", None)
             local = self._local
             local.depth += 1
             try:
