@@ -300,7 +300,8 @@ async def test_tasks_of_a_disconnected_worker_are_lost(
         hold = tasks.hold.options(lost_retries=budget, task_description=prefer)
         future = hold()
         after = tasks.add(future, 1)
-        await _until(lambda: future.state is TasksMainStates.RUNNING)
+        await _until(lambda: future.state is TasksMainStates.RUNNING and tasks.starts())
+        first = tasks.starts()[0]
         getattr(network, fault)()
         if fault == "freeze":
             backend: Any = flow.backend
@@ -314,7 +315,7 @@ async def test_tasks_of_a_disconnected_worker_are_lost(
             await _until(lambda: tasks.starts(attempt=2))
             network.heal()
             (second,) = tasks.starts(attempt=2)
-            assert second != tasks.starts()[0]
+            assert second != first
             tasks.gate.touch()
             assert await future == second
             assert await after == second + 1
