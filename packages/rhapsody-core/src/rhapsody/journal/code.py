@@ -367,7 +367,6 @@ class CodeFingerprint:
             digest.
         """
         refused: set[str] = set()
-        self._collecting = True
         variables, memos = vars(module), self._program.memos
         self.sizes.append((variables, len(variables)))
         empty: list[tuple[str, object]] = []

@@ -32,7 +32,7 @@ class _State(NamedTuple):
         module: The module.
         known: What the module's variables depend on: values, and the functions and classes with
             their defaults, closures and attributes.
-        refused: Names of variables that have no digest, which are not compared.
+        refused: Names of variables that are not compared, because they are large or have no digest.
     """
 
     module: types.ModuleType
