@@ -106,6 +106,7 @@ async def test_processes_get_their_variables() -> None:
             task = driver.call(os.getenv, "A")
             task["environment"] = {"A": "b"}
             assert (await driver.run_one(task)).value == "b"
+            assert executor.submit(os.getenv, "A").result() is None
 
 
 async def test_the_executors_size_is_taken_over() -> None:

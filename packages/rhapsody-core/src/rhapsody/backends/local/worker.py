@@ -20,7 +20,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from io import IOBase
 from logging.handlers import QueueHandler
@@ -108,7 +108,7 @@ def work(
         memory: The shared memory for large arguments and results.
     """
     begin()
-    _runner.memory = memory
+    _runner.memory, _runner.variables = memory, CallVariables()
     pid, sending = os.getpid(), threading.Lock()
 
     def send(data: bytes) -> None:
@@ -224,6 +224,50 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
     return _runner.make(order, Call(b"", call))
 
 
+class CallVariables:
+    """Environment variables of the calls in a worker, which makes one call at a time.
+
+    Setting and restoring the variables for each call would take longer than a short call. So they
+    stay set until a call with other variables begins. Calls may change them, also from C code, so
+    each call sets its variables again.
+    """
+
+    def __init__(self) -> None:
+        self._variables: Mapping[str, str] = {}
+        self._former: Mapping[str, str | None] = {}
+        self._environ: Any = None
+        self._items: list[tuple[Any, Any]] = []
+        self._target: Any = {}
+
+    def set(self, variables: Mapping[str, str]) -> None:
+        """Set the variables of the next call, and restore those that only the last call has set."""
+        if os.environ is not self._environ or variables != self._variables:
+            self._change(variables)
+        target = self._target
+        for name, value in self._items:
+            target[name] = value
+
+    def _change(self, variables: Mapping[str, str]) -> None:
+        environ: Any = os.environ
+        self._environ = None  # until all variables are set
+        for name, value in self._former.items():
+            if value is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = value
+        self._former = {name: environ.get(name) for name in variables}
+        environ.update(variables)
+        self._target, self._items = environ, list(variables.items())
+        if environ is _environ:  # setting the encoded variables takes half the time
+            encoded = [(os.fsencode(name), os.fsencode(value)) for name, value in self._items]
+            self._target, self._items = os.environb, encoded
+        self._environ, self._variables = environ, variables
+
+
+_environ = os.environ
+_nothing = nullcontext()
+
+
 class _WorkerOutput(CapturedOutput):
     """Captured output of a call. After a call with output, the worker's streams are flushed."""
 
@@ -244,6 +288,7 @@ class _Runner(Runner):
     def __init__(self) -> None:
         self._loop = WorkerLoop()
         self.memory = WorkerMemory(None)
+        self.variables: CallVariables | None = None  # in a process of a user's executor
         self.filters: bytes | None = None  # the program's warning filters, until they are set
         self._set: list[Any] = []  # filters that were set before
 
@@ -271,6 +316,12 @@ class _Runner(Runner):
 
     def output(self, order: CallSpec) -> _WorkerOutput:
         return _WorkerOutput(order.directory, order.capture)
+
+    def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
+        if self.variables is None:
+            return super().environment(order)
+        self.variables.set(order.environment)
+        return _nothing
 
     def context(self, order: CallSpec) -> Setting[Any]:
         # Here, because importing the classes of warnings may load numeric libraries.
