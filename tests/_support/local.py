@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.backends.local.jobs import ONE_FUNCTION, Job, JobRunner
 from rhapsody.resources import Resources
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -25,6 +26,21 @@ def needing(task: TaskDescription, **resources: Any) -> TaskDescription:
 def in_each_way(driver: Driver, function: Callable[..., Any], *args: Any) -> list[TaskDescription]:
     """A call on a worker thread, and one on the shared loop."""
     return [driver.call(function, *args), needing(driver.call(function, *args), cores=0)]
+
+
+class NoRunner(JobRunner):
+    """Runs nothing."""
+
+    def run(self, job: Job) -> None:
+        """Do nothing."""
+
+    def cancel(self, job: Job) -> None:
+        """Do nothing."""
+
+
+def job_of(task: Any, **fields: Any) -> Job:
+    """The job of a task, which is never run."""
+    return Job(task, task["uid"], **{"request": ONE_FUNCTION, "runner": NoRunner(), **fields})
 
 
 class CannotStart(LocalExecutionBackend):

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
 from rhapsody.backends.local import packing, worker
 from rhapsody.errors import BackendError
-from rhapsody.sdk.calls import call_spec, pack, unpack
+from rhapsody.sdk.calls import pack, unpack
 from rhapsody.sdk.runner import CallResult, ProtocolVersionError, Runner
 from rhapsody.sdk.threads import Mailbox
+from tests._support.local import job_of
 from tests._support.nonsense import little_memory, nonsense
 from tests._support.scripted import within
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.timeout(60)
 TASK: Any = {"uid": "task.1", "name": "one", "function": abs, "args": (-1,), "kwargs": {}}
 CALL = pack(TASK)
 OUTCOME = Runner().run(CALL)
-FRAME = packing.frame(call_spec(TASK), packing.pack_call(TASK)[0])
+FRAME = bytes(packing.Specs().frame(job_of(TASK, call=packing.pack_call(TASK)[0])))
 
 
 @given(nonsense(OUTCOME))
@@ -62,7 +63,7 @@ def test_an_order_that_was_cut_off_is_the_end(length: int) -> None:
 
 def test_a_connection_closed_with_unread_replies_is_the_end() -> None:
     program, own = socket.socketpair()
-    with own, own.makefile("rb") as stream:
+    with own, open(own.fileno(), "rb", closefd=False) as stream:
         own.sendall(b"a reply")
         program.close()
         assert worker.received(stream) is None

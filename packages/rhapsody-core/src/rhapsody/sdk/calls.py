@@ -102,7 +102,7 @@ def call_spec(
         task.get("environment", {}) if environment is None else environment,
         task.get("capture", True),
         sandbox if directory is None else directory,
-        _settings(task) if more is None else more,
+        program_settings(task) if more is None else more,
         own_modules() if modules is True else modules,
         task.get("trace_context", {}),
         task.get("watch", ()),
@@ -112,7 +112,7 @@ def call_spec(
 _DECIMAL = (28, "ROUND_HALF_EVEN")
 
 
-def _settings(task: TaskDescription) -> Mapping[str, Any]:
+def program_settings(task: TaskDescription) -> Mapping[str, Any]:
     """Return the program's context of `decimal` at the call, unless it is the default."""
     decimal, context = sys.modules.get("decimal"), task.get("context")
     if decimal is None or context is None:

@@ -230,19 +230,22 @@ class Recorder:
             return self._record(name).result()
         return ""
 
+    def results(self) -> tuple[str, str, str | None]:
+        """Return `result` for both streams, and `in_files`."""
+        if not (self._records or self._files):  # most tasks print nothing
+            self._ended = True
+            return "", "", None
+        return self.result("stdout"), self.result("stderr"), self.in_files
+
     def report(self, task: TaskDescription) -> None:
         """Write the output into the task's description.
 
         Raises:
             OSError: A file cannot be written.
         """
-        if not (self._records or self._files):
-            self._ended = True
-            task["stdout"] = task["stderr"] = ""
-            return
-        task["stdout"], task["stderr"] = map(self.result, NAMES)
-        if self.in_files is not None:
-            task["sandbox"] = self.in_files
+        task["stdout"], task["stderr"], directory = self.results()
+        if directory is not None:
+            task["sandbox"] = directory
 
 
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
@@ -286,18 +289,16 @@ class CapturedOutput(Output):
     def __init__(self, directory: str | None, capture: Capture) -> None:
         streams.ensure()
         self._recorder = None if capture is False else Recorder(directory, capture)
-        self._setting = recording(self._recorder)
 
     def __enter__(self) -> CapturedOutput:
-        self._setting.__enter__()
+        self._token = _recorder.set(self._recorder)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._setting.__exit__(*error)
+        _recorder.reset(self._token)
         recorder = self._recorder
         if recorder is not None:
-            self.stdout, self.stderr = map(recorder.result, NAMES)
-            self.directory = recorder.in_files
+            self.stdout, self.stderr, self.directory = recorder.results()
 
 
 class Tee:

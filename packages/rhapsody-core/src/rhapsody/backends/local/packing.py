@@ -15,14 +15,17 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.local.shared_memory import Block, SharedMemory
 from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, Call
 from rhapsody.sdk import calls
-from rhapsody.sdk.modules import MISSING, content_of, with_inner
-from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
+from rhapsody.sdk.modules import MISSING, REFERENCE, content_of, with_inner
+from rhapsody.sdk.runner import PLAIN, dumps
 from rhapsody.task import TaskDescription
+
+if TYPE_CHECKING:
+    from rhapsody.backends.local.jobs import Job
 
 MAX_INLINE_SIZE: int = 1 << 16
 """Maximum size in bytes of values that are pickled and unpickled on the loop."""
@@ -32,6 +35,9 @@ MAX_INLINE_DEPTH = 8
 
 MAX_CACHED_FUNCTIONS = 128
 """Maximum number of pickled functions in the cache."""
+
+MAX_CACHED_SPECS = 128
+"""Maximum number of specs in the cache."""
 
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -71,12 +77,55 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
     return Call(b"", packed), None
 
 
-def frame(order: CallSpec, call: Call) -> bytearray:
-    """Encode a call for a worker. `Worker.send` sets its number and the block for its result."""
-    function, arguments, kind = call
-    packed = pickle.dumps(tuple(order), 5)
-    head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
-    return bytearray().join((head, packed, function, arguments))
+class Specs:
+    """Encoder of calls. Keeps the pickles of what the specs of a task's calls have in common."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], bytes] = {}
+
+    def frame(self, job: Job) -> bytearray:
+        """Return a packed call, encoded for a worker.
+
+        `Worker.send` sets the call's number and the block for its result.
+        """
+        assert job.call is not None
+        task, modules = job.task, job.modules
+        function, arguments, kind = job.call
+        common = self._common(job, modules and modules[:REFERENCE])
+        own = pickle.dumps(
+            (
+                task["uid"], task.get("attempt", 1), task.get("sandbox"), job.spill,
+                task.get("trace_context", {}),
+            ), 5,
+        )  # fmt: skip
+        head = CALL.pack(0, 0, kind, len(common), len(own), len(function), len(arguments))
+        return bytearray().join((head, common, own, function, arguments))
+
+    def _common(self, job: Job, modules: bytes | None) -> bytes:
+        """Return the pickle of the fields of a call's spec that `frame` does not pickle."""
+        task, cores = job.task, job.request.cores
+        key = (
+            task["name"], task.get("timeout"), cores, task.get("capture", True), modules, job.gpus,
+            task.get("watch"),
+        )  # fmt: skip
+        more = calls.program_settings(task)
+        is_usual = not more and not task.get("environment")
+        packed = self._known.get(key) if is_usual else None
+        if packed is None:
+            order = calls.call_spec(
+                task, cores=cores, environment=job.environment(), more=more, modules=modules
+            )
+            packed = pickle.dumps(
+                (
+                    order.version, order.name, order.timeout, order.cores, order.environment,
+                    order.capture, order.more, order.modules, order.watch,
+                ), 5,
+            )  # fmt: skip
+            if is_usual:
+                if len(self._known) >= MAX_CACHED_SPECS:
+                    self._known.clear()
+                self._known[key] = packed
+        return packed
 
 
 def is_small(

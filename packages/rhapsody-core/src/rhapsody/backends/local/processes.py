@@ -36,14 +36,13 @@ from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.worker import WarningFilters
 from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
-from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.executables import (
     THREAD_COUNTS,
     memory_error,
     memory_group,
     thread_count,
 )
-from rhapsody.sdk.modules import REFERENCE, own_modules
+from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.processes import kill_groups
 from rhapsody.sdk.runner import CallResult, loads
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
@@ -113,6 +112,7 @@ class ProcessWorkers(JobRunner):
         self._adjustable = find_spec("threadpoolctl") is not None
         self._jobs: set[Job] = set()
         self._functions = packing.Functions()
+        self._specs = packing.Specs()
         self._filters = WarningFilters()
         self._seconds: float | None = None  # moving average of the duration of a call
         self._watch: asyncio.TimerHandle | None = None
@@ -286,17 +286,9 @@ class ProcessWorkers(JobRunner):
 
     def frame(self, job: Job) -> bytearray:
         """Encode a job's packed call for the worker."""
-        assert job.call is not None
-        job.modules = modules = own_modules()
+        job.modules = own_modules()
         job.filters = self._filters.packed()
-        order = call_spec(
-            job.task,
-            cores=job.request.cores,
-            environment=job.environment(),
-            directory=job.spill,
-            modules=modules and modules[:REFERENCE],
-        )
-        return packing.frame(order, job.call)
+        return self._specs.frame(job)
 
     def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
         """Handle a job from the packer: the job has ended, or its call has been packed."""

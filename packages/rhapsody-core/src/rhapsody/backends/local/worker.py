@@ -22,9 +22,8 @@ import warnings
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
-from io import IOBase
 from logging.handlers import QueueHandler
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from rhapsody.backends.local.shared_memory import MIN_SHARED_SIZE, Block, WorkerMemory
 from rhapsody.context import Setting, TaskContext, running_task, task_context
@@ -56,9 +55,10 @@ part is empty, the second is a log record.
 NUMBER = struct.Struct("=I")
 """Encoding of a call's number. The calls of each worker are numbered separately."""
 
-CALL = struct.Struct("=IIBQQQ")
+CALL = struct.Struct("=IIBQQQQ")
 """Head of a call: the call's number, the shared block for its result, `Call.kind`, and the lengths
-of the spec, the function and the arguments, which follow."""
+of the parts that follow. These are the common and the own fields of the spec (see `Specs` in
+`packing`), the function, and the arguments."""
 
 START = struct.Struct("=II")
 """First part of the head of a call: the values that are known only when the call is sent."""
@@ -119,7 +119,8 @@ def work(
     leave_handlers_to_program(handlers)
     with suppress(BrokenPipeError):  # the program has ended
         connection.sendall(b".")
-        with connection.makefile("rb", buffering=1 << 16) as stream:
+        # `connection.makefile` would read through a function in Python.
+        with open(connection.fileno(), "rb", buffering=1 << 16, closefd=False) as stream:
             next_one = None
             while (taken := received(stream)) is not None:
                 number, _runner.memory.offered, order, call = taken
@@ -144,15 +145,15 @@ def work(
 
 def modules_frame(modules: bytes) -> bytearray:
     """Encode the program's own modules for a worker, as a call without a spec."""
-    return bytearray(CALL.pack(0, 0, 0, 0, 0, len(modules))) + modules
+    return bytearray(CALL.pack(0, 0, 0, 0, 0, 0, len(modules))) + modules
 
 
 def filters_frame(filters: bytes) -> bytearray:
     """Encode the program's warning filters for a worker, as a call without a spec."""
-    return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, len(filters))) + filters
+    return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, 0, len(filters))) + filters
 
 
-def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
+def received(stream: BinaryIO) -> tuple[int, int, CallSpec | None, Call] | None:
     """Read the next call, or the modules for the calls that follow.
 
     Returns:
@@ -163,16 +164,25 @@ def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
         start = stream.read(CALL.size)
         if len(start) < CALL.size:
             return None
-        number, block, kind, *lengths = CALL.unpack(start)
-        parts = [stream.read(length) for length in lengths]
+        number, block, kind, common, own, function, size = CALL.unpack(start)
+        own += common
+        function += own
+        parts, arguments = stream.read(function), stream.read(size)
     except ConnectionResetError:  # the program closed the connection with replies unread
         return None
-    if sum(map(len, parts)) < sum(lengths):
+    if len(parts) < function or len(arguments) < size:
         return None
-    order, function, arguments = parts
-    call = Call(function, arguments, kind)
-    # From our own program.
-    return number, block, CallSpec(*pickle.loads(order)) if order else None, call  # noqa: S301
+    order = _spec(parts[:common], parts[common:own]) if common else None
+    return number, block, order, Call(parts[own:], arguments, kind)
+
+
+def _spec(common: bytes, own: bytes) -> CallSpec:
+    version, name, timeout, cores, environment, capture, more, modules, watch = _common(common)
+    uid, attempt, sandbox, directory, trace = pickle.loads(own)  # noqa: S301 - our own program's
+    return CallSpec(
+        version, uid, name, attempt, sandbox, timeout, cores, environment, capture, directory, more,
+        modules, trace, watch,
+    )  # fmt: skip
 
 
 def reply(outcome: CallResult) -> bytes:
@@ -236,16 +246,20 @@ class CallVariables:
         self._variables: Mapping[str, str] = {}
         self._former: Mapping[str, str | None] = {}
         self._environ: Any = None
-        self._items: list[tuple[Any, Any]] = []
-        self._target: Any = {}
+        self._encoded: dict[bytes, bytes] = {}
 
     def set(self, variables: Mapping[str, str]) -> None:
         """Set the variables of the next call, and restore those that only the last call has set."""
-        if os.environ is not self._environ or variables != self._variables:
+        former = self._variables
+        if os.environ is not self._environ or (variables is not former and variables != former):
             self._change(variables)
-        target = self._target
-        for name, value in self._items:
-            target[name] = value
+        elif self._environ is not _environ:
+            self._environ.update(variables)
+        else:  # `os.environ.update` would take many times as long
+            putenv = os.putenv
+            for name, value in self._encoded.items():
+                putenv(name, value)
+            _encoded.update(self._encoded)
 
     def _change(self, variables: Mapping[str, str]) -> None:
         environ: Any = os.environ
@@ -257,14 +271,13 @@ class CallVariables:
                 environ[name] = value
         self._former = {name: environ.get(name) for name in variables}
         environ.update(variables)
-        self._target, self._items = environ, list(variables.items())
-        if environ is _environ:  # setting the encoded variables takes half the time
-            encoded = [(os.fsencode(name), os.fsencode(value)) for name, value in self._items]
-            self._target, self._items = os.environb, encoded
+        encode = os.fsencode
+        self._encoded = {encode(name): encode(value) for name, value in variables.items()}
         self._environ, self._variables = environ, variables
 
 
 _environ = os.environ
+_encoded: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]  # of both mappings
 _nothing = nullcontext()
 
 
@@ -330,7 +343,8 @@ class _Runner(Runner):
             self.filters = None
         given, decimal = order.more.get("decimal"), sys.modules.get("decimal")
         if decimal is not None:  # else no earlier call has changed the context
-            decimal.setcontext(given or decimal.Context())
+            # Specs of other calls contain the same context, which the call may change.
+            decimal.setcontext(decimal.Context() if given is None else given.copy())
         return task_context(TaskContext(**known(order)))
 
     def _set_filters(self, packed: bytes) -> None:
@@ -347,6 +361,7 @@ class _Runner(Runner):
 
 _runner = _Runner()
 _reused = lru_cache(64)(loads)
+_common = lru_cache(64)(loads)
 
 
 def _flush() -> None:
