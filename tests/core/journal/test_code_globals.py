@@ -126,8 +126,8 @@ def with_memo(x: int) -> Any:
     global MODEL
     if MODEL is None:
         MODEL = (n for n in range(3))  # it could not be digested
-    CACHE.setdefault(x, []).append(1)
-    CACHE[x + 1] = [x]
+    if x not in CACHE:
+        CACHE[x + 1] = [x]
     return CACHE, MODEL
 
 
@@ -164,7 +164,8 @@ class WithMemo:
     rate: ClassVar[dict[int, int]] = {}
 
     def get(self, x: int) -> int:
-        self.memo[x] = x
+        if x not in self.memo:
+            self.memo[x] = x
         return self.memo[x]
 
 
@@ -191,7 +192,8 @@ class SameNames:
 
 class Mixin:
     def add(self, x: int) -> None:
-        self.mixed.append(x)  # type: ignore[attr-defined]
+        if not self.mixed:  # type: ignore[attr-defined]
+            self.mixed.append(x)  # type: ignore[attr-defined]
 
 
 class Base:
@@ -300,6 +302,21 @@ def test_a_large_default_that_the_function_changes_is_compared(
         assert keys.of(task, {}, {}).digest != key.digest
 
 
+@pytest.mark.parametrize("test", ["X is None or a > X", "X is None or X <= a", "not X or a > X"])
+def test_the_best_result_of_earlier_calls_is_compared(test: str, tmp_path: Path) -> None:
+    text = f"X = None\ndef f(a):\n    global X\n    if {test}: X = a\n    return X\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="changed in place"):
+            keys.require_same_values(task, key)
+        assert keys.of(task, {}, {}).digest != key.digest
+
+
 LAZY = {
     "in the function": "def f(a):\n    global X\n    if X is None: X = [a]\n    return X",
     "in a helper": (
@@ -314,6 +331,84 @@ def test_a_global_that_is_set_when_it_is_first_used_does_not_count(
     how: str, tmp_path: Path
 ) -> None:
     write(tmp_path, {"main.py": f"X = None\n{LAZY[how]}\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        keys.require_same_values(task, key)
+        assert keys.of(task, {}, {}).digest == key.digest
+
+
+COLLECTED = {
+    "list": "[]: X.append(a)",
+    "dict": "{}: X[a] = a",
+    "set": "set(): X.add(a)",
+    "updated": "{}: X.update({a: a})",
+    "mean": "[]: X.append(a); return sum(X) / len(X)",
+    "counted with get": "{}: X[a] = X.get(a, 0) + 1",
+    "counted with in": "{}: if a not in X:\n    X[a] = 0\nX[a] += 1",
+    "grouped with get": "{}: X[a] = X.get(a, []) + [a]",
+    "grouped with in": "{}: if a not in X:\n    X[a] = []\nX[a].append(a)",
+    "grouped with setdefault": "{}: X.setdefault(a, []).append(a)",
+    "best in a dict": "{}: X['best'] = max(a, X.get('best', 0)); return X['best']",
+}
+
+CACHES = {
+    "in": "{}: if a in X:\n    return X[a]\nX[a] = a\nreturn a",
+    "not in": "{}: if a not in X:\n    X[a] = a\nreturn X[a]",
+    "an exception": "{}: try:\n    return X[a]\nexcept KeyError:\n    X[a] = a\n    return a",
+    "get": "{}: y = X.get(a); X[a] = y or a; return X[a]",
+    "get with a tuple": "{}: y = X.get((a, 0)); X[a, 0] = y or a; return X[a, 0]",
+    "get with None": "{}: y = X.get(a, None); X[a] = y or a; return X[a]",
+    "setdefault": "{}: return X.setdefault(a, [a])",
+    "empty": "{}: if not X:\n    X.update({a: a})\nreturn X[a]",
+    "not empty": "[]: if X:\n    return X[0]\nX.extend([a])\nreturn a",
+    "set": "set(): return None if a in X else X.add(a)",
+}
+
+HOLDERS = {
+    "global": "X = {empty}\ndef f(a):\n        {body}\n",
+    "module": "import other\ndef f(a):\n    return other.f(a)\n",
+    "closure": (
+        "def make():\n    X = {empty}\n    def f(a):\n        {body}\n    return f\nf = make()\n"
+    ),
+    "class": "class C:\n    X = {empty}\n    def f(self, a):\n        {own}\nf = C().f\n",
+}
+
+
+def held_program(tmp_path: Path, how: str, holder: str) -> None:
+    """Write a program with a function that fills a container."""
+    empty, _, body = how.replace("\n", "\n" + 8 * " ").partition(": ")
+    texts = {"empty": empty, "body": body, "own": re.sub(r"\bX\b", "self.X", body)}
+    files = {"main.py": HOLDERS[holder], "other.py": HOLDERS["global"]}
+    write(tmp_path, {name: text.format(**texts) for name, text in files.items()})
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("how", COLLECTED)
+def test_an_empty_container_that_is_no_cache_is_compared(
+    how: str, holder: str, tmp_path: Path
+) -> None:
+    held_program(tmp_path, COLLECTED[how], holder)
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        keys.require_same_values(task, key)
+        main.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="changed in place"):
+            keys.require_same_values(task, key)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("how", CACHES)
+def test_an_empty_container_that_is_a_cache_is_not_compared(
+    how: str, holder: str, tmp_path: Path
+) -> None:
+    held_program(tmp_path, CACHES[how], holder)
     keys = keys_in(tmp_path)
     with loaded(tmp_path) as main:
         task = described(main.f, 8, shares_memory=True)

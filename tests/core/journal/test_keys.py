@@ -661,7 +661,8 @@ def test_constants_that_are_paths_may_move_along_with_the_program(tmp_path: Path
 
 
 MODULE = """
-from functools import lru_cache, wraps
+from abc import abstractmethod
+from functools import lru_cache, singledispatch, wraps
 from dataclasses import dataclass
 from inner import LIMIT, twice
 
@@ -711,6 +712,13 @@ def boxing(values):
 
 @boxing(BOX)
 def boxed(): ...
+
+@singledispatch
+def area(x): return 0
+
+class Z:
+    @abstractmethod
+    def m(self): return 1
 """
 
 
@@ -735,6 +743,9 @@ def boxed(): ...
         ("import builtins\nbuiltins.EXTRA = 5\ndef f(x): return EXTRA", False),
         ("f = m_a.closed_over(m_a.NAMES)", True),
         ("m_a.BOX.append(1)\ndef f(x): return m_a.boxed()", False),
+        ("m_a.h.rate = 5\ndef f(x): return m_a.h()", False),
+        ("m_a.area.register(int, abs)\ndef f(x): return m_a.area(x)", False),
+        ("def f(x): return m_a.Z.m(x)", True),
         ("import os\ndef f(x): return os.environ.get('MODE')", False),
         ("import os\ndef f(x): return dict(os.environ)", False),
     ],

@@ -191,7 +191,8 @@ async def test_a_variable_around_a_function_with_a_version_counts_unless_it_is_a
         @flow.function_task(version="1")
         def cached(number: int) -> int:
             note("cached")
-            cache[number] = number
+            if number not in cache:
+                cache[number] = number
             return cache[number]
 
         return await scale(5), await cached(1)
@@ -313,6 +314,21 @@ async def test_an_argument_that_changes_while_its_call_waits_is_not_recorded(exe
         backend = LocalExecutionBackend(executor, resources=resources)
         assert await broken_off(partial(program, run=run), backends=[backend]) == 6
     assert ran() == {"total": 2}
+
+
+async def test_results_that_tasks_collect_in_a_list_are_complete_in_a_resumed_run() -> None:
+    async def program(flow: WorkflowEngine) -> list[int]:
+        results: list[int] = []
+
+        @flow.function_task
+        def work(number: int) -> None:
+            results.append(number**2)
+
+        await asyncio.gather(*map(work, range(3)))
+        return sorted(results)
+
+    assert await broken_off(program) == [0, 1, 4]
+    assert await broken_off(program) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

@@ -17,9 +17,10 @@ module variables are compared by identity. Values that can change in place are d
 per batch of lookups, unless their size is `LARGE_VALUE` or more and they are not default values.
 One case needs a different rule: a memo that the task itself fills (`CACHE = {}`, `model = None`)
 must not change the key of the next equal task. So a variable that is empty (`None` or an empty
-container) when it is first seen is treated as empty for the whole run if one of the collected
-functions fills it. A global that the collected code sets but never reads is no memo: its value is
-part of the digest, so that a change by the task is noticed.
+container) when it is first seen is treated as empty for the whole run if the collected functions
+use it as a cache: they test it before they fill it. A variable that they only set or fill is no
+memo, and neither is one that counts or collects (`seen[x] += 1`, `if x > best`): its value is part
+of the digest, so that a change by the task is noticed.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -51,11 +52,13 @@ from typing import Any
 
 from rhapsody.journal.program import (
     CALLS,
+    ROLES,
     Names,
     Program,
     Use,
     caches_in,
     constants_in,
+    is_cache,
     names_in,
 )
 from rhapsody.journal.values import UnhashableError, Values, counts
@@ -237,9 +240,11 @@ class CodeFingerprint:
         self.may_open: bool = False
         self.reads_arguments: bool = False
         self.absent: set[str] = set()
-        self._filled: set[tuple[int, str]] = set()
+        self._stored: set[tuple[int, str]] = set()
+        self._roles: set[tuple[str, int, str]] = set()  # a role, the namespace's id, and a name
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
-        self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
+        # A role, the module and class of the method that uses the attribute, and its name.
+        self._roles_in_classes: set[tuple[str, str, str, str]] = set()
         self._globals: set[tuple[int, str]] = set()  # read by collected code
         self._only_stored: list[tuple[Mapping[str, Any], str, str]] = []
         self._todo: list[tuple[Any, str]] = []
@@ -355,7 +360,7 @@ class CodeFingerprint:
         code = getattr(function, "__code__", None)
         if code is not None:  # only the engine calls this function, so it owns globals that it sets
             stored = self._program.names(code).stored
-            self._filled.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
+            self._stored.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
         self._used("the function", function)
         self._collect()
 
@@ -480,7 +485,10 @@ class CodeFingerprint:
         empty, self._empty = self._empty, []
         for part, variables, name, value, owner in empty:
             known = id(owner), name
-            if known in self._filled or (isinstance(owner, type) and self._is_filled(owner, name)):
+            roles = [role for role in ROLES if (role, *known) in self._roles]
+            if isinstance(owner, type):
+                roles += self._roles_of(owner, name)
+            if is_cache(roles) or (known in self._stored and "adds" not in roles):
                 self.parts[part] = "filled by the task"
                 self._program.memos[known] = owner
             else:
@@ -505,8 +513,8 @@ class CodeFingerprint:
             else:
                 self._used(f"{name} set by {user}", value)
 
-    def _is_filled(self, owner: type, name: str) -> bool:
-        """Return True if collected code fills an attribute of a class.
+    def _roles_of(self, owner: type, name: str) -> list[str]:
+        """Return the roles of an attribute of a class in the collected code.
 
         All functions outside of classes are considered, but only the methods of this class and of
         related classes.
@@ -517,7 +525,8 @@ class CodeFingerprint:
             if isinstance(each, type) and owner in each.__mro__:
                 related.update(each.__mro__)
         homes = {("", "")} | {(each.__module__, each.__qualname__) for each in related}
-        return any((module, kind, name) in self._fills for module, kind in homes)
+        found = self._roles_in_classes
+        return [each for each in ROLES if any((each, *home, name) in found for home in homes)]
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -542,6 +551,13 @@ class CodeFingerprint:
         if own and (function.__name__, function.__qualname__) != (code.co_name, code.co_qualname):
             self.parts[f"names of {name}"] = f"{function.__name__} {function.__qualname__}"
         self._attributes(vars(function), name)
+        if not self.set_here and is_in_its_module(function) and not _is_script(function.__module__):
+            # The program may have set them, as `register` of a `singledispatch` function does.
+            self.set_here = any(
+                not each.startswith("__")
+                and not issubclass(type(value), types.FunctionType | types.ModuleType | type)
+                for each, value in vars(function).items()
+            )
         if own:
             self._names(code, variables, name)
 
@@ -584,12 +600,12 @@ class CodeFingerprint:
         """Collect the globals, imported modules and module members that compiled code uses."""
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
-            self._filled.update((id(variables), each) for each in names.stored)
+            self._stored.update((id(variables), each) for each in names.stored)
         self._only_stored += [(variables, each, name) for each in sorted(names.only_stored)]
         home = str(variables.get("__name__")), code.co_qualname.rpartition(".")[0]
         if not home[1] or home[1].endswith("<locals>"):
             home = "", ""
-        self._fills.update((*home, each) for each in names.filled)
+        self._roles_in_classes.update((role, *home, each) for role, each in names.roles)
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
                 raise UnhashableError(
@@ -597,7 +613,7 @@ class CodeFingerprint:
                 )
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
         for use in names.uses:
-            self._fills.update(("", "", each) for each in use.filled())
+            self._roles_in_classes.update((role, "", "", use.container) for role in use.roles)
             self._global(variables, use, name)
         for module, taken in names.modules:
             self._imported(module, taken, package)
@@ -784,8 +800,8 @@ class CodeFingerprint:
             use: The code's use of the variable.
             rest: The number of names in `use.chain`, up to and including the variable.
         """
-        if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
-            self._filled.add((id(variables), name))
+        if use.container == name and rest >= len(use.chain) - (use.by in CALLS):
+            self._roles.update((role, id(variables), name) for role in use.roles)
         self._globals.add((id(variables), name))
         self._compare(variables, name, value)
         if _is_empty(value) or (id(variables), name) in self._program.memos:

@@ -31,7 +31,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -309,6 +309,17 @@ _FILLING_METHODS = frozenset({
 """Names of methods that fill a container."""
 
 
+_TESTS = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT")
+"""Beginnings of the names of instructions that test whether a container is empty."""
+
+_SOON = 100
+"""Number of instructions after a subscript within which an `except` counts as its own."""
+
+
+ROLES = ("fills", "looks", "adds")
+"""Roles of a container in code. See `Use`."""
+
+
 class Use(NamedTuple):
     """Use of a global by code.
 
@@ -318,20 +329,33 @@ class Use(NamedTuple):
             empty string if it is unknown.
         key: The subscript, the first argument of the call, or the left operand of `in`. A literal
             is represented by a string, a global by a tuple with its name, anything else by `None`.
+        roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
+            for an item or tests whether the container is empty, or `adds` to an item or to a result
+            of earlier calls.
     """
 
     chain: tuple[str, ...]
     by: str = ""
     key: str | tuple[str] | None = None
+    roles: tuple[str, ...] = ()
 
-    def filled(self) -> tuple[str, ...]:
-        """Return a tuple with the name of the container that this use fills in place.
+    @property
+    def container(self) -> str:
+        """The last name in the chain, or the one before it if the last one is a method."""
+        return self.chain[-2] if self.by in CALLS and len(self.chain) > 1 else self.chain[-1]
 
-        The tuple is empty if the use fills no container.
-        """
-        if self.by in CALLS:
-            return self.chain[-2:-1] if self.chain[-1] in _FILLING_METHODS else ()
-        return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
+
+def is_cache(roles: Collection[str]) -> bool:
+    """Return True if code uses a container as a cache.
+
+    It looks for an item before it fills the container. A container that code only fills collects
+    results. One to whose items code adds counts something (`seen[x] += 1`) or groups it
+    (`groups[x].append(y)`).
+
+    Args:
+        roles: All roles of the container in the code. See `Use`.
+    """
+    return "fills" in roles and "looks" in roles and "adds" not in roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,8 +370,9 @@ class Names:
             with that name.
         stored: Names of globals that the code sets or deletes.
         only_stored: The names in `stored` that the code never reads.
-        filled: Names of attributes that the code fills in place, as `self.seen.append(x)` does.
-        closed: Names of closure variables that the code fills in place, as `seen.append(x)` does.
+        roles: The roles of attributes, such as `seen` in `self.seen.append(x)`: pairs of a role
+            and the attribute's name.
+        closed: Names of closure variables that the code uses as caches.
     """
 
     uses: tuple[Use, ...]
@@ -355,7 +380,7 @@ class Names:
     members: tuple[tuple[str, Use], ...]
     stored: frozenset[str]
     only_stored: frozenset[str]
-    filled: frozenset[str]
+    roles: frozenset[tuple[str, str]]
     closed: frozenset[str]
 
 
@@ -374,8 +399,8 @@ def names_in(code: types.CodeType) -> Names:
     members: dict[tuple[str, Use], None] = {}
     stored: set[str] = set()
     read: set[str] = set()
-    filled: set[str] = set()
-    closed: set[str] = set()
+    roles: set[tuple[str, str]] = set()
+    enclosed: dict[str, set[str]] = {}
     bodies = [list(_steps(one)) for one in with_inner(code)]
     imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by the variable's name
     for steps in bodies:
@@ -393,23 +418,26 @@ def names_in(code: types.CodeType) -> Names:
             if step.name in _LOADS and step.value not in imported:
                 use = _use(steps, number)
                 uses[use] = None
-                filled.update(use.filled() if len(use.chain) > 1 else ())
+                if use.container != step.value:
+                    roles.update((role, use.container) for role in use.roles)
             elif step.name in _LOADS or step.name in _LOCALS:
+                use = _use(steps, number)
                 for module, chain in imported.get(step.value, ()):
-                    use = _use(steps, number)
                     whole = module, *chain, *use.chain[1:]
                     members[module, use._replace(chain=whole)] = None
-                names = () if step.name in _LOADS else _use(steps, number).filled()
-                if names != (step.value,):
-                    filled.update(names)
+                if step.name in _LOADS:
+                    continue
+                if use.container != step.value:
+                    roles.update((role, use.container) for role in use.roles)
                 elif step.name != "LOAD_FAST":  # not a local variable
-                    closed.update(names)
+                    enclosed.setdefault(step.value, set()).update(use.roles)
             elif step.name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
     only_stored = frozenset(stored - read)
-    closed -= {name for one in with_inner(code) if one is not code for name in one.co_cellvars}
-    return Names(*made, frozenset(stored), only_stored, frozenset(filled), frozenset(closed))
+    inner = {name for one in with_inner(code) if one is not code for name in one.co_cellvars}
+    closed = frozenset(name for name, each in enclosed.items() if is_cache(each)) - inner
+    return Names(*made, frozenset(stored), only_stored, frozenset(roles), closed)
 
 
 def constants_in(code: types.CodeType) -> dict[str, str]:
@@ -431,11 +459,13 @@ def constants_in(code: types.CodeType) -> dict[str, str]:
 def caches_in(cls: type) -> frozenset[str]:
     """Return the names of the attributes that the methods of a class use only as caches.
 
-    The methods add single items to such a dict, test with `in` for its keys, and read single items;
-    they do nothing else with it. Its name begins with an underscore, or contains `cache` or `memo`.
+    The methods store single items in such a dict, test with `in` for its keys, and read single
+    items; they do nothing else with it. Its name begins with an underscore, or contains `cache` or
+    `memo`.
     """
     filled: set[str] = set()
     tested: set[str] = set()
+    read: set[str] = set()
     others: set[str] = set()
     members = (member for base in cls.__mro__ for member in vars(base).values())
     functions = (each for each in members if isinstance(each, types.FunctionType))
@@ -454,8 +484,12 @@ def caches_in(cls: type) -> frozenset[str]:
                 tested.add(chain[1])
             elif (chain[2:], by) != ((), "BINARY_SUBSCR") and chain[2:] != ("get",):
                 others.update(chain[1:])
+            elif "adds" in _use(steps, number).roles:
+                others.add(chain[1])
+            else:
+                read.add(chain[1])
     named = {each for each in filled if each[0] == "_" or "cache" in each or "memo" in each}
-    return frozenset(named & tested - others)
+    return frozenset(named & tested & read - others)
 
 
 def _steps(code: types.CodeType) -> Iterator[_Step]:
@@ -499,7 +533,50 @@ def _use(steps: list[_Step], number: int) -> Use:
     elif steps[last].name in _ATTRIBUTES or by in CALLS:
         ends = _taker(steps, last + 1)
         key = _key(first) if ends is not None and steps[ends].name in CALLS else None
-    return Use(chain, by, key)
+    return Use(chain, by, key, tuple(_roles(steps, last, taker)))
+
+
+def _roles(steps: list[_Step], last: int, taker: int) -> Iterator[str]:
+    """Yield the roles of a container; see `Use`.
+
+    Args:
+        steps: The instructions of the code.
+        last: The index of the instruction that loads the container or its method.
+        taker: The index of the instruction that consumes it.
+    """
+    by, method = steps[taker].name, ""
+    end = taker  # the instruction that pushes the item
+    if by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+        yield "fills"
+        if any(step.name == "COPY" for step in steps[last:taker]):  # such as `+=`
+            yield "adds"
+    elif (by == "CONTAINS_OP" and taker == last + 1) or by.startswith(_TESTS):
+        yield "looks"
+    elif by == "COMPARE_OP" and re.search("[<>]", str(steps[taker].value)):
+        yield "adds"  # such as `if best is None or x > best`
+    elif by == "BINARY_SUBSCR":
+        if any(step.name == "CHECK_EXC_MATCH" for step in steps[taker : taker + _SOON]):
+            yield "looks"
+    elif by in CALLS and steps[last].name in _ATTRIBUTES:
+        method = steps[last].value
+        while end + 1 < len(steps) and steps[end + 1].name in CALLS:
+            end += 1
+        if method in _FILLING_METHODS:
+            yield "fills"
+        if method == "get" and steps[taker].value == 2 and _is_new(steps[taker - 1]):
+            yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
+        elif method in ("get", "setdefault"):
+            yield "looks"
+    if by == "BINARY_SUBSCR" or method == "setdefault":
+        item = steps[min(end + 1, len(steps) - 1)]
+        if item.name in _ATTRIBUTES and item.value in _FILLING_METHODS:
+            yield "adds"
+
+
+def _is_new(step: _Step) -> bool:
+    """Return True if an instruction pushes a literal other than `None`, or a new container."""
+    literal = step.name.startswith(("LOAD_CONST", "LOAD_SMALL_INT"))
+    return step.name.startswith("BUILD_") or (literal and step.value is not None)
 
 
 def _key(step: _Step) -> str | tuple[str] | None:
