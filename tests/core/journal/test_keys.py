@@ -743,7 +743,7 @@ class Z:
         ("import builtins\nbuiltins.EXTRA = 5\ndef f(x): return EXTRA", False),
         ("f = m_a.closed_over(m_a.NAMES)", True),
         ("m_a.BOX.append(1)\ndef f(x): return m_a.boxed()", False),
-        ("m_a.h.rate = 5\ndef f(x): return m_a.h()", False),
+        ("m_a.plain.rate = 5\ndef f(x): return m_a.plain()", False),
         ("m_a.area.register(int, abs)\ndef f(x): return m_a.area(x)", False),
         ("def f(x): return m_a.Z.m(x)", True),
         ("import os\ndef f(x): return os.environ.get('MODE')", False),
