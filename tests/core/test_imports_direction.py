@@ -20,6 +20,7 @@ ORDER = [
     "config_files",
     "aio",
     "states",
+    "identity",
     "compat",
     "copying",
     "data",

@@ -32,6 +32,7 @@ from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
 from rhapsody.errors import DataError, describe_error, first_call
+from rhapsody.identity import AttemptId, Prefix, label
 from rhapsody.resources import Resources, builtin_number, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
 
@@ -174,7 +175,7 @@ class AttemptInfo:
     @property
     def task(self) -> str:
         """The task's name and uid, such as `'clean' (task.000003)`."""
-        return f"{self.name!r} ({'.'.join(self.uid.split('.')[-3:-1])})"
+        return f"{self.name!r} ({AttemptId.of(self.uid).task.label})"
 
     def path_of(self, name: str) -> str:
         """Return the path of a file or directory that the attempt wrote."""
@@ -433,7 +434,7 @@ class Definition(Protocol):
         """The kind of work: `"function"`, `"executable"` or `"block"`."""
 
     @property
-    def prefix(self) -> str:
+    def prefix(self) -> Prefix:
         """The first part of the futures' uids: `"task"` or `"block"`."""
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
@@ -515,7 +516,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def uid(self) -> str:
         """The uid of the task or block in its engine, such as `task.000001` or `block.000001`."""
-        return f"{self._definition.prefix}.{self._number:06d}"
+        return label(self._number, self._definition.prefix)
 
     @property
     def id(self) -> str:
@@ -530,7 +531,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def attempt(self) -> int:
         """The number of the current or last attempt, starting at 1."""
-        return 1 if self._uid is None else int(self._uid.rpartition(".")[2])
+        return 1 if self._uid is None else AttemptId.of(self._uid).number
 
     @property
     def backend(self) -> str | None:

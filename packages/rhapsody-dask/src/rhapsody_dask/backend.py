@@ -33,7 +33,7 @@ from rhapsody_dask.results import Background, Results, reference_lost, worker_lo
 from rhapsody_dask.task import Call, Packer, Ready, Submission, problem
 from rhapsody_dask.values import Shared
 from rhapsody_dask.worker.entry import stuck
-from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, unpack
+from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, uid_in, unpack
 from rhapsody_dask.worker.site import cancel, mark, topic
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -643,8 +643,7 @@ class DaskExecutionBackend(ManagedBackend):
         waiting, missing = await self._jobs.check(set(workers.values()))
         if self._loss is not None:
             return
-        # The uid of a group begins with that of its first call.
-        uids = [key.rpartition(f"-{self.session.uid}-")[2].partition("+")[0] for key in keys]
+        uids = [uid_in(key, self.session.uid) for key in keys]
         calls = [self.open_tasks[uid] for uid in uids if uid in self.open_tasks]
         if self._jobs.uniform:
             calls = [call for call in calls if not self._fail_hopeless(call, identity["workers"])]

@@ -34,7 +34,14 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode
 
 from rhapsody import TaskDescription, TasksMainStates, hookimpl
-from rhapsody.plugins import ObservedEngine, Summary, TaskCall, TaskEvent
+from rhapsody.plugins import (
+    AttemptId,
+    ObservedEngine,
+    Summary,
+    TaskCall,
+    TaskEvent,
+    split_label,
+)
 from rhapsody_otel._version import __version__
 from rhapsody_otel.logs import SpanLogs, described
 from rhapsody_otel.metrics import Metrics
@@ -128,7 +135,6 @@ class OpenTelemetryObserver:
         self._handler: logging.Handler | None = None
         if isinstance(loggers, LoggerProvider):
             self._handler = SpanLogs(loggers, self._context_of)
-        self._prefix = ""
         self._workflow: trace.Span = trace.INVALID_SPAN
         self._parent = trace.INVALID_SPAN_CONTEXT
         self._inherited = Context()
@@ -141,7 +147,6 @@ class OpenTelemetryObserver:
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
         """Start the span of the workflow, in the current context or that of the environment."""
-        self._prefix = f"{engine.uid}."
         inside = trace.get_current_span().get_span_context().is_valid
         self._inherited = get_current() if inside else _from_environment()
         self._workflow = self._tracer.start_span(
@@ -173,7 +178,7 @@ class OpenTelemetryObserver:
             span = self._tracer.id_generator.generate_span_id()
             parent = self._parent.span_id if block is None else block.span
             self._tasks[call.uid] = _Task(call, parent, span)
-            kind, _, number = call.uid.partition(".")
+            kind, number = split_label(call.uid)
             ids, position = self._ids[kind], int(number)
             if len(ids) <= position:
                 ids.extend([0] * (position + 1 - len(ids)))
@@ -185,7 +190,7 @@ class OpenTelemetryObserver:
         """Choose the ids of the spans of attempts, and send their contexts along."""
         now = time.time()
         for task in tasks:
-            known = self._tasks.get(self._uid(task))
+            known = self._tasks.get(AttemptId.of(task["uid"]).task.label)
             if known is None:  # a finished task runs again because its result was lost
                 continue
             known.attempt = span = self._tracer.id_generator.generate_span_id()
@@ -231,10 +236,6 @@ class OpenTelemetryObserver:
             logging.root.removeHandler(self._handler)
             if _active and _active[0]._handler is not None:  # another engine is still running
                 logging.root.addHandler(_active[0]._handler)
-
-    def _uid(self, task: TaskDescription) -> str:
-        """Return the uid of a task in its engine."""
-        return task["uid"].removeprefix(self._prefix).rpartition(".")[0]
 
     def _span_context(self, span: int) -> SpanContext:
         """Return the context of a span of the workflow, given its id."""
@@ -329,7 +330,7 @@ class OpenTelemetryObserver:
 
     def _id_of(self, uid: str) -> int:
         """Return the id of the span of a task or block, which may have ended long ago."""
-        kind, _, number = uid.partition(".")
+        kind, number = split_label(uid)
         return self._ids[kind][int(number)]
 
     def _context_of(self, uid: str) -> Context | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import rhapsody
 from rhapsody import LocalExecutionBackend, TaskDescription, TasksMainStates, hookimpl
-from rhapsody.plugins import ObservedEngine, TaskEvent
+from rhapsody.plugins import AttemptId, ObservedEngine, TaskEvent
 from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
 from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
 from rhapsody_wfcommons.writing import write
@@ -32,6 +32,7 @@ _PATTERN = re.compile(r"[*?[]")
 class _Run(TaskRun):
     """Task of the observed engine."""
 
+    number: int = 0
     reads: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
     ran: bool = False
@@ -72,13 +73,15 @@ class WfCommonsRecorder:
     @hookimpl
     def rhapsody_prepare_task(self, engine: ObservedEngine, task: TaskDescription) -> None:
         """Record the dependencies of a task and the names of its files."""
-        own = f"{engine.uid}."
         if task["is_service"]:
             return
         known, resources = task["metadata"], task.get("resources")
-        self._runs[_own_id(task["uid"], own)] = _Run(
+        parents = [AttemptId.of(uid).task for uid in known["dependencies"]]
+        own = AttemptId.of(task["uid"]).task
+        self._runs[own.label] = _Run(
+            number=own.number,
             name=task["name"],
-            parents=[_own_id(each, own) for each in known["dependencies"] if each.startswith(own)],
+            parents=[each.label for each in parents if each.engine == engine.uid],
             cores=1 if resources is None else resources.cores * resources.ranks,
             reads=known["input_files"],
             writes=known["output_files"],
@@ -146,18 +149,13 @@ class WfCommonsRecorder:
 
     def _instance(self) -> Instance | None:
         """Return the run as an instance, or `None` if no task ran."""
-        in_order = sorted(self._runs, key=lambda uid: int(uid.rpartition(".")[2]))
+        in_order = sorted(self._runs.items(), key=lambda item: item[1].number)
         return instance_of(
-            {uid: self._runs[uid] for uid in in_order},
+            dict(in_order),
             program=sys.argv[0] if sys.argv else "",
             machine=_this_machine(sum(self._cores.values())),
             version=rhapsody.__version__,
         )
-
-
-def _own_id(uid: str, own: str) -> str:
-    """Return a task's uid within its engine, given the uid of one of the task's attempts."""
-    return uid.removeprefix(own).rpartition(".")[0]
 
 
 def _this_machine(cores: int) -> RecordedMachine:

@@ -31,6 +31,7 @@ from rhapsody.errors import (
     InsufficientWalltimeError,
     TaskLostError,
 )
+from rhapsody.identity import AttemptId
 from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import Resources, seconds, time_needed
 from rhapsody.states import TasksMainStates
@@ -455,8 +456,9 @@ class SimulatedExecutionBackend(ManagedBackend):
             task["worker"] = f"node {run.places[0].node}"
         if self._failure_rate and run.seconds < math.inf:
             # Without the uid of the engine, which usually differs from run to run.
-            number = ".".join(task["uid"].rsplit(".", 3)[1:])
-            chance = random.Random(f"{self._seed}.{number}")  # noqa: S311 - a simulation
+            attempt = AttemptId.of(task["uid"])
+            name = f"{self._seed}.{attempt.task.label}.{attempt.number}"
+            chance = random.Random(name)  # noqa: S311 - a simulation
             if chance.random() < self._failure_rate:
                 ends, lost = now + chance.random() * run.seconds, "its simulated worker failed"
         if ends > limit:

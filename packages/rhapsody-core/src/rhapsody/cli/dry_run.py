@@ -17,8 +17,8 @@ from rhapsody.cli.scripts import Program
 from rhapsody.engine.backend_handles import WouldRunError
 from rhapsody.environments import environment_fault
 from rhapsody.errors import origin
+from rhapsody.identity import AttemptId
 from rhapsody.plugins.specs import LookupTask, Recorded, TaskCall, UsageError, hookimpl
-from rhapsody.staging.outputs import future_uid
 from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class DryRun:
         needs = {uid: given for uid, _, given in engine.graph}
         asked: dict[int, LookupTask] = {}
         for number, task in enumerate(tasks):
-            uid = future_uid(task)
+            uid = AttemptId.of(task["uid"]).task.label
             running = [
                 each for each in needs.get(uid, ()) if verdicts.get(each, "").startswith("runs")
             ]
@@ -123,13 +123,13 @@ class DryRun:
         for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
             if task["is_service"]:  # it always runs, but the tasks that use it need not
                 continue
-            uid = future_uid(task)
+            uid = AttemptId.of(task["uid"]).task.label
             verdicts[uid], results[number] = verdict, result
             if result is not None and result.files is not None:
                 for name in result.files.missing:
                     self._missing[result.files.paths[name]] = uid, task["inputs"].values()
         for task in tasks:
-            uid = future_uid(task)
+            uid = AttemptId.of(task["uid"]).task.label
             if verdicts.get(uid, "runs").startswith("runs"):
                 self._regenerate(verdicts, uid, task["inputs"].values())
         return results

@@ -36,6 +36,7 @@ from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import READY, FutureState, WorkState
 from rhapsody.engine.task_builder import TaskBuilder
 from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
+from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import Mailbox
 from rhapsody.states import TasksMainStates
 
@@ -299,7 +300,7 @@ class Callbacks:
         background: Background,
         observation: Observation,
     ) -> None:
-        self._prefix = f"{uid}."
+        self._uid = uid
         self._scheduler = scheduler
         self._background = background
         self._observation = observation
@@ -417,12 +418,15 @@ class Callbacks:
 
     def _stray(self, uid: object) -> None:
         stats = self._scheduler.stats
-        if not isinstance(uid, str) or not uid.startswith(self._prefix):
-            if isinstance(uid, str) and ".task." in uid:
-                return  # another engine's task on a backend that both use
+        try:
+            engine = AttemptId.of(uid).task.engine if isinstance(uid, str) else None
+        except ValueError:
+            engine = None
+        if engine is None:
             stats.unknown += 1
-        else:
+        elif engine == self._uid:
             stats.late += 1
+        # Otherwise, it is a task of another engine on a backend that both use.
 
     def _malformed(self, error: Exception) -> None:
         self._scheduler.stats.unknown += 1

@@ -75,6 +75,7 @@ from rhapsody.engine.task_function import (
     make_task,
 )
 from rhapsody.errors import is_closed_pipe
+from rhapsody.identity import AttemptId
 from rhapsody.observers.builtin import BuiltIn, Profiler
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
@@ -651,7 +652,7 @@ class WorkflowEngine(OlderNames):
             remedy = "call it on the loop on which the engine was created"
             raise self._submission.foreign_loop_error("join()", remedy)
         task = running_task()
-        if (task is not None and task.uid.rsplit(".", 3)[0] == self.uid) or any(
+        if (task is not None and AttemptId.of(task.uid).task.engine == self.uid) or any(
             around is not None
             and around.scheduler is self._runtime.scheduler
             and not around.future.done()

@@ -49,6 +49,7 @@ from rhapsody.errors import (
     add_note,
     describe_error,
 )
+from rhapsody.identity import attempt_text
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
@@ -228,9 +229,8 @@ class TaskBuilder:
     def _describe(self, record: TaskRecord) -> None:
         task = record.task
         record.attempt += 1
-        record.uid = record.future._uid = uid = (
-            f"{self._uid}.task.{record.number:06d}.{record.attempt}"
-        )
+        uid = attempt_text(self._uid, record.number, record.attempt)
+        record.uid = record.future._uid = uid
         template, plain = task.template or self._template(task)
         description = record.description = template.copy()
         description["uid"] = uid

@@ -22,6 +22,7 @@ from rhapsody.engine.closures import ClosureCopy, has_closure
 from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
 from rhapsody.environments import SETTINGS, environment_conflict
 from rhapsody.errors import add_note
+from rhapsody.identity import Prefix
 from rhapsody.sdk.generators import CapturedGenerator
 from rhapsody.task import TaskDescription, TaskFuture, TaskKind, is_async
 
@@ -140,7 +141,7 @@ class TaskFunction(Generic[P, R]):
         self.function: Callable[..., Any] = function
         self.settings: Settings = settings
         self.given: Mapping[str, Any] = given
-        self.prefix: str = "block" if kind == "block" else "task"
+        self.prefix: Prefix = "block" if kind == "block" else "task"
         self.name: str = settings.name or _name(function)
         self.is_async: bool = is_async(function)
         self.on_other_loop: bool = self.is_async and kind == "function"

@@ -28,6 +28,7 @@ from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError, user_name
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import Place
+from rhapsody.identity import split_label, without_engine
 from rhapsody.staging.fsutil import open_file, state_of
 from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
@@ -392,7 +393,7 @@ class TaskRun(NamedTuple):
     @property
     def number(self) -> str:
         """The number in the uid, `000001`."""
-        return self.uid.rpartition(".")[2]
+        return split_label(self.uid)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,7 +605,7 @@ class RecordReader:
             return former._replace(attempts=tuple(attempts))
         if line is None:  # it is damaged
             line = ends[-1] if ends else unfinished or {}
-            uid = key if key.count(".") < 2 else ".".join(key.split(".")[-2:])
+            uid = without_engine(key)
             return TaskRun(key, uid, line.get("engine") or self._first, attempts=tuple(attempts))
         get = line.get
         engine, block = get("engine"), get("block")

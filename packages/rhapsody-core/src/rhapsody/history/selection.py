@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rhapsody.history.reader import RunHistory, TaskRun, other_owner
 from rhapsody.history.values import call_of
+from rhapsody.identity import label
 from rhapsody.plugins.specs import UsageError
 from rhapsody.staging.runs import LATEST, RECORD, runs_in
 
@@ -108,10 +109,9 @@ def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
     tasks = history.tasks.values()
     if text in history.tasks:
         return [history.tasks[text]]
-    number = text.zfill(6) if text.isdecimal() else None
+    uid = label(text) if text.isdecimal() else text
     for found in (
-        [task for task in tasks if task.uid == text],
-        [task for task in tasks if number is not None and task.uid == f"task.{number}"],
+        [task for task in tasks if task.uid == uid],
         [task for task in tasks if task.name == text],
         [task for task in tasks if text and task.name.startswith(text)],
     ):

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
+from rhapsody.identity import AttemptId, TaskId
 from rhapsody.journal import pickling
 from rhapsody.journal.files import (
     Edits,
@@ -141,19 +142,19 @@ class Journal:
         self._outputs = Outputs(path.parent, self._files)
         self._largest = largest
         self._again = frozenset(again)
-        self._calls: dict[str, _Call] = {}
-        self._services: dict[str, _Service] = {}
-        self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
-        self._noted: dict[str, tuple[int, str]] = {}  # files of reused calls
-        self._outdated: set[str] = set()  # reused calls that are repeated with other input files
-        self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
+        self._calls: dict[TaskId, _Call] = {}
+        self._services: dict[TaskId, _Service] = {}
+        self._uses: dict[TaskId, list[_Service]] = {}  # services that calls in `_calls` depend on
+        self._noted: dict[TaskId, tuple[int, str]] = {}  # files of reused calls
+        self._outdated: set[TaskId] = set()  # reused calls that are repeated with other input files
+        self._readers: dict[str, dict[TaskId, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
         self._identities: Counter[bytes] = Counter()
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
         self._edits: Edits | None = None  # loaded when it is needed
-        self._drawing: dict[int, set[str]] = {}  # calls in progress, by the id of their generator
-        self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
+        self._drawing: dict[int, set[TaskId]] = {}  # calls in progress, by id of generator
+        self._mixed: set[TaskId] = set()  # calls with a generator that another one had meanwhile
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
@@ -292,7 +293,7 @@ class Journal:
             return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
         key, _, why, _ = call
         parts = _with_files(key.parts, key.paths)
-        uid = ".".join(task["uid"].split(".")[-3:-1])
+        uid = _call(task["uid"]).label
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
@@ -462,7 +463,7 @@ class Journal:
         return counted
 
     def _found(
-        self, call: str, name: str, key: Key, number: int
+        self, call: TaskId, name: str, key: Key, number: int
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
 
@@ -528,14 +529,15 @@ class Journal:
         self._store.used[recording] = FILES_MISSING
         return found, "a file that it wrote is missing or has changed"
 
-    def _copy(self, call: str, name: str, key: Key, number: int, other: Other) -> int:
+    def _copy(self, call: TaskId, name: str, key: Key, number: int, other: Other) -> int:
         """Copy a result of another journal to this one, and return its id."""
-        uid, why = ".".join(call.split(".")[-2:]), f"recorded in journal {other.journal.name}"
+        why = f"recorded in journal {other.journal.name}"
         parts, code = _with_files(key.parts, key.paths), key.code
         text = None if code is None else self._keys.codes.pop(code, None)
         recording = Recording(
-            key.digest, number, name, uid, parts, code, other.files, why, other.value, other.opened
-        )
+            key.digest, number, name, call.label, parts, code, other.files, why, other.value,
+            other.opened,
+        )  # fmt: skip
         self._others.taken[other.journal] += 1
         codes = {} if code is None or text is None else {code: text}
         return self._store.copy(recording, codes, other.began)
@@ -552,11 +554,11 @@ class Journal:
                     if error is not None:
                         refused[record.uid] = error
                     continue
-                uid = _call(record.task["uid"])
-                if self._noted.pop(uid, None) is not None:  # it ran again: its files were missing
+                task = _call(record.task["uid"])
+                if self._noted.pop(task, None) is not None:  # it ran again: its files were missing
                     for path in filter(None, record.inputs.values()):
-                        self._readers.get(path, {}).pop(uid, None)
-                call, uses = self._calls.pop(uid, None), self._uses.pop(uid, ())
+                        self._readers.get(path, {}).pop(task, None)
+                call, uses = self._calls.pop(task, None), self._uses.pop(task, ())
                 try:
                     recording = None
                     if call is not None:
@@ -575,7 +577,7 @@ class Journal:
             self._files.new.clear()
         return [refused.get(record.uid) for record in records] if refused else None
 
-    def _made_again(self, record: Record, call: str) -> DataError | None:
+    def _made_again(self, record: Record, call: TaskId) -> DataError | None:
         """Record files that a task has produced again after its result was reused.
 
         If the content of the files differs, it replaces the old content only if the run has reused
@@ -597,10 +599,10 @@ class Journal:
         changed = self._outputs.changed(former, files)
         waiting, name = set(map(_call, record.made_for)), record.task["name"]
         reused = [
-            f"the result of task {reader!r} (task.{uid.rpartition('.')[2]})"
+            f"the result of task {reader!r} ({other.label})"
             for path in changed
-            for uid, reader in self._readers.get(path, {}).items()
-            if uid not in waiting
+            for other, reader in self._readers.get(path, {}).items()
+            if other not in waiting
         ]
         if changed and not reused and not self._has_value(recording, record.value):
             reused = ["its previous result"]
@@ -721,7 +723,7 @@ class Journal:
                 )  # fmt: skip
                 return
 
-    def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
+    def _advanced(self, key: Key, call: TaskId) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""
         for number in set(map(id, key.generators.values())):
             self._drawing[number].discard(call)
@@ -772,6 +774,6 @@ def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
     return f"{parts[:-1]}, {as_text(read)[1:]}"
 
 
-def _call(uid: str) -> str:
-    """Return the part of a uid that all attempts of a call share."""
-    return uid.rpartition(".")[0]
+def _call(uid: str) -> TaskId:
+    """Return the identity of a call, given the uid of one of its attempts."""
+    return AttemptId.of(uid).task

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from rhapsody.errors import JournalError
+from rhapsody.identity import label
 from rhapsody.journal.files import Stamp, on_network
 from rhapsody.journal.values import DIGEST_SIZE
 from rhapsody.staging.fsutil import FileLock, full_disk, make_shared_directory, state_of
@@ -1040,7 +1041,7 @@ class Reader:
         if row is None:
             raise JournalError(f"journal {self._path} contains no runs")
         run, lineage = row
-        uid = f"task.{task.zfill(6)}" if task is not None and task.isdecimal() else task
+        uid = label(task) if task is not None and task.isdecimal() else task
         found = database.execute(
             "SELECT name, uid, run, gone, parts, code, why FROM recordings "
             "WHERE lineage = ? AND (? IS NULL OR name = ? OR uid = ?) AND (run = ? OR used = ?) "

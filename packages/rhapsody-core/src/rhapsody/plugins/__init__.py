@@ -10,6 +10,7 @@ against the metadata of the installed distributions, and imports a backend's cla
 A plugin that fails in any step is still listed, with the reason.
 """
 
+from rhapsody.identity import AttemptId, TaskId, split_label
 from rhapsody.plugins.options import BackendOption
 from rhapsody.plugins.specs import (
     API_VERSION,
@@ -32,6 +33,7 @@ from rhapsody.plugins.specs import (
 __all__ = [
     "API_VERSION",
     "AttemptFiles",
+    "AttemptId",
     "BackendOption",
     "BackendSpec",
     "CommandLine",
@@ -44,6 +46,8 @@ __all__ = [
     "TaskCall",
     "TaskEvent",
     "TaskFiles",
+    "TaskId",
     "UsageError",
     "hookimpl",
+    "split_label",
 ]

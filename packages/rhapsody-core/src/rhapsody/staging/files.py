@@ -36,11 +36,12 @@ from rhapsody.data import (
     staged_as,
 )
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use, files_in, remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
-from rhapsody.staging.outputs import Put, Results, Target, future_uid, names_of, without_place
+from rhapsody.staging.outputs import Put, Results, Target, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
@@ -832,7 +833,7 @@ class Stager:
                     places[to] = place._replace(producer=None)
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
-                self.results.is_read(future_uid({"uid": producer.uid}), name)
+                self.results.is_read(AttemptId.of(producer.uid).task.label, name)
         writers = chain.from_iterable(written.attempts for written in made_by.values())
         sources = tuple({each.uid: each for each in (*sources, *writers)}.values())
         at_call = frozenset(map(staged.__getitem__, states))

@@ -37,11 +37,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
+from rhapsody.identity import AttemptId, TaskId
 from rhapsody.sdk.threads import ThreadPool
 from rhapsody.staging.fsutil import (
     COPY,
@@ -241,7 +242,7 @@ def without_place(
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
     """Return the outputs of an attempt that are not temporary and have no destination, by name."""
-    uid = future_uid(task)
+    uid = AttemptId.of(task["uid"]).task.label
     results = [each for each in outputs if each.save is None and not each.temporary]
     return {
         name: SavedFile(Path(sandbox, name), task["name"], uid)
@@ -271,11 +272,6 @@ def found_in(
         else OutputFile(name, save=save)
         for name in names
     ]
-
-
-def future_uid(task: Mapping[str, Any]) -> str:
-    """Return the uid of an attempt's future, such as `task.000001`."""
-    return ".".join(task["uid"].split(".")[-3:-1])
 
 
 def leads_into(value: object, sandbox: str | None) -> bool:
@@ -323,15 +319,15 @@ class _Claim:
     """Claim on a destination, by the call that is about to write to it.
 
     Attributes:
-        call: The part of the uid that all attempts of the call share.
+        call: The identity of the call.
         task: The name of the call's task.
     """
 
-    call: str
+    call: TaskId
     task: str
 
     def __str__(self) -> str:
-        return f"task {self.task!r} ({'.'.join(self.call.split('.')[-2:])})"
+        return f"task {self.task!r} ({self.call.label})"
 
 
 @dataclass(slots=True)
@@ -362,8 +358,8 @@ class Places:
         self._needed = (directory, *needed)
         self._claims: dict[str, _Claim] = {}
         self._below: Counter[str] = Counter()  # number of claims below each directory
-        self._by_call: dict[str, list[str]] = {}
-        self._began: dict[str, int] = {}  # by call with a pattern: number of files written before
+        self._by_call: dict[TaskId, list[str]] = {}
+        self._began: dict[TaskId, int] = {}  # by call with a pattern: files written before
         self._count = 0  # number of files written
         self._real = RealPaths()
         self._writable: set[str] = set()  # directories in which files can be created
@@ -559,7 +555,7 @@ class Places:
             return
         raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
-    def _key(self, name: str, target: Target, call: str) -> str:
+    def _key(self, name: str, target: Target, call: TaskId) -> str:
         """Return the path to claim: the destination or, for a pattern, a unique path inside."""
         real = self._real.of(str(target.path))
         return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
@@ -600,7 +596,7 @@ class Places:
                 return None if growing else (self._readers[place], f"the directory {place!r}")
         return None
 
-    def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
+    def _claim_on(self, key: str, call: TaskId, *, directory: bool = False) -> _Claim | None:
         """Return another call's claim on a path or one of its parents; `None` if there is none.
 
         With `directory`, claims on entries of the path are considered as well.
@@ -620,9 +616,9 @@ class Places:
         return next((claim for k, claim in inside if k.startswith(f"{key}/")), None)
 
 
-def task_call(task: TaskDescription) -> str:
-    """Return the part of a uid that all attempts of a call share."""
-    return task["uid"].rpartition(".")[0]
+def task_call(task: TaskDescription) -> TaskId:
+    """Return the identity of the call that an attempt belongs to."""
+    return AttemptId.of(task["uid"]).task
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -796,7 +792,7 @@ class Results:
         Raises:
             DataError: A file or directory could not be saved.
         """
-        title, uid = task["name"], future_uid(task)
+        title, uid = task["name"], task_call(task).label
         self.places.take(task, {path: put.name for path, put in puts.items()})
         for path, put in puts.items():
             what = f"its {put.kind} {put.name!r}"

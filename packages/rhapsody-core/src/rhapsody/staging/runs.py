@@ -30,6 +30,7 @@ from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError, user_name
+from rhapsody.identity import AttemptId
 from rhapsody.masking import escaped, mask
 from rhapsody.staging.fsutil import (
     FileLock,
@@ -499,13 +500,13 @@ def jobs_lists(run: Path) -> list[Path]:
 
 
 def jobs_left(run: Path) -> dict[str, str]:
-    """Return the ids of the jobs that may outlive a run, by the uids of their tasks."""
+    """Return the ids of the jobs that may outlive a run, by the texts of their tasks' `TaskId`."""
     found: dict[str, str] = {}
     for path in jobs_lists(run):
         with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
             for line in path.read_text(encoding="utf-8").splitlines():
                 job = json.loads(line)
-                tasks = {uid.rpartition(".")[0] for uid in job["tasks"]}
+                tasks = {str(AttemptId.of(uid).task) for uid in job["tasks"]}
                 found |= dict.fromkeys(tasks, str(job["job"]))
     return found
 

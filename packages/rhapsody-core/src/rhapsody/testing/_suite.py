@@ -26,6 +26,7 @@ import pytest_asyncio
 
 from rhapsody import WorkflowEngine
 from rhapsody.backends.base import CancelLevel, Capabilities
+from rhapsody.identity import AttemptId
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources, TaskDescription, TaskKind
 from rhapsody.testing import _work
@@ -262,11 +263,7 @@ class Shared:
         for driver in self.drivers:
             self.known.update(driver.uids())
         named = [uid for driver in self.drivers for uid in driver.strangers]
-        return [
-            uid
-            for uid in named
-            if uid not in self.known and uid.partition(".task.")[0] not in self.known
-        ]
+        return [uid for uid in named if uid not in self.known and _engine_of(uid) not in self.known]
 
     def note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Record an unhandled error of the loop."""
@@ -585,6 +582,14 @@ def failing(driver: Driver, kind: TaskKind) -> TaskDescription:
     if kind == "executable":
         return driver.command("echo on purpose >&2; exit 3")
     return call(driver, kind, "fail", "on purpose")
+
+
+def _engine_of(uid: str) -> str | None:
+    """Return the uid of the engine that a task belongs to, or `None` if the uid is not valid."""
+    try:
+        return AttemptId.of(uid).task.engine
+    except ValueError:
+        return None
 
 
 async def cancel(driver: Driver, task: TaskDescription) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from rhapsody.backends.base import Capabilities
+from rhapsody.identity import attempt_text
 from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -190,7 +191,7 @@ class Driver:
         """Return a description with a new uid and the given keys."""
         number = next(self._numbers)
         description = {
-            "uid": f"{self._uid}.task.{number:06d}.1",
+            "uid": attempt_text(self._uid, number, 1),
             "name": name,
             "function": None,
             "executable": None,

@@ -144,6 +144,11 @@ def key_of(name: str, session: str, uid: str) -> str:
     return f"{name}-{session}-{uid}"
 
 
+def uid_in(key: str, session: str) -> str:
+    """Return the uid in a key of `key_of`. For a group, it is the uid of the first call."""
+    return key.rpartition(f"-{session}-")[2].partition("+")[0]
+
+
 def pack(
     value: Any, dump: Callable[..., bytes] = dumps, size: float = MIN_BUFFER_SIZE
 ) -> tuple[bytes, list[pickle.PickleBuffer]]:
