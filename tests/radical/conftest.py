@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests._support.slurm import slurm
+from tests.radical import cluster
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
     from rhapsody_radical.pilot import rp  # noqa: F401
@@ -63,6 +66,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(noise))
 
 
+@pytest.fixture(scope="module")
+def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm that runs as long as the module's tests, and is known as a cluster."""
+    with slurm(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
+        config = cluster.configured(tmp_path_factory.mktemp("cluster"))
+        patch.setenv("RADICAL_CONFIG_USER_DIR", config)
+        yield
+
+
 WITHOUT_PILOT = {
     "client/test_health.py",
     "client/test_objects.py",
@@ -95,8 +107,8 @@ WITHOUT_PILOT = {
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
 
-    `nox -s slurm`, whose tests mostly wait, and the tests of other directories are distributed one
-    by one.
+    `nox -s slurm`, whose tests mostly wait, runs files with pilots side by side, and distributes
+    the tests of other directories one by one.
     """
     only_slurm = config.getoption("markexpr") == "slurm"
 
@@ -104,9 +116,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     def group(nodeid: str) -> str:
         file = config.rootpath / nodeid.partition("::")[0]
-        if file.parent != HERE or only_slurm:
+        if file.parent != HERE:
             return nodeid
-        return str(file) if file in without_pilot else "pilots"
+        return str(file) if file in without_pilot or only_slurm else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
     scheduler._split_scope = group

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,8 @@ from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
 from rhapsody.sdk import OUTPUT_FILES
 from rhapsody.testing import Driver
-from rhapsody_radical.pilot import PilotException
 from tests._support.recipes import PROGRAM, recipe
-from tests._support.slurm import slurm, why_not
+from tests._support.slurm import why_not
 from tests.radical import cluster, kills
 from tests.radical.pilots import backend
 
@@ -32,15 +28,6 @@ pytestmark = [
     pytest.mark.usefixtures("batch_system"),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
-
-
-@pytest.fixture(scope="module")
-def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm that runs as long as the module's tests, and is known as a cluster."""
-    with slurm(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
-        config = cluster.configured(tmp_path_factory.mktemp("cluster"))
-        patch.setenv("RADICAL_CONFIG_USER_DIR", config)
-        yield
 
 
 INSIDE = """
@@ -63,13 +50,6 @@ async def main(place):
 asyncio.run(main(Path(sys.argv[1])))
 """
 """A program that starts a pilot in its own allocation."""
-
-
-def speak_soon(_: Any) -> None:
-    """Shorten the time until a queued pilot is reported; called in the client."""
-    from rhapsody_radical.client import main
-
-    main.FIRST_WORD = 0.0
 
 
 @pytest.mark.asyncio
@@ -121,34 +101,6 @@ def test_the_documented_profile_runs_a_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_queued_pilot_is_reported_and_leaves_the_queue_at_close(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SBATCH_ACCOUNT", "of-the-user")
-    monkeypatch.setattr("sys.argv", ["/some/where/my analysis.py"])
-    with cluster.held():
-        made = await backend(cluster.settings(), work_dir=tmp_path / "work")
-        try:
-            await made.run_in_client(speak_soon)
-            (job,) = cluster.jobs(tmp_path, "PENDING")
-            words = ["squeue", "--noheader", f"--jobs={job}", "--format=%j %a"]
-            shown = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True)
-            assert shown.stdout == "rhapsody-my-analysis of-the-user\n"
-            async with asyncio.timeout(20):
-                while ": not active after" not in caplog.text:  # noqa: ASYNC110 - the client's
-                    await asyncio.sleep(0.1)
-        finally:
-            await made.shutdown()
-        assert cluster.jobs(tmp_path) == []
-    (said,) = (each for each in caplog.records if ": not active after" in each.getMessage())
-    assert said.levelname == "WARNING"
-    found = (
-        f"PMGR_ACTIVE_PENDING, queue debug, job {job} is PENDING (Resources); its tasks are waiting"
-    )
-    assert said.getMessage().endswith(found), said.getMessage()
-
-
-@pytest.mark.asyncio
 async def test_tasks_run_on_the_active_pilot_instead_of_the_queued_one(tmp_path: Path) -> None:
     pilots = {**cluster.settings(), "pilots": [{}, {}]}
     made = backend(pilots, work_dir=tmp_path / "work", functions="executable")
@@ -169,24 +121,6 @@ async def test_tasks_run_on_the_active_pilot_instead_of_the_queued_one(tmp_path:
             assert end.stdout == f"{queued.uid}\n", str(end)
         finally:
             await made.shutdown()
-    cluster.until_no_jobs_of(tmp_path)
-
-
-@pytest.mark.asyncio
-async def test_a_pilot_with_too_long_a_runtime_fails_with_slurms_reason(
-    tmp_path: Path,
-) -> None:
-    with cluster.limited(minutes=5):
-        made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
-        async with Driver(made, work_dir=tmp_path) as driver:
-            try:
-                await made.run_in_client(speak_soon)
-                async with asyncio.timeout(40):
-                    end = await driver.run_one(driver.command("true"))
-                assert isinstance(end.error, TaskLostError), str(end)
-                assert "(PartitionTimeLimit)" in str(end.error)
-            finally:
-                await made.shutdown()
     cluster.until_no_jobs_of(tmp_path)
 
 
@@ -235,51 +169,6 @@ async def test_messages_of_srun_are_removed_from_the_standard_error(tmp_path: Pa
             await made.shutdown()
 
 
-def test_a_queued_pilot_leaves_the_queue_at_ctrl_c(tmp_path: Path) -> None:
-    with (
-        cluster.held(),
-        kills.program(tmp_path, "launched", pilot=cluster.settings()) as found,
-    ):
-        assert cluster.jobs(tmp_path, "PENDING")
-        found.process.send_signal(signal.SIGINT)
-        assert found.process.wait(60) in (130, -signal.SIGINT)
-        assert found.left([]) == []
-
-
-@pytest.mark.parametrize("moment", ["submitting", "launched"])
-def test_a_queued_pilot_of_a_killed_program_leaves_the_queue(tmp_path: Path, moment: str) -> None:
-    with cluster.held():
-        kills.kill(tmp_path, moment, fork=True, pilot=cluster.settings())
-
-
-@pytest.mark.asyncio
-async def test_the_next_start_cancels_jobs_of_killed_programs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with ExitStack() as stack:
-        killed = []
-        for moment, state in ("active", "RUNNING"), ("launched", "PENDING"):  # the first has it all
-            one = stack.enter_context(kills.program(tmp_path, moment, pilot=cluster.settings()))
-            assert len(cluster.jobs(one.session, state)) == 1
-            killed.append(one)
-        for one, client in [(one, one.client()) for one in killed]:
-            one.process.kill()  # and at once, before either can act on the other's end:
-            client.kill()
-        for one in killed:
-            one.process.wait()
-            assert cluster.jobs(one.session)
-        made = await backend(work_dir=tmp_path / "work")  # on this machine
-        try:
-            assert cluster.jobs(tmp_path, "RUNNING", "PENDING") == []
-        finally:
-            await made.shutdown()
-        for one in killed:
-            one.gone([], files=False)
-            (said,) = (text for text in caplog.messages if one.session.name in text)
-            assert "its client ended without closing the session" in said
-            assert "batch jobs canceled: 1)" in said
-
-
 def test_doctor_lists_partitions_and_runs_a_task_on_a_pilot(tmp_path: Path) -> None:
     words = ["doctor", "--json", "-b", "radical_pilot", "--run"]
     words += ["-o", "resource=tests.cluster", "-o", "queue=debug", "-o", "runtime=5"]
@@ -305,15 +194,3 @@ def test_a_pilot_uses_the_allocation_of_the_program(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     own, of_the_task, left = done.stdout.split()
     assert (of_the_task, left) == (own, "0"), done.stderr
-
-
-@pytest.mark.asyncio
-async def test_the_error_of_an_unknown_partition_contains_slurms_message(tmp_path: Path) -> None:
-    made = backend(cluster.settings(queue="nowhere"), work_dir=tmp_path / "work")
-    try:
-        with pytest.raises(PilotException) as error:
-            await made
-    finally:
-        await made.shutdown()
-    assert "nvalid partition" in str(error.value)
-    assert str(tmp_path) not in str(error.value)  # nothing is there any more
