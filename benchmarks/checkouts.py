@@ -1,14 +1,14 @@
-"""Checkouts of other revisions, and a function that runs our scripts with their packages."""
+"""Checkouts of other revisions, with environments in which our scripts run with their packages."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
-def checkout(revision: str | None) -> Iterator[Path]:
+def checkout(revision: str | None, distributions: Sequence[str] = ("core",)) -> Iterator[Path]:
     """Yield a directory with the files of a revision; `None` is the working tree.
+
+    Another revision has an environment of its own, with what its packages need.
+
+    Args:
+        revision: The revision.
+        distributions: The packages that are installed for it, without `rhapsody-`.
 
     Raises:
         SystemExit: The revision does not exist.
@@ -32,25 +38,37 @@ def checkout(revision: str | None) -> Iterator[Path]:
         if subprocess.run(command, check=False).returncode:
             raise SystemExit(f"{revision!r} is not a revision of this repository")
         try:
+            _install(place, [f"./packages/rhapsody-{each}" for each in distributions])
             yield place
         finally:
             subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
+def interpreter(place: Path) -> str:
+    """Return the interpreter of a checkout's environment; that of this process for our own."""
+    return sys.executable if place == ROOT else str(place / ".venv/bin/python")
+
+
+def _install(place: Path, packages: Sequence[str]) -> None:
+    python = interpreter(place)
+    uv = shutil.which("uv")
+    make = [uv, "venv", "--quiet"] if uv else [sys.executable, "-m", "venv"]
+    install = [uv, "pip", "install"] if uv else [python, "-m", "pip", "install"]
+    for_uv = ["--python", sys.executable] if uv else []
+    subprocess.run([*make, *for_uv, ".venv"], cwd=place, check=True)
+    for_uv = ["--python", python] if uv else []
+    editable = [word for package in packages for word in ("--editable", package)]
+    subprocess.run([*install, "--quiet", *for_uv, *editable, "psutil"], cwd=place, check=True)
+
+
 def measured(place: Path, module: str, *arguments: str) -> Any:
     """Run a module of this revision with the packages of a checkout; return the JSON it prints.
-
-    The dependencies are those of the running interpreter.
 
     Raises:
         SystemExit: The module failed; its own message was printed.
     """
-    folders = [str(folder) for folder in sorted(place.glob("packages/*/src"))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
+    command = [interpreter(place), "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)} failed with the packages of {place}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,17 +1,17 @@
 """Compare the processor time of two commits.
 
-Runs the workloads of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as
-they are in this checkout, with the packages of each commit. Every run is a new process, and the
-runs form pairs: A B, B A, A B, ... The runs of a pair follow each other directly, so that changes
-in the load of the machine affect both. Measures the processor time of all our processes, not
-wall-clock time. For each measurement, prints the medians in microseconds per task, the median of
-the ratios B / A, and an interval that contains the true median with a probability of at least
+Runs the workloads of `benchmarks/cpu.py`, as they are in this checkout, with the packages of each
+commit, each in an environment of its own with what these packages need. Every run is a new process,
+and the runs form pairs: A B, B A, A B, ... The runs of a pair follow each other directly, so that
+changes in the load of the machine affect both. Measures the processor time of all our processes,
+not wall-clock time. For each measurement, prints the medians in microseconds per task, the median
+of the ratios B / A, and an interval that contains the true median with a probability of at least
 90 %, computed from the order of the ratios.
 
-    python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine dask raptor]
+    python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine workers programs]
 
-A missing commit means the working tree. The RAPTOR part starts a pilot on this machine for each
-run.
+A missing commit means the working tree and this environment. The RAPTOR part starts a pilot on this
+machine for each run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ if __name__ == "__main__":  # dask.py in this folder would hide Dask itself
 
 from benchmarks.checkouts import checkout, measured  # noqa: E402
 
-PARTS = ("engine", "dask", "raptor")
+PARTS = {
+    "engine": "core", "workers": "core", "programs": "core", "journal": "core", "start": "core",
+    "dask": "dask", "raptor": "radical",
+}  # fmt: skip
+"""Parts of the comparison, and the packages that they need."""
+
 LIMIT = 1.05
 """The highest acceptable ratio B / A."""
 
@@ -90,7 +95,7 @@ def report(part: str, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
             "sure": sure,
         }
         print(
-            f"{part:6} {name:34} {figures['a']:9.1f} {figures['b']:9.1f} us"
+            f"{part:8} {name:34} {figures['a']:9.1f} {figures['b']:9.1f} us"
             f"  {figures['ratio']:.3f} [{low:.3f}, {high:.3f}]  {verdict(low, high, sure)}",
             flush=True,
         )
@@ -105,7 +110,7 @@ def main() -> None:
     parser.add_argument("b", nargs="?", help="another revision; default: the working tree")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=3, help="rounds per run (median)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--smoke", action="store_true", help="run one tiny pair of the engine part")
     options = parser.parse_args()
@@ -116,7 +121,8 @@ def main() -> None:
     print(f"A: {options.a or 'here'}, B: {options.b or 'here'}; at least 90 % intervals")
     reports, figures = {}, {}
     with contextlib.ExitStack() as stack:
-        places = [stack.enter_context(checkout(each)) for each in (options.a, options.b)]
+        needed = sorted({"core", *(PARTS[part] for part in options.only)})
+        places = [stack.enter_context(checkout(each, needed)) for each in (options.a, options.b)]
         for part in options.only:
             pairs: list[Pair] = []
             for number in range(options.pairs):

@@ -1,8 +1,8 @@
 """Measure the processor time that Rhapsody uses in a benchmark: `python -m benchmarks.cpu PART`.
 
-Runs the workloads of `benchmarks/suite`, `dask.py` and `radical_pilot.py` without the other
-contestants. Prints JSON: the microseconds per task of each measurement, as the median of several
-rounds after a warm-up round.
+Runs workloads of `benchmarks/suite`, `dask.py`, `instructions.py` and `radical_pilot.py` without
+other contestants, and some of its own. Prints JSON: the microseconds per task of each measurement,
+as the median of several rounds after a warm-up round.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.contestant import Contestant
@@ -47,6 +50,147 @@ def engine(smoke: bool, rounds: int) -> Measures:
     for _ in range(rounds + 1):
         for name, (contestant, graph) in contests.items():
             spent[name].append(1e6 / len(graph) * asyncio.run(seconds(contestant, graph)))
+    return {name: statistics.median(each[1:]) for name, each in spent.items()}
+
+
+def processor(pids: Iterable[int]) -> float:
+    """Return the seconds that processes of this machine have used, which Linux counts exactly."""
+    threads = (thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def used() -> float:
+    """Return the seconds that this process and its ended children have used."""
+    times = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in times)
+
+
+def workers(smoke: bool, rounds: int) -> Measures:
+    """Measure worker processes and this process, which sends them calls."""
+    import psutil
+
+    from benchmarks.suite import graphs, ours
+
+    works = {
+        f"fan of {(fan := 20 if smoke else 4_000)}": graphs.fan(fan),
+        f"chain of {(chain := 5 if smoke else 500)}": graphs.chain(chain),
+    }
+    spent: dict[str, list[float]] = {}
+
+    async def measure() -> None:
+        async with ours.Processes.running() as system:
+            await system.run(graphs.fan(fan))  # both workers run
+            pids = [child.pid for child in psutil.Process().children(recursive=True)]
+            for _ in range(rounds):
+                for name, graph in works.items():
+                    before = time.process_time(), processor(pids)
+                    await system.run(graph)
+                    after = time.process_time(), processor(pids)
+                    for who, begin, end in zip(("engine", "workers"), before, after, strict=True):
+                        took = 1e6 / len(graph) * (end - begin)
+                        spent.setdefault(f"{name}, {who}", []).append(took)
+
+    asyncio.run(measure())
+    return {name: statistics.median(each) for name, each in spent.items()}
+
+
+def programs(smoke: bool, rounds: int) -> Measures:
+    """Measure programs with and without files, in memory and on the disk of `/var/tmp`.
+
+    Includes the start of an engine and the programs, which are small.
+    """
+    from rhapsody import InputFile, OutputFile, WorkflowEngine
+
+    count = 5 if smoke else 200
+
+    async def alone(flow: WorkflowEngine) -> None:
+        @flow.executable_task
+        def nothing() -> list[str]:
+            return ["/bin/true"]
+
+        await asyncio.gather(*(nothing() for _ in range(2 * count)))
+
+    async def pairs(flow: WorkflowEngine) -> None:
+        @flow.executable_task
+        def write(output: OutputFile) -> list[str]:
+            return ["/bin/cp", "/dev/null", str(output)]
+
+        @flow.executable_task
+        def read(file: InputFile) -> list[str]:
+            return ["/bin/cat", str(file)]
+
+        made = [write(OutputFile(f"{number}.txt")) for number in range(count)]
+        await asyncio.gather(
+            *(read(future.file(f"{number}.txt")) for number, future in enumerate(made))
+        )
+
+    async def run(work: Callable[[WorkflowEngine], Awaitable[None]], place: str) -> float:
+        before = used()
+        async with WorkflowEngine.create(handle_signals=False, work_dir=place) as flow:
+            await work(flow)
+        return 1e6 / (2 * count) * (used() - before)
+
+    spent: dict[str, list[float]] = {}
+    for where, parent in (("in memory", "/dev/shm"), ("on a disk", "/var/tmp")):
+        for name, work in (("without files", alone), ("in pairs with a file", pairs)):
+            for _ in range(rounds):
+                with tempfile.TemporaryDirectory(dir=parent) as place:
+                    took = asyncio.run(run(work, f"{place}/work"))
+                spent.setdefault(f"programs {name}, {where}", []).append(took)
+    return {name: statistics.median(each) for name, each in spent.items()}
+
+
+def journal(smoke: bool, rounds: int) -> Measures:
+    """Measure a fan with a journal, whose results are recorded and then reused."""
+    from benchmarks.instructions import recorded
+
+    size = 20 if smoke else 3_000
+    spent: dict[str, list[float]] = {}
+    for _ in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as directory:
+            for name, resume in (("recorded", False), ("reused", True)):
+                before = used()
+                asyncio.run(recorded(size, directory, resume=resume))
+                spent.setdefault(f"fan of {size}, {name}", []).append(used() - before)
+    return {name: 1e6 / size * statistics.median(each[1:]) for name, each in spent.items()}
+
+
+EMPTY = """
+import asyncio
+from rhapsody import WorkflowEngine
+
+async def main():
+    async with WorkflowEngine.create():
+        pass
+
+asyncio.run(main())
+"""
+
+
+def start(smoke: bool, rounds: int) -> Measures:
+    """Measure programs and commands that do next to nothing, in microseconds for each."""
+    count = 1 if smoke else 2 * rounds
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory, "empty.py")
+        script.write_text("")
+        starts = {
+            "import of WorkflowEngine": ["-c", "from rhapsody import WorkflowEngine"],
+            "an engine without tasks": ["-c", EMPTY],
+            "rhapsody --version": ["-m", "rhapsody", "--version"],
+            "rhapsody run of an empty script": ["-m", "rhapsody", "run", "empty.py"],
+        }
+        spent: dict[str, list[float]] = {}
+        for _ in range(count + 1):
+            for name, words in starts.items():
+                before = used()
+                subprocess.run(
+                    [sys.executable, *words],
+                    cwd=directory,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=True,
+                )
+                spent.setdefault(name, []).append(1e6 * (used() - before))
     return {name: statistics.median(each[1:]) for name, each in spent.items()}
 
 
@@ -132,7 +276,10 @@ def raptor(smoke: bool, rounds: int) -> Measures:
         return asyncio.run(measure(directory))
 
 
-PARTS = {"engine": engine, "dask": dask, "raptor": raptor}
+PARTS = {
+    "engine": engine, "workers": workers, "programs": programs, "journal": journal, "start": start,
+    "dask": dask, "raptor": raptor,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -107,10 +107,11 @@ def instructions(place: Path, name: str, size: int) -> int:
     Raises:
         SystemExit: The process failed; the message ends with its output.
     """
-    path = str(place / "packages/rhapsody-core/src")
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
-    command += [__file__, "--work", name, str(size)]
+    from benchmarks.checkouts import interpreter
+
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+    command += [interpreter(place), __file__, "--work", name, str(size)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     found = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or found is None:
