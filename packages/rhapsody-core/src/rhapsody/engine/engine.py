@@ -762,7 +762,7 @@ class WorkflowEngine(OlderNames):
             stale=tuple(
                 file
                 for file in runtime.submission.declared.stale(results)
-                if not runtime.stager.results.places.is_read(file.path)
+                if not runtime.stager.results.claims.is_read(file.path)
             ),
             missing=tuple(runtime.stager.results.missing),
             disk_use=runtime.stager.disk_use,

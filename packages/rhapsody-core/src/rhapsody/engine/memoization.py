@@ -328,9 +328,9 @@ class Memoization:
         found["after"] = _predecessors(callers)
         found["destinations"] = ()
         if record.resolved is not None:
-            places, targets = self._stager.results.places, record.resolved.targets.values()
+            claims, targets = self._stager.results.claims, record.resolved.targets.values()
             found["destinations"] = [
-                str(target.path) for target in targets if not places.has_written(target.path)
+                str(target.path) for target in targets if not claims.has_written(target.path)
             ]
         services = _services(callers)
         found["services"] = [service._uid for service in services]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -21,8 +21,8 @@ from rhapsody.engine.arguments import ArgumentScan, KeptArguments
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
+from rhapsody.staging.claims import Target
 from rhapsody.staging.files import Resolved
-from rhapsody.staging.outputs import Target
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, Declaration, TaskDescription, TaskFuture
 
@@ -149,9 +149,9 @@ class TaskRecord:
         "sent",
         "sources",
         "specific",
-        "stage",
         "started",
         "state",
+        "steps",
         "task",
         "timer",
         "tries",
@@ -188,7 +188,7 @@ class TaskRecord:
         self.sent: int = 0  # unfinished dependencies that have been submitted; see `pushdown`
         self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
-        self.stage: int = 0
+        self.steps: Iterator[Any] | None = None  # of the preparation that are still to be taken
         self.started: float | None = None  # start of the attempt, in seconds since the epoch
         self.uid: str = ""
         self.label: str | None = None  # the future's uid, once it is needed for events
@@ -241,8 +241,7 @@ class TaskRecord:
 
     def start_anew(self) -> None:
         """Discard the data of the last attempt, before the next one."""
-        self.stage = 0
-        self.started = self.resolved = None
+        self.started = self.resolved = self.steps = None
         self.description = NOT_DESCRIBED
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may report less than the previous one

@@ -169,7 +169,7 @@ class Results:
         outcome = record.future._outcome
         if not record.description:
             return
-        self._stager.results.places.release(record.description)
+        self._stager.results.claims.release(record.description)
         if outcome is None or outcome.uid != record.uid:
             self._stager.keep(record.description, succeeded=True)
 

@@ -403,13 +403,13 @@ class Scheduler:
         """Fail a ready task that cannot be submitted, or cancel it if `error` is a cancellation.
 
         If the task has a fallback, the task is not failed but completed with the fallback, unless
-        one of its inputs has changed.
+        one of its inputs has changed or its backend has too little walltime left.
         """
         if record.state.work is not WorkState.READY:
             return  # canceled in the meantime
         if isinstance(error, asyncio.CancelledError):
             self.cancel(record)
-        elif isinstance(error, InputChangedError):
+        elif isinstance(error, (InputChangedError, InsufficientWalltimeError)):
             self.fail(record, error)
         else:
             self._give_up(record, error)

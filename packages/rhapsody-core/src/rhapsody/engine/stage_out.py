@@ -272,13 +272,13 @@ async def save_files(
     outputs = found_in(outcome, names, place)
     if not dry:
         check_outputs(source, outputs, backend)
-    targets = stager.results.places.claim(source, outputs)
+    targets = stager.results.claims.claim(source, outputs)
     try:
         if dry:
             return [target.path for target in targets.values()]
         return await stager.save(source, backend, targets, {})
     finally:
-        stager.results.places.release(source)
+        stager.results.claims.release(source)
 
 
 def _names(outcome: AttemptInfo | None, name: str | None) -> Sequence[str]:
@@ -300,7 +300,7 @@ async def _save_reused(
         The destinations, or `None` if a file to save is missing.
     """
     source: Any = {"uid": outcome.uid, "name": outcome.name, "sandbox": outcome.sandbox}
-    targets = stager.results.places.claim(source, found_in(outcome, names, place))
+    targets = stager.results.claims.claim(source, found_in(outcome, names, place))
     try:
         places = {
             name: str(path)
@@ -314,4 +314,4 @@ async def _save_reused(
             source, targets, dataclasses.replace(files, paths=paths, places=places)
         )
     finally:
-        stager.results.places.release(source)
+        stager.results.claims.release(source)

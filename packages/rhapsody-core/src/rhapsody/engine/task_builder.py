@@ -1,8 +1,9 @@
 """Preparation of ready tasks: the steps that build the descriptions for backends.
 
-The order is fixed: arguments and command, the prepare hooks, the choice of a backend, the locations
-of input files, the lookup of recorded results, links to the files. Most tasks pass all steps in one
-call of `advance`. If a step has to wait, the task leaves its dispatcher's queue and returns later.
+`STEPS` at the end of this module lists them in order. Most tasks pass all steps in one call of
+`advance`. A step returns `None` if the task continues, `Wait` if the task leaves its dispatcher's
+queue until some work has ended, and `Move` if it continues in the queue of another backend. A step
+refuses a task by raising an exception.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import pickle
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rhapsody.data import File, InputFile, InputFiles, Output, moved, not_an_option
+from rhapsody.data import File, InputFile, InputFiles, moved, not_an_option
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import (
     IMMUTABLE,
@@ -39,7 +41,7 @@ from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import Command, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
-from rhapsody.engine.states import WorkState
+from rhapsody.engine.states import READY
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.environments import wrap_command
 from rhapsody.errors import (
@@ -73,13 +75,39 @@ builds_command: contextvars.ContextVar[TaskRecord | None] = contextvars.ContextV
 )
 """The task whose command the current coroutine builds."""
 
-NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
-"""Stages of a task's preparation (`TaskRecord.stage`)."""
-
 MAX_GENERATORS = 1000
 """Number of generators of random numbers that are remembered after they were sent to a worker."""
 
 _KEYS = TaskDescription.__required_keys__
+
+
+class Wait(NamedTuple):
+    """The task leaves the queue, and continues there when `work` has ended.
+
+    Attributes:
+        work: Function that starts the work, whose exception fails the task. `None` if others queue
+            the task again.
+        by_user: True if the work runs a coroutine of the user: it starts at once, is canceled with
+            the task, and any exception fails only the task.
+        then: The steps with which the task continues; `None` for those that follow.
+    """
+
+    work: Callable[[], Coroutine[Any, Any, None]] | None = None
+    by_user: bool = False
+    then: Steps | None = None
+
+
+class Move(NamedTuple):
+    """The task continues in the queue of another backend; for `then`, see `Wait`."""
+
+    backend: BackendHandle
+    then: Steps | None = None
+
+
+Step = Callable[["TaskBuilder", TaskRecord, BackendHandle], Wait | Move | None]
+"""Step of the preparation of a task for a backend."""
+
+Steps = tuple[Step, ...]
 
 
 class TaskBuilder:
@@ -143,90 +171,66 @@ class TaskBuilder:
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return True if it can then be submitted."""
-        task, hooks, services = record.task, self._hooks, self._services
-        begin = record.stage
+        task, steps = record.task, record.steps
         try:
-            if begin == NEW:
-                if services.any and services.hold_back(record):
-                    return False
+            if steps is None:
+                if self._services.any and self._services.hold_back(record):
+                    return False  # the services queue it again
                 if task.direct is backend and record.found is None and record.specific is None:
-                    self._describe(record)
+                    self._describe(record, backend)
                     self._check_arguments(record, backend)
                     record.backend = backend
-                    record.stage = PREPARED
+                    record.steps = _NO_MORE
                     return True
-                if task.settings.limit and not self._scheduler.limits.take(
-                    record, task.settings.limit
-                ):
+                limits = task.settings.limit
+                if limits and not self._scheduler.limits.take(record, limits):
+                    return False  # the limits queue it again
+                steps = record.steps = iter(STEPS)
+            for step in steps:
+                paused = step(self, record, backend)
+                if paused is not None:
+                    self._pause(record, backend, paused)
                     return False
-                self._describe(record)
-                if task.kind == "executable" and not self._command_built(record, backend):
-                    return False
-            if begin <= BUILT:
-                if hooks.prepare_task:
-                    self._call_prepare(record)
-                record.stage = ROUTED
-                if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
-                    chosen = self._selected(record, backend)
-                    if chosen is not backend:
-                        self._scheduler.requeue(record, chosen)
-                        return False
-            if begin <= ROUTED:
-                if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
-                    self._scheduler.requeue(record, self._backends[other])
-                    return False
-                if task.accepted_by is not backend or hooks.prepare_task or record.specific:
-                    self._check_capabilities(record, backend)
-                record.backend = backend
-                if backend.capabilities.unfinished_dependencies:
-                    own = task.settings.lost_retries
-                    record.description["lost_retries"] = self._lost_retries if own is None else own
-                record.stage = RESOLVED
-                found = record.found
-                has_files = found is not None and bool(found.inputs or found.outputs)
-                if record.left:
-                    record.left = self._left(record, backend)
-                    has_files = has_files or bool(record.left)
-                # A backend that runs nothing reads nothing.
-                if has_files and not backend.dry and not self._resolved(record, backend):
-                    return False
-            if begin <= RESOLVED:
-                if record.found is not None and record.found.inputs and task.kind != "executable":
-                    self._place_inputs(record, backend)
-                if task.kind == "function" and not backend.dry:
-                    self._check_arguments(record, backend)  # reused calls count as well
-                record.stage = LOOKED_UP
-                if hooks.lookup_results and self._memoization.look_up(record):
-                    return False
-            if begin <= LOOKED_UP:
-                if backend.may_end and (short := shortage(record, backend)) is not None:
-                    self._hold_back(record, backend, short)
-                    return False
-                resolved = record.resolved
-                if resolved is not None and (missing := resolved.missing()):
-                    again = self._make_again(record, backend, missing)
-                    self._background.spawn(again, f"files for {record.uid}")
-                    return False
-                record.stage = PREPARED
-                if not backend.dry and task.kind == "executable":
-                    wrap_command(record.description, here=backend.here)
-                if resolved is not None:
-                    self._stager.link(record.description, backend.backend, resolved)
-                    left = record.left if "sandbox" in record.description else ()
-                    if resolved.copies or left:
-                        copying = self._copy(record, backend, resolved, left)
-                        self._background.spawn(copying, f"copies for {record.uid}")
-                        return False
-            return True
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # of a builder or plugin: only its task fails
             self._scheduler.refuse(record, error)
             return False
+        return True
+
+    def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
+        if paused.then is not None:
+            record.steps = iter(paused.then)
+        if isinstance(paused, Move):
+            self._scheduler.requeue(record, paused.backend)
+        elif paused.work is not None:
+            continuing = self._continue_after(record, backend, paused.work, paused.by_user)
+            waiting = self._background.spawn(continuing, record.uid, at_once=paused.by_user)
+            if paused.by_user:
+                record.future.add_done_callback(lambda _: waiting.cancel())
+
+    async def _continue_after(
+        self,
+        record: TaskRecord,
+        backend: BackendHandle,
+        work: Callable[[], Coroutine[Any, Any, None]],
+        by_user: bool,
+    ) -> None:
+        if record.state is not READY:
+            return  # canceled before this began
+        try:
+            await work()
+        except BaseException as error:
+            if not (by_user or isinstance(error, Exception)):
+                raise
+            self._scheduler.refuse(record, error)
+        else:
+            if record.state is READY:
+                self._scheduler.requeue(record, backend)
 
     # Arguments and command.
 
-    def _describe(self, record: TaskRecord) -> None:
+    def _describe(self, record: TaskRecord, _: BackendHandle) -> None:
         task = record.task
         record.attempt += 1
         uid = attempt_text(self._uid, record.number, record.attempt)
@@ -465,7 +469,9 @@ class TaskBuilder:
             if found.outputs:
                 description["sandbox"] = self._stager.sandbox_path(record.uid)
 
-    def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
+    def _build_command(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
+        if record.task.kind != "executable":
+            return None
         sandbox, former = record.description["sandbox"], record.command
         if former is None:  # a retry runs the same command
             args, kwargs = self._values.of(record)
@@ -478,10 +484,8 @@ class TaskBuilder:
                 command = record.task.function(*args, **kwargs)
             built.opened |= opened
             if inspect.iscoroutine(command):
-                waiting = self._await_command(record, backend, command, built, places)
-                builder = self._background.spawn(waiting, record.uid, at_once=True)
-                record.future.add_done_callback(lambda _: builder.cancel())  # canceled
-                return False
+                waiting = partial(self._await_command, record, command, built, places)
+                return Wait(waiting, by_user=True)
             built.words = _checked_command(record, command)
             self._set_command(record, built)
         else:
@@ -489,28 +493,21 @@ class TaskBuilder:
             if record.found is not None:  # the command may name files in the former sandbox
                 words = _moved(words, former.sandbox, sandbox)
             self._set_command(record, replace(former, words=words, sandbox=sandbox))
-        return True
+        return None
 
     async def _await_command(
         self,
         record: TaskRecord,
-        backend: BackendHandle,
         coroutine: Coroutine[Any, Any, Any],
         command: Command,
         places: tuple[str, ...],
     ) -> None:
         builds_command.set(record)
-        try:
-            with watching(places) as opened:
-                command.words = _checked_command(record, await coroutine)
-            command.opened |= opened
-        except BaseException as error:  # any error of a builder fails only its task
-            self._scheduler.refuse(record, error)
-            return
-        if record.state.work is WorkState.READY:
+        with watching(places) as opened:
+            command.words = _checked_command(record, await coroutine)
+        command.opened |= opened
+        if record.state is READY:
             self._set_command(record, command)
-            record.stage = BUILT
-            self._scheduler.requeue(record, backend)
 
     def _set_command(self, record: TaskRecord, command: Command) -> None:
         description, words = record.description, command.words
@@ -533,7 +530,7 @@ class TaskBuilder:
 
     # Hooks.
 
-    def _call_prepare(self, record: TaskRecord) -> None:
+    def _call_prepare(self, record: TaskRecord, _: BackendHandle) -> None:
         description = record.description
         for hook in self._hooks.prepare_task:
             try:
@@ -553,21 +550,24 @@ class TaskBuilder:
                 )
             _check_prepared(hook.plugin, description)
 
-    def _selected(self, record: TaskRecord, default: BackendHandle) -> BackendHandle:
-        if record.elsewhere() is not None:
-            return default  # the task has left the backend that was selected
+    def _select_backend(self, record: TaskRecord, backend: BackendHandle) -> Move | None:
         hooks = self._hooks
+        if not hooks.select_backend or len(self._backends) < 2 or record.task.settings.backend:
+            return None
+        if record.elsewhere() is not None:
+            return None  # the task has left the backend that was selected
         candidates = self._able(record)
         for hook in hooks.select_backend if candidates else ():
             name = hooks.call(
                 hook, engine=self._engine, task=record.description, candidates=tuple(candidates)
             )
             if name in candidates:
-                return find(self._backends, name)
+                chosen = find(self._backends, name)
+                return None if chosen is backend else Move(chosen)
             if name is not None:
                 answer = f"expected one of the backends {candidates} or None, got {name!r}"
                 hooks.report(hook, PluginError(answer))
-        return default
+        return None
 
     # Capabilities and files.
 
@@ -575,6 +575,16 @@ class TaskBuilder:
         """Return the backends in a task's `other_backends`; none after the first attempt."""
         names = record.task.settings.other_backends if record.attempt == 1 else ()
         return map(self._backends.__getitem__, names)
+
+    def _take_backend(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Check that the backend can run the task, and make it the task's backend."""
+        task, settings = record.task, record.task.settings
+        if task.accepted_by is not backend or self._hooks.prepare_task or record.specific:
+            self._check_capabilities(record, backend)
+        record.backend = backend
+        if backend.capabilities.unfinished_dependencies:
+            own = settings.lost_retries
+            record.description["lost_retries"] = self._lost_retries if own is None else own
 
     def _check_capabilities(self, record: TaskRecord, backend: BackendHandle) -> None:
         for each in (backend, *self._others(record)):
@@ -626,36 +636,37 @@ class TaskBuilder:
 
     # Backends that end before a task does.
 
-    def _with_more_time(self, record: TaskRecord, backend: BackendHandle) -> str | None:
-        """Return another backend for a task whose own backend has too little walltime left.
+    def _find_time(self, record: TaskRecord, backend: BackendHandle) -> Move | None:
+        """Move a task whose backend has too little walltime left to one that has enough, if any.
 
         A task that was pushed down, or has a `backend` and no `other_backends`, does not move.
-
-        Returns:
-            The name of the backend, or `None` if the task stays.
         """
         settings = record.task.settings
         others = settings.other_backends
-        if record.pushed or (settings.backend and not others) or shortage(record, backend) is None:
+        if not backend.may_end or record.pushed or (settings.backend and not others):
             return None
-        return next((name for name in self._able(record) if name in others or not others), None)
+        if shortage(record, backend) is None:
+            return None
+        able = (name for name in self._able(record) if name in others or not others)
+        name = next(able, None)
+        return None if name is None else Move(self._backends[name], FROM_TIME)
 
-    def _hold_back(self, record: TaskRecord, backend: BackendHandle, short: Shortage) -> None:
+    def _require_time(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Fail a task whose backend has too little walltime left; the task's fallback is not used.
 
         The next run computes the task's result. The first such task of each backend is logged.
         """
+        short = shortage(record, backend) if backend.may_end else None
+        if short is None:
+            return
         needs, left = short
         setting = "timeout" if needs == record.description.get("timeout") else "walltime"
-        self._scheduler.fail(
-            record,
-            InsufficientWalltimeError(
-                f"{record.named()} was held back: its {setting} is {needs:g} s, but backend "
-                f"{backend.name!r} ends in {left:.0f} s; run the program again to execute it",
-                backend=backend.name,
-                needs=needs,
-                left=left,
-            ),
+        error = InsufficientWalltimeError(
+            f"{record.named()} was held back: its {setting} is {needs:g} s, but backend "
+            f"{backend.name!r} ends in {left:.0f} s; run the program again to execute it",
+            backend=backend.name,
+            needs=needs,
+            left=left,
         )
         if backend.name not in self._held_back:
             self._held_back.add(backend.name)
@@ -664,6 +675,7 @@ class TaskBuilder:
                 "the next run, beginning with %s, which needs %g s",
                 self._uid, backend.name, left, record.named(), needs,
             )  # fmt: skip
+        raise error
 
     def _left(self, record: TaskRecord, backend: BackendHandle) -> Sequence[AttemptInfo]:
         """Return the dependencies whose undeclared files the task receives on a backend."""
@@ -671,9 +683,15 @@ class TaskBuilder:
             return ()
         return [one for one in record.left if self._stager.has_left(one, backend.backend)]
 
-    def _resolved(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Find the files of a task; return `False` while some of them are being fetched."""
+    def _find_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
+        """Find the files of a task; wait for those that are being fetched."""
         description, found = record.description, record.found
+        if record.left:
+            record.left = self._left(record, backend)
+        if backend.dry:  # a backend that runs nothing reads nothing
+            return None
+        if not record.left and (found is None or not (found.inputs or found.outputs)):
+            return None
         inputs, outputs = (found.inputs, found.outputs) if found is not None else ((), ())
         made_by = found.producers if found is not None else {}
         for each in self._others(record):
@@ -688,27 +706,59 @@ class TaskBuilder:
             found.states if found is not None else {},
         )
         if resolved.coming:
-            fetching = self._fetch(record, backend, resolved, outputs)
-            self._background.spawn(fetching, f"files of {record.uid}")
-            return False
-        return True
+            return Wait(partial(self._stager.fetched, description, resolved, outputs))
+        return None
 
-    async def _fetch(
-        self,
-        record: TaskRecord,
-        backend: BackendHandle,
-        resolved: Resolved,
-        outputs: Sequence[Output],
+    def _complete_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Complete and check the arguments of a function, also for a call that may be reused."""
+        if record.found is not None and record.found.inputs and record.task.kind != "executable":
+            self._place_inputs(record, record.found.inputs, backend)
+        if record.task.kind == "function" and not backend.dry:
+            self._check_arguments(record, backend)
+
+    def _place_inputs(
+        self, record: TaskRecord, inputs: Sequence[InputFile], backend: BackendHandle
     ) -> None:
-        description = record.description
-        if not description:
-            return  # canceled before this began
-        try:
-            await self._stager.fetched(description, resolved, outputs)
-        except Exception as error:  # an input file is not available: only this task fails
-            self._scheduler.refuse(record, error)
-        else:
-            self._scheduler.requeue(record, backend)
+        """Fill in the paths of a function's inputs: in place if possible, or else in a sandbox."""
+        description, resolved = record.description, record.resolved
+        if "sandbox" in description:
+            return
+        if resolved is None or not self._stager.in_place(backend.backend, resolved, inputs):
+            description["sandbox"] = self._stager.sandbox_path(record.uid)
+        description["args"], description["kwargs"] = self._values.of(record)
+
+    def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
+        looks = self._hooks.lookup_results and self._memoization.look_up(record)
+        return Wait() if looks else None
+
+    def _make_missing(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
+        """Regenerate the missing files of an earlier run that a task reads."""
+        missing = None if record.resolved is None else record.resolved.missing()
+        if not missing:
+            return None
+        # The files' paths and contents may differ.
+        return Wait(partial(self._make_again, record, missing), then=FROM_FILES)
+
+    async def _make_again(self, record: TaskRecord, missing: Sequence[AttemptInfo]) -> None:
+        reader = record.uid if record.repeats is None else record.repeats.attempt
+        await asyncio.gather(
+            *(each.make_again(each, reader) for each in missing if each.make_again)
+        )
+
+    def _wrap_command(self, record: TaskRecord, backend: BackendHandle) -> None:
+        if record.task.kind == "executable" and not backend.dry:
+            wrap_command(record.description, here=backend.here)
+
+    def _link_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
+        """Link the input files, or copy those that cannot be linked."""
+        resolved, description = record.resolved, record.description
+        if resolved is None:
+            return None
+        self._stager.link(description, backend.backend, resolved)
+        left = record.left if "sandbox" in description else ()
+        if not (resolved.copies or left):
+            return None
+        return Wait(partial(self._copy, record, backend, resolved, left))
 
     async def _copy(
         self,
@@ -717,42 +767,32 @@ class TaskBuilder:
         resolved: Resolved,
         left: Sequence[AttemptInfo],
     ) -> None:
-        description = record.description
-        if not description:
-            return  # canceled before this began
-        try:
-            await self._stager.copy(description, backend.backend, resolved, left)
-            if changed := self._stager.changed_since_call(resolved):
-                raise error_messages.input_changed(record, changed, None)
-        except Exception as error:  # a file cannot be copied: only this task fails
-            self._scheduler.refuse(record, error)
-        else:
-            self._scheduler.requeue(record, backend)
+        await self._stager.copy(record.description, backend.backend, resolved, left)
+        if changed := self._stager.changed_since_call(resolved):
+            raise error_messages.input_changed(record, changed, None)
 
-    def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Fill in the paths of a function's inputs: in place if possible, or else in a sandbox."""
-        description, resolved = record.description, record.resolved
-        if "sandbox" in description:
-            return
-        inputs = record.found.inputs if record.found is not None else ()
-        if resolved is None or not self._stager.in_place(backend.backend, resolved, inputs):
-            description["sandbox"] = self._stager.sandbox_path(record.uid)
-        description["args"], description["kwargs"] = self._values.of(record)
 
-    async def _make_again(
-        self, record: TaskRecord, backend: BackendHandle, missing: Sequence[AttemptInfo]
-    ) -> None:
-        """Regenerate the missing files of an earlier run that a task reads, then queue the task."""
-        reader = record.uid if record.repeats is None else record.repeats.attempt
-        try:
-            await asyncio.gather(
-                *(each.make_again(each, reader) for each in missing if each.make_again)
-            )
-        except Exception as error:  # raised by a task that recreates files
-            self._scheduler.refuse(record, error)
-        else:
-            record.stage = ROUTED  # the files' paths and contents may differ
-            self._scheduler.requeue(record, backend)
+STEPS: Final[Steps] = (
+    TaskBuilder._describe,
+    TaskBuilder._build_command,
+    TaskBuilder._call_prepare,
+    TaskBuilder._select_backend,
+    TaskBuilder._find_time,
+    TaskBuilder._take_backend,
+    TaskBuilder._find_files,
+    TaskBuilder._complete_arguments,
+    TaskBuilder._look_up,
+    TaskBuilder._require_time,
+    TaskBuilder._make_missing,
+    TaskBuilder._wrap_command,
+    TaskBuilder._link_files,
+)
+"""Steps between a task's turn in the queue of a backend and its submission, in order."""
+
+FROM_TIME: Final = STEPS[STEPS.index(TaskBuilder._find_time) :]
+FROM_FILES: Final = STEPS[STEPS.index(TaskBuilder._find_files) :]
+
+_NO_MORE: Final[Iterator[Step]] = iter(())
 
 
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:

@@ -38,10 +38,11 @@ from rhapsody.data import (
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import ThreadPool, in_thread
+from rhapsody.staging.claims import Target
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use, files_in, remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
-from rhapsody.staging.outputs import Put, Results, Target, names_of, without_place
+from rhapsody.staging.outputs import Put, Results, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
@@ -810,7 +811,7 @@ class Stager:
             if url is not None:
                 coming[to] = self._fetcher.download(url, name)
             elif producer is None:
-                self.results.places.reads(task, str(path))
+                self.results.claims.reads(task, str(path))
                 places[to] = InputPlace(path, state=state, given=True)
             elif producer.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
@@ -868,7 +869,7 @@ class Stager:
         self, task: TaskDescription, resolved: Resolved, outputs: Sequence[Output]
     ) -> None:
         if outputs:
-            resolved.targets.update(self.results.places.claim(task, outputs))
+            resolved.targets.update(self.results.claims.claim(task, outputs))
 
     def in_place(
         self,
