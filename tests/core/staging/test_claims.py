@@ -65,7 +65,7 @@ CALLS = st.integers(min_value=1, max_value=5)
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two paths are equal, or one is inside the other."""
+    """Return True if two paths are equal, or one is inside the other."""
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
@@ -94,7 +94,7 @@ class Model(RuleBasedStateMachine):
         return (path for each, paths in self.claimed.items() if each != call for path in paths)
 
     def may_claim(self, call: int, path: str, directory: bool) -> bool:
-        """Whether a call may claim a path."""
+        """Return True if a call may claim a path."""
         read = path in self.read or (
             directory and any(each.startswith(f"{path}/") for each in self.read)
         )

@@ -640,6 +640,9 @@ class TaskBuilder:
         """Move a task whose backend has too little walltime left to one that has enough, if any.
 
         A task that was pushed down, or has a `backend` and no `other_backends`, does not move.
+
+        Returns:
+            The move, or `None` if the task stays.
         """
         settings = record.task.settings
         others = settings.other_backends
