@@ -226,16 +226,20 @@ async def test_a_file_of_another_backend_that_can_be_seen_is_handed_over_by_its_
 async def test_a_file_of_the_same_backend_under_another_name_needs_no_detour(work: Path) -> None:
     backend = Linking("dask", Capabilities(files=True, sandboxes=True))
     stager = Stager(work, backends={"dask-2": backend})
-    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="dask-2")
+    source = AttemptInfo(
+        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="dask-2"
+    )
     await link(stager, describe(stager), backend, [InputFile("x.txt")], [source])
-    assert backend.explicit[0]["src"]["uid"] == "u.1"
+    assert backend.explicit[0]["src"]["uid"] == "u.task.000001.1"
 
 
 async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(work: Path) -> None:
     far = Linking("far", Capabilities(files=True, sandboxes=True))
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
-    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo(
+        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+    )
     with pytest.raises(CapabilityError, match=r"'x\.txt'.*'far', which this process cannot read"):
         await link(stager, describe(stager), here, [InputFile("x.txt")], [source])
     assert here.explicit == []
@@ -243,7 +247,9 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
 
 async def test_a_missing_file_that_should_be_reachable_is_a_data_error(work: Path) -> None:
     stager = Stager(work, backends={"far": Linking("far"), "here": Linking("here")})
-    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo(
+        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+    )
     with pytest.raises(DataError, match="is missing"):
         await link(stager, describe(stager), Linking("here"), [InputFile("x.txt")], [source])
 
@@ -267,14 +273,16 @@ async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     far = Distant("far")
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
-    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo(
+        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+    )
     boxes = await asyncio.gather(
         *(
             link(stager, describe(stager, f"r.{n}"), here, [InputFile("x.txt")], [source])
             for n in range(3)
         )
     )
-    assert [(box / "x.txt").read_text() for box in boxes] == ["x.txt of u.1"] * 3
+    assert [(box / "x.txt").read_text() for box in boxes] == ["x.txt of u.task.000001.1"] * 3
     assert far.copies == 1
     assert here.explicit[0]["path"].startswith(str(work))
     await stager.close()
@@ -285,14 +293,16 @@ async def test_a_file_of_a_distant_backend_may_be_read_there_under_another_name(
 ) -> None:
     far = Distant("far")
     stager = Stager(work, backends={"far": far})
-    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("out.txt",), backend="far")
+    source = AttemptInfo(
+        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("out.txt",), backend="far"
+    )
     file, task = InputFile("results/s1.txt"), describe(stager)
     made_by = {id(file): Written((source,), "out.txt", bound=True)}
     resolved = stager.resolve(task, far, [file], [], [], made_by)
     await stager.fetched(task, resolved, [])
     stager.link(task, far, resolved)
     assert [(link["src"], link["name"]) for link in far.explicit] == [(None, "s1.txt")]
-    assert Path(far.explicit[0]["path"]).read_text() == "out.txt of u.1"
+    assert Path(far.explicit[0]["path"]).read_text() == "out.txt of u.task.000001.1"
 
 
 # Implicit data.
@@ -303,7 +313,7 @@ async def test_what_a_dependency_without_declared_outputs_left_is_linked(
 ) -> None:
     stager = Stager(work)
     quiet = ended(stager, "q.1", writes={"left over": "1"}, declares=False)
-    declared = ended(stager, "d.1", writes={"declared": "2"})
+    declared = ended(stager, "d.task.000001.1", writes={"declared": "2"})
     nothing = AttemptInfo("n.1", backend="linking")
     task = describe(stager)
     sandbox = await link(stager, task, backend, sources=[quiet, declared, nothing], implicit=True)

@@ -152,25 +152,25 @@ async def test_failed_tasks_keep_their_sandboxes_and_what_they_read(
 async def test_at_close_held_sandboxes_go_but_those_with_products_stay(work: Path) -> None:
     stager = Stager(work, "failed")
     plain = ended(stager, "plain.1", writes={"a": "1"}, declares=False)
-    product = ended(stager, "product.1", writes={"a": "1"})
+    product = ended(stager, "product.task.000001.1", writes={"a": "1"})
     path = ended(stager, "path.1", writes={"a": "1"}, declares=False, result_is_path=True)
     assert path.keeper is None
     del path
     gc.collect()
     await stager.close()
-    assert sorted(os.listdir(work)) == ["path.1", "product.1"]
+    assert sorted(os.listdir(work)) == ["path.1", "product.task.000001.1"]
     del product, plain
     gc.collect()
-    assert sorted(os.listdir(work)) == ["path.1", "product.1"]
+    assert sorted(os.listdir(work)) == ["path.1", "product.task.000001.1"]
 
 
 async def test_keeping_none_leaves_nothing_at_close_not_even_the_directories(
     work: Path, backend: Linking
 ) -> None:
     stager = Stager(work, "none")
-    product = ended(stager, "product.1", writes={"a": "1"})
-    failed = ended(stager, "failed.1", writes={"a": "1"}, succeeded=False)
-    path = ended(stager, "path.1", writes={"a": "1"}, result_is_path=True)
+    product = ended(stager, "product.task.000001.1", writes={"a": "1"})
+    failed = ended(stager, "failed.task.000001.1", writes={"a": "1"}, succeeded=False)
+    path = ended(stager, "path.task.000001.1", writes={"a": "1"}, result_is_path=True)
     await stager.close()
     await stager.close()
     assert not work.parent.exists()
@@ -334,7 +334,7 @@ async def test_nothing_is_remembered_of_tasks_whose_outcome_was_dropped(
 ) -> None:
     stager = Stager(work, "failed")
     for number in range(50):
-        source = ended(stager, f"s.{number}", writes={"x.txt": "1"})
+        source = ended(stager, f"s.task.{number:06d}.1", writes={"x.txt": "1"})
         task = describe(stager, f"t.{number}")
         await link(stager, task, backend, [InputFile("x.txt")], [source])
         stager.keep(task, True)
