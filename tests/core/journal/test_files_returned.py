@@ -140,6 +140,27 @@ async def test_a_path_into_the_directory_of_the_program_that_was_copied_is_not_r
     assert ran() == {"a": 1, "b": 2}
 
 
+async def test_the_former_directory_of_the_program_is_not_reused(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def directory(flow: WorkflowEngine) -> Path:
+        @flow.function_task
+        def where() -> Path:
+            note("where")
+            return Path.cwd()
+
+        found: Path = await where()
+        return found
+
+    assert await broken_off(directory) == here
+    copy = tmp_path / "copy"
+    shutil.copytree(here, copy)
+    monkeypatch.chdir(copy)
+    for _ in range(2):
+        assert await broken_off(directory) == copy
+    assert ran() == {"where": 2}
+
+
 async def test_only_strings_and_paths_that_exist_are_paths(here: Path) -> None:
     (here / "a").touch()
     assert paths_in({"x": ["a", "b", b"a", 1, Path("a"), "a\0", "a" * 5000]}) == ["a", "a"]

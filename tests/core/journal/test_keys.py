@@ -540,6 +540,42 @@ def test_variables_that_the_program_has_set_count_where_a_command_inherits_them(
     assert command(keys, "tool") != seen[0]
 
 
+@pytest.mark.parametrize(
+    "words", [["echo $TOOL_MODE"], ['[ "${TOOL_MODE:-1}" = 1 ]'], ["sh", "-c", "cat $TOOL_MODE"]]
+)
+def test_variables_that_a_command_names_count_wherever_they_were_set(
+    words: list[str], keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(keys.program), "variables", lambda _: {})  # as set by a shell
+    seen = [command(keys, *words)]
+    for value in ("1", "2", "secret.txt"):
+        monkeypatch.setenv("TOOL_MODE", value)
+        seen.append(command(keys, *words))
+    (tmp_path / "secret.txt").write_text("its content counts")
+    seen.append(command(keys, *words))
+    assert len(set(seen)) == 5
+    assert "secret.txt" not in keys.of(described(None, executable=words[0]), {}, {}).parts
+    own: dict[str, Any] = {"environment": {"TOOL_MODE": "3"}}
+    inherited = command(keys, *words, **own)
+    monkeypatch.setenv("TOOL_MODE", "1")
+    assert command(keys, *words, **own) == inherited
+    monkeypatch.setenv("TMPDIR", "/another")
+    before = command(keys, "ls $TMPDIR $HOME")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    assert command(keys, "ls $TMPDIR $HOME") == before
+
+
+@pytest.mark.parametrize("executable", ["tool", None])
+def test_output_that_is_not_captured_counts(executable: str | None, keys: Keys) -> None:
+    def key(**more: Any) -> bytes:
+        if executable is not None:
+            return command(keys, executable, **more)
+        return key_of(keys, work, 1, **more).digest
+
+    assert len({key(), key(capture=False), key(capture="files")}) == 3
+    assert {key(capture=True), key(capture="quiet")} == {key()}
+
+
 def test_the_sandbox_is_not_in_a_key(keys: Keys, tmp_path: Path) -> None:
     found = set()
     for name in ("task.1", "task.2"):
@@ -581,7 +617,7 @@ def test_the_name_and_surroundings_count(keys: Keys) -> None:
     same: list[dict[str, Any]] = [
         {"uid": "e.task.000002.1"},
         {"environment": {}},
-        {"timeout": 3.0, "attempt": 2, "resources": object(), "capture": "files"},
+        {"timeout": 3.0, "attempt": 2, "resources": object(), "capture": "quiet"},
         {"task_backend_specific_kwargs": {"queue": "long", "container": ""}},
         {"metadata": {"a": 1}, "scope": "s"},
     ]

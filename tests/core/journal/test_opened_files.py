@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import mmap
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -96,6 +99,156 @@ async def test_a_directory_that_a_function_lists_counts_with_its_names(here: Pat
     assert await run(names, ()) == [["a.txt", "b.txt", "c.txt"]]
     (here / "data" / ".txt").touch()
     assert await run(names, ()) == [[".txt", "a.txt", "b.txt", "c.txt"]]
+
+
+@pytest.mark.parametrize("kind", ["current", "argument"])
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_files_in_the_current_directory_and_in_directories_of_arguments_count(
+    here: Path, tmp_path: Path, backend: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, other = tmp_path / "program", tmp_path / "other"
+    for place in (program, other / "sub" / ".hidden"):
+        place.mkdir(parents=True)
+    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+    given = "data" if kind == "current" else str(other)
+    data = here / "data" if kind == "current" else other
+
+    def texts(directory: str) -> list[str]:
+        note("texts")
+        names = [name for name in sorted(os.listdir(directory)) if name.endswith(".txt")]
+        names += [os.path.join("sub", name) for name in names]
+        if os.path.isdir(f"{directory}/sub/.hidden"):
+            Path(directory, "sub", ".hidden", str(time.time())).touch()
+        paths = [Path(directory, name) for name in names]
+        return [path.read_text() for path in paths if path.exists()]
+
+    async def changed() -> Any:
+        (found,) = await run(texts, (given,), backend=BACKENDS[backend]())
+        assert await run(texts, (given,), backend=BACKENDS[backend]()) == [found]
+        return found
+
+    for path in data.glob("*.txt"):
+        path.unlink()
+    (data / "sub").mkdir(exist_ok=True)
+    assert await changed() == []
+    (data / "a.txt").write_text("1")
+    assert await changed() == ["1"]
+    (data / "sub" / "a.txt").write_text("2")
+    (data / "a.txt").write_text("3")
+    assert await changed() == ["3", "2"]
+    (data / "sub" / "a.txt").write_text("4")
+    assert await changed() == ["3", "4"]
+    assert ran() == {"texts": 4}
+
+
+async def test_files_in_the_current_directory_are_found_after_a_move(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: tmp_path / "program")
+    assert await run(read, ("a",)) == ["a"]
+    other = tmp_path / "copy"
+    shutil.copytree(here, other)
+    monkeypatch.chdir(other)
+    assert await run(read, ("a",)) == ["a"]
+    assert ran() == {"read a": 1}
+    (other / "data" / "a.txt").write_text("changed")
+    assert await run(read, ("a",)) == ["changed"]
+
+
+def rows(path: str, value: int | None = None) -> int:
+    note("rows")
+    with contextlib.closing(sqlite3.connect(path, uri=path.startswith("file:"))) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
+        if value is not None:
+            connection.execute("INSERT INTO t VALUES (?)", (value,))
+            connection.commit()
+        return int(connection.execute("SELECT count(*) FROM t").fetchone()[0])
+
+
+def rows_of_a_database() -> int:
+    return rows("data/t.sqlite")
+
+
+def rows_of_a_url() -> int:
+    return rows("file:data/t.sqlite?mode=rw")
+
+
+def rows_in_memory() -> int:
+    return rows(":memory:")
+
+
+def insert_a_row() -> int:
+    return rows("data/t.sqlite", 1)
+
+
+async def test_a_database_that_a_function_reads_counts(here: Path) -> None:
+    rows("data/t.sqlite", 1)
+    functions = (rows_of_a_database, rows_of_a_url, rows_in_memory)
+    for rows_now in (1, 1, 2, 2):
+        if rows("data/t.sqlite") < rows_now:
+            rows("data/t.sqlite", 1)
+        (here / LOG).write_text("")
+        assert [(await run(each, ()))[0] for each in functions] == [rows_now, rows_now, 0]
+    assert not ran()
+
+
+async def test_a_database_that_a_function_writes_does_not_count(here: Path) -> None:
+    for _ in range(2):
+        assert await run(insert_a_row, ()) == [1]
+        with contextlib.closing(sqlite3.connect(here / "data" / "t.sqlite")) as connection:
+            connection.execute("INSERT INTO t VALUES (2)")
+            connection.commit()
+
+
+def start_python() -> str:
+    return subprocess.run([sys.executable, "tool.py"], capture_output=True, text=True).stdout
+
+
+def start_a_shell() -> str:
+    return subprocess.run("cat <'tool.py' | cat", shell=True, capture_output=True, text=True).stdout
+
+
+def start_elsewhere() -> str:
+    command = [sys.executable, "../tool.py"]
+    return subprocess.run(command, cwd="data", capture_output=True, text=True).stdout
+
+
+def start_with_system() -> str:
+    os.system(f"{sys.executable} tool.py >data/out.txt")
+    return Path("data/out.txt").read_text()
+
+
+async def start_later() -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "tool.py", stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    return output.decode()
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize(
+    "function",
+    [start_python, start_a_shell, start_elsewhere, start_with_system, start_later],
+)
+async def test_files_that_the_command_of_a_process_names_count(
+    here: Path, backend: str, function: Any
+) -> None:
+    def call() -> Any:
+        note("call")
+        return function()
+
+    async def call_later() -> Any:
+        note("call")
+        return await function()
+
+    task = call_later if function is start_later else call
+    for text in ("one", "two"):
+        (here / "tool.py").write_text(f"print('{text}')\n")
+        for _ in range(2):
+            (found,) = await run(task, (), backend=BACKENDS[backend]())
+            assert text in found
+    assert ran() == {"call": 2}
 
 
 async def test_files_in_the_directory_of_sandboxes_count_except_sandboxes(here: Path) -> None:

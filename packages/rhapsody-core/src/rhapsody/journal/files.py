@@ -483,7 +483,7 @@ class Outputs:
         for path in read.get("returned", ()):
             if not os.path.lexists(path):
                 return f"the path {path!r} that it returned is missing"
-            if former != os.path.join(root, "") and path.startswith(former):
+            if former != os.path.join(root, "") and os.path.join(path, "").startswith(former):
                 return f"the path {path!r} that it returned is in the program's former directory"
         return None
 

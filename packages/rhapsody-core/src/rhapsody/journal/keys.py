@@ -24,7 +24,13 @@ from rhapsody.environments import SETTINGS
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
+from rhapsody.journal.values import (
+    DIGEST_SIZE,
+    MAX_PATH_LENGTH,
+    UnhashableError,
+    Values,
+    counts,
+)
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.modules import content_of
@@ -44,6 +50,9 @@ _NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
 
 _SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
+_OTHER_OUTPUT = (False, "files")
+"""Values of the setting `capture` for which the output of a task is not the text that it prints."""
+
 _REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
 _BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
@@ -54,6 +63,7 @@ _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
+_NAME = re.compile(r"\$\{?[#!]?([A-Za-z_]\w*)", re.ASCII)
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Backend-specific settings that change the environment in which a program runs: those of
@@ -222,6 +232,8 @@ class Keys:
         for name in _SETTINGS:
             if task.get(name):
                 parts[name] = found.value(task[name])
+        if task.get("capture", True) in _OTHER_OUTPUT:
+            parts["capture"] = found.value(task["capture"])
         specific = task["task_backend_specific_kwargs"]
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
@@ -249,6 +261,8 @@ class Keys:
             known is None
             or used.may_open
             or found.may_open
+            or used.starts_programs
+            or found.starts_programs
             or not (plain or all(map(_is_builtin, shared.values())))
         )
         absent: Collection[str] = ()
@@ -301,6 +315,9 @@ class Keys:
         variables = self._variables(task, found)
         if variables is not None:
             parts[_VARIABLES] = variables
+        for name, value in _inherited(words, environment):
+            # Only the digest is stored: the value may be a secret, and users can see the parts.
+            parts[f"environment variable {name}"] = Values(found).digest(value).hex()
         if not sandbox and not task.get("cwd"):  # it runs in the current directory
             for word in words:
                 found.path(word)
@@ -550,6 +567,15 @@ def _with_variables(text: str, environment: Mapping[str, str]) -> str:
     """Return a shell command with the values of the variables in `environment`."""
     text = _BRACED.sub(r"$\1", text)
     return _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
+
+
+def _inherited(words: Iterable[str], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the variables that a command names and inherits from the program, with their values."""
+    names = {name for word in words for name in _NAME.findall(word)}
+    for name in sorted(names.difference(environment)):
+        value = os.environ.get(name)
+        if value is not None and counts(name):
+            yield name, value
 
 
 def _quoted(text: str) -> list[str]:

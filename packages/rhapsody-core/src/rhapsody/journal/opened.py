@@ -38,21 +38,24 @@ _SANDBOX = re.compile(r".+\.task\.[0-9]{6,}\.[0-9]+(~[0-9]+)?")
 _OWN = re.compile(rf"{_SANDBOX.pattern}|\..+\.(lock|part)")
 """Names of files and directories that Rhapsody creates in `work_dir` or while it copies files."""
 
+_CURRENT = f".{os.sep}"
+"""Beginning of recorded paths that are relative to the current directory."""
+
 
 class OpenedFiles:
     """Reader and writer of records of the files that functions opened without declaring them.
 
     A result is reused only if these files have not changed since they were recorded. Recorded paths
-    are relative to the program's directory. Files outside of it, files of installed packages, and
-    files in hidden directories are not recorded, because caches and settings are stored there.
+    are relative to the program's directory or, if they begin with `./`, to the current directory.
+    Paths below other directories that are arguments of the function are absolute. Files elsewhere,
+    files of installed packages, and files in hidden directories are not recorded, because caches
+    and settings are stored there.
 
     Args:
         program: The program's sources and directory.
         digests: The object that computes digests of files.
         journal: The path of the journal, whose files are ignored.
 
-    Attributes:
-        places: The directories to watch; see `rhapsody.sdk.watch_files`.
     """
 
     def __init__(self, program: Program, digests: FileDigests, journal: Path) -> None:
@@ -61,7 +64,25 @@ class OpenedFiles:
         self._journal = os.fspath(journal)
         self._directories: dict[str, str | None] = {}
         self._large: set[str] = set()
-        self.places: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
+        self._roots: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
+        self._current = os.path.join(os.getcwd(), "")
+        self._arguments: set[str] = set()
+        self._places = self._roots
+        if self._current != os.sep and not self._current.startswith(self._roots):
+            self._places += (self._current,)
+
+    def watched(self, arguments: Iterable[str]) -> tuple[str, ...]:
+        """Return the directories to watch for a function; see `rhapsody.sdk.watch_files`.
+
+        Args:
+            arguments: The directories that are arguments of the function.
+        """
+        paths = {os.path.abspath(os.path.expanduser(path)) for path in arguments}
+        paths = {path for path in paths if not f"{path}{os.sep}".startswith(self._places)}
+        if not paths <= self._arguments:
+            self._arguments |= paths
+            self._directories.clear()
+        return (*self._places, *(f"{path}{os.sep}" for path in sorted(paths - {os.sep})))
 
     def noted(
         self,
@@ -127,9 +148,10 @@ class OpenedFiles:
         """
         root = self._program.roots[0]
         for name, state in json.loads(noted).items():
-            path = root if name == "." else f"{root}{os.sep}{name}"
+            inside = not name.startswith(_CURRENT)
+            path = os.path.normpath(os.path.join(root if inside else self._current, name))
             if name.endswith(os.sep):  # a data set, whose path may be absolute
-                now = self._digests.once(self._tree, os.path.normpath(os.path.join(root, name)))
+                now = self._digests.once(self._tree, path)
             else:
                 now = self._digests.once(self._state_of, path)
             if now != state:
@@ -145,16 +167,20 @@ class OpenedFiles:
             start: The start time of the task, in nanoseconds since the epoch.
         """
         path = os.path.abspath(directory)
-        if self._name(path) in (None, "."):
+        if self._name(path) in (None, ".", f"{_CURRENT}."):
             return False
         inner = [entry.path for entry in first_entries(path) if not is_hidden(entry.name)]
         states = [about for about in map(stat_of, [path, *inner]) if about is not None]
         return bool(inner) and all(about.st_ctime_ns < start for about in states)
 
     def _name(self, path: str) -> str | None:
-        """Return a path relative to the program's directory; `None` if it is ignored."""
+        """Return the recorded form of a path; `None` if it is ignored."""
         if path in self._program.roots:
             return "."
+        if f"{path}{os.sep}" == self._current:
+            return f"{_CURRENT}."
+        if path in self._arguments:
+            return path
         directory, name = os.path.split(path)
         if name == "__pycache__" or self._is_own(path):
             return None
@@ -165,12 +191,23 @@ class OpenedFiles:
 
     def _directory(self, path: str) -> str | None:
         """Return what precedes the names of a directory's entries; `None` if it is ignored."""
-        if not f"{path}{os.sep}".startswith(self.places) or not self._program.origins.own(path):
+        inner = f"{path}{os.sep}"
+        place = next(filter(inner.startswith, self._places), None)
+        if place is None:
+            above = (inner[: end.end()] for end in re.finditer(os.sep, inner))
+            place = next((each for each in above if each[:-1] in self._arguments), None)
+        if place is None or not self._program.origins.own(path):
             return None
-        name = self._program.portable(path)[2:]
-        if any(is_hidden(part) or _SANDBOX.fullmatch(part) for part in name.split(os.sep)):
+        parts = inner.removeprefix(place).split(os.sep)
+        if any(is_hidden(part) or _SANDBOX.fullmatch(part) for part in parts):
             return None
-        return f"{name}{os.sep}" if name else ""
+        return self._portable(inner)
+
+    def _portable(self, path: str) -> str:
+        """Return a path relative to the program's directory or to the current directory."""
+        if path.startswith(self._places[2:]):
+            return f"{_CURRENT}{path.removeprefix(self._current)}"
+        return self._program.portable(path).removeprefix(TOP)
 
     def _is_filled(self, directory: str, start: int, written: Collection[str]) -> bool:
         """Return True if a directory contains a file that another task or process has written.

@@ -365,7 +365,7 @@ class Journal:
         if task["services"]:
             self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
         if key.may_open:
-            task["watch"] = self._opened.places
+            task["watch"] = self._opened.watched(key.paths.keys() & self._files.directories)
         if found is None and name not in self._again:
             task["identity"] = identity
         return found

@@ -32,6 +32,7 @@ import linecache
 import os
 import pickle
 import queue
+import re
 import resource
 import sys
 import tempfile
@@ -425,6 +426,15 @@ _STARTS = frozenset(
     ("subprocess.Popen", "os.system", "os.posix_spawn", "os.spawn", "os.exec", "os.fork")
 )
 
+_NAMES = (str, bytes, os.PathLike)
+"""Types of the names of files."""
+
+_AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
+"""Characters between the words of a shell command."""
+
+_MAX_PATH = 4096
+"""Length of the longest path that the system accepts."""
+
 
 class _Watch:
     """Paths below some directories that a call has used.
@@ -442,21 +452,39 @@ class _Watch:
         self.places = places
         self.paths: dict[str, str] = {}
 
-    def note(self, path: Any, use: str) -> None:
-        """Note the use of a path, unless it is that of code or of a file elsewhere."""
+    def note(self, path: Any, use: str, ignored: tuple[str, ...] = _CODE) -> None:
+        """Note the use of a path, unless it is that of a file elsewhere.
+
+        Args:
+            path: The path.
+            use: The use; see `watch_files`.
+            ignored: Endings of paths that are not noted.
+        """
         if type(path) is not str:
             path = os.fsdecode(path)
         if path[:1] != "/":
             path = f"{os.getcwd()}/{path}"
         if (
             path.startswith(self.places)
-            and not path.endswith(_CODE)
+            and not path.endswith(ignored)
             and len(self.paths) < MAX_OPENED
         ):
             if use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
                 self.paths[path] = use
             else:
                 self.paths.setdefault(path, use)
+
+    def note_command(self, words: Any, cwd: Any = None) -> None:
+        """Note the existing files that the command of another process names."""
+        if isinstance(words, _NAMES):
+            words = [words]
+        place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
+        for word in words:
+            whole = os.fsdecode(word) if isinstance(word, _NAMES) else ""
+            for text in {whole, *_AROUND_WORDS.split(whole)}:
+                path = os.path.join(place, text)
+                if 0 < len(text) <= _MAX_PATH and os.path.isfile(path):
+                    self.note(path, READ, ())
 
 
 class _Watches:
@@ -509,16 +537,25 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         if args[-1] in (-1, None):
             for path in args[_CHANGES[event]]:
                 watch.note(path, WRITTEN)
+    elif event == "sqlite3.connect" and isinstance(args[0], _NAMES):
+        path = os.fsdecode(args[0]).removeprefix("file:").partition("?")[0]
+        if path not in ("", ":memory:"):
+            watch.note(path, UPDATED)
     elif event in _STARTS:
         watch.paths[STARTED] = WRITTEN
+        if event == "subprocess.Popen":
+            watch.note_command(args[1], args[2])
+        elif event == "os.system":
+            watch.note_command(args[0])
 
 
 def watch_files(places: tuple[str, ...]) -> dict[str, str]:
     """Note the files and directories that Python opens, for the rest of this `Context`.
 
-    Not noted are files that are opened on threads without this context, in other processes, or by
-    libraries that do not open files through Python. In a process with an audit hook, calls of `id`
-    take 0.1 microseconds longer, so the hook is added when a call is watched for the first time.
+    Not noted are files that are opened on threads without this context, by other processes, or by
+    libraries that do not open files through Python, except SQLite. In a process with an audit hook,
+    calls of `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the
+    first time.
 
     Args:
         places: The directories to watch, each with a trailing slash.
@@ -527,7 +564,8 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
         A dictionary that receives the absolute paths with their uses. The use is `READ`, `LISTED`
         for a directory, `UPDATED` for a file that was opened for reading and writing, as with the
         mode `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
-        `STARTED` is added if the call starts another process.
+        `STARTED` is added if the call starts another process. Existing files that the command of
+        this process names are noted as if the call had read them.
     """
     if not _watches.hooked:
         _watches.hooked = True
