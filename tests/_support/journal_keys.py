@@ -64,12 +64,12 @@ def write(directory: Path, files: Mapping[str, str]) -> None:
 def loaded(directory: Path, module: str = "main") -> Iterator[ModuleType]:
     """Imports a program's module, and forgets it and what it imported."""
     before, environment, names = set(sys.modules), dict(os.environ), set(vars(builtins))
-    path, arguments = sys.path.copy(), sys.argv
+    path, arguments, command = sys.path.copy(), sys.argv, sys.orig_argv
     sys.path[:0] = [str(directory), str(directory / "site-packages")]
     try:
         yield importlib.import_module(module)
     finally:
-        sys.path[:], sys.argv = path, arguments
+        sys.path[:], sys.argv, sys.orig_argv = path, arguments, command
         os.environ.clear()
         os.environ.update(environment)
         for name in set(vars(builtins)) - names:

@@ -516,6 +516,8 @@ CHANGED |= {
          "    return importlib.import_module('.m', __name__)\n"}, "n = 1", "n = 2"),
     "arguments of the program": (
         "import sys\nsys.argv = ['a', 'b']\ndef f(x): return sys.argv[1]\n", "'b'", "'c'"),
+    "the command line of the process": (
+        "import sys\nsys.orig_argv = ['b']\ndef f(x): return sys.orig_argv[0]\n", "'b'", "'c'"),
     "a class that is registered": (
         "import abc\nclass A(abc.ABC): pass\nclass B: pass\nclass C: pass\nA.register(B)\n"
         "def f(x): return isinstance(x, A)\n", "register(B)", "register(C)"),

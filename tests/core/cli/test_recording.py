@@ -37,6 +37,22 @@ asyncio.run(program())
 """
 
 
+SIGNALLED = """
+import os, signal
+
+async def main(flow):
+    @flow.function_task
+    def work(number):
+        if number == 2 and not os.path.exists("again"):
+            os.kill(os.getpid(), signal.SIGINT)
+            return "what a program had printed when the signal ended it"
+        return number
+
+    for number in (1, 2):
+        print(await work(number))
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -147,6 +163,15 @@ def test_results_of_runs_with_other_arguments_are_reused_on_request(place: Place
     assert place.ran() == {}
 
 
+def test_functions_that_return_after_a_signal_are_not_recorded(place: Place) -> None:
+    place.write("wf.py", SIGNALLED)
+    assert place.run().returncode == 130
+    place.write("again")
+    done = place.run()
+    assert done.stdout == "1\n2\n"
+    assert "2 done (1 of them reused)" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--fresh", None])
 def test_results_of_other_journals_are_used_only_on_request(
     place: Place, option: str | None
@@ -197,6 +222,30 @@ def test_tasks_of_a_name_run_again(place: Place) -> None:
     assert place.ran() == SHOW
     assert "--rerun main: no task with this name was called" in done.stderr
     assert "--rerun show" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [None, "--resume"])
+def test_results_from_before_an_interrupted_rerun_are_not_used(
+    place: Place, option: str | None
+) -> None:
+    place.run("--", "20")  # the other journal contains the same results
+    place.run("--resume")
+    place.write("kill", str(int(signal.SIGKILL)))
+    assert place.run("--rerun", "show").returncode == -signal.SIGKILL
+    place.ran()
+    done = place.run(*filter(None, [option]))
+    assert (done.stdout, place.ran()) == (RESULT, SHOW)
+    assert "ran: requested by --rerun" in place.journal("explain", "show").stdout
+    place.run("--resume")
+    assert not place.ran()
+
+
+def test_a_rerun_that_is_killed_after_some_calls_keeps_their_results(place: Place) -> None:
+    place.run()
+    place.write("kill", str(int(signal.SIGKILL)))
+    assert place.run("--rerun", "work", "--rerun", "show").returncode == -signal.SIGKILL
+    assert place.ran() == dict.fromkeys(WORK, 2) | SHOW
+    assert (place.run().stdout, place.ran()) == (RESULT, SHOW)
 
 
 def test_a_run_that_lives_has_not_ended(place: Place) -> None:

@@ -24,6 +24,7 @@ import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.journal import opened as opened_files
+from rhapsody.journal.plugin import Journal
 from rhapsody.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
 
@@ -320,6 +321,59 @@ async def test_a_file_that_did_not_exist_counts(here: Path) -> None:
     assert await run(rate, ()) == ["0.5"]
     (here / "rate.txt").unlink()
     assert await run(rate, ()) == ["default"]
+
+
+@pytest.mark.parametrize("directories", ["ba", "b"])
+async def test_a_relative_path_counts_with_the_current_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch, directories: str
+) -> None:
+    def content() -> tuple[str, list[str]]:
+        with open(here / LOG, "a") as log:
+            log.write("content\n")
+        with open("name.txt") as file:
+            return file.read(), os.listdir()
+
+    async def contents(names: str) -> list[Any]:
+        monkeypatch.chdir(here)
+        async with engine(resume=True) as flow:
+            task, found = flow.function_task(content), []
+            for name in names:
+                monkeypatch.chdir(here / name)
+                found.append(await task())
+        monkeypatch.chdir(here)
+        return found
+
+    for name in "ab":
+        (here / name).mkdir()
+        (here / name / "name.txt").write_text(name)
+    expected = {name: (name, ["name.txt"]) for name in "ab"}
+    assert await contents("ab") == await contents("ab") == [expected["a"], expected["b"]]
+    assert ran() == {"content": 2}
+    assert await contents(directories) == [expected[name] for name in directories]
+    assert ran() == {"content": 2 + len(directories)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_the_current_directory_counts_only_for_relative_paths(
+    here: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    async def values(directory: Path) -> list[str]:
+        monkeypatch.chdir(here)  # the directory of the program
+        journal = Journal(here / "run.sqlite", here, resume=True)
+        monkeypatch.chdir(directory)
+        options = {"journal": journal, "backend": BACKENDS[backend]()}
+        async with WorkflowEngine.create(work_dir=here / "work", **options) as flow:
+            task = flow.function_task(lambda path: Path(path, "name.txt").read_text())
+            found = [await task("."), await task(here / "a"), str(flow.stats.recorded)]
+        journal.end("done")
+        return found
+
+    for name in "ab":
+        (here / name).mkdir()
+        (here / name / "name.txt").write_text(name)
+    assert await values(here / "a") == ["a", "a", "0"]
+    assert await values(here / "a") == ["a", "a", "2"]
+    assert await values(here / "b") == ["b", "a", "1"]
 
 
 async def test_a_file_that_another_task_writes_again_counts(here: Path) -> None:

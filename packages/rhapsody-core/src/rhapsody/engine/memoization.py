@@ -22,6 +22,7 @@ from rhapsody.engine.pushdown import RemoteResult, held
 from rhapsody.engine.record import TaskRecord, is_service
 from rhapsody.engine.scheduler import Scheduler, computed
 from rhapsody.engine.services import Values
+from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import WorkState
 from rhapsody.errors import DataError, PluginError
@@ -257,6 +258,8 @@ class Memoization:
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
         records = [self._to_record(record, value) for record, value in batch if record.description]
+        if signal_registry.interrupted:  # it may have ended programs that functions had started
+            records = [record for record in records if record.task["function"] is None]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():
             result = hooks.call(hook, engine=self._engine, records=records)

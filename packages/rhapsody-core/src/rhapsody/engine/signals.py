@@ -131,6 +131,11 @@ class _Registry:
             self.remove(gate)
         return running.result()
 
+    @property
+    def interrupted(self) -> bool:
+        """True if a signal was received and its exception was not raised yet."""
+        return self._received is not None
+
     async def delivered(self) -> None:
         """If a signal was received, wait until its exception is raised in the main coroutine.
 

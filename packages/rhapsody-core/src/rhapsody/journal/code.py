@@ -860,7 +860,7 @@ class CodeFingerprint:
         kind = member if isinstance(member, type) else type(member)
         if isinstance(member, partial) or (kind.__module__ in sys.modules and self.own(kind)):
             return True
-        if member is sys.flags or member is sys.argv:
+        if member is sys.flags or member is sys.argv or member is sys.orig_argv:
             return True
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 

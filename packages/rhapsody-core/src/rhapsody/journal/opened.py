@@ -28,7 +28,7 @@ from rhapsody.journal.files import (
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import SUFFIXES
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.runner import STARTED, UPDATED, WRITTEN
+from rhapsody.sdk.runner import RELATIVE, STARTED, UPDATED, WRITTEN
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -40,6 +40,9 @@ _OWN = re.compile(rf"{_SANDBOX.pattern}|\..+\.(lock|part)")
 
 _CURRENT = f".{os.sep}"
 """Beginning of recorded paths that are relative to the current directory."""
+
+_DIRECTORY = ""
+"""Key of the current directory in a record with files that were opened by relative paths."""
 
 
 class OpenedFiles:
@@ -90,6 +93,7 @@ class OpenedFiles:
         declared: Iterable[str | None],
         trees: Iterable[str] = (),
         start: int = 0,
+        directory: str = "",
     ) -> str | None:
         """Return the record of the files that a function opened, or `None` if there are none.
 
@@ -99,6 +103,7 @@ class OpenedFiles:
             trees: The directories of data sets among the arguments. One that changes while the task
                 runs is regarded as its output, and ignored.
             start: The start time of the task, in nanoseconds since the epoch.
+            directory: The current directory of the program when the task was looked up.
 
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran.
@@ -107,6 +112,7 @@ class OpenedFiles:
             task.get("opened", {}).items(), key=itemgetter(1)
         )  # `WRITTEN` replaces others
         opened = {_resolved(path): use for path, use in uses}
+        relative = {_resolved(path) for path, _ in uses if RELATIVE in path}
         known = {os.path.abspath(path) for path in declared if path}
         written = {
             path
@@ -135,6 +141,8 @@ class OpenedFiles:
                         "nothing writes to it, or declare what the task writes as OutputFile"
                     )
             states[name] = self._state(path, about)
+            if path in relative and not name.startswith(_CURRENT):
+                states[_DIRECTORY] = self._program.portable(directory)
         return json.dumps(states) if states else None
 
     def changed(self, noted: str) -> str | None:
@@ -148,6 +156,10 @@ class OpenedFiles:
         """
         root = self._program.roots[0]
         for name, state in json.loads(noted).items():
+            if name == _DIRECTORY:
+                if self._program.portable(current_directory()) != state:
+                    return "the current directory, in which it opened files, is another one"
+                continue
             inside = not name.startswith(_CURRENT)
             path = os.path.normpath(os.path.join(root if inside else self._current, name))
             if name.endswith(os.sep):  # a data set, whose path may be absolute
@@ -302,6 +314,13 @@ class OpenedFiles:
             return False
         ending = path.removeprefix(self._journal)
         return ending in SUFFIXES or (ending[0] == "." and ending.endswith(".lock"))
+
+
+def current_directory() -> str:
+    """Return the current directory, or an empty string if it was removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return ""
 
 
 def _resolved(path: str) -> str:

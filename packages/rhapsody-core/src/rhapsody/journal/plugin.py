@@ -37,7 +37,7 @@ from rhapsody.journal.keys import (
     require_no_relative_paths,
     require_not_changed,
 )
-from rhapsody.journal.opened import OpenedFiles
+from rhapsody.journal.opened import OpenedFiles, current_directory
 from rhapsody.journal.others import Other, OtherJournals
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
@@ -53,9 +53,10 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-_Call = tuple[Key, int, str | None, float]
+_Call = tuple[Key, int, str | None, float, str]
 """A call that may be recorded: its key, its number among the calls with that key, the reason why an
-earlier result is not used (`None` if there is none), and the time of the lookup."""
+earlier result is not used (`None` if there is none), and the time and current directory of the
+lookup."""
 
 
 class _Service(NamedTuple):
@@ -130,7 +131,7 @@ class Journal:
         self.names: set[str] = set()
         self._store = Store(path, shared=shared)
         try:
-            self._store.begin(resume)
+            self._store.begin(resume, again)
         except BaseException:
             self._store.end("failed")
             raise
@@ -158,7 +159,7 @@ class Journal:
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
-        self._time = 0.0  # of the current lookup
+        self._time, self._directory = 0.0, ""  # of the current lookup
         self._failed = False
 
     @property
@@ -291,14 +292,14 @@ class Journal:
         call = self._calls.get(_call(task["uid"]))
         if call is None:
             return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
-        key, _, why, _ = call
+        key, _, why, *_ = call
         parts = _with_files(key.parts, key.paths)
         uid = _call(task["uid"]).label
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
-        self._time = time.time()
+        self._time, self._directory = time.time(), current_directory()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
             results = [self._look_up(task) for task in tasks]
@@ -361,7 +362,7 @@ class Journal:
             calls.add(call)
             if len(calls) > 1:
                 self._mixed |= calls
-        self._calls[call] = key, number, why, self._time
+        self._calls[call] = key, number, why, self._time, self._directory
         if task["services"]:
             self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
         if key.may_open:
@@ -417,7 +418,8 @@ class Journal:
         if task.get("opened"):
             named = (path for path, digest in key.paths.items() if digest)
             start = int(task["interval"][0] * 1e9)
-            opened = self._opened.noted(task, (*named, *inputs.values()), start=start)
+            known = *named, *inputs.values()
+            opened = self._opened.noted(task, known, (), start, self._directory)
             parts |= {f"opened {path}": state for path, state in json.loads(opened or "{}").items()}
         parts = {f"{name!r}: {part}": text for part, text in parts.items()}
         return _Service(name, key, inputs, parts)
@@ -484,6 +486,8 @@ class Journal:
         try:
             row, other = self._store.find(key.digest, number), None
             if row is None:
+                if name in self._store.outdated:
+                    return None, "requested by --rerun"
                 other = self._others.find(key.digest, number) if key.portable else None
                 if other is None:
                     return None, None
@@ -641,7 +645,7 @@ class Journal:
     def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
-        key, number, why, since = call
+        key, number, why, since, directory = call
         digest, paths = key.digest, key.paths
         advanced = self._advanced(key, _call(record.task["uid"])) if key.generators else {}
         packed = None if advanced is None else self._packed(record, key, advanced)
@@ -669,7 +673,7 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
-            opened = self._opened_by(record, paths, since)
+            opened = self._opened_by(record, paths, since, directory)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
@@ -677,7 +681,7 @@ class Journal:
         return Recording(digest, number, name, uid, parts, key.code, files, why, packed, opened)
 
     def _opened_by(
-        self, record: Record, paths: Mapping[str, bytes | None], since: float
+        self, record: Record, paths: Mapping[str, bytes | None], since: float, directory: str
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
@@ -700,7 +704,8 @@ class Journal:
             )
         written = () if files is None else (*files.paths.values(), *files.places.values())
         named = (path for path, digest in paths.items() if digest)
-        return self._opened.noted(task, (*named, *record.inputs.values(), *written), trees, start)
+        known = *named, *record.inputs.values(), *written
+        return self._opened.noted(task, known, trees, start, directory)
 
     def _warn_of_directories(self, record: Record, directories: Iterable[str], start: int) -> None:
         """Warn once for each task name of directories that a command reads without declaring them.

@@ -6,8 +6,8 @@ recording of a key belongs to the n-th call with that key.
 
 A run may do less than the runs before, or share the journal with other runs, so it leaves their
 recordings alone. A run that resumes takes over the recordings of all lineages that it may reuse.
-Recordings are removed if the same call was recorded again, if `--fresh` made them unusable, or if
-no run has used them for `KEPT_FOR`.
+Recordings are removed if the same call was recorded again, if `--fresh` or `--rerun` made them
+unusable, or if no run has used them for `KEPT_FOR`.
 """
 
 from __future__ import annotations
@@ -115,6 +115,10 @@ INSERT INTO recordings (
     lineage, run, made, used, key, number, name, uid, parts, code, files, why, value, intact, opened
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))
 """
+
+OUTDATED = -1
+"""Number in the column `made` of results that `--rerun` has made unusable. They are removed at the
+end of the next run that succeeds."""
 
 COPIED = 0
 """Number that stands for the run of a result that was copied from another journal. The column
@@ -247,6 +251,8 @@ class Store:
         began: The time at which this run began, in seconds since the epoch, and later than the
             start of each earlier run; 0 before `begin`.
         fresh_since: The start of the last run that ignored earlier results; 0 if there was none.
+        outdated: The names of tasks whose results `--rerun` has made unusable since the last run
+            that succeeded.
         before: The outcome of the previous run, which this run resumes; `"killed"` if this run
             resumes none or the outcome is unknown.
         kept: Number of results that this run has recorded.
@@ -271,6 +277,7 @@ class Store:
         self.lineage: int = 0
         self.origin: str = ""
         self.fresh_since: float = 0.0
+        self.outdated: frozenset[str] = frozenset()
         self._lock: FileLock | None = None
         self._ended = False
         self._shared = shared
@@ -344,18 +351,19 @@ class Store:
         """Call a function on the journal's thread, after all earlier calls; return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def begin(self, resume: bool | None) -> None:
+    def begin(self, resume: bool | None, again: Collection[str] = ()) -> None:
         """Begin a run.
 
         Args:
             resume: True to reuse the results of the last run that has ended, False to ignore them,
                 `None` to reuse them only if that run did not succeed.
+            again: Names of tasks whose earlier results neither this run nor a later one may use.
 
         Raises:
             JournalInUseError: Another run uses the journal, and `shared` is False.
             JournalError: The journal cannot be read or written.
         """
-        self._wait(lambda: self._begin(resume))
+        self._wait(lambda: self._begin(resume, again))
 
     def end(self, how: How, close: Callable[[], object] = lambda: None) -> None:
         """End the run once all work in progress has finished. A second call has no effect.
@@ -412,7 +420,7 @@ class Store:
 
     # Called on the journal's thread.
 
-    def _begin(self, resume: bool | None) -> None:
+    def _begin(self, resume: bool | None, again: Collection[str]) -> None:
         database = self._database
         with _transaction(database):
             ended, living = self._earlier()
@@ -455,11 +463,17 @@ class Store:
                     "UPDATE recordings SET lineage = ? WHERE lineage = ?",
                     [(self.lineage, lineage) for lineage in reusable[:-1]],
                 )
+                database.executemany(
+                    "UPDATE recordings SET made = ? WHERE lineage = ? AND name = ?",
+                    [(OUTDATED, self.lineage, name) for name in again],
+                )
                 database.execute(_EARLIER_TABLE)
                 database.execute(_EARLIER, (self.lineage,))
                 row = "SELECT count(*) FROM earlier"
                 (self.reused,) = database.execute(row).fetchone()
                 self._starts = dict(database.execute("SELECT id, began FROM runs"))
+            names = database.execute("SELECT DISTINCT name FROM recordings WHERE made < 0")
+            self.outdated = frozenset(name for (name,) in names)
 
     def _require_unused(self) -> None:
         if self._earlier()[1]:
@@ -473,7 +487,8 @@ class Store:
             with _transaction(database):
                 ended, _ = self._earlier()
                 self._database.execute(
-                    "DELETE FROM recordings WHERE made < (SELECT max(id) FROM runs WHERE fresh)"
+                    "DELETE FROM recordings "
+                    "WHERE made < (SELECT coalesce(max(id), 0) FROM runs WHERE fresh)"
                 )
                 for run in reversed(ended):
                     if run.how == "done" or self._holds(run.lineage):
@@ -690,7 +705,8 @@ class Store:
         """Remove the recordings that no run should use once this run has succeeded.
 
         These are recordings of calls that were recorded again or used later, recordings from before
-        the last run that ignored earlier results, and those that have not been used for `KEPT_FOR`.
+        the last run that ignored earlier results, those that `--rerun` has made unusable, and those
+        that have not been used for `KEPT_FOR`.
         Runs that are active keep theirs.
         """
         database = self._database
@@ -702,7 +718,7 @@ class Store:
         database.executemany("INSERT INTO living VALUES (?)", [(each,) for each in taken])
         database.execute(
             "DELETE FROM recordings WHERE lineage NOT IN living "
-            "AND made < (SELECT max(id) FROM runs WHERE fresh)"
+            "AND made < (SELECT coalesce(max(id), 0) FROM runs WHERE fresh)"
         )
         database.execute(
             "DELETE FROM recordings WHERE lineage NOT IN living AND (used NOT IN "

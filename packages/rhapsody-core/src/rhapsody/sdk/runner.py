@@ -403,6 +403,9 @@ READ, LISTED, UPDATED, WRITTEN = "read", "listed", "updated", "written"
 STARTED = ""
 """Key in the result of `watch_files` for a call that started other processes."""
 
+RELATIVE = "/./"
+"""Text in the result of `watch_files` that separates the current directory from a relative path."""
+
 MAX_OPENED = 10_000
 """Maximum number of paths that are noted for one call."""
 
@@ -463,7 +466,7 @@ class _Watch:
         if type(path) is not str:
             path = os.fsdecode(path)
         if path[:1] != "/":
-            path = f"{os.getcwd()}/{path}"
+            path = f"{os.getcwd()}{RELATIVE}{path}"
         if (
             path.startswith(self.places)
             and not path.endswith(ignored)
@@ -561,11 +564,12 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
         places: The directories to watch, each with a trailing slash.
 
     Returns:
-        A dictionary that receives the absolute paths with their uses. The use is `READ`, `LISTED`
-        for a directory, `UPDATED` for a file that was opened for reading and writing, as with the
-        mode `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key
-        `STARTED` is added if the call starts another process. Existing files that the command of
-        this process names are noted as if the call had read them.
+        A dictionary that receives the absolute paths with their uses. If the call used a relative
+        path, `RELATIVE` precedes it. The use is `READ`, `LISTED` for a directory, `UPDATED` for a
+        file that was opened for reading and writing, as with the mode `"r+"`, or `WRITTEN` if the
+        call has also created, changed or removed it. The key `STARTED` is added if the call starts
+        another process. Existing files that the command of this process names are noted as if the
+        call had read them.
     """
     if not _watches.hooked:
         _watches.hooked = True
