@@ -136,7 +136,7 @@ def work(
                 if number == next_one:
                     next_one = None
                     outcome = _runner.make(order, call)
-                    if os.getpid() != pid:
+                    if outcome.pid != pid:
                         os._exit(0)  # this is a child that the call has forked
                     send(reply(outcome))
                     del outcome
