@@ -204,7 +204,8 @@ class Keys:
             parts[part] = found.value(value)
             if type(value) not in _IMMUTABLE:
                 shared[part] = value
-        for name, value in sorted(task["kwargs"].items()):
+        kwargs = task["kwargs"]
+        for name, value in sorted(kwargs.items()) if kwargs else ():
             shown = name if name.isidentifier() else repr(name)  # not taken for a position
             part = f"argument {shown}"
             parts[part] = found.value(value)
@@ -249,7 +250,7 @@ class Keys:
         if elsewhere and on_workers:
             parts["values of modules"] = "as a worker imports them"
         generators: Mapping[str, object] = _NOTHING
-        plain = _BUILTIN.issuperset(map(type, shared.values()))
+        plain = not shared or _BUILTIN.issuperset(map(type, shared.values()))
         if not plain:
             generators = {name: value for name, value in shared.items() if _can_be_set(value)}
         if on_workers and generators:
@@ -291,7 +292,7 @@ class Keys:
             paths: See `Key.paths`.
         """
         made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=DIGEST_SIZE)
-        if any(paths.values()):
+        if paths and any(paths.values()):
             portable = self.program.portable
             made.update(
                 ascii(sorted((portable(each), of) for each, of in paths.items() if of)).encode()
