@@ -1,4 +1,4 @@
-"""Checkouts of other revisions, with environments in which our scripts run with their packages."""
+"""Checkouts of other revisions, with environments in which our scripts use their packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checkout(revision: str | None, distributions: Sequence[str] = ("core",)) -> 
 
     Args:
         revision: The revision.
-        distributions: The packages that are installed for it, without `rhapsody-`.
+        distributions: The names of the packages to install, without `rhapsody-`.
 
     Raises:
         SystemExit: The revision does not exist.
@@ -45,7 +45,7 @@ def checkout(revision: str | None, distributions: Sequence[str] = ("core",)) -> 
 
 
 def interpreter(place: Path) -> str:
-    """Return the interpreter of a checkout's environment; that of this process for our own."""
+    """Return the interpreter of a checkout's environment; for `ROOT`, that of this process."""
     return sys.executable if place == ROOT else str(place / ".venv/bin/python")
 
 

@@ -54,13 +54,13 @@ def engine(smoke: bool, rounds: int) -> Measures:
 
 
 def processor(pids: Iterable[int]) -> float:
-    """Return the seconds that processes of this machine have used, which Linux counts exactly."""
+    """Return the exact processor time of processes on this machine, in seconds."""
     threads = (thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir())
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def used() -> float:
-    """Return the seconds that this process and its ended children have used."""
+    """Return the processor time of this process and its ended children, in seconds."""
     times = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in times)
 
@@ -168,7 +168,7 @@ asyncio.run(main())
 
 
 def start(smoke: bool, rounds: int) -> Measures:
-    """Measure programs and commands that do next to nothing, in microseconds for each."""
+    """Measure scripts and commands that do next to nothing, in microseconds for each."""
     count = 1 if smoke else 2 * rounds
     with tempfile.TemporaryDirectory() as directory:
         script = Path(directory, "empty.py")

@@ -9,9 +9,9 @@ task.
     python benchmarks/metadata.py [COMMIT ...] [--only program pair] [--size 200] [--smoke]
 
 Only calls below the directory of the project count, and only those of the process that calls the
-tasks, of its threads and of its helpers; not those of the commands. Each figure is the difference
-between a run with some tasks and one with none, both after a warm-up and including the end of the
-engine, divided by the number of tasks.
+tasks and of its helpers, not those of the commands. Each figure is the difference between a run
+with some tasks and one with none, both after a warm-up and including the end of the engine, divided
+by the number of tasks.
 
 The part `left` runs tasks with one output each, and counts the files that remain in the directory
 of the run.

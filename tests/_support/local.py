@@ -29,7 +29,7 @@ def in_each_way(driver: Driver, function: Callable[..., Any], *args: Any) -> lis
 
 
 class NoRunner(JobRunner):
-    """Runs nothing."""
+    """Runner that does nothing."""
 
     def run(self, job: Job) -> None:
         """Do nothing."""
@@ -39,7 +39,7 @@ class NoRunner(JobRunner):
 
 
 def job_of(task: Any, **fields: Any) -> Job:
-    """The job of a task, which is never run."""
+    """Return a job for a task; it is never run."""
     return Job(task, task["uid"], **{"request": ONE_FUNCTION, "runner": NoRunner(), **fields})
 
 

@@ -32,6 +32,6 @@ def test_the_texts_are_those_that_users_know() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "main", "main.loop", "main.block.000001.1", "a.task.x.1"])
-def test_another_text_is_refused(text: str) -> None:
+def test_a_text_that_is_not_the_uid_of_an_attempt_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a uid such as"):
         AttemptId.of(text)

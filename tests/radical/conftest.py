@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm that runs as long as the module's tests, and is known as a cluster."""
+    """Run Slurm during the tests of a module, configured as a cluster."""
     with slurm(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
         config = cluster.configured(tmp_path_factory.mktemp("cluster"))
         patch.setenv("RADICAL_CONFIG_USER_DIR", config)

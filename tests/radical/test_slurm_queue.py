@@ -134,4 +134,4 @@ async def test_the_error_of_an_unknown_partition_contains_slurms_message(tmp_pat
     finally:
         await made.shutdown()
     assert "nvalid partition" in str(error.value)
-    assert str(tmp_path) not in str(error.value)  # nothing is there any more
+    assert str(tmp_path) not in str(error.value)  # that directory has been removed

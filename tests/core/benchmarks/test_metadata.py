@@ -76,7 +76,7 @@ def traceable() -> bool:
 
 
 @pytest.mark.one_python
-def test_functions_without_files_call_no_file_system() -> None:
+def test_functions_without_files_do_not_call_the_file_system() -> None:
     if not traceable():
         pytest.skip("strace cannot be used here")
     assert metadata.calls(ROOT, "function", 3) == (0, 0)

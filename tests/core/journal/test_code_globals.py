@@ -388,7 +388,7 @@ def held_program(tmp_path: Path, how: str, holder: str) -> None:
 
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("how", COLLECTED)
-def test_an_empty_container_that_is_no_cache_is_compared(
+def test_an_empty_container_that_is_not_a_cache_is_compared(
     how: str, holder: str, tmp_path: Path
 ) -> None:
     held_program(tmp_path, COLLECTED[how], holder)

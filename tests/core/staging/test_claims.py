@@ -1,4 +1,4 @@
-"""Claims of calls on the paths that they write, and what they read."""
+"""Claims of calls on the paths that they write, and on those that they read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rhapsody.staging.claims import PathClaims
 
 
 def task(call: int, attempt: int = 1) -> Any:
-    """The description of an attempt, as far as claims need it."""
+    """Return the part of an attempt's description that claims need."""
     return {"uid": attempt_text("main", call, attempt), "name": f"call{call}"}
 
 
 @pytest.mark.parametrize("inside_first", [True, False])
-def test_a_file_and_a_file_inside_it_are_not_written_at_once(
+def test_a_path_and_a_path_inside_it_are_not_claimed_by_two_calls(
     tmp_path: Path, inside_first: bool
 ) -> None:
     claims = PathClaims(tmp_path)

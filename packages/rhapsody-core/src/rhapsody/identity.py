@@ -1,7 +1,7 @@
 """Identities of calls and of their attempts, and the only code that writes and reads their texts.
 
-Descriptions, reports and records contain texts, because they cross processes. Code that needs the
-engine, the call or the number of an attempt reads the text with `AttemptId.of`.
+Descriptions, reports and records contain the texts, because they are sent to other processes. Code
+that needs the engine, the call or the number of an attempt reads the text with `AttemptId.of`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AttemptId(NamedTuple):
 
     @classmethod
     def of(cls, uid: str) -> AttemptId:
-        """Return the identity that the uid of an attempt stands for.
+        """Return the identity of an attempt, given its uid.
 
         Raises:
             ValueError: The text is not the uid of an attempt.

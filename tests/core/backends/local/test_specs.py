@@ -1,4 +1,4 @@
-"""Specs of calls, of which the fields that calls have in common are pickled once."""
+"""Specs of calls: fields that calls have in common are pickled once."""
 
 from __future__ import annotations
 

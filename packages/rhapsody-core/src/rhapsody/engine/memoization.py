@@ -258,7 +258,7 @@ class Memoization:
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
         records = [self._to_record(record, value) for record, value in batch if record.description]
-        if signal_registry.interrupted:  # it may have ended programs that functions had started
+        if signal_registry.interrupted:  # the signal may have ended their processes
             records = [record for record in records if record.task["function"] is None]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():

@@ -188,7 +188,7 @@ class TaskRecord:
         self.sent: int = 0  # unfinished dependencies that have been submitted; see `pushdown`
         self.pushed: bool = False  # submitted before its dependencies have finished
         self.attempt: int = 0
-        self.steps: Iterator[Any] | None = None  # of the preparation that are still to be taken
+        self.steps: Iterator[Any] | None = None  # remaining steps of the preparation
         self.started: float | None = None  # start of the attempt, in seconds since the epoch
         self.uid: str = ""
         self.label: str | None = None  # the future's uid, once it is needed for events

@@ -133,7 +133,7 @@ class _Registry:
 
     @property
     def interrupted(self) -> bool:
-        """True if a signal was received and its exception was not raised yet."""
+        """True if a signal was received whose exception has not been raised yet."""
         return self._received is not None
 
     async def delivered(self) -> None:

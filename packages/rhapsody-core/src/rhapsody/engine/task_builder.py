@@ -82,14 +82,14 @@ _KEYS = TaskDescription.__required_keys__
 
 
 class Wait(NamedTuple):
-    """The task leaves the queue, and continues there when `work` has ended.
+    """Result of a step after which the task leaves the queue until `work` has ended.
 
     Attributes:
-        work: Function that starts the work, whose exception fails the task. `None` if others queue
-            the task again.
+        work: Function that starts the work, whose exception fails the task. `None` if other
+            code queues the task again.
         by_user: True if the work runs a coroutine of the user: it starts at once, is canceled with
             the task, and any exception fails only the task.
-        then: The steps with which the task continues; `None` for those that follow.
+        then: The steps with which the task continues; `None` for the steps that follow.
     """
 
     work: Callable[[], Coroutine[Any, Any, None]] | None = None
@@ -98,7 +98,12 @@ class Wait(NamedTuple):
 
 
 class Move(NamedTuple):
-    """The task continues in the queue of another backend; for `then`, see `Wait`."""
+    """Result of a step after which the task continues in the queue of another backend.
+
+    Attributes:
+        backend: The other backend.
+        then: See `Wait`.
+    """
 
     backend: BackendHandle
     then: Steps | None = None
@@ -637,7 +642,7 @@ class TaskBuilder:
     # Backends that end before a task does.
 
     def _find_time(self, record: TaskRecord, backend: BackendHandle) -> Move | None:
-        """Move a task whose backend has too little walltime left to one that has enough, if any.
+        """Find a backend with enough walltime for a task whose own backend has too little left.
 
         A task that was pushed down, or has a `backend` and no `other_backends`, does not move.
 

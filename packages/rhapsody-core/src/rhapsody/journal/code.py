@@ -18,9 +18,9 @@ per batch of lookups, unless their size is `LARGE_VALUE` or more and they are no
 One case needs a different rule: a memo that the task itself fills (`CACHE = {}`, `model = None`)
 must not change the key of the next equal task. So a variable that is empty (`None` or an empty
 container) when it is first seen is treated as empty for the whole run if the collected functions
-use it as a cache: they test it before they fill it. A variable that they only set or fill is no
-memo, and neither is one that counts or collects (`seen[x] += 1`, `if x > best`): its value is part
-of the digest, so that a change by the task is noticed.
+both test and fill it. A variable that they only set or fill is not a memo, and neither is one with
+which they count or collect (`seen[x] += 1`, `if x > best`): its value is part of the digest, so
+that a change by the task is noticed.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.

@@ -51,7 +51,7 @@ _NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
 _SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
 _OTHER_OUTPUT = (False, "files")
-"""Values of the setting `capture` for which the output of a task is not the text that it prints."""
+"""Values of the setting `capture` with which a task's output is not the text that it prints."""
 
 _REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
 _BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")

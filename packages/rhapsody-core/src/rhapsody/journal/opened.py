@@ -42,7 +42,7 @@ _CURRENT = f".{os.sep}"
 """Beginning of recorded paths that are relative to the current directory."""
 
 _DIRECTORY = ""
-"""Key of the current directory in a record with files that were opened by relative paths."""
+"""Key of the current directory in records with files that were opened by relative paths."""
 
 
 class OpenedFiles:
@@ -58,7 +58,6 @@ class OpenedFiles:
         program: The program's sources and directory.
         digests: The object that computes digests of files.
         journal: The path of the journal, whose files are ignored.
-
     """
 
     def __init__(self, program: Program, digests: FileDigests, journal: Path) -> None:
@@ -158,7 +157,7 @@ class OpenedFiles:
         for name, state in json.loads(noted).items():
             if name == _DIRECTORY:
                 if self._program.portable(current_directory()) != state:
-                    return "the current directory, in which it opened files, is another one"
+                    return "it used relative paths, and the current directory has changed"
                 continue
             inside = not name.startswith(_CURRENT)
             path = os.path.normpath(os.path.join(root if inside else self._current, name))

@@ -330,8 +330,8 @@ class Use(NamedTuple):
         key: The subscript, the first argument of the call, or the left operand of `in`. A literal
             is represented by a string, a global by a tuple with its name, anything else by `None`.
         roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
-            for an item or tests whether the container is empty, or `adds` to an item or to a result
-            of earlier calls.
+            for an item or tests whether the container is empty, or `adds` to an item, which
+            includes a comparison of the value with a new result.
     """
 
     chain: tuple[str, ...]
@@ -348,8 +348,8 @@ class Use(NamedTuple):
 def is_cache(roles: Collection[str]) -> bool:
     """Return True if code uses a container as a cache.
 
-    It looks for an item before it fills the container. A container that code only fills collects
-    results. One to whose items code adds counts something (`seen[x] += 1`) or groups it
+    Such code both fills the container and looks for items in it. A container that is only filled
+    collects results. If code adds to the items, it counts (`seen[x] += 1`) or groups
     (`groups[x].append(y)`).
 
     Args:

@@ -706,8 +706,7 @@ class Store:
 
         These are recordings of calls that were recorded again or used later, recordings from before
         the last run that ignored earlier results, those that `--rerun` has made unusable, and those
-        that have not been used for `KEPT_FOR`.
-        Runs that are active keep theirs.
+        that have not been used for `KEPT_FOR`. Runs that are active keep theirs.
         """
         database = self._database
         others = "SELECT EXISTS (SELECT 1 FROM recordings WHERE used != ?)"

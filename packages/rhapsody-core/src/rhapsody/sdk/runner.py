@@ -430,7 +430,7 @@ _STARTS = frozenset(
 )
 
 _NAMES = (str, bytes, os.PathLike)
-"""Types of the names of files."""
+"""Types of file names."""
 
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 """Characters between the words of a shell command."""
@@ -456,7 +456,7 @@ class _Watch:
         self.paths: dict[str, str] = {}
 
     def note(self, path: Any, use: str, ignored: tuple[str, ...] = _CODE) -> None:
-        """Note the use of a path, unless it is that of a file elsewhere.
+        """Note the use of a path, unless it is ignored or outside the watched directories.
 
         Args:
             path: The path.
@@ -565,11 +565,11 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
 
     Returns:
         A dictionary that receives the absolute paths with their uses. If the call used a relative
-        path, `RELATIVE` precedes it. The use is `READ`, `LISTED` for a directory, `UPDATED` for a
-        file that was opened for reading and writing, as with the mode `"r+"`, or `WRITTEN` if the
-        call has also created, changed or removed it. The key `STARTED` is added if the call starts
-        another process. Existing files that the command of this process names are noted as if the
-        call had read them.
+        path, `RELATIVE` separates it from the current directory. The use is `READ`, `LISTED` for a
+        directory, `UPDATED` for a file that was opened for reading and writing, as with the mode
+        `"r+"`, or `WRITTEN` if the call has also created, changed or removed it. The key `STARTED`
+        is added if the call starts another process. Existing files that the command of this process
+        names are noted as if the call had read them.
     """
     if not _watches.hooked:
         _watches.hooked = True
@@ -851,7 +851,7 @@ class SentModules:
         return _Using(self, modules)
 
     def take(self, modules: bytes) -> _Held:
-        """Make a program's modules importable; see `using`. Return the argument of `give_back`."""
+        """Make a program's modules importable; see `using`. Return the argument for `give_back`."""
         with self._lock:
             held = self._held.get(modules[:_PROGRAM])
             if held is None or held.reference != modules[:REFERENCE]:

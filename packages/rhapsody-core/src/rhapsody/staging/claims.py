@@ -4,14 +4,14 @@ A call claims the destinations of its outputs before it runs, and releases them 
 ended. Files that match a pattern are known only when their task is done, and are claimed then.
 Paths are compared after links in them have been resolved. The following always holds:
 
-1. A path is claimed by at most one call, and of two claimed paths of different calls, neither is
-   inside the other.
-2. A file that the run reads is not claimed, unless the run has written it itself before it was
-   read, nor is a directory in which the run reads a file.
+1. A path is claimed by at most one call, and no path that a call has claimed is inside one that
+   another call has claimed.
+2. A file that the run reads is claimed only if the run wrote it before it was read. A directory in
+   which the run reads a file is not claimed.
 3. Nothing is read that another call has claimed.
 4. A call whose work has ended claims nothing.
 
-A call that would violate one of these is refused, and changes nothing.
+A call that would violate one of these rules is refused, and changes nothing.
 """
 
 from __future__ import annotations

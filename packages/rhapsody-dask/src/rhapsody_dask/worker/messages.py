@@ -145,7 +145,7 @@ def key_of(name: str, session: str, uid: str) -> str:
 
 
 def uid_in(key: str, session: str) -> str:
-    """Return the uid in a key of `key_of`. For a group, it is the uid of the first call."""
+    """Return the uid in a key that `key_of` returned. For a group, it is the first call's."""
     return key.rpartition(f"-{session}-")[2].partition("+")[0]
 
 

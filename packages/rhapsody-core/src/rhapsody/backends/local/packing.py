@@ -37,7 +37,7 @@ MAX_CACHED_FUNCTIONS = 128
 """Maximum number of pickled functions in the cache."""
 
 MAX_CACHED_SPECS = 128
-"""Maximum number of specs in the cache."""
+"""Maximum number of pickles that `Specs` keeps."""
 
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -78,7 +78,7 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
 
 
 class Specs:
-    """Encoder of calls. Keeps the pickles of what the specs of a task's calls have in common."""
+    """Encoder of calls. Fields that the specs of many calls share are pickled only once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], bytes] = {}

@@ -119,7 +119,7 @@ def work(
     leave_handlers_to_program(handlers)
     with suppress(BrokenPipeError):  # the program has ended
         connection.sendall(b".")
-        # `connection.makefile` would read through a function in Python.
+        # Each read of `connection.makefile` would call a function in Python.
         with open(connection.fileno(), "rb", buffering=1 << 16, closefd=False) as stream:
             next_one = None
             while (taken := received(stream)) is not None:
@@ -237,9 +237,9 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
 class CallVariables:
     """Environment variables of the calls in a worker, which makes one call at a time.
 
-    Setting and restoring the variables for each call would take longer than a short call. So they
-    stay set until a call with other variables begins. Calls may change them, also from C code, so
-    each call sets its variables again.
+    Setting the variables before each call and restoring them after it would take longer than a
+    short call. So they stay set until a call with other variables begins. Because calls may change
+    them, also from C code, they are set again before each call, with the faster `os.putenv`.
     """
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ class CallVariables:
         self._encoded: dict[bytes, bytes] = {}
 
     def set(self, variables: Mapping[str, str]) -> None:
-        """Set the variables of the next call, and restore those that only the last call has set."""
+        """Set the variables of the next call, and restore those that only the last call had set."""
         former = self._variables
         if os.environ is not self._environ or (variables is not former and variables != former):
             self._change(variables)
@@ -301,7 +301,7 @@ class _Runner(Runner):
     def __init__(self) -> None:
         self._loop = WorkerLoop()
         self.memory = WorkerMemory(None)
-        self.variables: CallVariables | None = None  # in a process of a user's executor
+        self.variables: CallVariables | None = None  # `None` in a user's executor
         self.filters: bytes | None = None  # the program's warning filters, until they are set
         self._set: list[Any] = []  # filters that were set before
 
@@ -343,7 +343,7 @@ class _Runner(Runner):
             self.filters = None
         given, decimal = order.more.get("decimal"), sys.modules.get("decimal")
         if decimal is not None:  # else no earlier call has changed the context
-            # Specs of other calls contain the same context, which the call may change.
+            # A copy, because specs of other calls share the context, and the call may change it.
             decimal.setcontext(decimal.Context() if given is None else given.copy())
         return task_context(TaskContext(**known(order)))
 
