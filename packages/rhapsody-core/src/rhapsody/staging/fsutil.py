@@ -246,15 +246,27 @@ def replace_links(directory: str, kept: Collection[str]) -> None:
         DataError: A target cannot be copied.
         OSError: A link cannot be replaced.
     """
-    links = _Links(os.path.realpath(directory), kept)
-    waiting = [os.path.join(links.root, name) for name in kept]
+    root = os.fspath(directory)
+    links: _Links | None = None  # needs the real path of the sandbox, which takes many calls
+    waiting = [os.path.join(root, name) for name in kept]
     while waiting:
         path = waiting.pop()
-        if os.path.islink(path):
-            links.replace(path)
-        if os.path.isdir(path) and not os.path.islink(path):
+        mode = _mode_of(path)
+        if stat.S_ISLNK(mode):
+            links = links or _Links(os.path.realpath(root), kept)
+            links.replace(os.path.join(links.root, os.path.relpath(path, root)))
+            mode = _mode_of(path)
+        if stat.S_ISDIR(mode):
             with os.scandir(path) as entries:
                 waiting += [entry.path for entry in entries if entry.is_symlink() or entry.is_dir()]
+
+
+def _mode_of(path: str) -> int:
+    """Return the mode of a file, without following links; 0 if it does not exist."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
 
 
 class _Links:
