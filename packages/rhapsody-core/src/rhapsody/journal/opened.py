@@ -140,7 +140,8 @@ class OpenedFiles:
                         "nothing writes to it, or declare what the task writes as OutputFile"
                     )
             states[name] = self._state(path, about)
-            if path in relative and not name.startswith(_CURRENT):
+            inside = not name.startswith(_CURRENT)
+            if path in relative and (inside or os.path.join(directory, "") != self._current):
                 states[_DIRECTORY] = self._program.portable(directory)
         return json.dumps(states) if states else None
 
