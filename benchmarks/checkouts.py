@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def interpreter(place: Path) -> str:
     return sys.executable if place == ROOT else str(place / ".venv/bin/python")
 
 
+def variables(place: Path) -> dict[str, str]:
+    """Return the environment variables with which a checkout's modules are imported."""
+    folders = [str(folder) for folder in sorted(place.glob("packages/*/src"))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+
+
 def _install(place: Path, packages: Sequence[str]) -> None:
     python = interpreter(place)
     uv = shutil.which("uv")
@@ -68,7 +75,9 @@ def measured(place: Path, module: str, *arguments: str) -> Any:
         SystemExit: The module failed; its own message was printed.
     """
     command = [interpreter(place), "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables(place), stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)} failed with the packages of {place}")
     return json.loads(done.stdout.splitlines()[-1])

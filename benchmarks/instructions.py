@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import os
 import random
 import re
 import subprocess
@@ -107,9 +106,9 @@ def instructions(place: Path, name: str, size: int) -> int:
     Raises:
         SystemExit: The process failed; the message ends with its output.
     """
-    from benchmarks.checkouts import interpreter
+    from benchmarks.checkouts import interpreter, variables
 
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    environment = {**variables(place), "PYTHONHASHSEED": "0"}
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     command += [interpreter(place), __file__, "--work", name, str(size)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -79,4 +79,6 @@ def traceable() -> bool:
 def test_functions_without_files_do_not_call_the_file_system() -> None:
     if not traceable():
         pytest.skip("strace cannot be used here")
-    assert metadata.calls(ROOT, "function", 3) == (0, 0)
+    changes, others = metadata.calls(ROOT, "function", 30)
+    assert changes == 0
+    assert others <= 0.1  # a thread of the engine may make a call of its own meanwhile

@@ -38,13 +38,13 @@ asyncio.run(program())
 
 
 SIGNALLED = """
-import os, signal
+import os, subprocess
 
 async def main(flow):
     @flow.function_task
     def work(number):
         if number == 2 and not os.path.exists("again"):
-            os.kill(os.getpid(), signal.SIGINT)
+            subprocess.run(["kill", "-INT", str(os.getpid())], check=True)
             return "what a program had printed when the signal ended it"
         return number
 
@@ -163,7 +163,7 @@ def test_results_of_runs_with_other_arguments_are_reused_on_request(place: Place
     assert place.ran() == {}
 
 
-def test_functions_that_return_after_a_signal_are_not_recorded(place: Place) -> None:
+def test_functions_with_processes_that_return_after_a_signal_are_not_recorded(place: Place) -> None:
     place.write("wf.py", SIGNALLED)
     assert place.run().returncode == 130
     place.write("again")

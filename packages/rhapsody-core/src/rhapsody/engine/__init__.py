@@ -2,11 +2,10 @@
 
 The modules of this package, from the lowest layer to the highest (a test checks that each
 imports only from those before it):
-`states`, `background`, `arguments`, `settings`, `closures`, `loop_objects`, `task_function`,
-`options`, `profiles`, `defaults`, `backend_handles`, `record`, `error_messages`, `task_calls`,
-`events`, `results`,
-`pushdown`, `scheduler`, `services`, `blocks`, `sequences`, `submission`, `stage_out`,
-`memoization`, `task_builder`, `dispatch`, `runtime`, `signals`, `engine`.
+`states`, `background`, `signals`, `arguments`, `settings`, `closures`, `loop_objects`,
+`task_function`, `options`, `profiles`, `defaults`, `backend_handles`, `record`, `error_messages`,
+`task_calls`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`, `sequences`,
+`submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `engine`.
 
 The engine runs on the loop. Other threads belong to backends and to synchronous blocks; a task call
 or a cancellation on such a thread is passed to the loop, and the thread waits for the outcome.

@@ -28,6 +28,7 @@ from rhapsody.engine.states import WorkState
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
+from rhapsody.sdk.runner import STARTED
 from rhapsody.staging.files import Origin, Stager, outcomes
 from rhapsody.task import TaskFuture
 
@@ -258,8 +259,8 @@ class Memoization:
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
         records = [self._to_record(record, value) for record, value in batch if record.description]
-        if signal_registry.interrupted:  # the signal may have ended their processes
-            records = [record for record in records if record.task["function"] is None]
+        if signal_registry.interrupted:  # the signal may have ended processes of functions
+            records = [each for each in records if STARTED not in each.task.get("opened", ())]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():
             result = hooks.call(hook, engine=self._engine, records=records)

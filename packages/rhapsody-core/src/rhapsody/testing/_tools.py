@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from rhapsody.backends.base import Capabilities
-from rhapsody.identity import attempt_text
+from rhapsody.plugins import AttemptId, TaskId
 from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -191,7 +191,7 @@ class Driver:
         """Return a description with a new uid and the given keys."""
         number = next(self._numbers)
         description = {
-            "uid": attempt_text(self._uid, number, 1),
+            "uid": str(AttemptId(TaskId(self._uid, number), 1)),
             "name": name,
             "function": None,
             "executable": None,
