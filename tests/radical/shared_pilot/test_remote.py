@@ -56,7 +56,19 @@ class Heard:
 FINAL = ["DONE", "FAILED", "CANCELED"]
 """Tasks are waited for by name of their states: without, RADICAL-Pilot's `wait` never returns."""
 
-SLEEP = {"executable": "/bin/sleep", "arguments": ["600"]}
+
+def endless(place: Path) -> dict[str, Any]:
+    """A command that does not end, for which `started` waits."""
+    os.mkfifo(place / "started")
+    return {"executable": "/bin/sh", "arguments": ["-c", f"echo > {place}/started; exec sleep 600"]}
+
+
+async def started(place: Path) -> None:
+    """Wait until the process of the command of `endless` runs.
+
+    RADICAL-Pilot forgets a cancellation between the state AGENT_EXECUTING and the process.
+    """
+    await asyncio.to_thread((place / "started").read_text)
 
 
 def submitted(made: RadicalExecutionBackend, **words: Any) -> Any:
@@ -171,7 +183,7 @@ async def test_run_in_client_raises_before_the_start() -> None:
 
 
 async def test_the_program_can_submit_await_and_cancel_its_own_tasks(
-    made: RadicalExecutionBackend,
+    made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     task = submitted(made, executable="/bin/echo", arguments=["mine"])
     assert await asyncio.to_thread(task.wait, FINAL) == "DONE"
@@ -179,11 +191,11 @@ async def test_the_program_can_submit_await_and_cancel_its_own_tasks(
     assert made.task_manager.get_tasks(task.uid) is task
     assert task.uid in made.task_manager.list_tasks()
     assert task.description.executable == "/bin/echo"
-    endless = submitted(made, **SLEEP)
-    await asyncio.to_thread(endless.wait, ["AGENT_EXECUTING"], 60)  # RADICAL-Pilot loses others
-    endless.cancel()
-    assert await asyncio.to_thread(endless.wait, FINAL) == "CANCELED"
-    assert endless.state == "CANCELED"
+    sleeping = submitted(made, **endless(tmp_path))
+    await started(tmp_path)
+    sleeping.cancel()
+    assert await asyncio.to_thread(sleeping.wait, FINAL) == "CANCELED"
+    assert sleeping.state == "CANCELED"
 
 
 async def test_task_descriptions_of_radical_pilot_are_accepted(
@@ -250,14 +262,13 @@ async def test_a_callback_can_wait_for_another_task(made: RadicalExecutionBacken
 
 
 async def test_a_tasks_callback_receives_its_states_and_the_users_data(
-    made: RadicalExecutionBackend,
+    made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     data = {"a lock": threading.Lock()}  # it does not leave the program
     heard, other = Heard(), submitted(made, executable="/bin/true")
-    task = submitted(made, **SLEEP)
+    task = submitted(made, **endless(tmp_path))
     task.register_callback(heard, cb_data=data)
-    # The task may have started before the callback was registered.
-    await asyncio.to_thread(task.wait, ["AGENT_EXECUTING"])
+    await started(tmp_path)
     task.cancel()
     await heard.until(lambda: heard.states(task.uid)[-1:] == ["CANCELED"])
     assert heard.states(other.uid) == []
