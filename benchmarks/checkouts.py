@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def checkout(revision: str | None, distributions: Sequence[str] = ("core",)) -> Iterator[Path]:
     """Yield a directory with the files of a revision; `None` is the working tree.
 
-    Another revision has an environment of its own, with what its packages need.
+    For another revision, its packages and their dependencies are installed in a new environment.
 
     Args:
         revision: The revision.

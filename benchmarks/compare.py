@@ -1,12 +1,12 @@
 """Compare the processor time of two commits.
 
 Runs the workloads of `benchmarks/cpu.py`, as they are in this checkout, with the packages of each
-commit, each in an environment of its own with what these packages need. Every run is a new process,
-and the runs form pairs: A B, B A, A B, ... The runs of a pair follow each other directly, so that
-changes in the load of the machine affect both. Measures the processor time of all our processes,
-not wall-clock time. For each measurement, prints the medians in microseconds per task, the median
-of the ratios B / A, and an interval that contains the true median with a probability of at least
-90 %, computed from the order of the ratios.
+commit, which are installed with their dependencies in a new environment. Every run is a new
+process, and the runs form pairs: A B, B A, A B, ... The runs of a pair follow each other directly,
+so that changes in the load of the machine affect both. Measures the processor time of all our
+processes, not wall-clock time. For each measurement, prints the medians in microseconds per task,
+the median of the ratios B / A, and an interval that contains the true median with a probability of
+at least 90 %, computed from the order of the ratios.
 
     python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine workers programs]
 

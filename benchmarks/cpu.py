@@ -1,8 +1,8 @@
 """Measure the processor time that Rhapsody uses in a benchmark: `python -m benchmarks.cpu PART`.
 
 Runs workloads of `benchmarks/suite`, `dask.py`, `instructions.py` and `radical_pilot.py` without
-other contestants, and some of its own. Prints JSON: the microseconds per task of each measurement,
-as the median of several rounds after a warm-up round.
+other contestants, and some of its own. Prints, as JSON, the median of several rounds for each
+measurement, in microseconds per task.
 """
 
 from __future__ import annotations

@@ -81,4 +81,4 @@ def test_functions_without_files_do_not_call_the_file_system() -> None:
         pytest.skip("strace cannot be used here")
     changes, others = metadata.calls(ROOT, "function", 30)
     assert changes == 0
-    assert others <= 0.1  # a thread of the engine may make a call of its own meanwhile
+    assert others <= 0.1  # one of the engine's threads may make a call meanwhile

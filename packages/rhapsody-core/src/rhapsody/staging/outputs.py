@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
-from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import ThreadPool
 from rhapsody.staging.claims import Kind, PathClaims, task_call
 from rhapsody.staging.fsutil import (
@@ -236,7 +235,7 @@ def without_place(
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
     """Return the outputs of an attempt that are not temporary and have no destination, by name."""
-    uid = AttemptId.of(task["uid"]).task.label
+    uid = task_call(task).label
     results = [each for each in outputs if each.save is None and not each.temporary]
     return {
         name: SavedFile(Path(sandbox, name), task["name"], uid)
