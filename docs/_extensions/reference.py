@@ -26,7 +26,7 @@ from sphinx.util.typing import ExtensionMetadata
 from rhapsody import WorkflowEngine
 from rhapsody.backends import BackendRegistry, Capabilities
 from rhapsody.cli import Commands
-from rhapsody.engine.options import OPTIONS
+from rhapsody.engine.configuration.options import OPTIONS
 from rhapsody.plugins import specs
 from rhapsody.plugins.specs import PROJECT
 from rhapsody.testing import capability_table

@@ -35,7 +35,7 @@ class Inline(ManagedBackend):
         say("stopped", self.name)
 
 def hold_loop():
-    from rhapsody.engine.signals import registry
+    from rhapsody.engine.core.signals import registry
     while registry._received is None:
         time.sleep(0.01)
     say("received")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
-from rhapsody.engine.pushdown import held
+from rhapsody.engine.core.pushdown import held
 from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import ONE_EACH, foreign
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.engine.profiles import Value, active_profile
+from rhapsody.engine.configuration.profiles import Value, active_profile
 from tests._support.recipes import BLOCKS, PAGE, PROGRAM, SLURM, recipe
 
 

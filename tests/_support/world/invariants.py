@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.states import FutureState, WorkState
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.errors import DependencyFailureError
 from rhapsody.states import TasksMainStates
 

@@ -17,14 +17,14 @@ from random import Random
 from typing import Any, cast
 
 from rhapsody.capabilities import Capabilities
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import BlockRecord, TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.settings import NO_FALLBACK, Settings
-from rhapsody.engine.states import FutureState, WorkState
-from rhapsody.engine.task_function import CallKind, TaskFunction
+from rhapsody.engine.configuration.options import EngineOptions
+from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.pushdown import PushDown
+from rhapsody.engine.core.record import BlockRecord, TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import FutureState, WorkState
+from rhapsody.engine.functions.task_function import CallKind, TaskFunction
 from rhapsody.errors import TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates

@@ -74,5 +74,7 @@ def f(
 
 def test_calls_and_modules_of_one_task_are_counted() -> None:
     found = checkouts.measured(ROOT, "benchmarks.structure", "--count-calls", "5")
-    assert found["functions"]["rhapsody/engine/task_function.py:TaskFunction.__call__"] == 5
+    assert (
+        found["functions"]["rhapsody/engine/functions/task_function.py:TaskFunction.__call__"] == 5
+    )
     assert found["modules"] > 1

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.engine.arguments import literal, search
+from rhapsody.engine.functions.arguments import literal, search
 
 
 class Row(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 
 import rhapsody
 from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
-from rhapsody.engine.background import Background
+from rhapsody.engine.core.background import Background
 from tests._support.engine_fixtures import Machine, adder, engine, local_processes, local_threads
 from tests._support.scripted import Scripted, outcome, turns, until, within
 

@@ -14,7 +14,7 @@ from rhapsody import (
     literal,
     wait,
 )
-from rhapsody.engine.record import BlockRecord
+from rhapsody.engine.core.record import BlockRecord
 from tests._support.engine_fixtures import adder, engine
 from tests._support.scripted import Scripted, outcome, turns, until, within
 

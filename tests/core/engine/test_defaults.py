@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody import LocalExecutionBackend, ProfileError, Resources, WorkflowEngine
 from rhapsody.backends import NoopExecutionBackend
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.functions.task_function import TaskFunction
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 

@@ -438,7 +438,7 @@ async def test_an_error_in_the_engine_is_not_a_bare_cancelled_error(
         def broken(*_: Any, **__: Any) -> Any:
             raise ZeroDivisionError("a fault of ours")
 
-        from rhapsody.engine.dispatch import Dispatcher
+        from rhapsody.engine.attempts.dispatch import Dispatcher
 
         monkeypatch.setattr(Dispatcher, "_take", broken)
         last = part()

@@ -26,7 +26,7 @@ from rhapsody import (
     TaskTimeoutError,
     WorkflowEngine,
 )
-from rhapsody.engine.error_messages import exit_code
+from rhapsody.engine.core.error_messages import exit_code
 from tests._support.machine import exists
 from tests._support.scripted import ManualClock, until, within
 

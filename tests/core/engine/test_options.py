@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
-from rhapsody.engine.options import OPTIONS, EngineOptions, EngineSettings
+from rhapsody.engine.configuration.options import OPTIONS, EngineOptions, EngineSettings
 
 
 def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rhapsody import ProfileError, RetryPolicy
-from rhapsody.engine import profiles
-from rhapsody.engine.profiles import Value, active_profile
+from rhapsody.engine.configuration import profiles
+from rhapsody.engine.configuration.profiles import Value, active_profile
 from tests._support.distributions import install_backend
 
 Write = Callable[..., None]

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.states import WorkState
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.states import WorkState
 from rhapsody.errors import TaskTimeoutError
 from tests._support.world.world import World, definition
 

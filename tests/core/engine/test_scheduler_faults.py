@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.states import READY, FutureState, Transition, WorkState
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import READY, FutureState, Transition, WorkState
 from rhapsody.states import TasksMainStates
 from tests._support.world.world import history
 

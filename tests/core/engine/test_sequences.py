@@ -13,7 +13,7 @@ import pytest
 
 import rhapsody
 from rhapsody import DataError, InputFile, OutputFile, WorkflowEngine
-from rhapsody.engine.sequences import Sequences
+from rhapsody.engine.calls.sequences import Sequences
 from tests._support.saving import writer
 from tests._support.scripted import within
 

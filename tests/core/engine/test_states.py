@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from rhapsody import TasksMainStates
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.settings import Settings
-from rhapsody.engine.states import START, STATES, TABLE, FutureState, Transition, WorkState
+from rhapsody.engine.configuration.settings import Settings
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.states import START, STATES, TABLE, FutureState, Transition, WorkState
 
 Pair = tuple[FutureState, WorkState]
 

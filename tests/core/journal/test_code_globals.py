@@ -22,7 +22,7 @@ import pytest
 
 import rhapsody
 from rhapsody import WorkflowEngine
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError

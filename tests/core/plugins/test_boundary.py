@@ -234,7 +234,7 @@ def test_every_user_has_sources() -> None:
     "source",
     [
         "from rhapsody.backends.local import jobs",
-        "def f():\n    import rhapsody.engine.scheduler",
+        "def f():\n    import rhapsody.engine.core.scheduler",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rhapsody import engine",
         "from rhapsody.backends.base import ManagedBackend",
         "from rhapsody.sdk import runner",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rhapsody.context import current_task
     from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, run, wait
-    from rhapsody.engine.settings import TaskSettings
+    from rhapsody.engine.configuration.settings import TaskSettings
     from rhapsody.errors import (
         BackendError,
         BackendUnavailableError,
@@ -81,7 +81,7 @@ else:
             "rhapsody.context": "current_task",
             "rhapsody.data": "InputFile InputFiles OutputDir OutputFile",
             "rhapsody.engine": "WorkflowEngine literal run wait",
-            "rhapsody.engine.settings": "TaskSettings",
+            "rhapsody.engine.configuration.settings": "TaskSettings",
             "rhapsody.errors": (
                 "BackendError BackendUnavailableError CapabilityError DataError "
                 "DependencyFailureError InputChangedError InsufficientWalltimeError JournalError "

@@ -503,7 +503,7 @@ class TaskFuture(asyncio.Future[T]):
 
     _backend: str | None
     _call: str | None
-    _computed: float  # see `rhapsody.engine.scheduler.computed`
+    _computed: float  # see `rhapsody.engine.core.scheduler.computed`
     _definition: Definition
     _node: LiveNode | None
     _number: int

@@ -15,7 +15,7 @@ from rhapsody.errors import ProfileError
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
-    from rhapsody.engine.profiles import Profile, Value
+    from rhapsody.engine.configuration.profiles import Profile, Value
 
 HELP = "show the settings of a profile, and the files that set them"
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from rhapsody.backends.discovery import declared_options
     from rhapsody.config_files import short
-    from rhapsody.engine.profiles import Value, active_profile
+    from rhapsody.engine.configuration.profiles import Value, active_profile
 
     if arguments.action == "trust":
         return _trust(arguments.path, remove=arguments.remove)
@@ -124,9 +124,9 @@ def settings(profile: Profile) -> Iterator[Setting]:
     """Yield every setting of a profile, including those that are not set."""
     from rhapsody.backends.discovery import declared_options
     from rhapsody.cli.run import IMPLIED
-    from rhapsody.engine.options import OPTIONS
-    from rhapsody.engine.profiles import DEFAULTS, ENGINE
-    from rhapsody.engine.settings import NO_FALLBACK, Settings
+    from rhapsody.engine.configuration.options import OPTIONS
+    from rhapsody.engine.configuration.profiles import DEFAULTS, ENGINE
+    from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
     from rhapsody.resources import Resources
 
     yield _setting("profile", profile.name, None)

@@ -221,7 +221,7 @@ def _trial(arguments: argparse.Namespace) -> list[Finding]:
     if arguments.profile is None:
         backend = make_backend(name, options)
     else:
-        from rhapsody.engine.defaults import EngineDefaults, backend_of
+        from rhapsody.engine.configuration.defaults import EngineDefaults, backend_of
 
         try:
             profile = EngineDefaults(profile=arguments.profile, backend=name).active_profile()

@@ -14,7 +14,7 @@ from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
 from rhapsody.cli.output import complain, note, say, table
 from rhapsody.cli.recording import Recording
 from rhapsody.cli.scripts import Program
-from rhapsody.engine.backend_handles import WouldRunError
+from rhapsody.engine.core.backend_handles import WouldRunError
 from rhapsody.environments import environment_fault
 from rhapsody.errors import origin
 from rhapsody.identity import AttemptId

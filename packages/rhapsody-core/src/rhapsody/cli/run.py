@@ -42,7 +42,7 @@ from rhapsody.staging.runs import PrintableLines, note_in_log
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
     from rhapsody.dashboard.process import Dashboard
-    from rhapsody.engine.defaults import EngineDefaults
+    from rhapsody.engine.configuration.defaults import EngineDefaults
 
 HELP = "run a workflow"
 
@@ -261,7 +261,7 @@ def _code(
     at_end: ExitStack,
 ) -> int:
     """Run the program, print its errors, and return the exit code."""
-    from rhapsody.engine.defaults import EngineDefaults
+    from rhapsody.engine.configuration.defaults import EngineDefaults
 
     engines, dry, program = _Engines(dashboard), None, None
     recorded.summaries = engines.summaries
@@ -341,7 +341,7 @@ def _run(
     program: scripts.Program, defaults: EngineDefaults, engines: _Engines, at_end: ExitStack
 ) -> None:
     """Call the program's function with an engine, or run the program as the main module."""
-    from rhapsody.engine.defaults import engine_defaults
+    from rhapsody.engine.configuration.defaults import engine_defaults
 
     try:
         tree = program.tree()
@@ -371,7 +371,7 @@ def _run(
 async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitStack) -> None:
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
-    from rhapsody.engine.defaults import engine_defaults
+    from rhapsody.engine.configuration.defaults import engine_defaults
     from rhapsody.engine.engine import call_main, warn_of_coroutines
     from rhapsody.observers.progress import Progress
 
@@ -419,8 +419,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         UsageError: `WorkflowEngine.create` does not accept an option or its value, or
             `rhapsody run` has its own option for the same setting.
     """
-    from rhapsody.engine.options import OPTIONS, EngineOptions
-    from rhapsody.engine.profiles import PATHS
+    from rhapsody.engine.configuration.options import OPTIONS, EngineOptions
+    from rhapsody.engine.configuration.profiles import PATHS
 
     known = [name for name in OPTIONS if name not in ALTERNATIVES]
     for name in given:

@@ -1,11 +1,8 @@
 """The workflow engine: a graph of tasks, run on backends, on one event loop.
 
-The modules of this package, from the lowest layer to the highest (a test checks that each
-imports only from those before it):
-`states`, `background`, `signals`, `arguments`, `settings`, `closures`, `loop_objects`,
-`task_function`, `options`, `profiles`, `defaults`, `backend_handles`, `record`, `error_messages`,
-`task_calls`, `events`, `results`, `pushdown`, `scheduler`, `services`, `blocks`, `sequences`,
-`submission`, `stage_out`, `memoization`, `task_builder`, `dispatch`, `runtime`, `engine`.
+The groups of modules, from the lowest layer to the highest: `configuration`, `functions`, `core`,
+`calls`, `attempts`, `runtime`, `engine`. The docstring of each group lists its modules in the same
+order. A module imports only from those before it; a test checks this.
 
 The engine runs on the loop. Other threads belong to backends and to synchronous blocks; a task call
 or a cancellation on such a thread is passed to the loop, and the thread waits for the outcome.
@@ -16,15 +13,15 @@ calls the hooks that prepare tasks and select a backend, finds the input files, 
 links the files and submits the task. Once the task has succeeded, the engine processes its output
 files, calls the hook that records results, sets the future and notifies the dependents.
 
-A new step that follows a successful task belongs in `results` if it must happen before the result
-is recorded, or in `stage_out` if, in addition, it must not block the loop. In all other cases,
-write an observer plugin.
+A new step that follows a successful task belongs in `core/results.py` if it must happen before the
+result is recorded, or in `attempts/stage_out.py` if, in addition, it must not block the loop. In
+all other cases, write an observer plugin.
 """
 
-from rhapsody.engine.arguments import literal
-from rhapsody.engine.blocks import wait
+from rhapsody.engine.calls.blocks import wait
 from rhapsody.engine.engine import WorkflowEngine, run
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.functions.arguments import literal
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.plugins.specs import Stats, Summary
 
 __all__ = ["Stats", "Summary", "TaskFunction", "WorkflowEngine", "literal", "run", "wait"]

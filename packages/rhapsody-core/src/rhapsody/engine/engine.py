@@ -1,7 +1,7 @@
 """`WorkflowEngine`, the public class of the engine, and `rhapsody.run`.
 
-`rhapsody.engine.task_function` and `rhapsody.engine.submission` turn calls into tasks, and
-`rhapsody.engine.scheduler` manages the tasks from then on.
+`rhapsody.engine.functions.task_function` and `rhapsody.engine.calls.submission` turn calls into
+tasks, and `rhapsody.engine.core.scheduler` manages the tasks from then on.
 
 A `main(flow)` that is not a coroutine function runs on a separate thread, as a synchronous block
 does, because the engine needs the thread of its loop. Such a function is not a block: it is not
@@ -45,26 +45,30 @@ from rhapsody.cards import ACTIVE, IDLE, Card
 from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
 from rhapsody.data import SavedFile
-from rhapsody.engine.backend_handles import attach, shut_down
-from rhapsody.engine.blocks import calls_tasks, enclosing_block
-from rhapsody.engine.defaults import takes_options
-from rhapsody.engine.events import accounts
-from rhapsody.engine.options import (
+from rhapsody.engine.attempts.stage_out import save_files
+from rhapsody.engine.attempts.task_builder import builds_command
+from rhapsody.engine.calls.blocks import calls_tasks, enclosing_block
+from rhapsody.engine.calls.submission import current_scope, dependency_uids
+from rhapsody.engine.configuration.defaults import takes_options
+from rhapsody.engine.configuration.options import (
     BackendLike,
     EngineOptions,
     EngineSettings,
     KeepSandboxes,
     runs_directory,
 )
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, whole_number
-from rhapsody.engine.signals import registry as signal_registry
-from rhapsody.engine.stage_out import save_files
-from rhapsody.engine.states import WorkState
-from rhapsody.engine.submission import current_scope, dependency_uids
-from rhapsody.engine.task_builder import builds_command
-from rhapsody.engine.task_function import (
+from rhapsody.engine.configuration.settings import (
+    Settings,
+    TaskDefaults,
+    TaskSettings,
+    whole_number,
+)
+from rhapsody.engine.core.backend_handles import attach, shut_down
+from rhapsody.engine.core.events import accounts
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.signals import registry as signal_registry
+from rhapsody.engine.core.states import WorkState
+from rhapsody.engine.functions.task_function import (
     BlockDecorator,
     CallKind,
     Command,
@@ -74,6 +78,7 @@ from rhapsody.engine.task_function import (
     definition_settings,
     make_task,
 )
+from rhapsody.engine.runtime import Runtime
 from rhapsody.errors import is_closed_pipe
 from rhapsody.identity import AttemptId
 from rhapsody.observers.builtin import BuiltIn, Profiler

@@ -12,24 +12,24 @@ from typing import Any
 
 from rhapsody.aio import settable
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Background
-from rhapsody.engine.blocks import Blocks, enclosing_block
-from rhapsody.engine.dispatch import Callbacks, Dispatcher
-from rhapsody.engine.error_messages import annotate, leave_error
-from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
-from rhapsody.engine.memoization import Memoization
-from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import BlockRecord, TaskRecord
-from rhapsody.engine.results import Results
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import Services, Values
-from rhapsody.engine.settings import TaskDefaults
-from rhapsody.engine.stage_out import StageOut
-from rhapsody.engine.states import FutureState, WorkState
-from rhapsody.engine.submission import Submission, current_directory
-from rhapsody.engine.task_builder import TaskBuilder
+from rhapsody.engine.attempts.dispatch import Callbacks, Dispatcher
+from rhapsody.engine.attempts.memoization import Memoization
+from rhapsody.engine.attempts.stage_out import StageOut
+from rhapsody.engine.attempts.task_builder import TaskBuilder
+from rhapsody.engine.calls.blocks import Blocks, enclosing_block
+from rhapsody.engine.calls.services import Services, Values
+from rhapsody.engine.calls.submission import Submission, current_directory
+from rhapsody.engine.configuration.options import EngineOptions
+from rhapsody.engine.configuration.settings import TaskDefaults
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.error_messages import annotate, leave_error
+from rhapsody.engine.core.events import Failures, Observation, UnawaitedErrors
+from rhapsody.engine.core.pushdown import PushDown
+from rhapsody.engine.core.record import BlockRecord, TaskRecord
+from rhapsody.engine.core.results import Results
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.errors import (
     BackendError,
     DependencyFailureError,

@@ -53,7 +53,7 @@ Feed = Callable[[Any], object]
 _random = random.seed.__self__  # type: ignore[attr-defined]
 
 _MACHINERY = (
-    "rhapsody.engine.engine", "rhapsody.engine.task_function", "rhapsody.backends.",
+    "rhapsody.engine.engine", "rhapsody.engine.functions.task_function", "rhapsody.backends.",
     "rhapsody_dask.",
     "rhapsody_psij.",
     "rhapsody_radical.",

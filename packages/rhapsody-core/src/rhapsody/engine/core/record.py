@@ -1,7 +1,7 @@
 """Record of one call of a task or block, from the call until its work has ended.
 
 A record stores the data of the call and implements the interface that the call's future uses. All
-decisions about tasks are made in `rhapsody.engine.scheduler`.
+decisions about tasks are made in `rhapsody.engine.core.scheduler`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeGuard, cast
 
 from rhapsody.aio import Timer, on_loop
-from rhapsody.engine import states
-from rhapsody.engine.arguments import ArgumentScan, KeptArguments
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.states import FutureState, TaskState, WorkState
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.core import states
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.states import FutureState, TaskState, WorkState
+from rhapsody.engine.functions.arguments import ArgumentScan, KeptArguments
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.staging.claims import Target
 from rhapsody.staging.files import Resolved
 from rhapsody.states import TasksMainStates
@@ -310,9 +310,9 @@ class BlockRecord(TaskRecord):
         context: The context in which the block was called.
         children: The unfinished tasks and blocks that this block has called, in order; the values
             are unused.
-        computed: The latest time of `computed` (in `rhapsody.engine.scheduler`) of the tasks and
-            blocks that this block has called and whose work has ended; 0 if there are none. When
-            the block ends, its dependencies are included.
+        computed: The latest time of `computed` (in `rhapsody.engine.core.scheduler`) of the tasks
+            and blocks that this block has called and whose work has ended; 0 if there are none.
+            When the block ends, its dependencies are included.
         awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block while it runs, otherwise `None`.

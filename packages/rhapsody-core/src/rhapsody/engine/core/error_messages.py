@@ -24,9 +24,9 @@ from typing import Any
 
 from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.settings import TaskSettings
+from rhapsody.engine.configuration.settings import TaskSettings
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import (
     CALL,
     CapabilityError,

@@ -2,7 +2,7 @@
 
 Arguments that the program passes to `create` take precedence over the command line of `rhapsody
 run`, which takes precedence over the profile. The profile is selected by the program, the command
-line, an environment variable or a file; see `rhapsody.engine.profiles`.
+line, an environment variable or a file; see `rhapsody.engine.configuration.profiles`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.backends.discovery import make_backend
-from rhapsody.engine.options import OPTIONS
-from rhapsody.engine.profiles import Profile, Value, active_profile, overlay
+from rhapsody.engine.configuration.options import OPTIONS
+from rhapsody.engine.configuration.profiles import Profile, Value, active_profile, overlay
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.specs import UsageError
 

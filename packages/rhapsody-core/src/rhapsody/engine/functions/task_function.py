@@ -1,7 +1,7 @@
 """Decorated functions: callables that return futures instead of results.
 
 A `TaskFunction` combines a function, its settings and an engine. It checks the arguments of each
-call and passes the call to the engine; see `rhapsody.engine.submission`.
+call and passes the call to the engine; see `rhapsody.engine.calls.submission`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, ClassVar, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from rhapsody.engine.closures import ClosureCopy, has_closure
-from rhapsody.engine.settings import Settings, TaskDefaults, TaskSettings, specific_settings
+from rhapsody.engine.configuration.settings import (
+    Settings,
+    TaskDefaults,
+    TaskSettings,
+    specific_settings,
+)
+from rhapsody.engine.functions.closures import ClosureCopy, has_closure
 from rhapsody.environments import SETTINGS, environment_conflict
 from rhapsody.errors import add_note
 from rhapsody.identity import Prefix
@@ -145,14 +150,14 @@ class TaskFunction(Generic[P, R]):
         self.name: str = settings.name or _name(function)
         self.is_async: bool = is_async(function)
         self.on_other_loop: bool = self.is_async and kind == "function"
-        self.searched: bool = False  # see `rhapsody.engine.loop_objects`
+        self.searched: bool = False  # see `rhapsody.engine.calls.loop_objects`
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
         recording = {"cache": settings.cache, "version": settings.version}
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.template: tuple[TaskDescription, bool] | None = None  # see `TaskBuilder`
         self.may_retry: bool = False  # set with `template`
-        self.described: Any = None  # see `rhapsody.engine.task_calls`
+        self.described: Any = None  # see `rhapsody.engine.core.task_calls`
         self.accepted_by: object = None  # the backend that was checked last
         self.direct: object = None  # the backend for which calls without files need no check
         # The classes of the last arguments, and the generators that are sent to workers with them.

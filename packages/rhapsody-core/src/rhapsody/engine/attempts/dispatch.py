@@ -7,8 +7,8 @@ is sent after the submission.
 
 `Callbacks` receives states, which backends may report from any thread, and passes them to the
 scheduler on the loop. Late, duplicate and unknown reports are ignored. They are counted, except for
-repeated reports that a task is running. `rhapsody.engine.scheduler` decides what a state means for
-retries and dependents.
+repeated reports that a task is running. `rhapsody.engine.core.scheduler` decides what a state means
+for retries and dependents.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from functools import partial
 from typing import Any
 
 from rhapsody.aio import is_cancelling, resumed
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Background
-from rhapsody.engine.events import Observation
-from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.states import READY, FutureState, WorkState
-from rhapsody.engine.task_builder import TaskBuilder
+from rhapsody.engine.attempts.task_builder import TaskBuilder
+from rhapsody.engine.configuration.options import EngineOptions
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.events import Observation
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import READY, FutureState, WorkState
 from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
 from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import Mailbox

@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from rhapsody.engine import error_messages
-from rhapsody.engine.arguments import ArgumentScan
-from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord, Tries, is_service
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.states import FutureState, WorkState
+from rhapsody.engine.core import error_messages
+from rhapsody.engine.core.pushdown import PushDown
+from rhapsody.engine.core.record import TaskRecord, Tries, is_service
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import FutureState, WorkState
+from rhapsody.engine.functions.arguments import ArgumentScan
 from rhapsody.errors import DependencyFailureError, add_note
 from rhapsody.staging.files import Stager, located, outcomes
 from rhapsody.states import TasksMainStates

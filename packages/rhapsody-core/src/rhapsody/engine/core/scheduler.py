@@ -1,8 +1,8 @@
 """Task scheduler: the only code that changes the state of a task.
 
 Events come in as method calls: a task was called, a backend ended an attempt, a deadline passed.
-Each of these methods selects a transition. The table of `rhapsody.engine.states` contains the next
-state, and `ROWS` at the end of this module adds the handler that carries out the effects. A
+Each of these methods selects a transition. The table of `rhapsody.engine.core.states` contains the
+next state, and `ROWS` at the end of this module adds the handler that carries out the effects. A
 transition without a row is an error of the engine and raises `IllegalTransitionError`. Users can
 cancel at any time and a backend may report twice, so methods whose event may come too late check
 for a row first.
@@ -25,16 +25,16 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from rhapsody.backends.base import ReferenceLostError
-from rhapsody.engine import error_messages
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Background
-from rhapsody.engine.events import Observation
-from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import BlockRecord, TaskRecord, Tries, is_service
-from rhapsody.engine.results import Results
-from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.engine.states import (
+from rhapsody.engine.configuration.options import EngineOptions
+from rhapsody.engine.configuration.settings import NO_FALLBACK
+from rhapsody.engine.core import error_messages
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.events import Observation
+from rhapsody.engine.core.pushdown import PushDown
+from rhapsody.engine.core.record import BlockRecord, TaskRecord, Tries, is_service
+from rhapsody.engine.core.results import Results
+from rhapsody.engine.core.states import (
     FINISHED,
     READY,
     STATES,
@@ -1161,4 +1161,4 @@ ROWS: Final[Mapping[TaskState, Mapping[Transition, tuple[TaskState, Handler]]]] 
     state: {event: (after, _handlers(state)[event]) for event, after in state.after.items()}
     for state in STATES.values()
 }
-"""Next state and handler of each transition, for each state in `rhapsody.engine.states`."""
+"""Next state and handler of each transition, for each state in `rhapsody.engine.core.states`."""

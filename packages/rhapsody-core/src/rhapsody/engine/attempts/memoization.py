@@ -15,16 +15,16 @@ from functools import partial
 from typing import Any, Final, cast
 
 from rhapsody.aio import is_cancelling
-from rhapsody.engine import error_messages
-from rhapsody.engine.arguments import ArgumentScan, texts_in
-from rhapsody.engine.background import Background
-from rhapsody.engine.pushdown import RemoteResult, held
-from rhapsody.engine.record import TaskRecord, is_service
-from rhapsody.engine.scheduler import Scheduler, computed
-from rhapsody.engine.services import Values
-from rhapsody.engine.signals import registry as signal_registry
-from rhapsody.engine.stage_out import StageOut
-from rhapsody.engine.states import WorkState
+from rhapsody.engine.attempts.stage_out import StageOut
+from rhapsody.engine.calls.services import Values
+from rhapsody.engine.core import error_messages
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.pushdown import RemoteResult, held
+from rhapsody.engine.core.record import TaskRecord, is_service
+from rhapsody.engine.core.scheduler import Scheduler, computed
+from rhapsody.engine.core.signals import registry as signal_registry
+from rhapsody.engine.core.states import WorkState
+from rhapsody.engine.functions.arguments import ArgumentScan, texts_in
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles

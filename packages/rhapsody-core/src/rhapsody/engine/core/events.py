@@ -11,10 +11,10 @@ from itertools import islice, repeat
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from rhapsody.aio import Clock
-from rhapsody.engine.background import Background
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.task_calls import CallRows, described_resources
-from rhapsody.engine.task_function import CallKind
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.task_calls import CallRows, described_resources
+from rhapsody.engine.functions.task_function import CallKind
 from rhapsody.errors import DependencyFailureError, FirstFailure
 from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks

@@ -20,13 +20,13 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from rhapsody.aio import on_loop
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Background
-from rhapsody.engine.events import UnawaitedErrors
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.engine.states import FutureState, WorkState
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.configuration.settings import NO_FALLBACK
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.events import UnawaitedErrors
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.states import FutureState, WorkState
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates

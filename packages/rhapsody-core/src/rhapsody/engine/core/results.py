@@ -12,8 +12,8 @@ from typing import Any
 
 from rhapsody.backends.programs import write_again
 from rhapsody.data import Output
-from rhapsody.engine import error_messages
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.core import error_messages
+from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import DataError, InputChangedError
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of

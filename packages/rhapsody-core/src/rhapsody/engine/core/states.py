@@ -3,9 +3,9 @@
 The state of a task has two parts: the state of the user's future, and that of the backend's work.
 They differ because a future is canceled immediately, while its work may take some time to stop, and
 because the future of a service is done while the service runs. Every change of a task is a
-transition in this table, and `rhapsody.engine.scheduler` adds a handler to each row. If a backend's
-report has no row, it is late, repeated or out of order: it changes nothing. It is counted in
-`flow.stats.late`, unless it repeats that a task is running.
+transition in this table, and `rhapsody.engine.core.scheduler` adds a handler to each row. If a
+backend's report has no row, it is late, repeated or out of order: it changes nothing. It is counted
+in `flow.stats.late`, unless it repeats that a task is running.
 
 To add a rule, add a row here, a handler to the scheduler, and an invariant to
 `tests/_support/world/invariants.py`. Tests run the scheduler alone, with a stub for the rest of

@@ -17,11 +17,11 @@ from types import CoroutineType
 from typing import Any, TypeVar, cast
 
 from rhapsody.context import TaskContext, running_task
-from rhapsody.engine.background import Background
-from rhapsody.engine.record import BlockRecord, TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import Values
-from rhapsody.engine.states import WorkState
+from rhapsody.engine.calls.services import Values
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.record import BlockRecord, TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import WorkState
 from rhapsody.resources import seconds
 from rhapsody.task import TaskFuture
 

@@ -24,8 +24,17 @@ from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, InputFiles, moved, not_an_option
-from rhapsody.engine import error_messages
-from rhapsody.engine.arguments import (
+from rhapsody.engine.attempts.memoization import Memoization
+from rhapsody.engine.calls.services import Services, Values
+from rhapsody.engine.configuration.options import EngineOptions
+from rhapsody.engine.core import error_messages
+from rhapsody.engine.core.backend_handles import BackendHandle, find
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.pushdown import PushDown
+from rhapsody.engine.core.record import Command, TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import READY
+from rhapsody.engine.functions.arguments import (
     IMMUTABLE,
     ArgumentScan,
     KeptArguments,
@@ -33,16 +42,7 @@ from rhapsody.engine.arguments import (
     may_be_consumed,
     texts_in,
 )
-from rhapsody.engine.backend_handles import BackendHandle, find
-from rhapsody.engine.background import Background
-from rhapsody.engine.memoization import Memoization
-from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import Command, TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import Services, Values
-from rhapsody.engine.states import READY
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.environments import wrap_command
 from rhapsody.errors import (
     CapabilityError,

@@ -427,7 +427,7 @@ class Override(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
-    """Settings of tasks from a profile; see `rhapsody.engine.profiles`.
+    """Settings of tasks from a profile; see `rhapsody.engine.configuration.profiles`.
 
     They are applied once, when a function is decorated.
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rhapsody.engine.error_messages import MAX_CALL_LENGTH, Brief, call_text
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.settings import Settings
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.configuration.settings import Settings
+from rhapsody.engine.core.error_messages import MAX_CALL_LENGTH, Brief, call_text
+from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.masking import (
     MIN_SECRET_LENGTH,
     Secrets,

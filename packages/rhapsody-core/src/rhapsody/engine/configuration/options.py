@@ -1,11 +1,11 @@
 """Options of a workflow engine, each described once: name, type, default, check and help.
 
-`WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
-type checkers; a test compares the two. `create` passes its arguments to `EngineOptions.of`, and
-the rest of the engine receives the resulting object. The docstring of `create` and the page
+`WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and type
+checkers; a test compares the two. `create` passes its arguments to `EngineOptions.of`, and the rest
+of the engine receives the resulting object. The docstring of `create` and the page
 `docs/reference/engine-options.md` are generated from the descriptions here.
-`rhapsody.engine.defaults` completes the arguments of `create` with the options of the command line
-and of a profile.
+`rhapsody.engine.configuration.defaults` completes the arguments of `create` with the options of the
+command line and of a profile.
 
 To add an option, add a field to `EngineOptions`, add an argument to `WorkflowEngine.create` and its
 type to `EngineSettings`, and use it in the engine.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from rhapsody.aio import Clock
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.settings import TaskDefaults, flag, whole_number
+from rhapsody.engine.configuration.settings import TaskDefaults, flag, whole_number
 from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress

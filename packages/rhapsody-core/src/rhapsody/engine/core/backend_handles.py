@@ -13,7 +13,7 @@ from rhapsody.aio import is_cancelling
 from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
-from rhapsody.engine.options import EngineOptions
+from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.environments import SETTINGS, environment_fault, in_environment
 from rhapsody.errors import describe_error
 from rhapsody.resources import Resources

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.background import Background
-from rhapsody.engine.record import Repetition, TaskRecord
-from rhapsody.engine.results import leave_script
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.submission import Submission
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.calls.submission import Submission
+from rhapsody.engine.core.backend_handles import BackendHandle
+from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.record import Repetition, TaskRecord
+from rhapsody.engine.core.results import leave_script
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager, left_by

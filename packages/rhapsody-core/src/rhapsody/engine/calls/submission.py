@@ -26,18 +26,18 @@ from typing import Any
 from rhapsody.aio import on_loop
 from rhapsody.context import running_task
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile, given_path, output_name
-from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
-from rhapsody.engine.backend_handles import BackendHandle, find
-from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
-from rhapsody.engine.events import UnawaitedErrors
-from rhapsody.engine.loop_objects import captured_loop_object, passed_loop_object
-from rhapsody.engine.pushdown import PushDown, RemoteFuture
-from rhapsody.engine.record import BlockRecord, Repetition, TaskRecord
-from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.sequences import Sequences
-from rhapsody.engine.settings import Settings, TaskDefaults
-from rhapsody.engine.states import FutureState
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.engine.calls.blocks import BlockFuture, calls_tasks, enclosing_block
+from rhapsody.engine.calls.loop_objects import captured_loop_object, passed_loop_object
+from rhapsody.engine.calls.sequences import Sequences
+from rhapsody.engine.configuration.settings import Settings, TaskDefaults
+from rhapsody.engine.core.backend_handles import BackendHandle, find
+from rhapsody.engine.core.events import UnawaitedErrors
+from rhapsody.engine.core.pushdown import PushDown, RemoteFuture
+from rhapsody.engine.core.record import BlockRecord, Repetition, TaskRecord
+from rhapsody.engine.core.scheduler import Scheduler
+from rhapsody.engine.core.states import FutureState
+from rhapsody.engine.functions.arguments import PLAIN, ArgumentScan, search
+from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import DataError, describe_error
 from rhapsody.staging.files import Stager
@@ -63,7 +63,7 @@ _all_safe = (PLAIN | {TaskFuture}).issuperset  # on any event loop
 class Submission:
     """Receiver of the calls of task functions, which creates a task for each call.
 
-    Implements `rhapsody.engine.task_function.Caller`.
+    Implements `rhapsody.engine.functions.task_function.Caller`.
 
     Args:
         uid: The engine's uid.

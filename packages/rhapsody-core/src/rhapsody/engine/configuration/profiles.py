@@ -12,7 +12,8 @@ is selected:
     [tasks.align]    # settings for tasks named "align", which replace those in the code
 
 `active_profile` merges the tables in the order of their precedence: the profile and the top level
-of the project's file, then those of the user's file. `rhapsody.engine.defaults` applies the result.
+of the project's file, then those of the user's file. `rhapsody.engine.configuration.defaults`
+applies the result.
 
 All names in a file are checked, whichever profile is selected. Values that depend on the machine,
 such as paths, environment variables and options of backends, are checked if they are used.
@@ -36,8 +37,8 @@ from rhapsody.config_files import (
     read,
     user_file,
 )
-from rhapsody.engine.options import OPTIONS, EngineOptions
-from rhapsody.engine.settings import CHECKS, Override, TaskDefaults
+from rhapsody.engine.configuration.options import OPTIONS, EngineOptions
+from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefaults
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.options import closest, option_hint
