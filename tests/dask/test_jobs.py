@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed.core import Status
 
 from rhapsody import BackendUnavailableError, CapabilityError, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
@@ -58,6 +60,33 @@ async def test_a_refused_job_fails_the_start_with_the_sentence_and_the_argument(
                 await flow.function_task(int)(1)
     assert "Invalid account or account/partition" in str(caught.value)
     assert "'account' in cluster_kwargs (now 'ABC123')" in str(caught.value)
+
+
+async def test_a_submission_continues_when_the_backend_stops_watching_the_jobs() -> None:
+    started, submitted = asyncio.Event(), asyncio.Event()
+
+    async def submit() -> None:
+        started.set()
+        await submitted.wait()
+
+    submission = asyncio.create_task(submit())  # `SpecCluster.close` waits for it, too
+    jobs = WorkerJobs(lambda _: None, lambda: None)
+    jobs._cluster = SimpleNamespace(
+        loop=SimpleNamespace(asyncio_loop=asyncio.get_running_loop()),
+        status=Status.running,
+        _correct_state=lambda: submission,
+        workers={},
+        worker_spec={},
+    )
+    watching = asyncio.create_task(jobs.check(()))
+    await started.wait()
+    await asyncio.sleep(0)  # `check` begins to wait
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
+    submitted.set()
+    async with asyncio.timeout(60):
+        await submission
 
 
 SCRIPT = """#!/bin/sh

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import subprocess
 import sys
@@ -53,82 +52,47 @@ asyncio.run(main(Path(sys.argv[1])))
 
 
 @pytest.mark.asyncio
-async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(
+async def test_tasks_run_in_batch_jobs_and_are_lost_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two pilots take their turns on one node: the first is canceled, the second one times out."""
     monkeypatch.setenv("OF_THE_PROGRAM", "known")
-    made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
-    async with Driver(made, work_dir=tmp_path) as driver:
-        try:
-            shell, call, much = await driver.run(
-                driver.command("echo job $SLURM_JOB_ID on $SLURM_JOB_PARTITION: $OF_THE_PROGRAM"),
-                driver.call(sum, [1, 2]),
-                driver.command("true", task_backend_specific_kwargs={"cores_per_rank": 3}),
-            )
-            (memory,) = await driver.run(
-                driver.command("echo fits", resources=Resources(memory="500 MB"))
-            )
-            assert memory.stdout == "fits\n", str(memory)
-            said = re.fullmatch(r"job (\d+) on debug: known\n", shell.stdout or "")
-            assert said is not None, str(shell)
-            assert call.value == 3, str(call)
-            assert "a node of pilot" in str(much.error)
-            assert cluster.jobs(tmp_path) == [said[1]]
-            task = driver.command("sleep 600")
-            await driver.submit(task)
-            assert await driver.running(task)
-            await asyncio.to_thread(subprocess.run, ["scancel", said[1]], check=True)
-            async with asyncio.timeout(40):
-                end = await driver.finished(task)
-            assert isinstance(end.error, TaskLostError), str(end)
-            assert "pilot.0000 on tests.cluster was canceled" in str(end.error)
-        finally:
-            await made.shutdown()
-    cluster.until_no_jobs_of(tmp_path)
-
-
-def test_the_documented_profile_runs_a_program(tmp_path: Path) -> None:
-    here = {"tacc.frontera": "tests.cluster", "normal": "debug", "nodes = 2": "cores = 2"}
-    text = recipe("pilot").replace('project = "ABC123"\n', "")
-    for documented, value in here.items():
-        text = text.replace(documented, value)
-    (tmp_path / "rhapsody.toml").write_text(text)
-    (tmp_path / "analysis.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "rhapsody", "run", "analysis.py", "--profile", "pilot"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
-    cluster.until_no_jobs_of(tmp_path)
-
-
-@pytest.mark.asyncio
-async def test_tasks_run_on_the_active_pilot_instead_of_the_queued_one(tmp_path: Path) -> None:
     pilots = {**cluster.settings(), "pilots": [{}, {}]}
     made = backend(pilots, work_dir=tmp_path / "work", functions="executable")
     async with Driver(made, work_dir=tmp_path) as driver:
         try:
             async with asyncio.timeout(120):
-                ends = await driver.run(*(driver.command("echo $RP_PILOT_ID") for _ in range(12)))
-            (where,) = {end.stdout for end in ends}
+                shell, call, much, *others = await driver.run(
+                    driver.command("echo $SLURM_JOB_ID $SLURM_JOB_PARTITION $OF_THE_PROGRAM"),
+                    driver.call(sum, [1, 2]),
+                    driver.command("true", task_backend_specific_kwargs={"cores_per_rank": 3}),
+                    driver.command("echo fits", resources=Resources(memory="500 MB")),
+                    *(driver.command("echo $RP_PILOT_ID") for _ in range(8)),
+                )
+            job, partition, known = (shell.stdout or str(shell)).split()
+            assert (partition, known) == ("debug", "known")
+            assert call.value == 3, str(call)
+            assert "a node of pilot" in str(much.error)
+            memory = others.pop(0)
+            assert memory.stdout == "fits\n", str(memory)
+            (where,) = {end.stdout for end in others}  # not on the pilot that waits
             (queued,) = (each for each in made.pilots if f"{each.uid}\n" != where)
             assert queued.state == "PMGR_ACTIVE_PENDING"
+            assert cluster.jobs(tmp_path, "RUNNING") == [job]
+
             waiting = driver.command("echo $RP_PILOT_ID")
             waiting["task_backend_specific_kwargs"] = {"pilot": queued.uid}
-            await driver.submit(waiting)
-            (active,) = cluster.jobs(tmp_path, "RUNNING")
-            await asyncio.to_thread(subprocess.run, ["scancel", active], check=True)
+            running = driver.command("sleep 600")
+            await driver.submit(waiting, running)
+            assert await driver.running(running)
+            await asyncio.to_thread(subprocess.run, ["scancel", job], check=True)
             async with asyncio.timeout(120):
+                end = await driver.finished(running)
+                assert isinstance(end.error, TaskLostError), str(end)
+                assert f"{where.strip()} on tests.cluster was canceled" in str(end.error)
                 end = await driver.finished(waiting)
             assert end.stdout == f"{queued.uid}\n", str(end)
-        finally:
-            await made.shutdown()
-    cluster.until_no_jobs_of(tmp_path)
 
-
-@pytest.mark.asyncio
-async def test_commands_are_lost_with_a_pilot_that_reaches_its_limit(tmp_path: Path) -> None:
-    made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
-    async with Driver(made, work_dir=tmp_path) as driver:
-        try:
             tasks = [driver.command("sleep 600"), driver.command("sleep 600")]
             await driver.submit(*tasks)
             for task in tasks:
@@ -144,6 +108,19 @@ async def test_commands_are_lost_with_a_pilot_that_reaches_its_limit(tmp_path: P
                 assert re.search(f"ended (with )?its (batch )?job {job}", str(end.error)), str(end)
         finally:
             await made.shutdown()
+    cluster.until_no_jobs_of(tmp_path)
+
+
+def test_the_documented_profile_runs_a_program(tmp_path: Path) -> None:
+    here = {"tacc.frontera": "tests.cluster", "normal": "debug", "nodes = 2": "cores = 2"}
+    text = recipe("pilot").replace('project = "ABC123"\n', "")
+    for documented, value in here.items():
+        text = text.replace(documented, value)
+    (tmp_path / "rhapsody.toml").write_text(text)
+    (tmp_path / "analysis.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "rhapsody", "run", "analysis.py", "--profile", "pilot"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
     cluster.until_no_jobs_of(tmp_path)
 
 
@@ -167,23 +144,6 @@ async def test_messages_of_srun_are_removed_from_the_standard_error(tmp_path: Pa
             assert errors_of(failed.task).startswith("said\nsrun: error: ")
         finally:
             await made.shutdown()
-
-
-def test_doctor_lists_partitions_and_runs_a_task_on_a_pilot(tmp_path: Path) -> None:
-    words = ["doctor", "--json", "-b", "radical_pilot", "--run"]
-    words += ["-o", "resource=tests.cluster", "-o", "queue=debug", "-o", "runtime=5"]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "rhapsody", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = [each["text"] for each in json.loads(done.stdout)["findings"]]
-    assert any("debug (up): 1 idle" in text for text in found), found
-    assert any(text.startswith("ran a task in") for text in found), found
-    cluster.until_no_jobs_of(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pilot_uses_the_allocation_of_the_program(tmp_path: Path) -> None:

@@ -249,8 +249,14 @@ class WorkerJobs:
     # On the cluster's loop.
 
     async def _on_cluster(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the loop of the cluster.
+
+        It continues if this one is canceled: its cancellation would cancel a task of the cluster
+        that submits jobs, for which `SpecCluster.close` waits as well.
+        """
         loop = self._cluster.loop.asyncio_loop
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        return await asyncio.shield(asyncio.wrap_future(future))
 
     async def _job_ids(self) -> dict[str, str | None]:
         """Submit the jobs that Dask has closed.
