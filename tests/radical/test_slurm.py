@@ -75,8 +75,8 @@ async def test_tasks_run_in_batch_jobs_and_are_lost_with_them(
             assert "a node of pilot" in str(much.error)
             memory = others.pop(0)
             assert memory.stdout == "fits\n", str(memory)
-            (where,) = {end.stdout for end in others}  # not on the pilot that waits
-            (queued,) = (each for each in made.pilots if f"{each.uid}\n" != where)
+            (active,) = {str(end.stdout).strip() for end in others}
+            (queued,) = (each for each in made.pilots if each.uid != active)
             assert queued.state == "PMGR_ACTIVE_PENDING"
             assert cluster.jobs(tmp_path, "RUNNING") == [job]
 
@@ -89,7 +89,7 @@ async def test_tasks_run_in_batch_jobs_and_are_lost_with_them(
             async with asyncio.timeout(120):
                 end = await driver.finished(running)
                 assert isinstance(end.error, TaskLostError), str(end)
-                assert f"{where.strip()} on tests.cluster was canceled" in str(end.error)
+                assert f"{active} on tests.cluster was canceled" in str(end.error)
                 end = await driver.finished(waiting)
             assert end.stdout == f"{queued.uid}\n", str(end)
 
