@@ -24,6 +24,7 @@ from rhapsody.environments import SETTINGS
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
+from rhapsody.journal.scripts import Scripts
 from rhapsody.journal.values import (
     DIGEST_SIZE,
     MAX_PATH_LENGTH,
@@ -34,6 +35,7 @@ from rhapsody.journal.values import (
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.modules import content_of
+from rhapsody.sdk.runner import files_of_modules
 
 _CODE = (types.FunctionType, type)
 
@@ -139,11 +141,13 @@ class Keys:
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, Known] = field(default_factory=WeakKeyDictionary)
     _checked: dict[Known, bool] = field(default_factory=dict)
+    _scripts: Scripts = field(init=False)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
     imported: ImportedModules = field(init=False)
 
     def __post_init__(self) -> None:
         self.imported = ImportedModules(self.program)
+        self._scripts = Scripts(self.program)
         self._fingerprint = CodeFingerprint(self.program)
 
     def of(
@@ -197,6 +201,8 @@ class Keys:
             self._command(task, found, parts)
             for text in texts:
                 found.path(text)
+        if task["executable"] is not None or inputs:
+            self._imported(task, found, inputs)
         if task["function"] is not None:
             function = _taken_apart(task["function"], found, parts, shared)
         for number, value in enumerate(task["args"], 1):
@@ -333,6 +339,19 @@ class Keys:
         text = ascii((words, *how))  # not as a value, whose texts may name files
         parts["command"] = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).hexdigest()
 
+    def _imported(
+        self, task: Mapping[str, Any], found: CodeFingerprint, inputs: Mapping[str, str | None]
+    ) -> None:
+        """Collect the files that Python scripts among a task's files import."""
+        cwd, environment = task.get("cwd"), task.get("environment") or {}
+        given = environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        search = [os.path.join(cwd or "", place) for place in given.split(os.pathsep) if place]
+        search += [cwd] if cwd else []
+        named = [path for path, digest in found.paths.items() if digest]
+        for script in (*named, *filter(None, inputs.values())):
+            for path in self._scripts.imports(script, search):
+                found.path(path)
+
     def _files_named(
         self,
         words: Sequence[str],
@@ -347,6 +366,8 @@ class Keys:
         file.
         """
         programs: dict[str, None] = {}
+        if cwd is not None:
+            yield from (os.path.join(cwd, name) for name in files_of_modules(words))
         for word in words:
             text = _with_variables(_REDIRECTION.sub(" ", word), environment)
             pieces = _AROUND_PATHS.split(text)

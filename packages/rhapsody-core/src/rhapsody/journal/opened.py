@@ -26,9 +26,10 @@ from rhapsody.journal.files import (
     stat_of,
 )
 from rhapsody.journal.program import Program
+from rhapsody.journal.scripts import Scripts
 from rhapsody.journal.store import SUFFIXES
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.runner import RELATIVE, STARTED, UPDATED, WRITTEN
+from rhapsody.sdk.runner import READ, RELATIVE, STARTED, UPDATED, WRITTEN
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -64,6 +65,7 @@ class OpenedFiles:
         self._program = program
         self._digests = digests
         self._journal = os.fspath(journal)
+        self._scripts = Scripts(program)
         self._directories: dict[str, str | None] = {}
         self._large: set[str] = set()
         self._roots: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
@@ -119,6 +121,10 @@ class OpenedFiles:
             if use == WRITTEN or (use == UPDATED and changed_since(path, start))
         }
         known |= written
+        if STARTED in opened:
+            for script in [*opened, *known]:
+                for path in self._scripts.imports(script):
+                    opened.setdefault(path, READ)
         states = {}
         for path in map(os.path.abspath, trees):
             if os.path.isdir(path) and (state := self._tree(path, start)) is not None:

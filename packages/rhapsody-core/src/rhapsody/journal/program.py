@@ -31,16 +31,18 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
+
+T = TypeVar("T")
 
 PROCESS_START: int = process_start_time() or time.time_ns()
 """Start time of this process in nanoseconds since the epoch; if the process was forked after this
@@ -696,6 +698,10 @@ class Program:
     def file(self, path: str) -> bytes | None:
         """Return the digest of a file's content, or `None` if there is no readable file."""
         return self._files.of(path)
+
+    def once(self, make: Callable[..., T], *args: Any) -> T:
+        """Return a function's result, which is reused within a batch. See `FileDigests.once`."""
+        return self._files.once(make, *args)
 
     @property
     def pipes(self) -> set[str]:

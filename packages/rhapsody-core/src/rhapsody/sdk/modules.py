@@ -301,7 +301,7 @@ class _Program:
         ]
         while todo:
             text, package = todo.pop()
-            for name in _names(text) if text else ():
+            for name in imported_names(text) if text else ():
                 for found in self._resolve(name, package, former):
                     source = self._sources[found][1]
                     todo.append((source.text, _package(found, source)))
@@ -398,7 +398,7 @@ def _package(name: str, source: Source) -> str:
     return name if source.package else name.rpartition(".")[0]
 
 
-def _names(text: bytes) -> set[str]:
+def imported_names(text: bytes) -> set[str]:
     """Return the modules that source text imports, and the names that it imports from them.
 
     The latter may be modules as well.

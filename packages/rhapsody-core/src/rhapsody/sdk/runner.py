@@ -435,8 +435,18 @@ _NAMES = (str, bytes, os.PathLike)
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 """Characters between the words of a shell command."""
 
+_RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
+"""Option of `python` that runs a module."""
+
 _MAX_PATH = 4096
 """Length of the longest path that the system accepts."""
+
+
+def files_of_modules(words: Iterable[str]) -> list[str]:
+    """Return the relative paths of the files that `python -m` in a command may run."""
+    names = _RUN_MODULE.findall(" ".join(words))
+    ends = ".py", "/__main__.py"
+    return [f"{name.replace('.', os.sep)}{end}" for name in names for end in ends]
 
 
 class _Watch:
@@ -482,12 +492,12 @@ class _Watch:
         if isinstance(words, _NAMES):
             words = [words]
         place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
-        for word in words:
-            whole = os.fsdecode(word) if isinstance(word, _NAMES) else ""
-            for text in {whole, *_AROUND_WORDS.split(whole)}:
-                path = os.path.join(place, text)
-                if 0 < len(text) <= _MAX_PATH and os.path.isfile(path):
-                    self.note(path, READ, ())
+        texts = [os.fsdecode(word) if isinstance(word, _NAMES) else "" for word in words]
+        pieces = {piece for text in texts for piece in (text, *_AROUND_WORDS.split(text))}
+        for piece in pieces.union(files_of_modules(texts)):
+            path = os.path.join(place, piece)
+            if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
+                self.note(path, READ, ())
 
 
 class _Watches:

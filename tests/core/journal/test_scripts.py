@@ -1,0 +1,154 @@
+"""Modules that the Python scripts of commands import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, LocalExecutionBackend
+from tests._support.recorded import LOG, engine, note, ran
+
+pytestmark = pytest.mark.asyncio
+
+FILES = {
+    "tools/tool.py": "import lib.core\nprint(lib.core.value())\n",
+    "tools/tool": f"#!{sys.executable}\nfrom lib.core import value\nprint(value())\n",
+    "tools/lib/core.py": "from .inner import deep\ndef value():\n    return deep.VALUE\n",
+    "tools/lib/inner/deep.py": "from ...far import VALUE\n",
+    "tools/far.py": "VALUE = 'one'\n",
+    "package/__init__.py": "from tools.far import VALUE\n",
+    "package/__main__.py": "from . import VALUE\nprint(VALUE)\n",
+    "package/tool.py": "from package import VALUE\nprint(VALUE)\n",
+    "elsewhere/tool.py": "import far, os, numpy\nprint(far.VALUE)\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def written(here: Path) -> None:
+    (here / LOG).touch()
+    for name, text in FILES.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text.replace("...far", "..base") if "deep" in name else text)
+    (here / "tools" / "lib" / "base.py").write_text("from far import VALUE\n")
+    (here / "tools" / "tool").chmod(0o755)
+
+
+def in_a_list(here: Path) -> dict[str, Any]:
+    return {"command": [sys.executable, str(here / "tools" / "tool.py")]}
+
+
+def in_a_shell(here: Path) -> dict[str, Any]:
+    return {"command": f"{sys.executable} '{here}/tools/tool.py' | cat"}
+
+
+def an_executable(here: Path) -> dict[str, Any]:
+    return {"command": f"{here}/tools/tool"}
+
+
+def below_its_directory(here: Path) -> dict[str, Any]:
+    return {"command": f"{sys.executable} tools/tool.py", "cwd": str(here)}
+
+
+def a_module(here: Path) -> dict[str, Any]:
+    return {"command": [sys.executable, "-m", "package.tool"], "cwd": str(here)}
+
+
+def a_package(here: Path) -> dict[str, Any]:
+    return {"command": f"{sys.executable} -m package", "cwd": str(here)}
+
+
+def on_a_path(here: Path) -> dict[str, Any]:
+    environment = {"PYTHONPATH": str(here / "tools")}
+    return {
+        "command": f"{sys.executable} {here}/elsewhere/tool.py",
+        "environment": environment,
+    }
+
+
+@pytest.mark.parametrize(
+    "how",
+    [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path],
+)
+async def test_modules_that_the_script_of_a_command_imports_count(
+    here: Path, how: Callable[[Path], dict[str, Any]]
+) -> None:
+    settings = how(here)
+    command = settings.pop("command")
+    for text, reused in (("one", 0), ("one", 1), ("another", 0), ("another", 1)):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        async with engine(resume=True) as flow:
+            task = flow.executable_task(name="tool", **settings)(lambda: command)
+            assert await task() == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
+async def test_modules_that_an_input_file_imports_count(here: Path) -> None:
+    for text, reused in (("one", 0), ("one", 1), ("another", 0), ("another", 1)):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        async with engine(resume=True) as flow:
+
+            @flow.executable_task
+            def tool(script: str) -> str:
+                return f"{sys.executable} {script}"
+
+            assert await tool(InputFile("tools/tool.py")) == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
+def started(*words: str) -> str:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize(
+    "words", [("tools/tool.py",), ("-m", "package"), ("-m", "package.tool")], ids=" ".join
+)
+async def test_modules_that_a_script_imports_count_for_the_function_that_starts_it(
+    here: Path, words: tuple[str, ...], executor: Any
+) -> None:
+    def call() -> str:
+        note("call")
+        return started(*words)
+
+    def call_with(*words: str) -> str:
+        note("call with")
+        return started(*words)
+
+    for text in ("one", "another"):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        for _ in range(2):
+            async with engine(resume=True, backend=LocalExecutionBackend(executor)) as flow:
+                assert await flow.function_task(call)() == f"{text}\n"
+                assert await flow.function_task(call_with)(*words) == f"{text}\n"
+    assert ran() == {"call": 2, "call with": 2}
+
+
+async def test_a_new_module_that_replaces_another_one_counts(here: Path) -> None:
+    script = "try:\n    from far.new import VALUE\nexcept ImportError:\n    from far import VALUE\n"
+    (here / "tools" / "tool.py").write_text(f"{script}print(VALUE)\n")
+    found = []
+    for number in range(3):
+        if number == 2:
+            (here / "tools" / "far").mkdir()
+            (here / "tools" / "far" / "__init__.py").touch()
+            (here / "tools" / "far" / "new.py").write_text("VALUE = 'new'\n")
+        async with engine(resume=True) as flow:
+            task = flow.executable_task(lambda: [sys.executable, str(here / "tools/tool.py")])
+            found.append((await task(), flow.stats.recorded))
+    assert found == [("one\n", 0), ("one\n", 1), ("new\n", 0)]
+
+
+async def test_other_modules_and_text_that_is_not_python_do_not_count(here: Path) -> None:
+    (here / "tools" / "tool.py").write_text("import os, numpy.linalg, missing.inner (\n")
+    (here / "tools" / "note.txt").write_text("import far\n")
+    command = f"cat {here}/tools/tool.py {here}/tools/note.txt"
+    for number in range(2):
+        (here / "tools" / "far.py").write_text(f"VALUE = {number}\n")
+        async with engine(resume=True) as flow:
+            await flow.executable_task(name="cat")(lambda: command)()
+            assert flow.stats.recorded == number
