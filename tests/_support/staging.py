@@ -14,7 +14,7 @@ from rhapsody import undeclared
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, OutputFile, link_into
 from rhapsody.staging import files
-from rhapsody.task import AttemptInfo, TaskDescription
+from rhapsody.task import AttemptInfo, ProducedFiles, TaskDescription
 from rhapsody.undeclared import copy_all
 
 FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)
@@ -102,13 +102,12 @@ def ended(
     for name, text in (writes or {}).items():
         (sandbox / name).write_text(text)
     outputs = [OutputFile(name) for name in writes or {}] if declares else []
-    return AttemptInfo(
-        uid=uid,
-        sandbox=str(sandbox),
-        output_files=tuple(file.filename for file in outputs),
-        backend=backend,
-        keeper=stager.keep(task, succeeded, outputs, result_is_path),
+    files = ProducedFiles(
+        str(sandbox),
+        tuple(file.filename for file in outputs),
+        reference=stager.keep(task, succeeded, outputs, result_is_path),
     )
+    return AttemptInfo(uid=uid, backend=backend, files=files)
 
 
 async def link(
@@ -126,7 +125,7 @@ async def link(
         if resolved.coming:
             await stager.fetched(task, resolved, outputs or [])
         stager.link(task, backend, resolved)
-        left = [s for s in resolved.sources if s.sandbox and not s.output_files]
+        left = [s for s in resolved.sources if s.files.sandbox and not s.files.output_files]
         left = [s for s in left if implicit and stager.has_left(s, backend)]
         if left and backend.capabilities.sandboxes:
             await stager.copy(task, backend, resolved, left)

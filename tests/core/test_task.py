@@ -69,5 +69,5 @@ def test_services_and_executables_differ() -> None:
 
 def test_an_outcome_holds_nothing_but_what_it_was_given() -> None:
     outcome = AttemptInfo(uid="u")
-    assert (outcome.stdout, outcome.exit_code, outcome.sandbox, outcome.keeper) == (None,) * 4
-    assert outcome.output_files == ()
+    assert (outcome.stdout, outcome.exit_code, outcome.files.sandbox) == (None,) * 3
+    assert outcome.files.output_files == ()

@@ -17,7 +17,7 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.outputs import check_outputs, leads_into
-from rhapsody.task import AttemptInfo, Written
+from rhapsody.task import AttemptInfo, ProducedFiles, Written
 from tests._support.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -104,7 +104,7 @@ async def test_the_outputs_of_dependencies_come_before_the_disk(
     assert call["path"] is None
     assert call["src"] == {
         "uid": source.uid,
-        "sandbox": source.sandbox,
+        "sandbox": source.files.sandbox,
         "metadata": {"dependencies": [], "input_files": [], "output_files": ["x.txt"]},
     }
 
@@ -219,7 +219,7 @@ async def test_a_file_of_another_backend_that_can_be_seen_is_handed_over_by_its_
     stager = Stager(work, backends={"here": here, "there": there})
     source = ended(stager, writes={"x.txt": "1"}, backend="there")
     await link(stager, describe(stager), here, [InputFile("x.txt")], [source])
-    path = os.path.join(source.sandbox or "", "x.txt")
+    path = os.path.join(source.files.sandbox or "", "x.txt")
     assert here.explicit == [{"src": None, "name": "x.txt", "path": path}]
 
 
@@ -227,7 +227,7 @@ async def test_a_file_of_the_same_backend_under_another_name_needs_no_detour(wor
     backend = Linking("dask", Capabilities(files=True, sandboxes=True))
     stager = Stager(work, backends={"dask-2": backend})
     source = AttemptInfo(
-        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="dask-2"
+        "u.task.000001.1", files=ProducedFiles("/far/u.task.000001.1", ("x.txt",)), backend="dask-2"
     )
     await link(stager, describe(stager), backend, [InputFile("x.txt")], [source])
     assert backend.explicit[0]["src"]["uid"] == "u.task.000001.1"
@@ -238,7 +238,7 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
     source = AttemptInfo(
-        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+        "u.task.000001.1", files=ProducedFiles("/far/u.task.000001.1", ("x.txt",)), backend="far"
     )
     with pytest.raises(CapabilityError, match=r"'x\.txt'.*'far', which this process cannot read"):
         await link(stager, describe(stager), here, [InputFile("x.txt")], [source])
@@ -248,7 +248,7 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
 async def test_a_missing_file_that_should_be_reachable_is_a_data_error(work: Path) -> None:
     stager = Stager(work, backends={"far": Linking("far"), "here": Linking("here")})
     source = AttemptInfo(
-        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+        "u.task.000001.1", files=ProducedFiles("/far/u.task.000001.1", ("x.txt",)), backend="far"
     )
     with pytest.raises(DataError, match="is missing"):
         await link(stager, describe(stager), Linking("here"), [InputFile("x.txt")], [source])
@@ -274,7 +274,7 @@ async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
     source = AttemptInfo(
-        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("x.txt",), backend="far"
+        "u.task.000001.1", files=ProducedFiles("/far/u.task.000001.1", ("x.txt",)), backend="far"
     )
     boxes = await asyncio.gather(
         *(
@@ -294,7 +294,7 @@ async def test_a_file_of_a_distant_backend_may_be_read_there_under_another_name(
     far = Distant("far")
     stager = Stager(work, backends={"far": far})
     source = AttemptInfo(
-        "u.task.000001.1", sandbox="/far/u.task.000001.1", output_files=("out.txt",), backend="far"
+        "u.task.000001.1", files=ProducedFiles("/far/u.task.000001.1", ("out.txt",)), backend="far"
     )
     file, task = InputFile("results/s1.txt"), describe(stager)
     made_by = {id(file): Written((source,), "out.txt", bound=True)}
@@ -347,7 +347,7 @@ async def test_implicit_links_between_backends_need_a_shared_file_system(work: P
     bare = Linking("bare", Capabilities())
     stager = Stager(work, backends={b.name: b for b in (shared, unshared, bare)})
     seen = ended(stager, "seen.1", writes={"a": "1"}, declares=False, backend="elsewhere")
-    unseen = AttemptInfo("unseen.1", sandbox="/far/unseen.1", backend="elsewhere")
+    unseen = AttemptInfo("unseen.1", files=ProducedFiles("/far/unseen.1"), backend="elsewhere")
     for backend, expected in ((shared, ["seen.1"]), (unshared, []), (bare, [])):
         await link(stager, describe(stager), backend, sources=[seen, unseen], implicit=True)
         assert [uid for uid, _ in backend.implicit] == expected

@@ -20,7 +20,8 @@ import pytest_asyncio
 from rhapsody.data import InputFile
 from rhapsody.staging import sandboxes
 from rhapsody.staging.fsutil import remove_directory
-from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox
+from rhapsody.staging.sandboxes import Disposition, Keep
+from rhapsody.task import Sandbox
 from tests._support.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -68,11 +69,11 @@ async def test_a_sandbox_is_removed_with_the_last_reference_to_its_task(
     stager = Stager(work, keep)
     held = ended(stager, "held.1", writes={"a": "1"}, declares=False)
     dropped = ended(stager, "dropped.1", writes={"a": "1"}, declares=False)
-    path = dropped.sandbox
+    path = dropped.files.sandbox
     del dropped
     gc.collect()
     await gone(path)
-    assert os.path.exists(held.sandbox or "")
+    assert os.path.exists(held.files.sandbox or "")
     await stager.close()
 
 
@@ -82,7 +83,7 @@ async def test_declared_outputs_outlive_what_is_left_of_their_task_until_the_end
 ) -> None:
     stager = Stager(work, keep)
     source = ended(stager, writes={"x.txt": "1"})
-    file = Path(source.sandbox or "", "x.txt")
+    file = Path(source.files.sandbox or "", "x.txt")
     (file.parent / "scratch").touch()
     del source
     gc.collect()
@@ -97,14 +98,14 @@ async def test_what_a_running_task_reads_stays_until_it_has_ended(
 ) -> None:
     stager = Stager(work, "failed")
     source = ended(stager, writes={"x.txt": "1"})
-    scratch = Path(source.sandbox or "", "scratch")
+    scratch = Path(source.files.sandbox or "", "scratch")
     scratch.touch()
     task = describe(stager)
     sandbox = await link(stager, task, backend, [InputFile("x.txt")], [source])
     del source
     gc.collect()
     # The thread removes in order, so the marker's removal shows that it has seen both.
-    await gone(ended(stager, "marker.1").sandbox)
+    await gone(ended(stager, "marker.1").files.sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
     assert scratch.exists()
     keeper = stager.keep(task, True)
@@ -120,13 +121,13 @@ async def test_a_sandbox_stays_while_one_that_was_linked_from_it_implicitly_is_h
 ) -> None:
     stager = Stager(work)
     first = ended(stager, "first.1", writes={"x.txt": "1"}, declares=False)
-    path = first.sandbox
+    path = first.files.sandbox
     task = describe(stager)
     sandbox = await link(stager, task, backend, sources=[first], implicit=True)
     keeper = stager.keep(task, True)
     del first
     gc.collect()
-    await gone(ended(stager, "marker.1").sandbox)
+    await gone(ended(stager, "marker.1").files.sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
     del keeper
     await gone(path)
@@ -138,7 +139,7 @@ async def test_failed_tasks_keep_their_sandboxes_and_what_they_read(
 ) -> None:
     stager = Stager(work, "failed")
     source = ended(stager, writes={"x.txt": "1"})
-    path = source.sandbox
+    path = source.files.sandbox
     task = describe(stager)
     sandbox = await link(stager, task, backend, [InputFile("x.txt")], [source])
     assert stager.keep(task, False) is None
@@ -154,7 +155,7 @@ async def test_at_close_held_sandboxes_go_but_those_with_products_stay(work: Pat
     plain = ended(stager, "plain.1", writes={"a": "1"}, declares=False)
     product = ended(stager, "product.task.000001.1", writes={"a": "1"})
     path = ended(stager, "path.1", writes={"a": "1"}, declares=False, result_is_path=True)
-    assert path.keeper is None
+    assert path.files.reference is None
     del path
     gc.collect()
     await stager.close()
@@ -174,9 +175,9 @@ async def test_keeping_none_leaves_nothing_at_close_not_even_the_directories(
     await stager.close()
     await stager.close()
     assert not work.parent.exists()
-    assert product.keeper is not None
-    assert failed.keeper is not None
-    assert path.keeper is None
+    assert product.files.reference is not None
+    assert failed.files.reference is not None
+    assert path.files.reference is None
 
 
 async def test_the_sandbox_of_an_earlier_start_is_removed_at_close(
@@ -206,7 +207,7 @@ async def test_the_sandbox_of_an_earlier_start_stays_after_a_failure(work: Path)
 async def test_keeping_all_removes_nothing(work: Path) -> None:
     stager = Stager(work, "all")
     for number, succeeded in enumerate((True, False)):
-        assert ended(stager, f"u.{number}", succeeded=succeeded).keeper is None
+        assert ended(stager, f"u.{number}", succeeded=succeeded).files.reference is None
     gc.collect()
     await stager.close()
     assert sorted(os.listdir(work)) == ["u.0", "u.1"]
@@ -246,7 +247,7 @@ async def test_removal_follows_no_links_and_removes_read_only_directories(
     (here / "precious").write_text("1")
     stager = Stager(work, "none")
     outcome = ended(stager)
-    sandbox = Path(outcome.sandbox or "")
+    sandbox = Path(outcome.files.sandbox or "")
     (sandbox / "link").symlink_to(here)
     (sandbox / "locked" / "inner").mkdir(parents=True)
     (sandbox / "locked" / "inner" / "file").write_text("")
@@ -299,7 +300,7 @@ async def test_the_loop_goes_on_while_a_sandbox_is_removed(
         assert not closing.done()
         go_on.set()
         await closing
-    assert not os.path.exists(outcome.sandbox or "")
+    assert not os.path.exists(outcome.files.sandbox or "")
 
 
 async def test_no_thread_is_started_and_none_is_left_where_nothing_is_removed(
@@ -322,7 +323,7 @@ async def test_a_work_that_ends_after_the_close_removes_nothing_and_starts_nothi
     stager = Stager(work, "failed")
     await stager.close()
     outcome = ended(stager)
-    path = outcome.sandbox or ""
+    path = outcome.files.sandbox or ""
     del outcome
     gc.collect()
     assert os.path.isdir(path)
@@ -338,7 +339,7 @@ async def test_nothing_is_remembered_of_tasks_whose_outcome_was_dropped(
         task = describe(stager, f"t.{number}")
         await link(stager, task, backend, [InputFile("x.txt")], [source])
         stager.keep(task, True)
-    scratch = Path(source.sandbox or "", "scratch")
+    scratch = Path(source.files.sandbox or "", "scratch")
     scratch.touch()
     del source
     gc.collect()

@@ -11,11 +11,12 @@ import asyncio
 import inspect
 import os
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from types import TracebackType
+from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -131,6 +132,114 @@ class Usage(TypedDict, total=False):
     written_bytes: int
 
 
+class SandboxOwner(Protocol):
+    """Owner of sandboxes, which `rhapsody.staging` implements; `staging` imports this module."""
+
+    def drop(self, path: str) -> None:
+        """Remove a sandbox that is no longer referenced, unless it stays until the end."""
+
+    def spare(self, path: str) -> bool:
+        """Keep a sandbox even if it is no longer referenced. Return False if it is kept already."""
+
+
+class Sandbox:
+    """Reference to a sandbox. The sandbox stays on disk while this object is alive.
+
+    Args:
+        path: The path of the sandbox.
+        owner: The object that removes the sandbox.
+        needs: Other sandboxes that contain the targets of links in this one.
+    """
+
+    __slots__ = ("_owner", "needs", "path")
+
+    def __init__(self, path: str, owner: SandboxOwner, needs: tuple[Sandbox, ...] = ()) -> None:
+        self.path: str = path
+        self.needs: tuple[Sandbox, ...] = needs
+        self._owner = owner
+
+    def __del__(self) -> None:
+        self._owner.drop(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.path!r}>"
+
+    def spare(self) -> None:
+        """Keep the sandbox, and those to which its links point, even after this object is freed."""
+        waiting: list[Sandbox] = [self]
+        while waiting:
+            sandbox = waiting.pop()
+            if sandbox._owner.spare(sandbox.path):
+                waiting.extend(sandbox.needs)
+
+
+class Regeneration(Protocol):
+    """Repetition of a call of an earlier run, which recreates its missing files.
+
+    `rhapsody.engine` implements this interface and imports this module.
+
+    Attributes:
+        name: The name and uid of the task, for messages.
+    """
+
+    name: str
+
+    async def __call__(self, outcome: AttemptInfo, reader: str | None) -> None:
+        """Recreate the files, and update the outcome of the call.
+
+        Args:
+            outcome: The outcome of the call that is repeated.
+            reader: The uid of the attempt that reads the files; `None` if `flow.save` saves them.
+        """
+
+    def before(self) -> Sequence[Regeneration]:
+        """Return the repetitions of the calls that wrote this call's missing inputs."""
+
+    async def save(
+        self, outcome: AttemptInfo, names: Sequence[str], place: str | os.PathLike[str]
+    ) -> list[Path] | None:
+        """Save files without repeating the call, or return `None` if one of them is missing."""
+
+
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class ProducedFiles:
+    """Sandbox of an attempt that has ended, and the files in it.
+
+    Attributes:
+        sandbox: The attempt's directory.
+        output_files: Names of the declared files and directories that the attempt wrote.
+        matches: The names of the files that match each declared pattern, by pattern.
+        paths: For a task whose recorded result was found, the paths of the files that an earlier
+            run wrote, by name; files that are not listed are in the sandbox.
+        inherited: The undeclared files and directories that the attempt received from its
+            dependencies: the path of the original, by name.
+        reference: The reference that keeps the sandbox on disk while dependents need it; `None` if
+            the sandbox stays.
+        regeneration: The repetition that recreates missing files of an earlier run.
+    """
+
+    sandbox: str | None = None
+    output_files: tuple[str, ...] = ()
+    matches: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _NOTHING)
+    paths: Mapping[str, str] | None = None
+    inherited: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    reference: Sandbox | None = None
+    regeneration: Regeneration | None = None
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a file or directory that the attempt wrote."""
+        if self.paths is not None and name in self.paths:
+            return self.paths[name]
+        return os.path.join(self.sandbox or "", name)
+
+
+NO_FILES: ProducedFiles = ProducedFiles()
+"""Files of all attempts without a sandbox."""
+
+
 @dataclass(slots=True)
 class AttemptInfo:
     """Output, files, backend and host of a task's last attempt.
@@ -140,48 +249,27 @@ class AttemptInfo:
         stdout: The attempt's standard output, or the path of the file that contains it.
         stderr: The attempt's standard error, or the path of the file that contains it.
         exit_code: The exit code of an executable; `None` for functions.
-        sandbox: The attempt's directory; `None` if it has none.
         backend: The name of the backend that ran the attempt.
         name: The task's name.
-        output_files: Names of the declared files and directories that the attempt wrote.
-        keeper: Object that must stay alive while the sandbox is needed.
-        matches: The names of the files that match each declared pattern, by pattern.
-        paths: The paths of files that an earlier run wrote, by name; files that are not listed are
-            in the sandbox.
-        make_again: Callable that recreates missing files of an earlier run. It takes this object
-            and the uid of the attempt that reads the files, or `None` if `flow.save` saves them.
         host: The worker or host that ran the attempt, as the backend names it.
         usage: The resources that the attempt has used, if the backend reports them.
-        inherited: The undeclared files and directories that the attempt received from its
-            dependencies: the path of the original, by name.
+        files: The attempt's sandbox and files; `NO_FILES` if it has no sandbox.
     """
 
     uid: str
     stdout: str | None = None
     stderr: str | None = None
     exit_code: int | None = None
-    sandbox: str | None = None
     backend: str | None = None
     name: str = ""
-    output_files: tuple[str, ...] = ()
-    keeper: object = None
-    matches: Mapping[str, tuple[str, ...]] | None = None
-    paths: Mapping[str, str] | None = None
-    make_again: Callable[[AttemptInfo, str | None], Awaitable[None]] | None = None
     host: str | None = None
     usage: Usage | None = None
-    inherited: Mapping[str, str] | None = None
+    files: ProducedFiles = NO_FILES
 
     @property
     def task(self) -> str:
         """The task's name and uid, such as `'clean' (task.000003)`."""
         return f"{self.name!r} ({AttemptId.of(self.uid).task.label})"
-
-    def path_of(self, name: str) -> str:
-        """Return the path of a file or directory that the attempt wrote."""
-        if self.paths is not None and name in self.paths:
-            return self.paths[name]
-        return os.path.join(self.sandbox or "", name)
 
 
 class Written(NamedTuple):
@@ -603,7 +691,7 @@ class TaskFuture(asyncio.Future[T]):
         task = self.task
         if task is not None and task.get("sandbox"):
             return str(task["sandbox"])
-        return None if self._outcome is None else self._outcome.sandbox
+        return None if self._outcome is None else self._outcome.files.sandbox
 
     @property
     def files(self) -> dict[str, InputFile]:

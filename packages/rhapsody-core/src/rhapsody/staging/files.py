@@ -44,8 +44,8 @@ from rhapsody.staging.fsutil import disk_use, files_in, remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
 from rhapsody.staging.outputs import Put, Results, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
-from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
-from rhapsody.task import AttemptInfo, Declaration, TaskDescription, Written
+from rhapsody.staging.sandboxes import Disposition, Keep, SandboxKeeper
+from rhapsody.task import AttemptInfo, Declaration, Sandbox, TaskDescription, Written
 from rhapsody.undeclared import left_in
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def left_by(producer: AttemptInfo, name: str) -> str | None:
 
 def left_place(producer: AttemptInfo, name: str) -> InputPlace:
     """Return the location of a file in the sandbox of an ended task on the same backend."""
-    path = producer.path_of(name)
-    found = _stat(path) if producer.sandbox else None
+    path = producer.files.path_of(name)
+    found = _stat(path) if producer.files.sandbox else None
     if found is None:
         return InputPlace(None, producer)
     directory = stat.S_ISDIR(found.st_mode)
@@ -206,11 +206,11 @@ def as_source(producer: AttemptInfo, left_out: Collection[str] = ()) -> dict[str
     """
     return {
         "uid": producer.uid,
-        "sandbox": producer.sandbox,
+        "sandbox": producer.files.sandbox,
         "metadata": {
             "dependencies": [],
             "input_files": [],
-            "output_files": list(producer.output_files),
+            "output_files": list(producer.files.output_files),
         },
         **({"left_out": sorted(left_out)} if left_out else {}),
     }
@@ -268,7 +268,7 @@ def staged_names(
     names = [file.name or file.filename for file in inputs]
     reserved = {*names, *(output.filename for output in outputs)}
     writers = chain.from_iterable(written.attempts for written in made_by.values())
-    patterns = any(source.matches for source in (*sources, *writers))
+    patterns = any(source.files.matches for source in (*sources, *writers))
     if len(reserved) == len(inputs) + len(outputs) and not patterns:
         return dict(zip(map(id, inputs), names, strict=True))
     found: dict[int, str] = {}
@@ -380,7 +380,7 @@ def _each(
         origin = Origin(name, producer, copy=file.copy)
         yield os.path.join(os.path.dirname(staged), path), origin
     if not matched:
-        wrote = [attempt for attempt in attempts if declared in attempt.output_files]
+        wrote = [attempt for attempt in attempts if declared in attempt.files.output_files]
         if len(wrote) == 1:
             yield staged, Origin(declared, wrote[0], copy=file.copy)
         elif attempts:
@@ -402,7 +402,7 @@ def _writers(
     """
     name = output_name(file)
     if name is not None and not (written is not None and written.bound):
-        wrote = [s for s in sources if name in s.output_files or name in (s.matches or ())]
+        wrote = [s for s in sources if name in s.files.output_files or name in s.files.matches]
         if wrote or written is None:
             return wrote, name
     return ((), "") if written is None else (written.attempts, written.name)
@@ -426,7 +426,7 @@ def as_several(
     matched = _matched_by(declared, attempts)
     if matched:
         return InputFiles(bound, [path for path, _, _ in matched], directory=False)
-    wrote = [each.path_of(declared) for each in attempts if declared in each.output_files]
+    wrote = [s.files.path_of(declared) for s in attempts if declared in s.files.output_files]
     directory = wrote[0] if len(wrote) == 1 else ""
     if not os.path.isdir(directory):
         return bound
@@ -478,7 +478,7 @@ def _matched_by(
     """
     found: dict[str, tuple[AttemptInfo, str]] = {}
     for attempt in attempts:
-        for name in (attempt.matches or {}).get(declared, ()):
+        for name in attempt.files.matches.get(declared, ()):
             path, number = name, 2
             while path in found:
                 path, number = f"{number}/{name}", number + 1
@@ -534,7 +534,7 @@ def _outside(
             f"InputFile({place!r})"
         )
     cure = "Call the task that writes it before this one, or correct the path"
-    other = next((source for source in sources if name in source.output_files), None)
+    other = next((source for source in sources if name in source.files.output_files), None)
     if other is not None:
         cure = (
             f"Its dependency {other.task} wrote {name!r}, which has another path: to read that "
@@ -563,13 +563,13 @@ class _Links:
     """Files and sandboxes that an attempt uses.
 
     Attributes:
-        sources: The keepers of the sandboxes that must not be removed while the attempt runs.
+        sources: The references to the sandboxes that must not be removed while the attempt runs.
         fetched: True if inputs of the attempt were fetched into the cache.
         inheritance: The undeclared files that the attempt receives.
         needs: The sandboxes to which links in the attempt's sandbox may lead.
     """
 
-    sources: tuple[object, ...] = ()
+    sources: tuple[Sandbox, ...] = ()
     fetched: bool = False
     inheritance: Inheritance | None = None
     needs: tuple[Sandbox, ...] = ()
@@ -813,11 +813,12 @@ class Stager:
             elif producer is None:
                 self.results.claims.reads(task, str(path))
                 places[to] = InputPlace(path, state=state, given=True)
-            elif producer.paths is not None:  # a task of an earlier run
+            elif producer.files.paths is not None:  # a task of an earlier run
                 place = left_place(producer, name)
-                missing = producer if producer.make_again and place.path is None else None
+                again = producer.files.regeneration is not None and place.path is None
+                missing = producer if again else None
                 places[to] = place._replace(
-                    path=producer.path_of(name), producer=None, missing=missing
+                    path=producer.files.path_of(name), producer=None, missing=missing
                 )
             else:
                 place = left_place(producer, name)
@@ -832,8 +833,8 @@ class Stager:
                     coming[to] = self._copied(task, producer, name)
                 else:
                     places[to] = place._replace(producer=None)
-            if producer is not None and producer.sandbox is not None:
-                reads.append((producer.sandbox, name))
+            if producer is not None and producer.files.sandbox is not None:
+                reads.append((producer.files.sandbox, name))
                 self.results.is_read(AttemptId.of(producer.uid).task.label, name)
         writers = chain.from_iterable(written.attempts for written in made_by.values())
         sources = tuple({each.uid: each for each in (*sources, *writers)}.values())
@@ -911,8 +912,9 @@ class Stager:
         """
         if "sandbox" not in task:
             return  # the attempt reads its inputs in place; `resolved` keeps them on disk
-        keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
-        self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
+        references = (source.files.reference for source in resolved.sources)
+        held = tuple(each for each in references if each is not None)
+        self._links[task["uid"]] = _Links(held, fetched=bool(resolved.coming))
         try:
             for name, place in resolved.places.items():
                 if name in resolved.copies:
@@ -977,7 +979,7 @@ class Stager:
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(
                 f"task {task['name']!r} needs {name!r} of task {producer.task}, which is missing "
-                f"from {producer.sandbox!r}"
+                f"from {producer.files.sandbox!r}"
             )
         raise CapabilityError(
             f"task {task['name']!r} needs {name!r} from a sandbox of backend "
@@ -987,7 +989,7 @@ class Stager:
 
     def has_left(self, source: AttemptInfo, backend: BaseExecutionBackend) -> bool:
         """Return True if a dependency may have left files that a task on a backend can receive."""
-        sandbox, same = source.sandbox or "", self._is_on(backend, source)
+        sandbox, same = source.files.sandbox or "", self._is_on(backend, source)
         if os.path.isdir(sandbox):
             return (same or backend.capabilities.shared_file_system) and bool(left_in(sandbox))
         return same
@@ -1043,7 +1045,7 @@ class Stager:
         left: Sequence[AttemptInfo],
         links: _Links,
     ) -> None:
-        here = [source for source in left if os.path.isdir(source.sandbox or "")]
+        here = [source for source in left if os.path.isdir(source.files.sandbox or "")]
         taken = {name.partition("/")[0] for name in resolved.places}
         inheritance = links.inheritance = inherit(task["name"], here, taken)
         for path, state in inheritance.linked.items():
@@ -1057,9 +1059,9 @@ class Stager:
                 self._originals[path] = state
         resolved.linked.update(inheritance.linked)
         links.needs = tuple(
-            source.keeper
+            source.files.reference
             for source in left
-            if source.uid in inheritance.linked_uids and isinstance(source.keeper, Sandbox)
+            if source.uid in inheritance.linked_uids and source.files.reference is not None
         )
         for source in left:
             left_out = inheritance.left_out.get(source.uid, ())
@@ -1091,10 +1093,10 @@ class Stager:
             if not _is_in_state(place.path, place.state)
         }
 
-    def inherited(self, uid: str) -> Mapping[str, str] | None:
-        """Return the undeclared files that an attempt received; see `AttemptInfo.inherited`."""
+    def inherited(self, uid: str) -> Mapping[str, str]:
+        """Return the undeclared files that an attempt received; see `ProducedFiles.inherited`."""
         links = self._links.get(uid)
-        return None if links is None or links.inheritance is None else links.inheritance.origins
+        return {} if links is None or links.inheritance is None else links.inheritance.origins
 
     def given(self, task: TaskDescription, resolved: Resolved | None) -> set[str]:
         """Return the names of files that an attempt received and has not changed."""
@@ -1161,8 +1163,8 @@ class Stager:
 
     def spare(self, outcome: AttemptInfo | None) -> None:
         """Keep the sandbox of an attempt even though the attempt succeeded."""
-        if outcome is not None and isinstance(outcome.keeper, Sandbox):
-            outcome.keeper.spare()
+        if outcome is not None and outcome.files.reference is not None:
+            outcome.files.reference.spare()
 
     def keep(
         self,
@@ -1172,7 +1174,7 @@ class Stager:
         result_is_path: bool = False,
         matches: Mapping[str, tuple[str, ...]] | None = None,
         recorded: bool = False,
-    ) -> object:
+    ) -> Sandbox | None:
         """Keep or remove an attempt's sandbox. Called once, when the attempt's work has ended.
 
         Args:
@@ -1186,8 +1188,8 @@ class Stager:
                 succeeds.
 
         Returns:
-            The object that must be referenced while the sandbox is needed, for
-            `AttemptInfo.keeper`; `None` if there is no sandbox or it is not removed before `close`.
+            The reference that keeps the sandbox on disk; `None` if there is no sandbox or it is not
+            removed before `close`.
         """
         links = self._links.pop(task["uid"], None) or _Links()
         sandbox = task.get("sandbox")
@@ -1204,8 +1206,7 @@ class Stager:
         if not succeeded and self._keep != "none":
             # The inputs are needed to find out why the attempt failed.
             for source in links.sources:
-                if isinstance(source, Sandbox):
-                    source.spare()
+                source.spare()
             self._cache_stays |= links.fetched
             return None
         if result_is_path:
@@ -1238,7 +1239,9 @@ class Stager:
             sandbox, names_of(stay, matches), names_of(rest, matches), results, recorded=recorded
         )
 
-    def take_up(self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles) -> object:
+    def take_up(
+        self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles
+    ) -> Sandbox | None:
         """Decide which of a task's files from an earlier run to keep; see `keep`.
 
         Args:
@@ -1247,8 +1250,7 @@ class Stager:
             files: The task's files that exist.
 
         Returns:
-            The object that must be referenced while the files are needed; `None` if they are not
-            removed.
+            The reference that keeps the files on disk; `None` if they are not removed.
         """
         sandbox = files.sandbox
         self._place.use(sandbox)
@@ -1265,8 +1267,8 @@ class Stager:
 
     def replaced(self, outcome: AttemptInfo) -> None:
         """Record that files of an earlier run were regenerated: the others need not be kept."""
-        for name in outcome.output_files:
-            self._sandboxes.saved(outcome.sandbox or "", name)
+        for name in outcome.files.output_files:
+            self._sandboxes.saved(outcome.files.sandbox or "", name)
 
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles

@@ -83,7 +83,7 @@ def inherit(task: str, sources: Sequence[AttemptInfo], taken: Collection[str]) -
     large: set[str] = set()
     linked_uids: set[str] = set()
     for source in sources:
-        root = os.path.abspath(source.sandbox or "")
+        root = os.path.abspath(source.files.sandbox or "")
         entries = [entry for entry in left_in(root) if entry.name not in taken]
         for entry in entries:
             if (links := _only_links(entry.path, root)) is not None:
@@ -120,7 +120,7 @@ def inherit(task: str, sources: Sequence[AttemptInfo], taken: Collection[str]) -
 
 def _conflict(task: str, one: AttemptInfo, other: AttemptInfo, name: str) -> str:
     what, kind = repr(name), "OutputFile"
-    if os.path.isdir(one.path_of(name)) and os.path.isdir(other.path_of(name)):
+    if os.path.isdir(one.files.path_of(name)) and os.path.isdir(other.files.path_of(name)):
         what, kind = f"the directory {name!r}", "OutputDir"
     return (
         f"task {task!r}: {what} was left by two of its dependencies, {one.task} and {other.task}, "
@@ -150,13 +150,13 @@ def _only_links(path: str, root: str) -> tuple[str, ...] | None:
 
 
 def _origin(source: AttemptInfo, name: str) -> str:
-    return (source.inherited or {}).get(name) or source.path_of(name)
+    return source.files.inherited.get(name) or source.files.path_of(name)
 
 
 def _same_origin(one: AttemptInfo, other: AttemptInfo, name: str) -> bool:
     """Return True if two tasks have passed on the same file without changing it."""
     same = _origin(one, name) == _origin(other, name)
-    return same and _equal(one.path_of(name), other.path_of(name))
+    return same and _equal(one.files.path_of(name), other.files.path_of(name))
 
 
 def _equal(one: str, other: str) -> bool:

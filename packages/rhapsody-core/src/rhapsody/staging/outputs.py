@@ -261,7 +261,7 @@ def found_in(
     """
     return [
         OutputDir(name, save=save)
-        if os.path.isdir(producer.path_of(name))
+        if os.path.isdir(producer.files.path_of(name))
         else OutputFile(name, save=save)
         for name in names
     ]

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from rhapsody.data import RESERVED, SavedFile
 from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fsutil import remove_directory, replace_links
+from rhapsody.task import Sandbox
 
 Keep = Literal["results", "failed", "all", "none"]
 """Sandboxes that stay on disk after a run.
@@ -51,37 +52,6 @@ class Disposition(Enum):
     REMOVE = "removed when unused, and at close"
     PRODUCT = "removed when unused, except for declared files; at close according to `keep`"
     STAY = "removed at close, and only if `keep` is 'none'"
-
-
-class Sandbox:
-    """Reference to a sandbox. The sandbox stays on disk while this object is alive.
-
-    Args:
-        path: The path of the sandbox.
-        keeper: The object that removes the sandbox.
-        needs: Other sandboxes that contain the targets of links in this one.
-    """
-
-    __slots__ = ("_keeper", "needs", "path")
-
-    def __init__(self, path: str, keeper: SandboxKeeper, needs: tuple[Sandbox, ...] = ()) -> None:
-        self.path: str = path
-        self.needs: tuple[Sandbox, ...] = needs
-        self._keeper = keeper
-
-    def __del__(self) -> None:
-        self._keeper.drop(self.path)
-
-    def __repr__(self) -> str:
-        return f"<Sandbox {self.path!r}>"
-
-    def spare(self) -> None:
-        """Keep the sandbox, and those to which its links point, even after this object is freed."""
-        waiting: list[Sandbox] = [self]
-        while waiting:
-            sandbox = waiting.pop()
-            if sandbox._keeper.spare(sandbox.path):
-                waiting.extend(sandbox.needs)
 
 
 @dataclass(slots=True)

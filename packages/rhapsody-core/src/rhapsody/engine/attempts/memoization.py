@@ -298,19 +298,20 @@ class Memoization:
     def _files(self, record: TaskRecord) -> TaskFiles | None:
         """Return the files that a successful task wrote, or `None` if it had no sandbox."""
         outcome = record.future._outcome
-        if outcome is None or outcome.sandbox is None:
+        if outcome is None or outcome.files.sandbox is None:
             return None
-        names, matches = outcome.output_files, outcome.matches or {}
+        files = outcome.files
+        names, matches = files.output_files, files.matches
         places: dict[str, str] = {}
         for name, (path, kind) in record.targets().items():
             if kind == "matches":
                 places.update({each: str(path / each) for each in matches.get(name, ())})
             else:
                 places[name] = str(path)
-        paths = {name: outcome.path_of(name) for name in names}
+        paths = {name: files.path_of(name) for name in names}
         shared = self._implicit_data and not names
-        stays = outcome.keeper is None
-        return TaskFiles(outcome.sandbox, paths, matches, places, shared, stays)
+        stays = files.reference is None
+        return TaskFiles(outcome.files.sandbox, paths, matches, places, shared, stays)
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """Return the description of a task that `lookup_results` hooks receive."""
@@ -327,7 +328,7 @@ class Memoization:
                 name for name, file in files.items() if file.producer is None and file.url is None
             ]
         if record.left and "sandbox" in found:
-            found["implicit"] = tuple(source.sandbox for source in record.left)
+            found["implicit"] = tuple(source.files.sandbox for source in record.left)
         callers = (record,) if record.parent is None else tuple(_callers(record))
         found["after"] = _predecessors(callers)
         found["destinations"] = ()
@@ -461,7 +462,7 @@ def _origins(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str
 
 def _path_of(file: Origin) -> str | None:
     """Return the path of an input file."""
-    return file.path if file.producer is None else file.producer.path_of(file.name)
+    return file.path if file.producer is None else file.producer.files.path_of(file.name)
 
 
 def _answers(results: object, number: int) -> bool:

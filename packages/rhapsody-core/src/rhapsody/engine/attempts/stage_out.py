@@ -28,7 +28,7 @@ from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager, left_by
 from rhapsody.staging.outputs import check_outputs, found_in
-from rhapsody.task import AttemptInfo, TaskFuture
+from rhapsody.task import AttemptInfo, ProducedFiles, Regeneration, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -36,7 +36,7 @@ _MAX_NAMES = 3
 """Maximum number of tasks that a log record names."""
 
 
-class Regeneration:
+class CallRegeneration(Regeneration):
     """Repetition of a call whose recorded result was found, to recreate its missing files.
 
     Calling this object repeats the call, or waits for the repetition that has already started.
@@ -45,13 +45,10 @@ class Regeneration:
         stage_out: The stage-out that submits the call again.
         record: The task of this run for which the recorded result was found.
         files: The recorded files.
-
-    Attributes:
-        files: The argument `files`.
     """
 
     def __init__(self, stage_out: StageOut, record: TaskRecord, files: TaskFiles) -> None:
-        self.files = files
+        self._files = files
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(each, name) for futures, name, _ in producers.values() for each in futures]
         self._stage_out = stage_out
@@ -64,13 +61,9 @@ class Regeneration:
 
     def before(self) -> list[Regeneration]:
         """Return the regenerations of the calls that produce this call's missing inputs."""
-        found = []
-        for future, name in self._reads:
-            left = future._outcome
-            if left is not None and left_by(left, name) is None:
-                again = left.make_again
-                found += [again] if isinstance(again, Regeneration) else []
-        return found
+        outcomes = ((future._outcome, name) for future, name in self._reads)
+        missing = (left for left, name in outcomes if left and left_by(left, name) is None)
+        return [left.files.regeneration for left in missing if left.files.regeneration]
 
     async def __call__(self, outcome: AttemptInfo, reader: str | None) -> None:
         """Produce the files, or wait until they exist.
@@ -88,10 +81,36 @@ class Regeneration:
         if self._made is None:
             self._made = self._stage_out.run_again(self)
         await asyncio.shield(self._made)
-        if outcome.make_again is self and self._made._outcome is not None:
+        if outcome.files.regeneration is self and self._made._outcome is not None:
             self._stage_out.stager.replaced(outcome)
             for field in dataclasses.fields(AttemptInfo):
                 setattr(outcome, field.name, getattr(self._made._outcome, field.name))
+
+    async def save(
+        self, outcome: AttemptInfo, names: Sequence[str], place: str | os.PathLike[str]
+    ) -> list[Path] | None:
+        """Save files of an earlier run, except those whose destinations have the recorded content.
+
+        Returns:
+            The destinations, or `None` if a file to save is missing.
+        """
+        stager, files = self._stage_out.stager, self._files
+        source: Any = {"uid": outcome.uid, "name": outcome.name, "sandbox": outcome.files.sandbox}
+        targets = stager.results.claims.claim(source, found_in(outcome, names, place))
+        try:
+            places = {
+                name: str(path)
+                for name, (path, _) in targets.items()
+                if files.has_content is not None and await files.has_content(name, str(path))
+            }
+            if any(name not in places and left_by(outcome, name) is None for name in names):
+                return None
+            paths = {name: outcome.files.path_of(name) for name in names}
+            return await stager.save_again(
+                source, targets, dataclasses.replace(files, paths=paths, places=places)
+            )
+        finally:
+            stager.results.claims.release(source)
 
 
 class StageOut:
@@ -171,26 +190,28 @@ class StageOut:
             record.future._computed = math.inf
             return False
         outputs = record.found.outputs if record.found is not None else ()
-        left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
-        left.matches, left.paths = files.matches, files.paths
+        reference = again = None
         if not dry:  # a dry run changes nothing on disk
-            left.keeper = self.stager.take_up(record.description, outputs, files)
+            reference = self.stager.take_up(record.description, outputs, files)
+            again = CallRegeneration(self, record, files)
+        left.files = ProducedFiles(
+            files.sandbox, tuple(files.paths), files.matches, files.paths,
+            reference=reference, regeneration=again,
+        )  # fmt: skip
         record.future._outcome = left
-        if not dry:
-            left.make_again = Regeneration(self, record, files)
         if record.targets():
             self._begin(record, self._restore(record, recorded.value, files))
         else:
             self._scheduler.recorded(record, recorded.value)
         return True
 
-    def run_again(self, making: Regeneration) -> TaskFuture[Any]:
+    def run_again(self, making: CallRegeneration) -> TaskFuture[Any]:
         """Repeat a recorded call, and log it together with the calls that reproduce its inputs.
 
         Returns:
             The future of the repeated call.
         """
-        waiting = [making]
+        waiting: list[Regeneration] = [making]
         while waiting:
             one = waiting.pop()
             if one in self._run_again:
@@ -199,7 +220,7 @@ class StageOut:
             if not self._not_logged:
                 self._background.soon(self._log_reruns)
             self._not_logged.append(one.name)
-            waiting += one.before()
+            waiting.extend(one.before())
         return self._background.outside_blocks(
             partial(self._submission.call, *making.call, repeats=making.repeats)
         )
@@ -253,20 +274,20 @@ async def save_files(
     await future
     outcome = future._outcome
     names = _names(outcome, name)
-    if outcome is None or outcome.sandbox is None or not names:
+    if outcome is None or outcome.files.sandbox is None or not names:
         raise DataError(
             f"save(): task {future.name!r} ({future.uid}) declares no output files; pass it an "
             "OutputFile, or choose a file in its sandbox with name='...'"
         )
     stager.results.found(future.uid, names)
-    again = outcome.make_again
-    if isinstance(again, Regeneration):
-        saved = await _save_reused(stager, again.files, outcome, names, place)
+    again = outcome.files.regeneration
+    if again is not None:
+        saved = await again.save(outcome, names, place)
         if saved is not None:
             return saved
         await again(outcome, None)
         names = _names(outcome, name)
-    source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
+    source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.files.sandbox}
     attached = backends.get(outcome.backend or "") or next(iter(backends.values()))
     backend = attached.backend
     outputs = found_in(outcome, names, place)
@@ -284,34 +305,4 @@ async def save_files(
 def _names(outcome: AttemptInfo | None, name: str | None) -> Sequence[str]:
     if name is not None:
         return [name]
-    return outcome.output_files if outcome is not None else ()
-
-
-async def _save_reused(
-    stager: Stager,
-    files: TaskFiles,
-    outcome: AttemptInfo,
-    names: Sequence[str],
-    place: str | os.PathLike[str],
-) -> list[Path] | None:
-    """Save files of an earlier run, except those whose destinations have the recorded content.
-
-    Returns:
-        The destinations, or `None` if a file to save is missing.
-    """
-    source: Any = {"uid": outcome.uid, "name": outcome.name, "sandbox": outcome.sandbox}
-    targets = stager.results.claims.claim(source, found_in(outcome, names, place))
-    try:
-        places = {
-            name: str(path)
-            for name, (path, _) in targets.items()
-            if files.has_content is not None and await files.has_content(name, str(path))
-        }
-        if any(name not in places and left_by(outcome, name) is None for name in names):
-            return None
-        paths = {name: outcome.path_of(name) for name in names}
-        return await stager.save_again(
-            source, targets, dataclasses.replace(files, paths=paths, places=places)
-        )
-    finally:
-        stager.results.claims.release(source)
+    return outcome.files.output_files if outcome is not None else ()

@@ -458,10 +458,10 @@ class TaskBuilder:
             if not isinstance(future, TaskFuture) or future in named:
                 continue
             outcome = future._outcome
-            if outcome is None or outcome.sandbox is None:
+            if outcome is None or outcome.files.sandbox is None:
                 continue
             sources.append(outcome)
-            if future in arguments and not outcome.output_files:
+            if future in arguments and not outcome.files.output_files:
                 left.append(outcome)
         record.sources, record.left = sources, left
 
@@ -750,7 +750,7 @@ class TaskBuilder:
     async def _make_again(self, record: TaskRecord, missing: Sequence[AttemptInfo]) -> None:
         reader = record.uid if record.repeats is None else record.repeats.attempt
         await asyncio.gather(
-            *(each.make_again(each, reader) for each in missing if each.make_again)
+            *(again(each, reader) for each in missing if (again := each.files.regeneration))
         )
 
     def _wrap_command(self, record: TaskRecord, backend: BackendHandle) -> None:

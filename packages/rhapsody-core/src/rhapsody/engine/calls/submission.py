@@ -507,7 +507,10 @@ class DeclaredFiles:
         stub._declared = future._declared
         outcome = future._outcome
         if outcome is not None:
-            outcome = dataclasses.replace(outcome, stdout=None, stderr=None, keeper=None)
+            files = outcome.files
+            if files.reference is not None:
+                files = dataclasses.replace(files, reference=None)
+            outcome = dataclasses.replace(outcome, stdout=None, stderr=None, files=files)
         stub._outcome = outcome
         stub.set_result(None)
         for name, place in future._declared.items():
@@ -598,7 +601,9 @@ class DeclaredFiles:
             temporary.needed = True  # the next run may run this reader
         outcome = producer._outcome
         if not (temporary.unfinished or temporary.needed) and outcome is not None:
-            temporary.removed = self._stager.discard(outcome.path_of(name)) or temporary.removed
+            temporary.removed = (
+                self._stager.discard(outcome.files.path_of(name)) or temporary.removed
+            )
 
     def _declaration(
         self, task: str, file: InputFile, passed: Mapping[str, Declaration]

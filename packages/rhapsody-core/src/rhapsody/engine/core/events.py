@@ -199,10 +199,10 @@ def _files(record: TaskRecord, outcome: AttemptInfo | None) -> AttemptFiles | No
     outputs: dict[str, str] = {}
     stdout = stderr = None
     if outcome is not None:
-        outputs = {name: outcome.path_of(name) for name in outcome.output_files}
+        outputs = {name: outcome.files.path_of(name) for name in outcome.files.output_files}
         for name, (path, kind) in record.targets().items():
             if kind == "matches":
-                found = (outcome.matches or {}).get(name, ())
+                found = outcome.files.matches.get(name, ())
                 outputs.update({each: str(path / each) for each in found})
             elif name in outputs:
                 outputs[name] = str(path)

@@ -18,7 +18,7 @@ from rhapsody.errors import DataError, InputChangedError
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo
+from rhapsody.task import AttemptInfo, ProducedFiles
 
 DONE = TasksMainStates.DONE
 
@@ -141,28 +141,27 @@ class Results:
         if sandbox is None and stdout is None and stderr is None and usage is None:
             return
         outcome = record.future._outcome = AttemptInfo(
-            record.uid, stdout, stderr, get("exit_code"), None,
+            record.uid, stdout, stderr, get("exit_code"),
             record.future._backend, record.task.name,
         )  # fmt: skip
         outcome.usage = usage
         if (host := get("worker")) is not None:
             outcome.host = str(host)
         if sandbox is not None:
-            outcome.sandbox = sandbox
-            outcome.inherited = self._stager.inherited(record.uid)
             outputs = record.found.outputs if record.found is not None else ()
-            if outputs:
-                outcome.matches = record.matches()
-                outcome.output_files = names_of(outputs, outcome.matches)
-            outcome.keeper = self._stager.keep(
+            matches = record.matches() if outputs else {}
+            inherited = self._stager.inherited(record.uid)
+            reference = self._stager.keep(
                 record.description,
                 succeeded=succeeded,
                 outputs=outputs if done else (),
                 result_is_path=record.task.settings.capture == "files"
                 or leads_into(value, sandbox),
-                matches=outcome.matches,
+                matches=matches,
                 recorded=self._recording and done and record.task.settings.cache,
             )
+            names = names_of(outputs, matches)
+            outcome.files = ProducedFiles(sandbox, names, matches, None, inherited, reference)
 
     def leave(self, record: TaskRecord) -> None:
         """Release an ended attempt's destinations, and its sandbox if `keep` was not called."""
