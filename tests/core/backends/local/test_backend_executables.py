@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.data import make_sandbox
 from rhapsody.sdk import processes
 from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, needing
@@ -272,6 +273,28 @@ async def test_cancelling_at_any_moment_ends_it_once(driver: Driver) -> None:
         await driver.cancel(task)
     for task in tasks:
         await driver.finished(task)
+    assert driver.backend.still_running == []
+
+
+async def test_programs_start_side_by_side_while_the_loop_goes_on(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system on which creating a directory takes long."""
+    both, go_on = threading.Barrier(3), threading.Event()
+
+    def make(sandbox: str) -> str:
+        both.wait(20)
+        assert go_on.wait(20)
+        return make_sandbox(sandbox)
+
+    monkeypatch.setattr("rhapsody.backends.local.backend.make_sandbox", make)
+    first, second = driver.command("echo first"), driver.command("echo second")
+    await driver.submit(first, second)
+    await asyncio.to_thread(both.wait, 20)
+    await driver.cancel(first)
+    go_on.set()
+    ends = [await driver.finished(task) for task in (first, second)]
+    assert [end.state for end in ends] == [CANCELED, DONE]
     assert driver.backend.still_running == []
 
 

@@ -36,7 +36,7 @@ class TestLocalOnAnExecutor(BackendConformance):
     memory = "1 GiB"
     fan = 200
     cycles = 5
-    adds = frozenset({"children", "descriptors"})
+    adds = frozenset({"threads", "children", "descriptors"})
     create_args = (EXECUTOR,)
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
     # The executor's threads outlive the backend, and with them the loops for coroutines.

@@ -334,17 +334,21 @@ def start_fault(error: OSError, command: Sequence[str], directory: str, search: 
 class TaskProgram:
     """Program of an executable task. Creating the object starts the program.
 
-    The object must be created on a running loop and used on that loop's thread. The sandbox in the
-    task's description must exist (`rhapsody.data.make_sandbox`).
+    The object must be created on a running loop and used on that loop's thread; `launch` can permit
+    its creation on another thread. The sandbox in the task's description must exist
+    (`rhapsody.data.make_sandbox`).
 
     Args:
         task: The task's description. When the program has ended, `wait` writes `exit_code`,
             `stdout`, `stderr` and `usage` into the description.
         environment: Variables in addition to those of this process; see `task_environment`.
         launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
-            program must end when this process is killed.
+            program must end when this process is killed, and add `loop=loop` if the object is
+            created on another thread than the loop's.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
+        inherited: The variables of this process. Pass a copy if the object is created on another
+            thread, because code on the loop may change the variables meanwhile.
 
     Raises:
         OSError: The program cannot be started, or its `cwd` does not exist; the message names the
@@ -360,6 +364,7 @@ class TaskProgram:
         launch: Launch = Program,
         stdout: int | None = None,
         port: int | None = None,
+        inherited: Mapping[str, str] = os.environ,
     ) -> None:
         memory_group()  # so that earlier kills are not counted
         self._task = task
@@ -384,14 +389,14 @@ class TaskProgram:
                 self._program = launch(
                     command,
                     cwd=place,
-                    environment=os.environ | environment,
+                    environment={**inherited, **environment},
                     stdin=task.get("stdin"),
                     stdout=own[0] if stdout is None else stdout,
                     stderr=own[1],
                 )
             except OSError as error:  # the same `errno` makes it the same subclass
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
-                path = environment.get("PATH", os.environ.get("PATH"))
+                path = environment.get("PATH", inherited.get("PATH"))
                 raise OSError(
                     error.errno,
                     reason + start_fault(error, command, place, path),

@@ -165,10 +165,12 @@ class Reaper:
         self._stopped = False
         self._name = os.urandom(8).hex()
         self._count = 0
-        self._reported = 0
+        self._starting: set[int] = set()
 
     def next_program(self) -> int:
         """Start the reaper if necessary, and number the next program.
+
+        `began` or `not_started` must follow.
 
         Returns:
             The number.
@@ -180,7 +182,13 @@ class Reaper:
             self._stopped = False
             self._open()
             self._count += 1
+            self._starting.add(self._count)
             return self._count
+
+    def not_started(self, number: int) -> None:
+        """Inform the reaper that the program with a number could not be started."""
+        with self._lock:
+            self._starting.discard(number)
 
     def environment(self, number: int) -> dict[str, str]:
         """Return the environment variable of the program with a number."""
@@ -197,7 +205,7 @@ class Reaper:
             if self._stopped:  # the group is the rest of one that is being killed
                 return
             self._live.add(pid)
-            self._reported = max(self._reported, number)
+            self._starting.discard(number)
             with suppress(OSError):  # `next_program` will raise the error for the next program
                 self._open()
             self._report(b"+", pid)
@@ -234,7 +242,7 @@ class Reaper:
             self._owner = os.getpid()
             try:
                 mark = f"{self.VARIABLE}={self._name}."
-                words = [str(self._owner), mark, str(self._reported)]
+                words = [str(self._owner), mark, str(self._reported())]
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", REAPER_SCRIPT, *words],
                     stdin=reader,
@@ -251,10 +259,14 @@ class Reaper:
             for pid in self._live:
                 self._report(b"+", pid)
 
+    def _reported(self) -> int:
+        """Return the highest number up to which the starts of all programs have been reported."""
+        return min(self._starting) - 1 if self._starting else self._count
+
     def _report(self, what: bytes, pid: int) -> None:
         if self._pipe is not None:
             with suppress(BrokenPipeError):  # the reaper was killed; the next receives all groups
-                os.write(self._pipe, b"%b%d %d\n" % (what, pid, self._reported))
+                os.write(self._pipe, b"%b%d %d\n" % (what, pid, self._reported()))
 
     def _close(self) -> None:
         if self._pipe is not None:
@@ -281,7 +293,8 @@ KILL_TIMEOUT = 1.0
 class Program:
     """Running program in a separate process group. Creating the object starts the program.
 
-    The object must be created on a running loop and used on that loop's thread.
+    The object must be created on a running loop, or with the argument `loop` on another thread, and
+    must be used on the loop's thread.
 
     Args:
         command: The program and its arguments.
@@ -292,6 +305,9 @@ class Program:
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
         reaper: The reaper that kills the group if this process is killed; `None` for no reaper.
+        loop: The loop on which the object is used, if the object is created on another thread. The
+            thread should outlive the program: a program with a parent-death signal ends with the
+            thread.
 
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with
@@ -315,28 +331,34 @@ class Program:
         stdout: IO[bytes] | int | None,
         stderr: IO[bytes] | int | None,
         reaper: Reaper | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop() if loop is None else loop
         self._reaper = reaper
         self._number = 0
         if reaper is not None:  # if the reaper cannot be started, do not start the program
             self._number = reaper.next_program()
             environment = environment | reaper.environment(self._number)
-        with ExitStack() as files:
-            source: IO[bytes] | int = subprocess.DEVNULL
-            if stdin:
-                source = files.enter_context(tempfile.TemporaryFile())
-                source.write(stdin.encode())
-                source.seek(0)
-            self._process = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=environment,
-                stdin=source,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        try:
+            with ExitStack() as files:
+                source: IO[bytes] | int = subprocess.DEVNULL
+                if stdin:
+                    source = files.enter_context(tempfile.TemporaryFile())
+                    source.write(stdin.encode())
+                    source.seek(0)
+                self._process = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=environment,
+                    stdin=source,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+        except BaseException:
+            if reaper is not None:
+                reaper.not_started(self._number)
+            raise
         # Read after the start, because this process may have grown in the meantime.
         self._floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.usage: Usage = {}
@@ -346,16 +368,18 @@ class Program:
         self._deadline: float | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._descriptor = _watch(self._process.pid)
-        if self._descriptor is not None:
-            self._loop.add_reader(self._descriptor, self._leader_ended)
-        else:
-            try:
+        try:
+            if self._descriptor is None:
                 start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
-            except RuntimeError:  # without the thread, its end could not be noticed
-                signal_group(self.pid, signal.SIGKILL)
-                self._closed()
-                self._exit_code()
-                raise
+            elif loop is None:
+                self._loop.add_reader(self._descriptor, self._leader_ended)
+            else:
+                loop.call_soon_threadsafe(loop.add_reader, self._descriptor, self._leader_ended)
+        except RuntimeError:  # no thread can be started, or the loop is closed
+            signal_group(self.pid, signal.SIGKILL)
+            self._closed()
+            self._exit_code()
+            raise
 
     @property
     def pid(self) -> int:

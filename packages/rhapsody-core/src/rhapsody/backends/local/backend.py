@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -41,10 +42,10 @@ from rhapsody.errors import CapabilityError, InsufficientWalltimeError
 from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import Resources, nodes_of_job, seconds, time_needed
 from rhapsody.sdk.capture import Recorder, streams
-from rhapsody.sdk.executables import TaskProgram
+from rhapsody.sdk.executables import Launch, TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
-from rhapsody.sdk.threads import TIME_SLICE, Mailbox, in_thread
+from rhapsody.sdk.threads import TIME_SLICE, Mailbox, ThreadPool, in_thread
 from rhapsody.task import TaskDescription, is_async
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -82,8 +83,14 @@ EXECUTOR = replace(THREADS, cancel_async_functions="queued")
 """Capabilities if functions run on a user's executor: running functions cannot be stopped."""
 
 
+STARTERS = 8
+"""Maximum number of threads that create sandboxes and start programs."""
+
+
 class Executables(JobRunner):
     """Runner of executable tasks and services.
+
+    Programs of tasks are started on threads, because this takes long on slow file systems.
 
     Args:
         deliver: Called on the loop with each job that has ended.
@@ -107,32 +114,56 @@ class Executables(JobRunner):
         self._announce = announce
         self._grace = grace
         self._launch = partial(Program, reaper=reaper)
+        self._starters = ThreadPool(STARTERS, "rhapsody-start")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
         """Start the job's program; for a service, also watch for its readiness."""
-        start: Callable[..., TaskProgram] = TaskProgram
-        attach = None
-        if job.request.endless:
-            readiness = Readiness()
-            start = partial(TaskService, ready=readiness.set)
-            attach = None if job.task.get("ready") is None else readiness.attach
-        program = start(job.task, job.environment(), launch=self._launch)
-        self._started(job, program, self._finish(job, program), attach)
+        if not job.request.endless:
+            self._follow(self._run(job))
+            return
+        readiness = Readiness()
+        job.task["sandbox"] = make_sandbox(job.task["sandbox"])
+        program = TaskService(job.task, job.environment(), launch=self._launch, ready=readiness.set)
+        self._started(job, program, None if job.task.get("ready") is None else readiness.attach)
+        self._follow(self._finish(job, program))
+
+    async def _run(self, job: Job) -> None:
+        launch = partial(self._launch, loop=asyncio.get_running_loop())
+        start = partial(self._start, job, launch, os.environ.copy())
+        try:
+            program = await self._starters.run(start)
+        except Exception as error:  # such as a missing program or a full disk
+            job.error = error
+            self._deliver(job)
+            return
+        if program is None:
+            self._deliver(job)
+            return
+        self._started(job, program)
+        if job.cancelled:
+            program.terminate(self._grace)
+        await self._finish(job, program)
+
+    @staticmethod
+    def _start(job: Job, launch: Launch, inherited: dict[str, str]) -> TaskProgram | None:
+        """Create the sandbox and start the program, unless the job was canceled; on a thread."""
+        if job.cancelled:
+            return None
+        job.task["sandbox"] = make_sandbox(job.task["sandbox"])
+        return TaskProgram(job.task, job.environment(), launch=launch, inherited=inherited)
 
     def _started(
-        self,
-        job: Job,
-        program: TaskProgram,
-        finish: Coroutine[Any, Any, None],
-        attach: Callable[..., None] | None = None,
+        self, job: Job, program: TaskProgram, attach: Callable[..., None] | None = None
     ) -> None:
         job.handle = program
         job.worker = f"process {program.pid}"
-        task = asyncio.create_task(finish)
+        self._announce(job, attach)
+
+    def _follow(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._announce(job, attach)
 
     def cancel(self, job: Job) -> None:
         """Terminate the program's process group, and kill it after the grace period."""
@@ -144,6 +175,7 @@ class Executables(JobRunner):
         """Wait until all jobs have ended and their results have been delivered."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._starters.close()
 
     async def _finish(self, job: Job, program: TaskProgram) -> None:
         try:
@@ -164,7 +196,8 @@ class EnvironmentCalls(Executables):
         except BaseException:
             call.close()
             raise
-        self._started(job, program, self._take(job, program, call))
+        self._started(job, program)
+        self._follow(self._take(job, program, call))
 
     async def _take(self, job: Job, program: TaskProgram, call: EnvironmentCall) -> None:
         try:
@@ -552,8 +585,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         sandbox, function = task.get("sandbox"), task["function"]
         capture = task.get("capture", True)
         if sandbox or function is None or capture == "files":
-            sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
+            sandbox = task["sandbox"] = sandbox or self.own_sandbox(job.uid)
         if function is not None:
+            if sandbox:
+                sandbox = task["sandbox"] = make_sandbox(sandbox)
             job.spill = sandbox or self._sandboxes + job.uid
             if job.runner in (self._processes, self._calls):
                 return
