@@ -249,11 +249,8 @@ class WorkerJobs:
     # On the cluster's loop.
 
     async def _on_cluster(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine on the loop of the cluster.
-
-        It continues if this one is canceled: its cancellation would cancel a task of the cluster
-        that submits jobs, for which `SpecCluster.close` waits as well.
-        """
+        # The work continues if this coroutine is canceled: otherwise, a task of the cluster that
+        # submits jobs would be canceled, for which `SpecCluster.close` waits as well.
         loop = self._cluster.loop.asyncio_loop
         future = asyncio.run_coroutine_threadsafe(work, loop)
         return await asyncio.shield(asyncio.wrap_future(future))
