@@ -38,20 +38,23 @@ class Invariants:
         for one in world.calls[record]:
             good = one.done() and not one.cancelled() and one.exception() is None
             self.hold(good, f"{future.uid} runs without the value of {one.uid}")
-        policies = record.task.settings.retries or ()
+        policies = record.call.task.settings.retries or ()
         most = 1 + world.LOST_RETRIES + sum(policy.attempts for policy in policies)
-        where = world.submitted[record, record.backend]
-        self.hold(where <= most, f"{future.uid} is tried too often on {record.backend.name}")
+        where = world.submitted[record, record.attempt.backend]
+        self.hold(
+            where <= most, f"{future.uid} is tried too often on {record.attempt.backend.name}"
+        )
         others = (
-            record.backend is not world.backends[1] and world.submitted[record, world.backends[1]]
+            record.attempt.backend is not world.backends[1]
+            and world.submitted[record, world.backends[1]]
         )
         self.hold(not others, f"{future.uid} comes back to a backend that it has left")
 
     def succeeded(self, record: TaskRecord, value: Any) -> None:
         """A result is that of the last attempt, and was recorded before it is seen."""
         if value not in ("recorded", "fallback", "value"):
-            self.hold(value == record.uid, f"{record.future.uid} got the result {value}")
-            if self.world.saves and not record.task.settings.service:
+            self.hold(value == record.attempt.uid, f"{record.future.uid} got the result {value}")
+            if self.world.saves and not record.call.task.settings.service:
                 self.hold(record in self.world.recorded, f"{record.future.uid} is seen unrecorded")
 
     def published(self, record: TaskRecord, state: TasksMainStates) -> None:
@@ -59,22 +62,22 @@ class Invariants:
         self.hold(
             record not in self.ended, f"{state} of {record.future.uid} was reported after its end"
         )
-        if state is CANCELED or (state is DONE and not record.task.settings.service):
+        if state is CANCELED or (state is DONE and not record.call.task.settings.service):
             self.ended.add(record)
 
     def look(self) -> None:
         """Check what holds at any time: slots, limits, counts of dependencies, deadlines, edges."""
         world, scheduler = self.world, self.world.scheduler
-        inflight = [n for n in scheduler.inflight.values() if not n.task.settings.service]
+        inflight = [n for n in scheduler.inflight.values() if not n.call.task.settings.service]
         for backend in world.backends:
-            there = sum(record.backend is backend for record in inflight)
+            there = sum(record.attempt.backend is backend for record in inflight)
             self.hold(backend.occupied == there, "slots are not what is in flight")
         used: Counter[str] = Counter()
         for record in scheduler.live:
             uid = record.future.uid
             used.update(name for name, _ in record.limits)
             if record.state.work is WorkState.WAITING:
-                left = sum(not one.done() for one in record.dependencies)
+                left = sum(not one.done() for one in record.call.dependencies)
                 self.hold(record.unfinished == left, f"{uid} waits for a wrong number")
                 self.hold(left, f"{uid} waits for nothing")
             pending = record.state.future is FutureState.PENDING
@@ -103,7 +106,7 @@ class Invariants:
             failed = any(one.exception() for one in ended)
             ran = (
                 any((record, one) in self.world.submitted for one in self.world.backends)
-                or record.task.prefix == "block"
+                or record.call.task.prefix == "block"
             )
             if failed and not ran and future.outcome[0] == "failed":
                 right = isinstance(future.exception(), DependencyFailureError)

@@ -21,7 +21,7 @@ from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import BlockRecord, TaskRecord
+from rhapsody.engine.core.record import Attempt, BlockRecord, Call, TaskRecord
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.task_function import CallKind, TaskFunction
@@ -215,7 +215,7 @@ class World:
         call()
 
     def read(self, record: TaskRecord, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
-        if main is DONE and not record.task.settings.service:
+        if main is DONE and not record.call.task.settings.service:
             return report["return_value"], None
         return None, report.get("exception") or TaskError("it ended")
 
@@ -285,11 +285,12 @@ class World:
         number = len(self.records)
         future: Any = Result(f"{task.prefix}.{number:06d}")
         kind = BlockRecord if task.prefix == "block" else TaskRecord
-        record = kind(self.scheduler, task, future, number, (), None, None, tuple(dependencies))
+        call = Call(task, task, number, (), None, None, tuple(dependencies))
+        record = kind(self.scheduler, call, future)
         future._node = record
         future.on_result = partial(self.invariants.succeeded, record)
         self.records.append(record)
-        self.calls[record] = record.dependencies
+        self.calls[record] = record.call.dependencies
         self.scheduler.add(record, parent)
         return record
 
@@ -306,11 +307,11 @@ class World:
         for record in ready:
             if record.state.work is not WorkState.READY:
                 continue
-            service = record.task.settings.service
+            service = record.call.task.settings.service
             if not service and room <= 0:
                 self.ready.append(record)
-            elif record.task.settings.limit and not scheduler.limits.take(
-                record, record.task.settings.limit
+            elif record.call.task.settings.limit and not scheduler.limits.take(
+                record, record.call.task.settings.limit
             ):
                 continue
             elif random.random() < 0.05:
@@ -324,7 +325,7 @@ class World:
         self.batch = batch = scheduler.submit(batch, backend)
         for record in batch:
             self.submitted[record, backend] += 1
-            self.uids.append(record.uid)
+            self.uids.append(record.attempt.uid)
             self.invariants.handed_over(record)
         while random.random() < 0.3:
             self.anything(during=True)
@@ -337,12 +338,12 @@ class World:
 
     def prepare(self, record: TaskRecord) -> None:
         """Describes an attempt."""
-        record.attempt += 1
-        record.uid = f"world.{record.future.uid}.{record.attempt}"
-        record.backend = self.of(record)
-        record.description = cast("TaskDescription", {"uid": record.uid})
-        if record.task.settings.timeout is not None:
-            record.description["timeout"] = record.task.settings.timeout
+        number = record.attempt.number + 1
+        uid = f"world.{record.future.uid}.{number}"
+        description = cast("TaskDescription", {"uid": uid})
+        record.attempt = Attempt(number, uid, self.of(record), description, None)
+        if record.call.task.settings.timeout is not None:
+            description["timeout"] = record.call.task.settings.timeout
 
     def report(self) -> None:
         """A backend says something of any attempt that there ever was, perhaps once more."""
@@ -357,7 +358,7 @@ class World:
         if random.random() < 0.4:
             if (
                 self.scheduler.run(record)
-                and record.task.settings.service
+                and record.call.task.settings.service
                 and random.random() < 0.7
             ):
                 attempt = random.choice([uid, uid, "another"])

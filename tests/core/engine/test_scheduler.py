@@ -55,7 +55,7 @@ def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:
     script = Script()
     script.scheduler.limits.declare((("license", 1),))
     record = script.task(limit="license:1")
-    assert script.scheduler.limits.take(record, record.task.settings.limit)
+    assert script.scheduler.limits.take(record, record.call.task.settings.limit)
     script.hand_over(record)
     script.scheduler.abandon()
     assert script.backends[0].occupied == 0

@@ -39,7 +39,7 @@ class LateUpdateApplied(Scheduler):
     """Fault: reports about an attempt that has ended count for the next one."""
 
     def _free(self, record: TaskRecord) -> None:
-        uid = record.uid
+        uid = record.attempt.uid
         super()._free(record)
         self.inflight[uid] = record
 
@@ -68,7 +68,7 @@ class SlotNotFreed(Scheduler):
     """An attempt that failed keeps its slot."""
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
-        record.backend.occupied += 1
+        record.attempt.backend.occupied += 1
         super()._attempt_failed(record, error)
 
 
@@ -126,7 +126,7 @@ class AnotherAttemptServes(Scheduler):
     """Accepts readiness from an attempt that has ended."""
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
-        super().serve(record, record.uid, information)
+        super().serve(record, record.attempt.uid, information)
 
 
 class FailureNotCounted(Scheduler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -124,13 +124,17 @@ def test_only_a_wait_leads_to_another_attempt() -> None:
             }
 
 
+def _call(*, service: bool) -> Any:
+    return SimpleNamespace(task=SimpleNamespace(settings=Settings(service=service)))
+
+
 @all_states
 def test_every_pair_has_a_canonical_state(pair: Pair) -> None:
     future, work = pair
     record = object.__new__(TaskRecord)
     record.state = STATES[pair]
     service = work is WorkState.SERVING
-    record.task = cast("Any", SimpleNamespace(settings=Settings(service=service)))
+    record.call = _call(service=service)
     state = record.public_state()
     assert isinstance(state, TasksMainStates)
     settled = {
@@ -141,7 +145,7 @@ def test_every_pair_has_a_canonical_state(pair: Pair) -> None:
         assert state is settled[future]
     if pair == (FutureState.DONE, WorkState.CANCELING):
         assert state is TasksMainStates.DONE
-        record.task = cast("Any", SimpleNamespace(settings=Settings(service=True)))
+        record.call = _call(service=True)
         assert record.public_state() is TasksMainStates.RUNNING
     if work is WorkState.SERVING:
         assert state is TasksMainStates.RUNNING

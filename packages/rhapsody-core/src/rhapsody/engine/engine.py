@@ -563,7 +563,7 @@ class WorkflowEngine(OlderNames):
             {
                 record.future.uid: MappingProxyType(
                     {
-                        "type": record.task.prefix,
+                        "type": record.call.task.prefix,
                         "description": record.describe(),
                         "future": record.future,
                     }
@@ -576,7 +576,7 @@ class WorkflowEngine(OlderNames):
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
         """Uids of the dependencies of each unfinished task and block, by uid."""
         return MappingProxyType(
-            {n.future.uid: dependency_uids(n.dependencies) for n in self._unfinished()}
+            {n.future.uid: dependency_uids(n.call.dependencies) for n in self._unfinished()}
         )
 
     @property
@@ -602,7 +602,7 @@ class WorkflowEngine(OlderNames):
 
     def _unfinished(self) -> list[TaskRecord]:
         live = self._runtime.scheduler.live
-        return sorted(live, key=lambda record: (record.task.prefix, record.number))
+        return sorted(live, key=lambda record: (record.call.task.prefix, record.call.number))
 
     @property
     def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
@@ -846,9 +846,9 @@ class WorkflowEngine(OlderNames):
     ) -> None:
         record = self._in_flight(uid)
         if record is not None:
-            if state not in record.backend.native:
-                record.backend.states.to_main_state(state)  # raises if it is unknown
-            uid = record.uid
+            if state not in record.attempt.backend.native:
+                record.attempt.backend.states.to_main_state(state)  # raises if it is unknown
+            uid = record.attempt.uid
         self._runtime.callbacks.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> TaskRecord | None:
@@ -878,12 +878,12 @@ class WorkflowEngine(OlderNames):
     ) -> bool:
         record = future._node if isinstance(future, TaskFuture) else None
         inflight, callbacks = self._runtime.scheduler.inflight, self._runtime.callbacks
-        if not isinstance(record, TaskRecord) or inflight.get(record.uid) is not record:
+        if not isinstance(record, TaskRecord) or inflight.get(record.attempt.uid) is not record:
             return False
-        if report.get("uid") not in (record.uid, record.future.uid):
+        if report.get("uid") not in (record.attempt.uid, record.future.uid):
             return False
-        native = record.backend.states.get_backend_state(state)
-        callbacks.receive({**report, "uid": record.uid}, native)
+        native = record.attempt.backend.states.get_backend_state(state)
+        callbacks.receive({**report, "uid": record.attempt.uid}, native)
         if running_loop() is self._loop:
             callbacks.apply()  # immediately, even while the backend is accepting tasks
         return True

@@ -201,7 +201,7 @@ class Runtime:
             if not (self.services.any and self.services.hold_back(record)):
                 self.blocks.start(record)
             return
-        name = record.task.settings.backend
+        name = record.call.task.settings.backend
         if record.tries is not None and record.tries.elsewhere is not None:
             name = record.tries.elsewhere
         (self._default if name is None else self.dispatchers[name]).push(record)
@@ -215,11 +215,11 @@ class Runtime:
         if isinstance(record, BlockRecord):
             self.blocks.stop(record)
         else:
-            self.dispatchers[record.backend.name].cancel(record)
+            self.dispatchers[record.attempt.backend.name].cancel(record)
 
     def room(self, record: TaskRecord) -> None:
         """Let another task use the slot that this task has freed on its backend."""
-        self.dispatchers[record.backend.name].wake()
+        self.dispatchers[record.attempt.backend.name].wake()
 
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the output files of a result."""
@@ -241,7 +241,7 @@ class Runtime:
         Returns:
             The exception, or its replacement if it cannot be set on a future.
         """
-        error = settable(error, f"task {record.task.name!r}")
+        error = settable(error, f"task {record.call.task.name!r}")
         if not isinstance(error, DependencyFailureError):
             annotate(record, error)
             leave_error(record, error)
@@ -363,7 +363,11 @@ class Runtime:
             The uids of tasks and synchronous blocks that could not be stopped.
         """
         scheduler = self.scheduler
-        left = (record.uid for record in scheduler.live if record.uid in scheduler.inflight)
+        left = (
+            record.attempt.uid
+            for record in scheduler.live
+            if record.attempt.uid in scheduler.inflight
+        )
         on_threads = (f"{self.uid}.{uid}" for uid in self.blocks.on_threads)
         still_running = tuple(sorted((*left, *on_threads)))
         scheduler.abandon()
@@ -406,8 +410,8 @@ class Runtime:
 
 def _names(records: Collection[TaskRecord]) -> str:
     """Return the names of the first five tasks, for messages."""
-    first = sorted(records, key=lambda record: (record.task.prefix, record.number))[:5]
-    names = [f"{record.task.name!r} ({record.future.uid})" for record in first]
+    first = sorted(records, key=lambda record: (record.call.task.prefix, record.call.number))[:5]
+    names = [f"{record.call.task.name!r} ({record.future.uid})" for record in first]
     return ", ".join(names + ["..."] * (len(records) > len(first)))
 
 
@@ -416,7 +420,7 @@ def _stoppable(record: TaskRecord) -> bool:
         return False
     if record.state.future is FutureState.PENDING:
         return True
-    return record.backend.stops(record.task.task_kind, record.description)
+    return record.attempt.backend.stops(record.call.task.task_kind, record.attempt.description)
 
 
 def _set(future: asyncio.Future[None]) -> None:

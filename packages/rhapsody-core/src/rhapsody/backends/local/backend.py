@@ -442,14 +442,14 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         admitted = self.admit(tasks)
         streams.ensure()
         self._sandboxes = self.session.directory("")
-        queued = False
+        waiting, queued = bool(self._queue), False
         for task in admitted:
             job = self._job(task)
             if job is None:
                 continue
-            if self._queue or not self._slots.take(job):
+            if waiting or not self._slots.take(job):
                 self._queue.push(job)
-                queued = True
+                waiting = queued = True
             else:
                 self._start_job(job)
         if queued:

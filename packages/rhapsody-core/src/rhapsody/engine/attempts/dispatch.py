@@ -104,7 +104,7 @@ class Dispatcher:
 
     def push(self, record: TaskRecord) -> None:
         """Queue a ready task; tasks of the same priority are first in, first out."""
-        settings = record.task.settings
+        settings = record.call.task.settings
         if settings.service and self._max_pending < math.inf:
             self._services.append(record)
         elif settings.priority == 0:
@@ -116,7 +116,7 @@ class Dispatcher:
 
     def resume(self, record: TaskRecord) -> None:
         """Queue a task whose preparation has started, ahead of tasks that are not yet prepared."""
-        if record.task.settings.service and self._max_pending < math.inf:
+        if record.call.task.settings.service and self._max_pending < math.inf:
             self._services.append(record)
         else:
             self._push(record, math.inf)
@@ -206,7 +206,7 @@ class Dispatcher:
         timeout: asyncio.Timeout | None = None
         callbacks.hold()
         try:
-            descriptions = [record.description for record in batch]
+            descriptions = [record.attempt.description for record in batch]
             self._observation.trace(descriptions)
             submission = self._handle.backend.submit_tasks(descriptions).__await__()
             try:
@@ -240,7 +240,9 @@ class Dispatcher:
         for record in batch:
             if timed_out and record.state.work in (WorkState.SUBMITTING, WorkState.CANCELING):
                 # The backend may have accepted the task nevertheless.
-                self._background.spawn(self._ask(record.uid), f"cancel {record.uid}")
+                self._background.spawn(
+                    self._ask(record.attempt.uid), f"cancel {record.attempt.uid}"
+                )
             if isinstance(error, BackendUnavailableError):
                 failure: Exception = BackendUnavailableError(str(error))
             else:
@@ -255,11 +257,13 @@ class Dispatcher:
         if record in self._batch:
             self._deferred.append(record)
         elif record.state.work is WorkState.CANCELING:
-            self._background.spawn(self._cancel(record, record.uid), f"cancel {record.uid}")
+            self._background.spawn(
+                self._cancel(record, record.attempt.uid), f"cancel {record.attempt.uid}"
+            )
 
     async def _cancel(self, record: TaskRecord, uid: str) -> None:
         known = await self._ask(uid)
-        if not known and record.uid == uid and record.state.work is WorkState.CANCELING:
+        if not known and record.attempt.uid == uid and record.state.work is WorkState.CANCELING:
             self._scheduler.cannot_stop(record)
 
     async def _ask(self, uid: str) -> bool:
@@ -343,7 +347,8 @@ class Callbacks:
         """Apply the queued reports, because a submission has ended."""
         self._submissions -= 1
         self._released_soon = False
-        self.apply()
+        if self._queued:
+            self.apply()
 
     def apply(self) -> None:
         """Apply the queued reports."""
@@ -362,7 +367,7 @@ class Callbacks:
         if record is None:
             return False
         try:
-            main = record.backend.native.get(state)
+            main = record.attempt.backend.native.get(state)
         except Exception:  # reported when the state is applied
             return False
         if main is RUNNING:
@@ -395,17 +400,17 @@ class Callbacks:
             return
         try:
             try:
-                main: TasksMainStates | None = record.backend.native[state]
+                main: TasksMainStates | None = record.attempt.backend.native[state]
             except (KeyError, TypeError):
-                main = record.backend.main_state(state)
+                main = record.attempt.backend.main_state(state)
             if scheduler.observed and main is not None:
                 record.native = str(state)
             if main is DONE or main is FAILED or main is CANCELED:
                 scheduler.end(record, main, task)
             elif main is RUNNING:
                 if scheduler.run(record):
-                    record.started = self._background.clock.time()
-                    if record.task.settings.service:
+                    record.attempt.started = self._background.clock.time()
+                    if record.call.task.settings.service:
                         self._await_service(record, task, state, service_callback)
                 elif record.state.work not in STARTED:
                     scheduler.stats.late += 1
@@ -439,13 +444,14 @@ class Callbacks:
 
     def _unknown_state(self, record: TaskRecord, state: Any) -> None:
         self._scheduler.stats.unknown += 1
-        key = (record.backend.name, str(state))
+        backend = record.attempt.backend
+        key = (backend.name, str(state))
         if key not in self._complained:
             self._complained.add(key)
             log.error(
                 "backend %r: ignoring the unknown state %r; the backend must report one of %s, or "
                 "register its states with StateMapper.register_backend_tasks_states(...)",
-                record.backend.name, state, ", ".join(map(str, record.backend.native)),
+                backend.name, state, ", ".join(map(str, backend.native)),
             )  # fmt: skip
 
     def _await_service(
@@ -458,10 +464,10 @@ class Callbacks:
         """
         scheduler = self._scheduler
         if service_callback is None:
-            scheduler.serve(record, record.uid, None)
+            scheduler.serve(record, record.attempt.uid, None)
             return
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.add_done_callback(partial(self._ready_anywhere, record, record.uid))
+        future.add_done_callback(partial(self._ready_anywhere, record, record.attempt.uid))
         try:
             service_callback(future, task, state)
         except Exception as error:  # a fault of the backend: this service cannot become ready
@@ -481,5 +487,5 @@ class Callbacks:
         error = future.exception()
         if error is None:
             self._scheduler.serve(record, uid, future.result())
-        elif record.uid == uid:
+        elif record.attempt.uid == uid:
             self._scheduler.stop_with(record, error)

@@ -97,14 +97,16 @@ class Memoization:
         Returns:
             True if a lookup was started.
         """
-        settings = record.task.settings
+        settings = record.call.task.settings
         if not self._hooks.lookup_results or not (settings.cache or settings.service):
             return False
-        if record.attempt != 1 or record.pushed:  # pushed: some arguments have no values here
+        if (
+            record.attempt.number != 1 or record.pushed
+        ):  # pushed: some arguments have no values here
             if record.pushed:
-                self._warn(record.task.name, "its arguments stay on the workers")
+                self._warn(record.call.task.name, "its arguments stay on the workers")
             return False
-        if record.repeats is not None:  # the recorded result has been found already
+        if record.call.repeats is not None:  # the recorded result has been found already
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
@@ -138,10 +140,8 @@ class Memoization:
             if inspect.isawaitable(results):
                 results = await self._answer_of(hook, results)
             for record, task in zip(waiting, tasks, strict=True):
-                if "identity" in task and record.state.work is WorkState.READY:
-                    record.identity = record.description["identity"] = task["identity"]
-                if "watch" in task and record.state.work is WorkState.READY:
-                    record.watch = record.description["watch"] = task["watch"]
+                if record.state.work is WorkState.READY:
+                    _add_keys(record, task)
             if results is None:
                 continue
             if not _answers(results, len(waiting)):
@@ -152,7 +152,7 @@ class Memoization:
             for record, result in zip(waiting, results, strict=True):
                 if record.state.work is not WorkState.READY:  # canceled during the lookup
                     continue
-                if record.task.settings.service:
+                if record.call.task.settings.service:
                     missing.append(record)
                     continue
                 resolved = record.resolved if isinstance(result, Recorded) else None
@@ -165,7 +165,7 @@ class Memoization:
                     missing.append(record)
             waiting = missing
         for record in waiting:
-            self._scheduler.requeue(record, record.backend)
+            self._scheduler.requeue(record, record.attempt.backend)
 
     async def _answer_of(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
         try:
@@ -199,9 +199,9 @@ class Memoization:
         holder = held(record.future)
         if holder is None or record.pushed:
             return
-        if holder.requested or self._is_worth_fetching(record.task.name, holder):
-            settings, inputs = record.task.recording_settings, record.input_paths()
-            found = Record(record.future.uid, record.description, None, settings, inputs)
+        if holder.requested or self._is_worth_fetching(record.call.task.name, holder):
+            settings, inputs = record.call.task.recording_settings, record.input_paths()
+            found = Record(record.future.uid, record.attempt.description, None, settings, inputs)
             holder.record_with(partial(self._record_fetched, found))
 
     def _is_worth_fetching(self, name: str, holder: RemoteResult) -> bool:
@@ -258,7 +258,9 @@ class Memoization:
 
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
-        records = [self._to_record(record, value) for record, value in batch if record.description]
+        records = [
+            self._to_record(record, value) for record, value in batch if record.attempt.description
+        ]
         if signal_registry.interrupted:  # the signal may have ended processes of functions
             records = [each for each in records if STARTED not in each.task.get("opened", ())]
         hooks, pending = self._hooks, []
@@ -276,13 +278,13 @@ class Memoization:
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """Return the `Record` of a result that `record_results` hooks receive."""
-        uid, settings = record.future.uid, record.task.recording_settings
+        uid, settings = record.future.uid, record.call.task.recording_settings
         outcome = record.future._outcome
         if outcome is None:  # a function that printed nothing
-            return Record(uid, record.description, value, settings, record.input_paths())
+            return Record(uid, record.attempt.description, value, settings, record.input_paths())
         return Record(
             uid,
-            record.description,
+            record.attempt.description,
             value,
             settings,
             record.input_paths(),
@@ -291,8 +293,8 @@ class Memoization:
             outcome.stderr,
             outcome.exit_code,
             record.texts(),
-            None if record.repeats is None else record.repeats.attempt,
-            () if record.repeats is None else tuple(record.repeats.readers),
+            None if record.call.repeats is None else record.call.repeats.attempt,
+            () if record.call.repeats is None else tuple(record.call.repeats.readers),
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
@@ -315,14 +317,14 @@ class Memoization:
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """Return the description of a task that `lookup_results` hooks receive."""
-        found: Any = record.description.copy()
-        found["settings"] = record.task.recording_settings
+        found: Any = record.attempt.description.copy()
+        found["settings"] = record.call.task.recording_settings
         found["inputs"] = record.input_paths()
         found["given"] = () if record.resolved is None else record.resolved.given()
         found["implicit"], found["texts"] = (), record.texts()
-        found["shares_memory"] = record.backend.shares_memory
-        if record.found is not None and record.backend.dry:
-            files = _origins(record, record.found, self._stager)
+        found["shares_memory"] = record.attempt.backend.shares_memory
+        if record.call.found is not None and record.attempt.backend.dry:
+            files = _origins(record, record.call.found, self._stager)
             found["inputs"] = {name: _path_of(file) for name, file in files.items()}
             found["given"] = [
                 name for name, file in files.items() if file.producer is None and file.url is None
@@ -341,13 +343,13 @@ class Memoization:
         found["services"] = [service._uid for service in services]
         if services:
             self._name_services(services, record, found)
-        if record.task.settings.service and record.task.kind == "executable":
-            found["function"] = record.task.function
+        if record.call.task.settings.service and record.call.task.kind == "executable":
+            found["function"] = record.call.task.function
             stands_in = partial(_stands_in, services)
             found["args"], found["kwargs"] = self._values.of(record, stands_in)
-            if record.command is not None:
-                found["opened"] = record.command.opened
-                found["interval"] = record.command.built, record.command.built
+            if record.attempt.command is not None:
+                found["opened"] = record.attempt.command.opened
+                found["interval"] = record.attempt.command.built, record.attempt.command.built
         return cast("LookupTask", found)
 
     def _name_services(
@@ -363,7 +365,7 @@ class Memoization:
             found: The description, which is changed in place.
         """
         stands_in = partial(_stands_in, services)
-        if record.task.kind != "executable":
+        if record.call.task.kind != "executable":
             found["args"], found["kwargs"] = self._values.of(record, stands_in)
             return
         found["args"] = tuple(map(stands_in, services))
@@ -408,6 +410,15 @@ class Memoization:
                     self._scheduler.reveal(record, value)
 
 
+def _add_keys(record: TaskRecord, task: LookupTask) -> None:
+    """Add the keys that a hook has set to the descriptions of this and later attempts."""
+    for key in ("identity", "watch"):
+        if key in task:
+            if record.lookup is None:
+                record.lookup = {}
+            record.lookup[key] = record.attempt.description[key] = task[key]
+
+
 def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
     """Yield a task and the blocks that it was called in, innermost first."""
     caller: TaskRecord | None = record
@@ -420,7 +431,7 @@ def _predecessors(callers: Iterable[TaskRecord]) -> dict[str, float]:
     """Return the names and times in `LookupTask.after`."""
     found: dict[str, float] = {}
     for caller in callers:
-        for future in caller.task.settings.after:
+        for future in caller.call.task.settings.after:
             if isinstance(future, TaskFuture) and not is_service(future):
                 found[future.name] = max(computed(future), found.get(future.name, 0.0))
     return found
@@ -428,7 +439,9 @@ def _predecessors(callers: Iterable[TaskRecord]) -> dict[str, float]:
 
 def _services(callers: Iterable[TaskRecord]) -> list[TaskFuture[Any]]:
     """Return the services that a task, or a block that it was called in, depends on."""
-    found = [future for caller in callers for future in caller.dependencies if is_service(future)]
+    found = [
+        future for caller in callers for future in caller.call.dependencies if is_service(future)
+    ]
     return list(dict.fromkeys(found)) if found else []
 
 
@@ -442,7 +455,7 @@ def _refused(
     batch: list[tuple[TaskRecord, Any]], answers: object
 ) -> dict[TaskRecord, BaseException]:
     """Return the tasks for which a plugin returned an exception, with these exceptions."""
-    recorded = [record for record, _ in batch if record.description]
+    recorded = [record for record, _ in batch if record.attempt.description]
     if not isinstance(answers, Sequence) or len(answers) != len(recorded):
         return {}
     pairs = zip(recorded, answers, strict=True)
@@ -451,7 +464,7 @@ def _refused(
 
 def _origins(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str, Origin]:
     """Return the origins of a task's input files by name. For dry runs, which link no files."""
-    task, sources, made_by = record.description, record.sources, outcomes(scan.producers)
+    task, sources, made_by = record.attempt.description, record.sources, outcomes(scan.producers)
     staged = stager.staged_names(task, scan.inputs, scan.outputs, sources, made_by)
     found: dict[str, Origin] = {}
     for file in scan.inputs:

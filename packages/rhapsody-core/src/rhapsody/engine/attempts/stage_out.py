@@ -49,13 +49,13 @@ class CallRegeneration(Regeneration):
 
     def __init__(self, stage_out: StageOut, record: TaskRecord, files: TaskFiles) -> None:
         self._files = files
-        producers = record.found.producers if record.found is not None else {}
+        producers = record.call.found.producers if record.call.found is not None else {}
         self._reads = [(each, name) for futures, name, _ in producers.values() for each in futures]
         self._stage_out = stage_out
         self.call: tuple[
             TaskFunction[Any, Any], tuple[Any, ...], dict[str, Any], Mapping[str, Any] | None
-        ] = (record.task, record.args, record.kwargs or {}, record.specific)
-        self.repeats: Repetition = Repetition(record.uid, producers)
+        ] = (record.call.task, record.call.args, record.call.kwargs or {}, record.call.specific)
+        self.repeats: Repetition = Repetition(record.attempt.uid, producers)
         self.name: str = record.named()
         self._made: TaskFuture[object] | None = None
 
@@ -147,12 +147,15 @@ class StageOut:
         self._begin(record, self._save(record, value))
 
     async def _save(self, record: TaskRecord, value: Any) -> None:
-        if not record.description:  # the task was canceled meanwhile
+        if not record.attempt.description:  # the task was canceled meanwhile
             return
         outcome = record.future._outcome
         try:
             await self.stager.save(
-                record.description, record.backend.backend, record.targets(), record.matches()
+                record.attempt.description,
+                record.attempt.backend.backend,
+                record.targets(),
+                record.matches(),
             )
         except Exception as error:  # such as a full disk: the task has failed
             self.stager.spare(outcome)
@@ -168,14 +171,14 @@ class StageOut:
             True if the recorded result is used. False if the task must run because an output with a
             destination is missing.
         """
-        files, dry = recorded.files, record.backend.dry
+        files, dry = recorded.files, record.attempt.backend.dry
         if recorded.computed is not None:
             record.future._computed = recorded.computed
         if record.resolved is not None:
             self.stager.was_read(record.resolved)
         left = AttemptInfo(
-            uid=record.uid,
-            name=record.task.name,
+            uid=record.attempt.uid,
+            name=record.call.task.name,
             stdout=recorded.stdout,
             stderr=recorded.stderr,
             exit_code=recorded.exit_code,
@@ -189,10 +192,10 @@ class StageOut:
         if not dry and not files.missing.isdisjoint(saved):
             record.future._computed = math.inf
             return False
-        outputs = record.found.outputs if record.found is not None else ()
+        outputs = record.call.found.outputs if record.call.found is not None else ()
         reference = again = None
         if not dry:  # a dry run changes nothing on disk
-            reference = self.stager.take_up(record.description, outputs, files)
+            reference = self.stager.take_up(record.attempt.description, outputs, files)
             again = CallRegeneration(self, record, files)
         left.files = ProducedFiles(
             files.sandbox, tuple(files.paths), files.matches, files.paths,
@@ -236,15 +239,15 @@ class StageOut:
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
         """Start a coroutine that saves files. `drain` waits for it."""
-        saving = self._background.spawn(work, f"save files of {record.uid}")
+        saving = self._background.spawn(work, f"save files of {record.attempt.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
 
     async def _restore(self, record: TaskRecord, value: Any, files: TaskFiles) -> None:
-        if not record.description:  # the task was canceled meanwhile
+        if not record.attempt.description:  # the task was canceled meanwhile
             return
         try:
-            await self.stager.save_again(record.description, record.targets(), files)
+            await self.stager.save_again(record.attempt.description, record.targets(), files)
         except Exception as error:  # such as a full disk: the task has failed
             self._scheduler.refuse(record, error)
         else:

@@ -31,7 +31,7 @@ from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.backend_handles import BackendHandle, find
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import Command, TaskRecord
+from rhapsody.engine.core.record import Attempt, Command, TaskRecord
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import READY
 from rhapsody.engine.functions.arguments import (
@@ -176,21 +176,21 @@ class TaskBuilder:
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return True if it can then be submitted."""
-        task, steps = record.task, record.steps
+        steps = record.attempt.steps
         try:
             if steps is None:
                 if self._services.any and self._services.hold_back(record):
                     return False  # the services queue it again
-                if task.direct is backend and record.found is None and record.specific is None:
-                    self._describe(record, backend)
-                    self._check_arguments(record, backend)
-                    record.backend = backend
-                    record.steps = _NO_MORE
-                    return True
+                call, task = record.call, record.call.task
                 limits = task.settings.limit
                 if limits and not self._scheduler.limits.take(record, limits):
                     return False  # the limits queue it again
-                steps = record.steps = iter(STEPS)
+                self._describe(record, backend)
+                if task.direct is backend and call.found is None and call.specific is None:
+                    if call.context is not None or task.may_retry or not backend.shares_memory:
+                        self._check_arguments(record, backend)
+                    return True
+                steps = record.attempt.steps = iter(STEPS)
             for step in steps:
                 paused = step(self, record, backend)
                 if paused is not None:
@@ -205,12 +205,12 @@ class TaskBuilder:
 
     def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
         if paused.then is not None:
-            record.steps = iter(paused.then)
+            record.attempt.steps = iter(paused.then)
         if isinstance(paused, Move):
             self._scheduler.requeue(record, paused.backend)
         elif paused.work is not None:
             continuing = self._continue_after(record, backend, paused.work, paused.by_user)
-            waiting = self._background.spawn(continuing, record.uid, at_once=paused.by_user)
+            waiting = self._background.spawn(continuing, record.attempt.uid, at_once=paused.by_user)
             if paused.by_user:
                 record.future.add_done_callback(lambda _: waiting.cancel())
 
@@ -235,36 +235,35 @@ class TaskBuilder:
 
     # Arguments and command.
 
-    def _describe(self, record: TaskRecord, _: BackendHandle) -> None:
-        task = record.task
-        record.attempt += 1
-        uid = attempt_text(self._uid, record.number, record.attempt)
-        record.uid = record.future._uid = uid
+    def _describe(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Begin an attempt: create it, and describe the call."""
+        call, task, former = record.call, record.call.task, record.attempt
+        number = former.number + 1
+        uid = attempt_text(self._uid, call.number, number)
         template, plain = task.template or self._template(task)
-        description = record.description = template.copy()
+        description = template.copy()
+        record.attempt = Attempt(number, uid, backend, description, former.command)
+        record.future._uid = uid
         description["uid"] = uid
-        description["args"] = record.args
-        description["kwargs"] = record.kwargs or {}
-        description["task_backend_specific_kwargs"] = dict(
-            record.specific or task.settings.specific
-        )
+        description["args"] = call.args
+        description["kwargs"] = call.kwargs or {}
+        specific = call.specific or task.settings.specific
+        description["task_backend_specific_kwargs"] = dict(specific) if specific else {}
         description["metadata"] = {"dependencies": [], "input_files": [], "output_files": []}
-        description["attempt"] = record.attempt
-        if record.identity is not None:  # a retry
-            description["identity"] = record.identity
-        if record.watch:
-            description["watch"] = record.watch
+        description["attempt"] = number
+        if record.lookup is not None:  # a retry
+            description.update(record.lookup)  # type: ignore[typeddict-item]
         if not plain:
             self._describe_more(record, description)
-        if record.dependencies:
+        if call.dependencies:
             self._describe_dependencies(record, description)
             if record.pushed:
                 description["references"] = self._pushdown.references(record)
-        if record.scope is not None:
-            description["scope"] = record.scope
-        if record.found is not None:
-            self._describe_files(record, record.found, description)
-        if (record.found is not None or record.kept is not None) and task.kind != "executable":
+        if call.scope is not None:
+            description["scope"] = call.scope
+        if call.found is not None:
+            self._describe_files(record, call.found, description)
+        if (call.found is not None or record.kept is not None) and task.kind != "executable":
             if record.kept is not None:
                 self._restore_arguments(record, record.kept)
             description["args"], description["kwargs"] = self._values.of(record)
@@ -275,23 +274,25 @@ class TaskBuilder:
         In this process, the backend copies the arguments right before an attempt that may be
         retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
         """
-        if record.call_context is not None and backend.here:
-            record.description["context"] = record.call_context
+        if record.call.context is not None and backend.here:
+            record.attempt.description["context"] = record.call.context
         if not backend.shares_memory:
-            task, description = record.task, record.description
+            task, description = record.call.task, record.attempt.description
             args, kwargs = description["args"], description["kwargs"]
             if task.generators is None:
                 task.generators = (), captured_generators(task.function)
             if task.generators[1] or kwargs or not IMMUTABLE.issuperset(map(type, args)):
                 self._check_generators(record, backend)
             return
-        if record.found is not None:
-            self._check_iterators(record, record.found.futures)
-        if record.task.may_retry:
+        if record.call.found is not None:
+            self._check_iterators(record, record.call.found.futures)
+        if record.call.task.may_retry:
             if record.kept is None:
-                record.kept = kept_arguments(record.args, record.kwargs or {}, record.found)
+                record.kept = kept_arguments(
+                    record.call.args, record.call.kwargs or {}, record.call.found
+                )
             if record.kept is not None:
-                record.description["keep_arguments"] = record.kept.keep
+                record.attempt.description["keep_arguments"] = record.kept.keep
 
     def _check_iterators(self, record: TaskRecord, futures: Iterable[asyncio.Future[Any]]) -> None:
         """Raise a `TypeError` if another task has received an iterator of a dependency."""
@@ -305,9 +306,13 @@ class TaskBuilder:
 
     def _check_generators(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Raise a `ValueError` if another call has received a generator in the same state."""
-        if record.attempt > 1:  # a retry, which receives the same generator on purpose
+        if record.attempt.number > 1:  # a retry, which receives the same generator on purpose
             return
-        task, args, kwargs = record.task, record.description["args"], record.description["kwargs"]
+        task, args, kwargs = (
+            record.call.task,
+            record.attempt.description["args"],
+            record.attempt.description["kwargs"],
+        )
         states: dict[int, tuple[Any, bytes]] = {}
         objects, functions = arguments_with_code([*args, *kwargs.values()])
         classes, called = tuple(objects), [*objects.values(), *functions]
@@ -357,23 +362,24 @@ class TaskBuilder:
     def _restore_arguments(self, record: TaskRecord, kept: KeptArguments) -> None:
         """Restore the arguments that earlier attempts have changed; log the first of each task."""
         changed, shared = kept.restore()
-        if not (changed or shared) or record.task.name in self._restored:
+        task, number = record.call.task, record.attempt.number
+        if not (changed or shared) or task.name in self._restored:
             return
-        self._restored.add(record.task.name)
+        self._restored.add(task.name)
         if changed:
-            names = [argument_name(record.task.function, each) for each in changed]
+            names = [argument_name(task.function, each) for each in changed]
             log.warning(
                 "%s: attempt %d changed its %s in place; attempt %d starts from the value that "
                 "the first attempt received. To avoid this, copy what the function changes",
-                record.named(), record.attempt - 1, " and ".join(names), record.attempt,
+                record.named(), number - 1, " and ".join(names), number,
             )  # fmt: skip
         if shared:
-            names = [argument_name(record.task.function, each) for each in shared]
+            names = [argument_name(task.function, each) for each in shared]
             log.warning(
                 "%s: its %s changed since the first attempt and is shared with other calls; "
                 "attempt %d starts from the current value. To avoid this, let each call return "
                 "what it adds",
-                record.named(), " and ".join(names), record.attempt,
+                record.named(), " and ".join(names), number,
             )  # fmt: skip
 
     def _template(self, task: TaskFunction[Any, Any]) -> tuple[TaskDescription, bool]:
@@ -416,7 +422,7 @@ class TaskBuilder:
         return task.template
 
     def _describe_more(self, record: TaskRecord, description: TaskDescription) -> None:
-        settings, executable = record.task.settings, record.task.kind == "executable"
+        settings, executable = record.call.task.settings, record.call.task.kind == "executable"
         if executable:  # the arguments are those of the function that returns the command
             description["args"], description["kwargs"] = (), {}
         if callable(settings.resources):
@@ -424,17 +430,17 @@ class TaskBuilder:
         if settings.environment:
             description["environment"] = dict(settings.environment)
         if executable or settings.capture == "files":
-            description["sandbox"] = self._stager.sandbox_path(record.uid)
+            description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
 
     def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
         description["metadata"]["dependencies"] = [
             future._uid
-            for future in record.dependencies
+            for future in record.call.dependencies
             if isinstance(future, TaskFuture) and future._uid is not None
         ]
-        found = record.found
+        found = record.call.found
         has_files = found is not None and (found.inputs or found.outputs)
-        implicit = self._implicit_data and record.task.settings.implicit_data is not False
+        implicit = self._implicit_data and record.call.task.settings.implicit_data is not False
         if has_files or (implicit and "sandbox" in description):
             self._note_sources(record, implicit=implicit)
 
@@ -444,17 +450,17 @@ class TaskBuilder:
         Dependencies that are needed only to produce an input file are excluded. `left` is set to
         the sources that were passed as arguments and declare no output files, if `implicit`.
         """
-        found = record.found
+        found = record.call.found
         arguments: Set[asyncio.Future[Any]] = frozenset()
         if found is not None and implicit:
             arguments = found.futures.keys()
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:
-            passed = found.futures.keys() | record.task.settings.after
+            passed = found.futures.keys() | record.call.task.settings.after
             writers = (each for declared in found.producers.values() for each in declared.futures)
             named = {each for each in writers if each not in passed}
         sources, left = [], []
-        for future in record.dependencies:
+        for future in record.call.dependencies:
             if not isinstance(future, TaskFuture) or future in named:
                 continue
             outcome = future._outcome
@@ -472,21 +478,21 @@ class TaskBuilder:
             description["metadata"]["input_files"] = [f.name or f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
             if found.outputs:
-                description["sandbox"] = self._stager.sandbox_path(record.uid)
+                description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
 
     def _build_command(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
-        if record.task.kind != "executable":
+        if record.call.task.kind != "executable":
             return None
-        sandbox, former = record.description["sandbox"], record.command
+        sandbox, former = record.attempt.description["sandbox"], record.attempt.command
         if former is None:  # a retry runs the same command
             args, kwargs = self._values.of(record)
             records = self._hooks.lookup_results or self._hooks.record_results
             texts = texts_in([args, kwargs]) if records else ()
             # The text of a command counts for resume, except that of a service.
-            places = (os.sep,) if records and record.task.settings.service else ()
+            places = (os.sep,) if records and record.call.task.settings.service else ()
             built = Command("", sandbox, texts, time.time(), {})
             with watching(places) as opened:
-                command = record.task.function(*args, **kwargs)
+                command = record.call.task.function(*args, **kwargs)
             built.opened |= opened
             if inspect.iscoroutine(command):
                 waiting = partial(self._await_command, record, command, built, places)
@@ -495,7 +501,7 @@ class TaskBuilder:
             self._set_command(record, built)
         else:
             words = former.words
-            if record.found is not None:  # the command may name files in the former sandbox
+            if record.call.found is not None:  # the command may name files in the former sandbox
                 words = _moved(words, former.sandbox, sandbox)
             self._set_command(record, replace(former, words=words, sandbox=sandbox))
         return None
@@ -515,12 +521,12 @@ class TaskBuilder:
             self._set_command(record, command)
 
     def _set_command(self, record: TaskRecord, command: Command) -> None:
-        description, words = record.description, command.words
-        record.command = command
+        description, words = record.attempt.description, command.words
+        record.attempt.command = command
         if isinstance(words, str):
             description["executable"] = words
-            shell = description["shell"] = record.task.settings.shell or self._shell
-            name = record.task.name
+            shell = description["shell"] = record.call.task.settings.shell or self._shell
+            name = record.call.task.name
             if shell == "bash" and name not in self._unsafe and stops_reading(words):
                 self._unsafe.add(name)
                 log.warning(
@@ -536,7 +542,7 @@ class TaskBuilder:
     # Hooks.
 
     def _call_prepare(self, record: TaskRecord, _: BackendHandle) -> None:
-        description = record.description
+        description = record.attempt.description
         for hook in self._hooks.prepare_task:
             try:
                 hook.call(engine=self._engine, task=description)
@@ -544,27 +550,30 @@ class TaskBuilder:
                 raise
             except BaseException as error:  # any error of a plugin fails only this task
                 raise PluginError(
-                    f"plugin {hook.plugin!r} failed to prepare task {record.task.name!r}: "
+                    f"plugin {hook.plugin!r} failed to prepare task {record.call.task.name!r}: "
                     f"{describe_error(error)}"
                 ) from error
-            if description["uid"] != record.uid or not description.keys() >= _KEYS:
+            if description["uid"] != record.attempt.uid or not description.keys() >= _KEYS:
                 raise PluginError(
-                    f"plugin {hook.plugin!r} made the description of task {record.task.name!r} "
-                    "invalid: it must keep its uid and the keys "
+                    f"plugin {hook.plugin!r} made the description of task "
+                    f"{record.call.task.name!r} invalid: it must keep its uid and the keys "
                     f"{', '.join(sorted(_KEYS))}"
                 )
             _check_prepared(hook.plugin, description)
 
     def _select_backend(self, record: TaskRecord, backend: BackendHandle) -> Move | None:
         hooks = self._hooks
-        if not hooks.select_backend or len(self._backends) < 2 or record.task.settings.backend:
+        if not hooks.select_backend or len(self._backends) < 2 or record.call.task.settings.backend:
             return None
         if record.elsewhere() is not None:
             return None  # the task has left the backend that was selected
         candidates = self._able(record)
         for hook in hooks.select_backend if candidates else ():
             name = hooks.call(
-                hook, engine=self._engine, task=record.description, candidates=tuple(candidates)
+                hook,
+                engine=self._engine,
+                task=record.attempt.description,
+                candidates=tuple(candidates),
             )
             if name in candidates:
                 chosen = find(self._backends, name)
@@ -578,23 +587,23 @@ class TaskBuilder:
 
     def _others(self, record: TaskRecord) -> Iterator[BackendHandle]:
         """Return the backends in a task's `other_backends`; none after the first attempt."""
-        names = record.task.settings.other_backends if record.attempt == 1 else ()
+        names = record.call.task.settings.other_backends if record.attempt.number == 1 else ()
         return map(self._backends.__getitem__, names)
 
     def _take_backend(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Check that the backend can run the task, and make it the task's backend."""
-        task, settings = record.task, record.task.settings
-        if task.accepted_by is not backend or self._hooks.prepare_task or record.specific:
+        task, settings = record.call.task, record.call.task.settings
+        if task.accepted_by is not backend or self._hooks.prepare_task or record.call.specific:
             self._check_capabilities(record, backend)
-        record.backend = backend
+        record.attempt.backend = backend
         if backend.capabilities.unfinished_dependencies:
             own = settings.lost_retries
-            record.description["lost_retries"] = self._lost_retries if own is None else own
+            record.attempt.description["lost_retries"] = self._lost_retries if own is None else own
 
     def _check_capabilities(self, record: TaskRecord, backend: BackendHandle) -> None:
         for each in (backend, *self._others(record)):
             self._check_capable(record, each)
-        task, settings, hooks = record.task, record.task.settings, self._hooks
+        task, settings, hooks = record.call.task, record.call.task.settings, self._hooks
         if callable(settings.resources):
             return  # the resources may differ for the next task
         task.accepted_by = backend
@@ -608,8 +617,8 @@ class TaskBuilder:
             task.direct = backend
 
     def _check_capable(self, record: TaskRecord, backend: BackendHandle) -> None:
-        task = record.task
-        missing = backend.lacking(task.task_kind, record.description)
+        task = record.call.task
+        missing = backend.lacking(task.task_kind, record.attempt.description)
         if missing is not None:
             able = self._able(record)
             where = f"attached backends that do: {', '.join(able)}" if able else (
@@ -619,12 +628,12 @@ class TaskBuilder:
                 f"task {task.name!r} cannot run on backend {backend.name!r}, which as configured "
                 f"does not support {missing}; {where}"
             )
-        fault = backend.environment_fault(record.description)
+        fault = backend.environment_fault(record.attempt.description)
         if fault is not None:
             raise CapabilityError(
                 f"task {task.name!r} cannot run on backend {backend.name!r}: {fault}"
             )
-        unknown = backend.unknown_settings(record.description)
+        unknown = backend.unknown_settings(record.attempt.description)
         if unknown:
             raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
@@ -633,9 +642,9 @@ class TaskBuilder:
         return [
             one.name
             for one in self._backends.values()
-            if one.lacking(record.task.task_kind, record.description) is None
-            and one.environment_fault(record.description) is None
-            and not one.unknown_settings(record.description)
+            if one.lacking(record.call.task.task_kind, record.attempt.description) is None
+            and one.environment_fault(record.attempt.description) is None
+            and not one.unknown_settings(record.attempt.description)
             and shortage(record, one) is None
         ]
 
@@ -649,7 +658,7 @@ class TaskBuilder:
         Returns:
             The move, or `None` if the task stays.
         """
-        settings = record.task.settings
+        settings = record.call.task.settings
         others = settings.other_backends
         if not backend.may_end or record.pushed or (settings.backend and not others):
             return None
@@ -668,7 +677,7 @@ class TaskBuilder:
         if short is None:
             return
         needs, left = short
-        setting = "timeout" if needs == record.description.get("timeout") else "walltime"
+        setting = "timeout" if needs == record.attempt.description.get("timeout") else "walltime"
         error = InsufficientWalltimeError(
             f"{record.named()} was held back: its {setting} is {needs:g} s, but backend "
             f"{backend.name!r} ends in {left:.0f} s; run the program again to execute it",
@@ -693,7 +702,7 @@ class TaskBuilder:
 
     def _find_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
         """Find the files of a task; wait for those that are being fetched."""
-        description, found = record.description, record.found
+        description, found = record.attempt.description, record.call.found
         if record.left:
             record.left = self._left(record, backend)
         if backend.dry:  # a backend that runs nothing reads nothing
@@ -719,20 +728,24 @@ class TaskBuilder:
 
     def _complete_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Complete and check the arguments of a function, also for a call that may be reused."""
-        if record.found is not None and record.found.inputs and record.task.kind != "executable":
-            self._place_inputs(record, record.found.inputs, backend)
-        if record.task.kind == "function" and not backend.dry:
+        if (
+            record.call.found is not None
+            and record.call.found.inputs
+            and record.call.task.kind != "executable"
+        ):
+            self._place_inputs(record, record.call.found.inputs, backend)
+        if record.call.task.kind == "function" and not backend.dry:
             self._check_arguments(record, backend)
 
     def _place_inputs(
         self, record: TaskRecord, inputs: Sequence[InputFile], backend: BackendHandle
     ) -> None:
         """Fill in the paths of a function's inputs: in place if possible, or else in a sandbox."""
-        description, resolved = record.description, record.resolved
+        description, resolved = record.attempt.description, record.resolved
         if "sandbox" in description:
             return
         if resolved is None or not self._stager.in_place(backend.backend, resolved, inputs):
-            description["sandbox"] = self._stager.sandbox_path(record.uid)
+            description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
         description["args"], description["kwargs"] = self._values.of(record)
 
     def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
@@ -748,18 +761,18 @@ class TaskBuilder:
         return Wait(partial(self._make_again, record, missing), then=FROM_FILES)
 
     async def _make_again(self, record: TaskRecord, missing: Sequence[AttemptInfo]) -> None:
-        reader = record.uid if record.repeats is None else record.repeats.attempt
+        reader = record.attempt.uid if record.call.repeats is None else record.call.repeats.attempt
         await asyncio.gather(
             *(again(each, reader) for each in missing if (again := each.files.regeneration))
         )
 
     def _wrap_command(self, record: TaskRecord, backend: BackendHandle) -> None:
-        if record.task.kind == "executable" and not backend.dry:
-            wrap_command(record.description, here=backend.here)
+        if record.call.task.kind == "executable" and not backend.dry:
+            wrap_command(record.attempt.description, here=backend.here)
 
     def _link_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
         """Link the input files, or copy those that cannot be linked."""
-        resolved, description = record.resolved, record.description
+        resolved, description = record.resolved, record.attempt.description
         if resolved is None:
             return None
         self._stager.link(description, backend.backend, resolved)
@@ -775,13 +788,12 @@ class TaskBuilder:
         resolved: Resolved,
         left: Sequence[AttemptInfo],
     ) -> None:
-        await self._stager.copy(record.description, backend.backend, resolved, left)
+        await self._stager.copy(record.attempt.description, backend.backend, resolved, left)
         if changed := self._stager.changed_since_call(resolved):
             raise error_messages.input_changed(record, changed, None)
 
 
 STEPS: Final[Steps] = (
-    TaskBuilder._describe,
     TaskBuilder._build_command,
     TaskBuilder._call_prepare,
     TaskBuilder._select_backend,
@@ -800,8 +812,6 @@ STEPS: Final[Steps] = (
 FROM_TIME: Final = STEPS[STEPS.index(TaskBuilder._find_time) :]
 FROM_FILES: Final = STEPS[STEPS.index(TaskBuilder._find_files) :]
 
-_NO_MORE: Final[Iterator[Step]] = iter(())
-
 
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
     # Call the methods of `str` itself: the placeholders of dry runs refuse their own.
@@ -819,13 +829,13 @@ def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
     lists = [word for word in words if isinstance(word, list | tuple)]
     if lists and all(isinstance(item, File) for item in lists[0]):
         raise ValueError(
-            f"executable task {record.task.name!r} ({record.future.uid}) returned a list that "
+            f"executable task {record.call.task.name!r} ({record.future.uid}) returned a list that "
             f"contains a list of files, {lists[0]!r}; unpack the files, as in ['cat', *files]"
         )
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
-        f"executable task {record.task.name!r} ({record.future.uid}) must return its command, a "
-        f"non-empty string for a shell or a list of strings, got {command!r}"
+        f"executable task {record.call.task.name!r} ({record.future.uid}) must return its command, "
+        f"a non-empty string for a shell or a list of strings, got {command!r}"
         + (f": make {wrong[0]} a string" if wrong else "")
     )
 
@@ -836,16 +846,17 @@ def _require_names(record: TaskRecord, words: Sequence[str]) -> None:
     Raises:
         ValueError: The command contains the `repr` of one of the task's files.
     """
-    if record.found is None:
+    if record.call.found is None:
         return
-    shown = [repr(file) for file in (*record.found.inputs, *record.found.outputs)]
-    shown.append(repr(Path(record.description["sandbox"])).removesuffix("')"))  # of `InputFiles`
+    shown = [repr(file) for file in (*record.call.found.inputs, *record.call.found.outputs)]
+    sandbox = Path(record.attempt.description["sandbox"])
+    shown.append(repr(sandbox).removesuffix("')"))  # of `InputFiles`
     wrong = next((t for t in shown if any(str.__contains__(word, t) for word in words)), None)
     if wrong is not None:
         raise ValueError(
-            f"executable task {record.task.name!r} ({record.future.uid}) returned a command that "
-            f"contains {wrong} instead of a file name; convert each file of a list to text, as in "
-            "{' '.join(map(str, files))}"
+            f"executable task {record.call.task.name!r} ({record.future.uid}) returned a command "
+            f"that contains {wrong} instead of a file name; convert each file of a list to text, "
+            "as in {' '.join(map(str, files))}"
         )
 
 
@@ -902,9 +913,9 @@ def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
         ValueError: A field of the return value is out of range.
         SystemExit: The user's function raised `SystemExit`.
     """
-    whose = f"the resources of {record.named()} for attempt {record.attempt}"
+    whose = f"the resources of {record.named()} for attempt {record.attempt.number}"
     try:
-        answer = given(record.attempt)
+        answer = given(record.attempt.number)
     except (Exception, SystemExit) as mistake:  # the user's own callable raised
         add_note(mistake, f"raised by {whose}")
         raise
@@ -931,10 +942,10 @@ def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
     Returns:
         Both times if the task needs more than the backend has left; `None` if the task may start.
     """
-    if not (backend.may_end and record.description):
+    if not (backend.may_end and record.attempt.description):
         return None
-    needs = time_needed(record.description)
+    needs = time_needed(record.attempt.description)
     if needs is None:
         return None
-    left = backend.backend.seconds_left(record.description)
+    left = backend.backend.seconds_left(record.attempt.description)
     return None if left is None or needs <= left else Shortage(needs, left)

@@ -144,7 +144,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     if future.done():
         return future.result()
     if me is not None and me.future.done():
-        raise asyncio.CancelledError(f"block {me.task.name!r} ({me.future.uid}) was canceled")
+        raise asyncio.CancelledError(f"block {me.call.task.name!r} ({me.future.uid}) was canceled")
     raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
 
 
@@ -175,12 +175,12 @@ def _check_cycle(me: TaskRecord, record: TaskRecord) -> None:
         other = stack.pop()
         if other is me:
             raise RuntimeError(
-                f"block {me.task.name!r} ({me.future.uid}) would wait for itself: it awaits "
-                f"{record.task.name!r} ({record.future.uid})"
+                f"block {me.call.task.name!r} ({me.future.uid}) would wait for itself: it awaits "
+                f"{record.call.task.name!r} ({record.future.uid})"
                 + ("" if record is me else ", which waits for it")
             )
         ahead = list(other.awaiting) if isinstance(other, BlockRecord) else []
-        for dependency in other.dependencies:
+        for dependency in other.call.dependencies:
             if isinstance(dependency, BlockFuture) and not dependency.done():
                 ahead.append(cast("TaskRecord", dependency._node))
         for further in ahead:
@@ -221,7 +221,9 @@ class Blocks:
         context.run(enclosing_block.set, record)
         try:
             args, kwargs = self._values.of(record)
-            coroutine = record.task.function(*args, **kwargs) if record.task.is_async else None
+            coroutine = (
+                record.call.task.function(*args, **kwargs) if record.call.task.is_async else None
+            )
         except (Exception, SystemExit) as error:  # of the user's code: only this block fails
             self._ended(record, None, error)
             return
@@ -275,7 +277,7 @@ class Blocks:
     def _call(self, record: BlockRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value, error = None, None
         try:
-            value = record.task.function(*args, **kwargs)
+            value = record.call.task.function(*args, **kwargs)
         except BaseException as raised:  # any exception is the outcome of the block
             error = raised
         ended = partial(self._thread_ended, record, value, error)

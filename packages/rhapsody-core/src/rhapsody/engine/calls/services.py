@@ -83,13 +83,13 @@ class Services:
             The state and the error to publish.
         """
         restarts = record.tries.restarts if record.tries is not None else 0
-        restarted = restarts < record.task.settings.restarts and not self._scheduler.closing
+        restarted = restarts < record.call.task.settings.restarts and not self._scheduler.closing
         error = error_messages.of_service(record, report, ready=True)
         log.warning(
-            "service %r (%s) ended unexpectedly%s: %s", record.task.name, record.future.uid,
+            "service %r (%s) ended unexpectedly%s: %s", record.call.task.name, record.future.uid,
             " and will be restarted" if restarted else "", error_messages.ending(report),
         )  # fmt: skip
-        if main is TasksMainStates.DONE and not record.task.settings.restarts:
+        if main is TasksMainStates.DONE and not record.call.task.settings.restarts:
             return main, report.get("exception")  # it may have fulfilled its purpose
         self.any = True
         self._ended[record.future] = ServiceStatus(error, restarted)
@@ -129,7 +129,7 @@ class Services:
             if error is None:
                 self._scheduler.resume(each)
             elif isinstance(error, asyncio.CancelledError):
-                why = f"its dependency {record.task.name!r} was canceled"
+                why = f"its dependency {record.call.task.name!r} was canceled"
                 self._scheduler.cancel(each, why)
             else:
                 failure = error_messages.of_ended_dependency(each, record.future, error)
@@ -143,7 +143,7 @@ class Services:
         If the service was restarted, the task continues once the service is ready again; otherwise
         the task fails.
         """
-        for future in record.dependencies:
+        for future in record.call.dependencies:
             status = self._status_of(future)
             if status is None:
                 continue
@@ -156,7 +156,8 @@ class Services:
                 for other in self._scheduler.limits.give_back(record):
                     self._scheduler.resume(other)
                 return True
-            record.command = None  # the command of an earlier attempt contains the earlier value
+            if record.attempt.command is not None:  # that of an earlier attempt has another value
+                record.attempt.command = None
         return False
 
     def value(self, future: Any) -> Any:
@@ -168,9 +169,11 @@ class Services:
         """Add a note to an error if a service that its task depends on ended while the task ran."""
         if isinstance(error, DependencyFailureError):
             return
-        for future in record.dependencies:
+        for future in record.call.dependencies:
             status = self._status_of(future)
-            if status is not None and (record.started is None or record.started <= status.ended_at):
+            if status is not None and (
+                record.attempt.started is None or record.attempt.started <= status.ended_at
+            ):
                 note = error_messages.service_ended(
                     future, status.ended_at, status.error, status.restarted
                 )
@@ -203,12 +206,12 @@ class Values:
             stands_in: Function that returns the replacement for a service's future. Default: the
                 future is replaced with its value.
         """
-        found, kept = record.found, record.kept
+        found, kept = record.call.found, record.kept
         replaced = None if kept is None else kept.replaced
         if found is None:
             if not replaced:
-                return record.args, record.kwargs or {}
-            return ArgumentScan().fill(record.args, record.kwargs or {}, {}, replaced)
+                return record.call.args, record.call.kwargs or {}
+            return ArgumentScan().fill(record.call.args, record.call.kwargs or {}, {}, replaced)
         if record.pushed or stands_in is not None or self._services.any:
             values = {id(each): self._value(record, each, stands_in) for each in found.futures}
         else:
@@ -218,7 +221,7 @@ class Values:
             }
         if found.inputs or found.outputs:
             self._bind_files(record, found, values)
-        return found.fill(record.args, record.kwargs or {}, values, replaced)
+        return found.fill(record.call.args, record.call.kwargs or {}, values, replaced)
 
     def _value(
         self,
@@ -234,9 +237,9 @@ class Values:
 
     def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
         """Add the replacement of each file in a task's arguments to `values`, under its `id`."""
-        description, resolved, sources = record.description, record.resolved, record.sources
+        description, resolved, sources = record.attempt.description, record.resolved, record.sources
         sandbox = description.get("sandbox")
-        by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
+        by_path = record.call.task.kind != "executable" or record.call.task.settings.cwd is not None
         made_by = outcomes(found.producers)
         if sandbox is not None and found.inputs:
             staged = self._stager.staged_names(
@@ -262,20 +265,8 @@ def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
         record: The record of the service, which has ended.
         restarts: The number of restarts, including this one.
     """
-    new = TaskRecord(
-        record.scheduler,
-        record.task,
-        record.future,
-        record.number,
-        record.args,
-        record.kwargs,
-        record.specific,
-        record.dependencies,
-        record.found,
-        record.scope,
-    )
-    new.attempt = record.attempt
+    new = TaskRecord(record.scheduler, record.call, record.future)
+    new.attempt, new.tries = record.attempt.ended(), Tries(restarts=restarts)
     if record.parent is not None and record.parent.state.future is FutureState.PENDING:
         new.parent = record.parent
-    new.command, new.tries = record.command, Tries(restarts=restarts)
     return new

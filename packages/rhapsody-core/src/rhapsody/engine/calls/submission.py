@@ -33,7 +33,7 @@ from rhapsody.engine.configuration.settings import Settings, TaskDefaults
 from rhapsody.engine.core.backend_handles import BackendHandle, find
 from rhapsody.engine.core.events import UnawaitedErrors
 from rhapsody.engine.core.pushdown import PushDown, RemoteFuture
-from rhapsody.engine.core.record import BlockRecord, Repetition, TaskRecord
+from rhapsody.engine.core.record import BlockRecord, Call, Repetition, TaskRecord
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState
 from rhapsody.engine.functions.arguments import PLAIN, ArgumentScan, search
@@ -175,7 +175,7 @@ class Submission:
         if parent is not None and parent.state.future is not FutureState.PENDING:
             if parent.state.future is FutureState.CANCELLED:
                 raise asyncio.CancelledError(
-                    f"block {parent.task.name!r} ({parent.future.uid}) was canceled"
+                    f"block {parent.call.task.name!r} ({parent.future.uid}) was canceled"
                 )
             parent = None  # the block has ended, but a thread or coroutine it started has not
         dependencies: tuple[asyncio.Future[Any], ...] = ()
@@ -195,14 +195,16 @@ class Submission:
         else:
             future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
         called = task.at_call() if task.has_closure else task
-        record = (BlockRecord if is_block else TaskRecord)(
-            scheduler, called, future, number, args, kwargs or None, specific, dependencies, found,
-            current_scope.get(), repeats,
-        )  # fmt: skip
+        context: contextvars.Context | None = None
         if self._copies_contexts and not is_block:
-            record.call_context = context = contextvars.copy_context()
+            context = contextvars.copy_context()
             if enclosing_block.get() is not None or calls_tasks.get():
                 context.run(_leave_block)
+        call = Call(
+            task, called, number, args, kwargs or None, specific, dependencies, found,
+            current_scope.get(), repeats, context,
+        )  # fmt: skip
+        record = (BlockRecord if is_block else TaskRecord)(scheduler, call, future)
         future._node = record
         future._definition = task
         future._number = number
@@ -260,8 +262,8 @@ class Submission:
         while around is not None:
             if around.future in dependencies:
                 raise RuntimeError(
-                    f"task {task.name!r} was called inside block {around.task.name!r} with that "
-                    "block's own future, so it would wait forever"
+                    f"task {task.name!r} was called inside block {around.call.task.name!r} with "
+                    "that block's own future, so it would wait forever"
                 )
             around = around.parent
         return dependencies

@@ -110,8 +110,7 @@ def of_dependencies(
     others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
     why = next(iter(describe_error(root).splitlines()), "")  # the cause has the other lines
     error = DependencyFailureError(
-        f"{record.task.prefix} {record.task.name!r} ({record.future.uid}) did not run because "
-        f"{what or repr(names[0])} failed{others}: {why}",
+        f"{record.named()} did not run because {what or repr(names[0])} failed{others}: {why}",
         names,
         root,
     )
@@ -165,26 +164,28 @@ def unknown_setting(
     there = f"supported keys: {', '.join(known) or 'none'}"
     where = f"; attached backends that support it: {', '.join(able)}" if able else ""
     return CapabilityError(
-        f"task {record.task.name!r}: backend {backend.name!r} does not support the key {key!r} in "
-        f"task_description{hint} ({there}{where})"
+        f"task {record.call.task.name!r}: backend {backend.name!r} does not support the key "
+        f"{key!r} in task_description{hint} ({there}{where})"
     )
 
 
 def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     """Return the error for an attempt that its backend reported as failed."""
     error = report.get("exception")
-    command = None if record.command is None else str(record.command)
+    command = None if record.attempt.command is None else str(record.attempt.command)
     if isinstance(error, BaseException):
-        if isinstance(error, OSError) and record.task.kind == "executable":  # names the command
+        if (
+            isinstance(error, OSError) and record.call.task.kind == "executable"
+        ):  # names the command
             error.with_traceback(None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
             error.args = (hidden(record, str(error)) + _hints(record, report),)
             error.command = error.command or command
-            return _complete(error, report) if record.task.kind == "executable" else error
+            return _complete(error, report) if record.call.task.kind == "executable" else error
         if isinstance(error, FileNotFoundError) and (hint := _missing_files(record, report)):
             error.add_note(hint.lstrip())
         return error
-    name = f"task {record.task.name!r} ({record.future.uid})"
+    name = f"task {record.call.task.name!r} ({record.future.uid})"
     message = f"{name} failed"
     if error:
         message += f": {hidden(record, str(error))}"
@@ -218,7 +219,7 @@ def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     Returns:
         A newline and the hint, or an empty string if there is none.
     """
-    command = record.command.words if record.command is not None else None
+    command = record.attempt.command.words if record.attempt.command is not None else None
     if not command or report.get("exit_code") not in _MEANINGS:
         return ""
     if sum(map(len, command)) > MAX_ARGUMENT:
@@ -226,8 +227,8 @@ def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
             "\nhint: Linux accepts about 2 MB for all arguments of a program; use a loop, or pass "
             "the names on standard input, as in `printf '%s\\n' {files} | xargs wc`"
         )
-    sandbox: str = report.get("sandbox") or record.description.get("sandbox") or ""
-    place = record.description.get("cwd") or sandbox
+    sandbox: str = report.get("sandbox") or record.attempt.description.get("sandbox") or ""
+    place = record.attempt.description.get("cwd") or sandbox
     for word in dict.fromkeys(_pieces(command)[:MAX_CHECKED_WORDS]):
         path = os.path.join(place, word) if "/" in word else shutil.which(word)
         fault = None if path is None else interpreter_fault(path)
@@ -242,8 +243,8 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     Returns:
         A newline and the hint, or an empty string if there is none.
     """
-    command = record.command.words if record.command is not None else None
-    if not isinstance(command, str) or record.description.get("shell") not in SHELLS:
+    command = record.attempt.command.words if record.attempt.command is not None else None
+    if not isinstance(command, str) or record.attempt.description.get("shell") not in SHELLS:
         return ""
     code = report.get("exit_code")
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
@@ -264,7 +265,9 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         )
     silent = not printed and type(code) is int and 0 < code < min(_MEANINGS)
     if silent and _SEVERAL.search(command.strip()) and not _EXIT.search(command, 0, MAX_ARGUMENT):
-        options = "set -eu" if record.description.get("shell") == "sh" else "set -euo pipefail"
+        options = (
+            "set -eu" if record.attempt.description.get("shell") == "sh" else "set -euo pipefail"
+        )
         return (
             "\nhint: the shell stops at the first command or pipeline that fails, even if it "
             f"prints no error (`{options}`); `shell=` chooses another shell"
@@ -279,7 +282,7 @@ def _link_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         A newline and the hint, or an empty string if there is none.
     """
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
-    if record.found is None or not record.found.inputs or not _NO_LINK.search(printed):
+    if record.call.found is None or not record.call.found.inputs or not _NO_LINK.search(printed):
         return ""
     return (
         "\nhint: input files are links in the sandbox, which some programs refuse; to pass a "
@@ -293,11 +296,11 @@ def unquoted_files(record: TaskRecord) -> str:
     Returns:
         A newline and the hint, or an empty string if there is no such file.
     """
-    command = record.command.words if record.command is not None else None
+    command = record.attempt.command.words if record.attempt.command is not None else None
     if not isinstance(command, str):
         return ""
     words = _shell_words(command)
-    for file in (*record.args, *(record.kwargs or {}).values()):
+    for file in (*record.call.args, *(record.call.kwargs or {}).values()):
         name = (getattr(file, "name", None) or file.filename) if isinstance(file, File) else file
         if not (isinstance(name, str) and (isinstance(file, File) or os.path.exists(name))):
             continue
@@ -317,10 +320,10 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     Returns:
         A newline and the hint, or an empty string if there are no such files.
     """
-    command = record.command.words if record.command is not None else None
-    described = record.description.get("sandbox")
+    command = record.attempt.command.words if record.attempt.command is not None else None
+    described = record.attempt.description.get("sandbox")
     sandbox: str = report.get("sandbox") or described or ""
-    if not command or record.task.settings.cwd is not None or not os.path.isdir(sandbox):
+    if not command or record.call.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
     words = dict.fromkeys(_pieces(command)[:MAX_CHECKED_WORDS])
     missing = [word for word in words if word and _is_missing(word, sandbox)][:3]
@@ -377,8 +380,8 @@ def input_changed(
     state = "changed" if os.path.exists(path) else "disappeared"
     others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
     what = "its function"
-    if record.command is not None:
-        what = f"its command {_shown(hidden(record, str(record.command)))!r}"
+    if record.attempt.command is not None:
+        what = f"its command {_shown(hidden(record, str(record.attempt.command)))!r}"
     also = "" if error is None else f" The attempt also failed: {describe_error(error)}"
     cure = "To let a task change its input, pass it a copy: InputFile(..., copy=True)."
     if record.resolved is not None and path in record.resolved.linked:
@@ -414,7 +417,9 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
     if isinstance(error, BaseException):
         return error
     how = "unexpectedly" if ready else "before it was ready"
-    message = f"service {record.task.name!r} ({record.future.uid}) ended {how}: {ending(report)}"
+    message = (
+        f"service {record.call.task.name!r} ({record.future.uid}) ended {how}: {ending(report)}"
+    )
     return _complete(TaskFailedError(message), report)
 
 
@@ -455,9 +460,9 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
         record: The task or service.
         limit: The time limit in seconds.
     """
-    what = f"{record.task.name!r} ({record.future.uid})"
-    if record.task.settings.service:
-        missing = _missing_sign(record.task.settings.ready)
+    what = f"{record.call.task.name!r} ({record.future.uid})"
+    if record.call.task.settings.service:
+        missing = _missing_sign(record.call.task.settings.ready)
         return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
     return TaskTimeoutError(f"task {what} exceeded its timeout of {limit:g} s")
 
@@ -481,8 +486,8 @@ def of_unstoppable_work(record: TaskRecord, error: BaseException) -> BaseExcepti
     if not isinstance(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
-        f"{error}; backend {record.backend.name!r} cannot stop it, so it continues to run and "
-        "occupies its slot. Run such functions in processes, which can be stopped: "
+        f"{error}; backend {record.attempt.backend.name!r} cannot stop it, so it continues to run "
+        "and occupies its slot. Run such functions in processes, which can be stopped: "
         'LocalExecutionBackend("process")'
     )
 
@@ -491,8 +496,8 @@ def not_retried(record: TaskRecord, argument: int | str) -> str:
     """Return the note for an error after which a task is not retried, because of an iterator."""
     return (
         f"not retried, because the attempt may have consumed its "
-        f"{argument_name(record.task.function, argument)}, an iterator that cannot be copied; pass "
-        "a list instead"
+        f"{argument_name(record.call.task.function, argument)}, an iterator that cannot be copied; "
+        "pass a list instead"
     )
 
 
@@ -511,7 +516,7 @@ def generator_sent_again(
     if hasattr(generator, "spawn"):
         cure = "pass each call its own generator (rng.spawn(n) makes n of them) or a seed"
     return ValueError(
-        f"task {record.task.name!r}: {what} a random number generator "
+        f"task {record.call.task.name!r}: {what} a random number generator "
         f"({type(generator).__name__}) that another call on backend {backend.name!r} has received "
         f"in the same state, so both would draw the same numbers; {cure}, or pass a copy if this "
         "is intended"
@@ -527,7 +532,7 @@ def read_twice(record: TaskRecord, future: TaskFuture[Any], reader: str) -> Type
         reader: The uid of the other task.
     """
     return TypeError(
-        f"task {record.task.name!r}: task {future.name!r} ({future.uid}) returned an iterator "
+        f"task {record.call.task.name!r}: task {future.name!r} ({future.uid}) returned an iterator "
         f"({type(future._result).__name__}), which {reader} has received as well; only one "
         "of them can read its items: let the function return a list"
     )
@@ -536,9 +541,9 @@ def read_twice(record: TaskRecord, future: TaskFuture[Any], reader: str) -> Type
 def cancelled_elsewhere(record: TaskRecord) -> str:
     """Return the message for the cancellation of a task by something other than its engine."""
     return (
-        f"task {record.task.name!r} ({record.future.uid}) was canceled by backend "
-        f"{record.backend.name!r}, not by its engine: it raised CancelledError, or another engine "
-        "shut down the backend (shutdown(skip_execution_backend=True) leaves it running)"
+        f"task {record.call.task.name!r} ({record.future.uid}) was canceled by backend "
+        f"{record.attempt.backend.name!r}, not by its engine: it raised CancelledError, or another "
+        "engine shut down the backend (shutdown(skip_execution_backend=True) leaves it running)"
     )
 
 
@@ -582,9 +587,9 @@ def _shown(command: str) -> str:
 
 def _secrets(record: TaskRecord) -> Secrets:
     """Return the values to mask in texts about a task."""
-    environment: Mapping[str, str] | None = record.task.settings.environment
-    if record.description:
-        environment = record.description.get("environment")
+    environment: Mapping[str, str] | None = record.call.task.settings.environment
+    if record.attempt.description:
+        environment = record.attempt.description.get("environment")
     return secrets_of(environment)
 
 
@@ -601,7 +606,7 @@ def printed_last(record: TaskRecord, text: object, count: int) -> str:
     if not isinstance(text, str) or not text:
         return ""
     values = [value for value, _ in _secrets(record)]
-    if record.task.settings.capture == "files":
+    if record.call.task.settings.capture == "files":
         text = end_of_file(text, count + max(map(len, values), default=0))
     start = max(0, len(text) - count)
     for value in values:  # do not cut a value in two
@@ -646,7 +651,7 @@ class Brief(reprlib.Repr):
 
 def call_of(record: TaskRecord) -> str:
     """Return the shortened call of a task as Python code, such as `task(1, x=2)`."""
-    return call_text(record.task.name, record.args, record.kwargs, _secrets(record))
+    return call_text(record.call.task.name, record.call.args, record.call.kwargs, _secrets(record))
 
 
 def call_text(
@@ -676,7 +681,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
     others = [each for each in notes if not (type(each) is str and each.startswith(NOTE_PREFIX))]
-    if record.task.prefix == "block" and len(others) < len(notes):
+    if record.call.task.prefix == "block" and len(others) < len(notes):
         return
     call = call_of(record)
     attributes[CALL] = f"{call} ({record.future.uid})"
@@ -685,7 +690,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
     """Write the traceback of a failed task into its sandbox. Do nothing if there is no sandbox."""
-    sandbox = record.description.get("sandbox")
+    sandbox = record.attempt.description.get("sandbox")
     if sandbox is None or not os.path.isdir(sandbox):
         return
     with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
@@ -695,14 +700,14 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
 
 
 def _note(record: TaskRecord, call: str, error: BaseException) -> str:
-    description, tries = record.description, record.tries
+    description, tries = record.attempt.description, record.tries
     backend = record.elsewhere() or record.future._backend
     where = record.future.uid
     if backend is not None:
         worker = description.get("worker")
-        where += f", attempt {record.attempt}, on {backend!r}"
+        where += f", attempt {record.attempt.number}, on {backend!r}"
         where += "" if worker is None else f" ({worker})"
-    elif record.task.prefix == "task":
+    elif record.call.task.prefix == "task":
         where += ", not submitted"
     lines = [f"{NOTE_PREFIX}raised in {call}", f"  {where}"]
     if tries is not None and tries.elsewhere is not None:
@@ -711,13 +716,15 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
     sandbox = description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
-        if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, RERUN_SCRIPT)):
+        if record.call.task.kind == "executable" and os.path.isfile(
+            os.path.join(sandbox, RERUN_SCRIPT)
+        ):
             lines.append(
                 f"  to run it again: sh {shlex.quote(os.path.join(sandbox, RERUN_SCRIPT))}"
             )
     # An executable reports a full disk itself.
     full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
-    short = full or used_up(error, program=record.task.kind == "executable")
+    short = full or used_up(error, program=record.call.task.kind == "executable")
     if short is not None:
         lines.append(f"  {short}")
     lines += [
@@ -731,7 +738,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 def _places(record: TaskRecord) -> dict[str, str]:
     """Return the destinations that the command contains, with the names of their outputs."""
-    command, found = record.command, record.found
+    command, found = record.attempt.command, record.call.found
     if command is None or found is None:
         return {}
     text = command.words if isinstance(command.words, str) else " ".join(command.words)

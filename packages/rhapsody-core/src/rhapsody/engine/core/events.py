@@ -97,7 +97,7 @@ class Observation:
             retried: True if another attempt follows.
             when: The time on the engine's clock. Default: now.
         """
-        rows, task, description = self._rows, record.task, record.description
+        rows, task, description = self._rows, record.call.task, record.attempt.description
         if not (rows or self._calls):
             self._begin()
         label = record.label
@@ -107,10 +107,10 @@ class Observation:
             when = self._monotonic()
         last = _end(record, retried=retried) if state in _ENDED else _NO_END[task.kind]
         rows += (
-            label, task.name, record.attempt or 1, state, record.native,
+            label, task.name, record.attempt.number or 1, state, record.native,
             record.future._backend, self._epoch + when, when,
             description.get("worker"),
-            record.scope, error,
+            record.call.scope, error,
             description.get("sandbox"),
         )  # fmt: skip
         rows += last
@@ -175,11 +175,12 @@ _NO_END: dict[CallKind, _End] = {
 
 def _end(record: TaskRecord, *, retried: bool) -> _End:
     """Return the last fields of the event for the end of an attempt."""
-    outcome, task, description = record.future._outcome, record.task, record.description
-    if outcome is not None and outcome.uid != record.uid:
+    outcome, task, attempt = record.future._outcome, record.call.task, record.attempt
+    description = attempt.description
+    if outcome is not None and outcome.uid != attempt.uid:
         outcome = None  # of an earlier attempt
     files = resources = None
-    if record.found is not None or (outcome is not None and task.settings.capture == "files"):
+    if record.call.found is not None or (outcome is not None and task.settings.capture == "files"):
         files = _files(record, outcome)
     if description and (given := description.get("resources")) is not task.settings.resources:
         resources = described_resources(given)
@@ -206,11 +207,11 @@ def _files(record: TaskRecord, outcome: AttemptInfo | None) -> AttemptFiles | No
                 outputs.update({each: str(path / each) for each in found})
             elif name in outputs:
                 outputs[name] = str(path)
-        if record.task.settings.capture == "files":
+        if record.call.task.settings.capture == "files":
             stdout, stderr = outcome.stdout, outcome.stderr
     inputs = record.input_paths()
-    if not inputs and record.found is not None:
-        inputs = {file.filename: None for file in record.found.inputs}
+    if not inputs and record.call.found is not None:
+        inputs = {file.filename: None for file in record.call.found.inputs}
     if not (inputs or outputs or stdout or stderr):
         return None
     return AttemptFiles(inputs, outputs, stdout, stderr)
@@ -243,7 +244,7 @@ class Failures:
                 future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox
             )
         elif len(self._skipped) < _MAX_NAMES:
-            self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
+            self._skipped.append(f"{record.call.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
         """Return True if an exception was raised by one of the engine's tasks.

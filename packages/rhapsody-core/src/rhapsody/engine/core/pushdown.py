@@ -124,8 +124,8 @@ class RemoteResult:
     def __init__(self, pushdown: PushDown, record: TaskRecord, report: Mapping[str, Any]) -> None:
         value: HeldValue = report["held"]
         interval: tuple[float, float] | None = report.get("interval")
-        self.backend: BackendHandle = record.backend
-        self.uid: str = record.uid
+        self.backend: BackendHandle = record.attempt.backend
+        self.uid: str = record.attempt.uid
         self.pushdown: PushDown = pushdown
         self.requested: bool = False
         self.size: int | None = getattr(value, "size", None)  # older backends do not report it
@@ -341,7 +341,7 @@ class PushDown:
             record: The task in the next batch.
             backend: The backend that the batch is for.
         """
-        if record.attempt != 1 or not self._takes_part(record, backend):
+        if record.attempt.number != 1 or not self._takes_part(record, backend):
             return
         for dependent in record.dependents or ():
             if dependent.state.work is not WorkState.WAITING:
@@ -357,10 +357,10 @@ class PushDown:
         """
         if not self.possible:
             return False
-        backend = self._of(record.task)
+        backend = self._of(record.call.task)
         if not backend.capabilities.unfinished_dependencies:
             return False
-        record.sent = sum(self._is_there(d, backend, sent=True) for d in record.dependencies)
+        record.sent = sum(self._is_there(d, backend, sent=True) for d in record.call.dependencies)
         return record.sent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
@@ -370,7 +370,7 @@ class PushDown:
         """
         if not self._takes_part(record, backend) or self._hopeless(record):
             return False
-        for dependency in record.dependencies:
+        for dependency in record.call.dependencies:
             holder = held(dependency)
             if holder is not None:
                 if holder.backend is not backend:
@@ -394,11 +394,12 @@ class PushDown:
         if future.done() and not future.cancelled() and future.exception() is None:
             return None
         record = future._node if isinstance(future, TaskFuture) else None
-        return Reference(getattr(record, "uid", None) or "a task that failed")
+        uid = record.attempt.uid if isinstance(record, TaskRecord) else ""
+        return Reference(uid or "a task that failed")
 
     def references(self, record: TaskRecord) -> list[str]:
         """Return the uids of the dependencies that a pushed task receives as references."""
-        found = (self.reference(future) for future in record.dependencies)
+        found = (self.reference(future) for future in record.call.dependencies)
         return [reference.uid for reference in found if reference is not None]
 
     def _hopeless(self, record: TaskRecord) -> bool:
@@ -412,7 +413,7 @@ class PushDown:
 
     def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
         """Leave a finished task's value with its backend; return False if that is not possible."""
-        task = record.task
+        task = record.call.task
         if task.kind != "function" or task.settings.service:
             return False
         if report.get("return_value") is not None:
@@ -420,7 +421,7 @@ class PushDown:
         future, holder = record.future, RemoteResult(self, record, report)
         if (usage := report.get("usage")) is not None:
             future._outcome = AttemptInfo(
-                record.uid, backend=future._backend, name=task.name, usage=usage
+                record.attempt.uid, backend=future._backend, name=task.name, usage=usage
             )
         self.holds = True
         self._held.add(holder)
@@ -442,8 +443,8 @@ class PushDown:
     def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
         """Return the dependencies of a task except those whose values are held by a backend."""
         if not self.holds:
-            return record.dependencies
-        return [dependency for dependency in record.dependencies if held(dependency) is None]
+            return record.call.dependencies
+        return [dependency for dependency in record.call.dependencies if held(dependency) is None]
 
     def needs_values(self, record: TaskRecord) -> bool:
         """Return True if values that backends hold must be fetched before a task is ready.
@@ -453,7 +454,9 @@ class PushDown:
         """
         if not self.holds:
             return False
-        backends = {holder.backend for d in record.dependencies if (holder := held(d)) is not None}
+        backends = {
+            holder.backend for d in record.call.dependencies if (holder := held(d)) is not None
+        }
         if len(backends) == 1 and self._takes_part(record, next(iter(backends))):
             record.pushed = True
             return False
@@ -461,7 +464,9 @@ class PushDown:
 
     def remote(self, record: TaskRecord) -> list[asyncio.Future[Any]]:
         """Return those dependencies of a task whose values are held by a backend."""
-        return [dependency for dependency in record.dependencies if held(dependency) is not None]
+        return [
+            dependency for dependency in record.call.dependencies if held(dependency) is not None
+        ]
 
     def recording(self, fetch: asyncio.Task[None]) -> None:
         """Let `drain` wait for an asyncio task that fetches and records a value."""
@@ -494,7 +499,7 @@ class PushDown:
         record = dependency._node
         return (
             isinstance(record, TaskRecord)
-            and getattr(record, "backend", None) is backend  # unset until a backend is chosen
+            and record.attempt.backend is backend
             and record.state.future is FutureState.PENDING
             and record.state.work in _WITH_BACKEND
             and not (sent and record.state.work is WorkState.READY)
@@ -502,7 +507,7 @@ class PushDown:
         )
 
     def _takes_part(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        task, found = record.task, record.found
+        task, found = record.call.task, record.call.found
         if task.pushable is None or task.pushable[0] is not backend:
             task.pushable = backend, self._is_plain(task, backend)
         if not task.pushable[1] or type(record.future) is not RemoteFuture:

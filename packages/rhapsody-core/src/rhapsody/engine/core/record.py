@@ -1,7 +1,8 @@
 """Record of one call of a task or block, from the call until its work has ended.
 
-A record stores the data of the call and implements the interface that the call's future uses. All
-decisions about tasks are made in `rhapsody.engine.core.scheduler`.
+`Call` is the request, `Attempt` contains the data of one attempt, and `TaskRecord` the state in the
+scheduler. A record also implements the interface that the call's future uses. All decisions about
+tasks are made in `rhapsody.engine.core.scheduler`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Final, Protocol, TypeGuard, cast
 
 from rhapsody.aio import Timer, on_loop
 from rhapsody.engine.core import states
@@ -118,55 +119,31 @@ class Repetition:
     readers: set[str] = field(default_factory=set)
 
 
-class TaskRecord:
-    """Record of one call of a task or block, until its work has ended."""
+class Call:
+    """Request of a task or block, with the futures and files that its arguments contain.
+
+    A call does not change, except that the engine adds facts about the files to `found`. Attempts,
+    restarts of a service and repetitions read the same call.
+    """
 
     __slots__ = (
         "args",
-        "attempt",
-        "backend",
-        "call_context",
-        "command",
+        "context",
+        "definition",
         "dependencies",
-        "dependents",
-        "description",
         "found",
-        "future",
-        "identity",
-        "kept",
         "kwargs",
-        "label",
-        "left",
-        "limits",
-        "native",
         "number",
-        "parent",
-        "pushed",
         "repeats",
-        "resolved",
-        "scheduler",
         "scope",
-        "sent",
-        "sources",
         "specific",
-        "started",
-        "state",
-        "steps",
         "task",
-        "timer",
-        "tries",
-        "uid",
-        "unfinished",
-        "verdict",
-        "waiters",
-        "watch",
     )
 
     def __init__(
         self,
-        scheduler: Owner,
+        definition: TaskFunction[Any, Any],
         task: TaskFunction[Any, Any],
-        future: TaskFuture[Any],
         number: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
@@ -175,53 +152,150 @@ class TaskRecord:
         found: ArgumentScan | None = None,
         scope: str | None = None,
         repeats: Repetition | None = None,
+        context: contextvars.Context | None = None,
     ) -> None:
-        self.scheduler: Owner = scheduler
-        self.task: TaskFunction[Any, Any] = task
-        self.future: TaskFuture[Any] = future
-        self.number: int = number
-        self.args: tuple[Any, ...] = args
-        self.kwargs: dict[str, Any] | None = kwargs
-        self.specific: Mapping[str, Any] | None = specific
+        self.definition: Final = definition  # as decorated, without the values of its closure
+        self.task: Final = task  # the definition, with the values of its closure at the call
+        self.number: Final = number
+        self.args: Final = args
+        self.kwargs: Final = kwargs
+        self.specific: Final = specific  # settings for the backend; `None` for those of `task`
+        self.dependencies: Final = dependencies
+        self.found: Final = found  # futures and files in the arguments
+        self.scope: Final = scope
+        self.repeats: Final = repeats  # set if the call repeats a recorded one
+        self.context: Final = context  # set if the backend uses it
+
+    def without_arguments(self) -> Call:
+        """Return a call that refers to no values, for a record that outlives its task."""
+        return Call(self.definition, self.task, self.number, (), None, None, scope=self.scope)
+
+
+class Attempt:
+    """One attempt at a task, from its preparation until the attempt has ended.
+
+    Attributes:
+        number: The number of the attempt, starting at 1.
+        uid: The uid by which the backend knows the attempt.
+        backend: The backend that the attempt is prepared for, and later submitted to.
+        description: The description that the backend receives. After the attempt, it is empty.
+        command: The command of an executable, once it is built.
+        steps: The remaining steps of the preparation; `None` before and after the attempt.
+        started: The time at which the work started, in seconds since the epoch, if it has started.
+    """
+
+    __slots__ = ("backend", "command", "description", "number", "started", "steps", "uid")
+
+    def __init__(
+        self,
+        number: int,
+        uid: str,
+        backend: BackendHandle,
+        description: TaskDescription,
+        command: Command | None,
+    ) -> None:
+        self.number: Final = number
+        self.uid: Final = uid
+        self.backend: BackendHandle = backend
+        self.description: Final = description
+        self.command: Command | None = command
+        self.steps: Iterator[Any] | None = None
+        self.started: float | None = None
+
+    def ended(self) -> Attempt:
+        """Return an attempt that contains only what the next one needs to know of this one."""
+        return Attempt(self.number, self.uid, self.backend, NOT_DESCRIBED, self.command)
+
+
+NO_ATTEMPT: Final = Attempt(0, "", cast("BackendHandle", None), NOT_DESCRIBED, None)
+"""Attempt of all tasks that have not been prepared, and of blocks."""
+
+
+class TaskRecord:
+    """State of one call of a task or block in the scheduler, until its work has ended.
+
+    Attributes:
+        scheduler: The scheduler of the task.
+        call: The request.
+        future: The user's future.
+        attempt: The current attempt or, between two attempts, the remaining data of the last one.
+        state: The state in the transition table.
+        unfinished: Number of dependencies that have not ended.
+        sent: Number of unfinished dependencies that have been submitted; see `pushdown`.
+        pushed: True if the task was submitted before its dependencies have finished.
+        dependents: The tasks that wait for this one, in order; the values are unused.
+        parent: The block in which the task was called.
+        limits: The named limits that the task occupies.
+        timer: The timeout of the attempt, or the wait before the next one.
+        verdict: The error for which the work is being stopped.
+        tries: The failed attempts, if there were any.
+        kept: Copies of the arguments for further attempts in this process.
+        lookup: The keys that a lookup has added to the description of each attempt.
+        waiters: Functions to call when the work has ended.
+        label: The future's uid, once it is needed for events.
+        native: The backend's name for the last state, for events.
+        resolved: The input files, once found.
+        sources: Attempts of dependencies that left files in sandboxes.
+        left: Those attempts whose undeclared files the task receives.
+    """
+
+    __slots__ = (
+        "attempt",
+        "call",
+        "dependents",
+        "future",
+        "kept",
+        "label",
+        "left",
+        "limits",
+        "lookup",
+        "native",
+        "parent",
+        "pushed",
+        "resolved",
+        "scheduler",
+        "sent",
+        "sources",
+        "state",
+        "timer",
+        "tries",
+        "unfinished",
+        "verdict",
+        "waiters",
+    )
+
+    def __init__(self, scheduler: Owner, call: Call, future: TaskFuture[Any]) -> None:
+        self.scheduler: Final = scheduler
+        self.call: Call = call
+        self.future: Final = future
+        self.attempt: Attempt = NO_ATTEMPT
         self.state: TaskState = states.START
         self.unfinished: int = 0
-        self.sent: int = 0  # unfinished dependencies that have been submitted; see `pushdown`
-        self.pushed: bool = False  # submitted before its dependencies have finished
-        self.attempt: int = 0
-        self.steps: Iterator[Any] | None = None  # remaining steps of the preparation
-        self.started: float | None = None  # start of the attempt, in seconds since the epoch
-        self.uid: str = ""
-        self.label: str | None = None  # the future's uid, once it is needed for events
-        self.native: str | None = None  # the backend's name for the last state, for events
-        self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
+        self.sent: int = 0
+        self.pushed: bool = False
         self.dependents: dict[TaskRecord, None] | None = None
-        self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
-        self.identity: tuple[str, Mapping[str, str]] | None = None
-        self.watch: tuple[str, ...] = ()
-        self.kept: KeptArguments | None = None  # for retries in this process
-        self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: BlockRecord | None = None
-        self.found: ArgumentScan | None = found  # futures and files in the arguments
-        self.resolved: Resolved | None = None  # the input files, once found
-        self.limits: tuple[tuple[str, int], ...] = ()  # named limits that the task occupies
-        self.timer: Timer | None = None  # the timeout, or the wait before a retry
-        self.verdict: BaseException | None = None  # the error for which the work is being stopped
-        self.scope: str | None = scope
-        self.command: Command | None = None  # of an executable, once built
-        self.call_context: contextvars.Context | None = None  # of the call, if the backend uses it
-        self.tries: Tries | None = None  # failed attempts, if there were any
-        self.repeats: Repetition | None = repeats  # set if the call repeats a recorded one
-        self.sources: Sequence[AttemptInfo] = ()  # of dependencies that left files in sandboxes
-        self.left: Sequence[AttemptInfo] = ()  # those whose undeclared files the task receives
-        self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
+        self.limits: tuple[tuple[str, int], ...] = ()
+        self.timer: Timer | None = None
+        self.verdict: BaseException | None = None
+        self.tries: Tries | None = None
+        self.kept: KeptArguments | None = None
+        self.lookup: dict[str, Any] | None = None
+        self.waiters: list[Callable[[], object]] | None = None
+        self.label: str | None = None
+        self.native: str | None = None
+        self.resolved: Resolved | None = None
+        self.sources: Sequence[AttemptInfo] = ()
+        self.left: Sequence[AttemptInfo] = ()
 
     def named(self) -> str:
         """Return the name of the task for messages."""
-        return f"{self.task.prefix} {self.task.name!r} ({self.future.uid})"
+        return f"{self.call.task.prefix} {self.call.task.name!r} ({self.future.uid})"
 
     def texts(self) -> tuple[str, ...]:
         """Return the strings and paths in an executable's arguments, if results are recorded."""
-        return () if self.command is None else self.command.texts
+        command = self.attempt.command
+        return () if command is None else command.texts
 
     def elsewhere(self) -> str | None:
         """Return the name of the other backend that the task has moved to, or `None`."""
@@ -240,18 +314,16 @@ class TaskRecord:
         return {} if self.resolved is None else self.resolved.matches
 
     def start_anew(self) -> None:
-        """Discard the data of the last attempt, before the next one."""
-        self.started = self.resolved = self.steps = None
-        self.description = NOT_DESCRIBED
+        """End the last attempt, before the next one."""
+        self.attempt, self.resolved = self.attempt.ended(), None
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
-        self.dependencies = self.args = self.sources = self.left = ()
-        self.kwargs = self.specific = self.found = self.resolved = self.verdict = self.kept = None
-        self.call_context = None
-        self.description = NOT_DESCRIBED
+        self.call, self.attempt = self.call.without_arguments(), self.attempt.ended()
+        self.sources = self.left = ()
+        self.resolved = self.verdict = self.kept = None
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Notify the scheduler. Called by dependencies that have no record in the scheduler."""
@@ -268,7 +340,7 @@ class TaskRecord:
         if (
             future is FutureState.DONE
             and work is not WorkState.ENDED
-            and self.task.settings.service
+            and self.call.task.settings.service
         ):
             return TasksMainStates.RUNNING
         return _FUTURE_STATES.get(future) or _WORK_STATES[work]
@@ -288,19 +360,25 @@ class TaskRecord:
 
     def describe(self) -> Mapping[str, Any]:
         """Return the attempt's description or, before there is one, a description of the call."""
-        if self.description:
-            return MappingProxyType(self.description)
+        call, task = self.call, self.call.task
+        if self.attempt.description:
+            return MappingProxyType(self.attempt.description)
         return {
             "uid": self.future.uid,
-            "name": self.task.name,
-            "function": self.task.function if self.task.kind != "executable" else None,
+            "name": task.name,
+            "function": task.function if task.kind != "executable" else None,
             "executable": None,
-            "args": self.args,
-            "kwargs": self.kwargs or {},
-            "is_service": self.task.settings.service,
-            "task_backend_specific_kwargs": dict(self.specific or self.task.settings.specific),
+            "args": call.args,
+            "kwargs": call.kwargs or {},
+            "is_service": task.settings.service,
+            "task_backend_specific_kwargs": dict(call.specific or task.settings.specific),
             "metadata": {"dependencies": [], "input_files": [], "output_files": []},
         }
+
+    @property
+    def started(self) -> float | None:
+        """The time at which the attempt started, in seconds since the epoch, or `None`."""
+        return self.attempt.started
 
 
 class BlockRecord(TaskRecord):

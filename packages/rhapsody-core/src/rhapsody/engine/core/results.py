@@ -45,7 +45,7 @@ class Results:
         """
         value: Any = None
         error: BaseException | None = None
-        task = record.task
+        task = record.call.task
         if main is not DONE:
             error = error_messages.of_attempt(record, report)
         elif task.settings.service:
@@ -56,7 +56,7 @@ class Results:
             error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        if record.found is not None or record.resolved is not None:
+        if record.call.found is not None or record.resolved is not None:
             error = self.input_changed(record, error) or error
             try:
                 self._check_files(record, failed=error is not None)
@@ -75,7 +75,7 @@ class Results:
             record: The task, whose attempt has ended.
             error: The error of the attempt, or `None` if the attempt succeeded.
         """
-        if record.resolved is None or record.task.settings.service:
+        if record.resolved is None or record.call.task.settings.service:
             return None
         changed = self._stager.changed_inputs(record.resolved)
         return error_messages.input_changed(record, changed, error) if changed else None
@@ -92,10 +92,10 @@ class Results:
         resolved = record.resolved
         if failed:
             if resolved is not None:
-                self._stager.spare_inputs(record.description, resolved)
+                self._stager.spare_inputs(record.attempt.description, resolved)
             return
-        if record.found is not None and record.found.outputs:
-            self._check_outputs(record, record.found.outputs)
+        if record.call.found is not None and record.call.found.outputs:
+            self._check_outputs(record, record.call.found.outputs)
         if resolved is not None:
             self._stager.was_read(resolved)
 
@@ -105,11 +105,14 @@ class Results:
         Raises:
             DataError: A file is missing.
         """
-        if record.backend.capabilities.shared_file_system and not record.backend.dry:
+        if (
+            record.attempt.backend.capabilities.shared_file_system
+            and not record.attempt.backend.dry
+        ):
             resolved = record.resolved
-            given = self._stager.given(record.description, resolved)
+            given = self._stager.given(record.attempt.description, resolved)
             try:
-                matches = check_outputs(record.description, outputs, given=given)
+                matches = check_outputs(record.attempt.description, outputs, given=given)
             except DataError as error:
                 raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
             if resolved is not None:
@@ -141,24 +144,24 @@ class Results:
         if sandbox is None and stdout is None and stderr is None and usage is None:
             return
         outcome = record.future._outcome = AttemptInfo(
-            record.uid, stdout, stderr, get("exit_code"),
-            record.future._backend, record.task.name,
+            record.attempt.uid, stdout, stderr, get("exit_code"),
+            record.future._backend, record.call.task.name,
         )  # fmt: skip
         outcome.usage = usage
         if (host := get("worker")) is not None:
             outcome.host = str(host)
         if sandbox is not None:
-            outputs = record.found.outputs if record.found is not None else ()
+            outputs = record.call.found.outputs if record.call.found is not None else ()
             matches = record.matches() if outputs else {}
-            inherited = self._stager.inherited(record.uid)
+            inherited = self._stager.inherited(record.attempt.uid)
             reference = self._stager.keep(
-                record.description,
+                record.attempt.description,
                 succeeded=succeeded,
                 outputs=outputs if done else (),
-                result_is_path=record.task.settings.capture == "files"
+                result_is_path=record.call.task.settings.capture == "files"
                 or leads_into(value, sandbox),
                 matches=matches,
-                recorded=self._recording and done and record.task.settings.cache,
+                recorded=self._recording and done and record.call.task.settings.cache,
             )
             names = names_of(outputs, matches)
             outcome.files = ProducedFiles(sandbox, names, matches, None, inherited, reference)
@@ -166,23 +169,23 @@ class Results:
     def leave(self, record: TaskRecord) -> None:
         """Release an ended attempt's destinations, and its sandbox if `keep` was not called."""
         outcome = record.future._outcome
-        if not record.description:
+        if not record.attempt.description:
             return
-        self._stager.results.claims.release(record.description)
-        if outcome is None or outcome.uid != record.uid:
-            self._stager.keep(record.description, succeeded=True)
+        self._stager.results.claims.release(record.attempt.description)
+        if outcome is None or outcome.uid != record.attempt.uid:
+            self._stager.keep(record.attempt.description, succeeded=True)
 
     def leave_interrupted(self, record: TaskRecord) -> None:
         """Keep the sandbox of an attempt that a signal interrupted, as if the attempt had failed.
 
         Called before futures are settled, because settling them removes the other sandboxes.
         """
-        if "sandbox" in record.description:
-            self._stager.keep(record.description, succeeded=False)
+        if "sandbox" in record.attempt.description:
+            self._stager.keep(record.attempt.description, succeeded=False)
 
 
 def leave_script(record: TaskRecord) -> None:
     """Leave a script in the sandbox of a failed executable for running the command again."""
-    if record.task.kind == "executable" and record.description:
+    if record.call.task.kind == "executable" and record.attempt.description:
         with contextlib.suppress(OSError):  # the sandbox is not on this file system
-            write_again(record.description)
+            write_again(record.attempt.description)

@@ -96,7 +96,7 @@ class IllegalTransitionError(RuntimeError):
 
     def __init__(self, record: TaskRecord, transition: Transition) -> None:
         super().__init__(
-            f"{record.named()}, attempt {record.attempt}: no transition {transition!s} from "
+            f"{record.named()}, attempt {record.attempt.number}: no transition {transition!s} from "
             f"{record.state}"
         )
 
@@ -177,7 +177,7 @@ class Limits:
         full = self._full(limits)
         if full is not None:
             self._queued += 1
-            place = -record.task.settings.priority, self._queued, record
+            place = -record.call.task.settings.priority, self._queued, record
             heapq.heappush(self._waiting.setdefault(full, []), place)
             return False
         self._occupy(record, limits)
@@ -195,7 +195,7 @@ class Limits:
                 other = heapq.heappop(waiting)[2]
                 if other.state.work is not WorkState.READY:
                     continue  # canceled while it waited
-                if self.take(other, other.task.settings.limit):
+                if self.take(other, other.call.task.settings.limit):
                     admitted.append(other)
         return admitted
 
@@ -318,11 +318,11 @@ class Scheduler:
                 self._observation.announce(record, when)
             if self.observed:
                 self._observation.publish(record, PENDING, when=when)
-        if record.dependencies:
+        if record.call.dependencies:
             self._link(record)
         else:
-            record.state, handler = ROWS[record.state][_RESOLVE]
-            handler(self, record, None)
+            record.state = READY  # the transition RESOLVE, without the search for its row
+            self._actions.route(record)
 
     def start_again(self, record: TaskRecord) -> None:
         """Add the record that replaces the record of a service that has ended."""
@@ -370,23 +370,23 @@ class Scheduler:
         return submitted
 
     def _on_submit(self, record: TaskRecord, backend: BackendHandle) -> None:
-        self.inflight[record.uid] = record
+        self.inflight[record.attempt.uid] = record
         record.future._backend = backend.name
-        if not record.task.settings.service:
+        if not record.call.task.settings.service:
             backend.occupied += 1
 
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
         """Mark a batch as accepted by its backend."""
         after, handler = ROWS[SUBMITTING][_ACCEPT]
+        starts = not backend.capabilities.reports_running
         for record in batch:
             if record.state is SUBMITTING:
                 record.state = after
-                handler(self, record, backend)
+                if starts:  # otherwise, there is nothing to do until the task runs
+                    handler(self, record, None)
 
-    def _on_accept(self, record: TaskRecord, backend: BackendHandle) -> None:
-        if backend.capabilities.reports_running:
-            return
-        if "timeout" in record.description or record.task.settings.service:
+    def _on_accept(self, record: TaskRecord, _: None) -> None:
+        if "timeout" in record.attempt.description or record.call.task.settings.service:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
@@ -428,15 +428,16 @@ class Scheduler:
     def _on_run(self, record: TaskRecord, _: None) -> None:
         if self.observed:
             self._observation.publish(record, RUNNING)
-        if "timeout" in record.description or record.task.settings.service:
+        if "timeout" in record.attempt.description or record.call.task.settings.service:
             self._start_clock(record)
 
     def _start_clock(self, record: TaskRecord) -> None:
         """Start the timeout of an attempt."""
         if record.timer is not None:
             self._disarm(record)  # the timer was started when the task was accepted
-        settings = record.task.settings
-        limit = settings.ready_timeout if settings.service else record.description.get("timeout")
+        settings = record.call.task.settings
+        description = record.attempt.description
+        limit = settings.ready_timeout if settings.service else description.get("timeout")
         if limit is not None:
             self._set_timer(record, limit, limit, MAX_EXTENSIONS)
 
@@ -454,7 +455,7 @@ class Scheduler:
             uid: The uid of the attempt.
             information: The readiness information, which becomes the service's result.
         """
-        if record.uid == uid and Transition.SERVE in record.state.after:
+        if record.attempt.uid == uid and Transition.SERVE in record.state.after:
             self._move(record, Transition.SERVE, information)
         else:
             self.stats.late += 1
@@ -511,7 +512,7 @@ class Scheduler:
     def _on_done(self, record: TaskRecord, value: Any) -> None:
         if record.resolved is not None and record.resolved.targets:
             self._actions.save(record, value)
-        elif record.task.prefix == "task" and self._records(record):
+        elif self.recording and record.call.task.prefix == "task" and self._records(record):
             self._actions.record(record, value)
         else:
             record.state, handler = ROWS[record.state][_REVEAL]
@@ -526,7 +527,7 @@ class Scheduler:
 
     def _records(self, record: TaskRecord) -> bool:
         """Return True if the result of a task is recorded; placeholders of dry backends are not."""
-        return self.recording and record.task.settings.cache and not record.backend.dry
+        return self.recording and record.call.task.settings.cache and not record.attempt.backend.dry
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
         """Use a recorded result for a ready task instead of running the task."""
@@ -565,10 +566,10 @@ class Scheduler:
 
     def _free(self, record: TaskRecord) -> None:
         """Release the slot, deadline and limits of an attempt that has left its backend."""
-        if self.inflight.pop(record.uid, None) is None:
+        if self.inflight.pop(record.attempt.uid, None) is None:
             return
-        if not record.task.settings.service:
-            record.backend.occupied -= 1
+        if not record.call.task.settings.service:
+            record.attempt.backend.occupied -= 1
             if self._limited:
                 self._actions.room(record)
         if record.timer is not None or record.limits:
@@ -627,7 +628,7 @@ class Scheduler:
         return delay, error
 
     def _retry_delay(self, record: TaskRecord, error: BaseException) -> float | None:
-        settings, tries = record.task.settings, record.tries
+        settings, tries = record.call.task.settings, record.tries
         if tries is None:
             tries = record.tries = Tries()
         if tries.restarts:  # a service that was ready before
@@ -651,7 +652,7 @@ class Scheduler:
                 return None
             spent = tries.failures[place] = tries.failures.get(place, 0) + 1
             if spent <= policies[place].attempts:
-                return policies[place].delay(record.attempt)
+                return policies[place].delay(record.attempt.number)
         if other is None:
             return None
         tries.elsewhere, tries.failures, tries.losses = other, {}, 0
@@ -681,7 +682,7 @@ class Scheduler:
             The fallback's value, or `NO_FALLBACK` if there is none; and the exception with which
             the task then fails: `error`, or the one that the user's fallback function raised.
         """
-        given = record.task.settings.fallback
+        given = record.call.task.settings.fallback
         if given is NO_FALLBACK or self.closing:
             return NO_FALLBACK, error
         try:
@@ -797,7 +798,7 @@ class Scheduler:
         self, record: TaskRecord, ended: tuple[TasksMainStates, BaseException | None] | None
     ) -> None:
         state, error = ended or (CANCELED, None)
-        future, service = record.state.future, record.task.settings.service
+        future, service = record.state.future, record.call.task.settings.service
         if service and future is FutureState.DONE and state is CANCELED:
             state = DONE  # a ready service that was stopped on purpose
         published = future is FutureState.FAILED or (future is FutureState.DONE and not service)
@@ -830,7 +831,7 @@ class Scheduler:
             self._set_timer(record, limit, max(min(late, limit), CATCH_UP), extensions - 1)
             return
         error = error_messages.over_time(record, limit)
-        if record.backend.stops(record.task.task_kind, record.description):
+        if record.attempt.backend.stops(record.call.task.task_kind, record.attempt.description):
             self.stop_with(record, error)
         else:
             self._let_go(record, error)
@@ -863,7 +864,7 @@ class Scheduler:
         """Make a new task wait for its unfinished dependencies; continue with it if it has none."""
         pushdown, unfinished, cancelled = self._pushdown, 0, False
         holds = pushdown.holds
-        for dependency in record.dependencies:
+        for dependency in record.call.dependencies:
             if holds and pushdown.is_held(dependency):
                 continue
             if dependency.done():
@@ -886,7 +887,7 @@ class Scheduler:
             self._push(record)
 
     def _unlink(self, record: TaskRecord) -> None:
-        for dependency in record.dependencies:
+        for dependency in record.call.dependencies:
             if self._pushdown.is_at_rest(dependency) or dependency.done():
                 continue
             other = getattr(dependency, "_node", None)
@@ -979,7 +980,7 @@ class Scheduler:
 
     def _resume_pushed(self, record: TaskRecord) -> None:
         """Submit a task again after `_returned`, now with the values of its dependencies."""
-        if any(dependency.cancelled() for dependency in record.dependencies):
+        if any(dependency.cancelled() for dependency in record.call.dependencies):
             self.cancel(record)
         elif not (self._fail_with_dependencies(record) or self._fetch_values(record)):
             record.pushed = False
@@ -1006,7 +1007,7 @@ class Scheduler:
         self.live.discard(record)
         if record.kept is not None:
             record.kept.release()
-        if record.description and "sandbox" in record.description:
+        if record.attempt.description and "sandbox" in record.attempt.description:
             self._results.leave(record)
         if record.future._node is record:
             record.future._node = None
@@ -1048,7 +1049,7 @@ class Scheduler:
             block = isinstance(record, BlockRecord)
             if block:
                 self._actions.stop(record)
-            ways = _ABANDON if block or record.uid in self.inflight else _ABANDON_ENDED
+            ways = _ABANDON if block or record.attempt.uid in self.inflight else _ABANDON_ENDED
             self._free(record)
             self._move(record, next((way for way in ways if way in record.state.after), ways[0]))
             if not record.future.done():  # an error interrupted its last transition
@@ -1094,20 +1095,20 @@ def computed(future: TaskFuture[Any]) -> float:
 def _note_computed(record: TaskRecord) -> None:
     """Set the time of `computed` for a block that has ended, and update that of its block."""
     if isinstance(record, BlockRecord):
-        for future in record.dependencies:
+        for future in record.call.dependencies:
             if isinstance(future, TaskFuture) and not is_service(future):
                 record.computed = max(record.computed, computed(future))
         record.future._computed = math.inf if record.children else record.computed
-    if record.parent is not None and not record.task.settings.service:
+    if record.parent is not None and not record.call.task.settings.service:
         record.parent.computed = max(record.parent.computed, computed(record.future))
 
 
 def _next_backend(record: TaskRecord, tries: Tries) -> str | None:
     """Count a failed attempt on the task's backend; return the next untried backend, or `None`."""
-    tried, name = tries.by_backend, record.backend.name
+    tried, name = tries.by_backend, record.attempt.backend.name
     tried[name] = tried.get(name, 0) + 1
     return next(
-        (other for other in record.task.settings.other_backends if other not in tried), None
+        (other for other in record.call.task.settings.other_backends if other not in tried), None
     )
 
 

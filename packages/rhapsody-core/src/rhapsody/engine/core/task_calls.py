@@ -63,22 +63,22 @@ class CallRows:
 
     def add(self, record: TaskRecord, time: float) -> None:
         """Add a call that is made now. Its arguments may change or be released soon."""
-        task, parent = record.task, record.parent
+        task, parent = record.call.task, record.parent
         shared: DescribedSettings | None = task.described
         if shared is None:
             shared = task.described = describe_settings(task)
         label = record.label = record.future.uid
-        text = None if record.kwargs else _plain(record.args)
+        text = None if record.call.kwargs else _plain(record.call.args)
         settings = shared.settings
-        if record.specific:
-            settings = {**settings, "task_description": _specific(record.specific)}
+        if record.call.specific:
+            settings = {**settings, "task_description": _specific(record.call.specific)}
         self._rows += (
             label, task.name, task.kind,
             self._call(record, shared) if text is None else f"{task.name}({text})",
             time,
             None if parent is None else parent.future.uid,
-            record.scope,
-            _uids(record.dependencies) if record.dependencies else (),
+            record.call.scope,
+            _uids(record.call.dependencies) if record.call.dependencies else (),
             shared.resources, settings, shared.secrets,
         )  # fmt: skip
 
@@ -86,7 +86,7 @@ class CallRows:
         if self._process is None:
             self._process = secrets_of()  # once per batch, because it reads all variables
         secrets = merged(shared.secrets, self._process)
-        return call_text(record.task.name, record.args, record.kwargs, secrets)
+        return call_text(record.call.task.name, record.call.args, record.call.kwargs, secrets)
 
     def take(self) -> list[Any]:
         """Return the values of all rows, one after another, and remove them from this object."""
