@@ -35,3 +35,8 @@ def test_the_texts_are_those_that_users_know() -> None:
 def test_a_text_that_is_not_the_uid_of_an_attempt_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a uid such as"):
         AttemptId.of(text)
+
+
+def test_the_text_of_a_call_is_that_of_its_attempts() -> None:
+    uid = "main.loop.task.000012.3"
+    assert call_text(uid) == str(AttemptId.of(uid).task) == "main.loop.task.000012"

@@ -26,6 +26,14 @@ def without_engine(text: str) -> str:
     return ".".join(text.split(".")[-2:])
 
 
+def call_text(uid: str) -> str:
+    """Return the text of a call, the same for all of its attempts, given the uid of an attempt.
+
+    This takes a fraction of the time of `AttemptId.of`. The result is the text of its `task`.
+    """
+    return uid.rpartition(".")[0]
+
+
 def split_label(label: str) -> tuple[str, str]:
     """Return the kind and the number in the text of a call: `("task", "000001")`."""
     kind, _, number = label.rpartition(".")

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.identity import AttemptId, TaskId
+from rhapsody.identity import AttemptId, call_text, without_engine
 from rhapsody.journal import pickling
 from rhapsody.journal.files import (
     Edits,
@@ -143,19 +143,19 @@ class Journal:
         self._outputs = Outputs(path.parent, self._files)
         self._largest = largest
         self._again = frozenset(again)
-        self._calls: dict[TaskId, _Call] = {}
-        self._services: dict[TaskId, _Service] = {}
-        self._uses: dict[TaskId, list[_Service]] = {}  # services that calls in `_calls` depend on
-        self._noted: dict[TaskId, tuple[int, str]] = {}  # files of reused calls
-        self._outdated: set[TaskId] = set()  # reused calls that are repeated with other input files
-        self._readers: dict[str, dict[TaskId, str]] = {}  # task names, by input and reused call
+        self._calls: dict[str, _Call] = {}
+        self._services: dict[str, _Service] = {}
+        self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
+        self._noted: dict[str, tuple[int, str]] = {}  # files of reused calls
+        self._outdated: set[str] = set()  # reused calls that are repeated with other input files
+        self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
         self._identities: Counter[bytes] = Counter()
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
         self._edits: Edits | None = None  # loaded when it is needed
-        self._drawing: dict[int, set[TaskId]] = {}  # calls in progress, by id of generator
-        self._mixed: set[TaskId] = set()  # calls with a generator that another one had meanwhile
+        self._drawing: dict[int, set[str]] = {}  # calls in progress, by id of generator
+        self._mixed: set[str] = set()  # calls with a generator that another one had meanwhile
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
@@ -280,7 +280,7 @@ class Journal:
             return None, self._why(task, earlier)
         if found.files is None or not found.files.missing:
             return found, "reused"
-        _, noted = self._noted[_call(task["uid"])]
+        _, noted = self._noted[call_text(task["uid"])]
         missing = sorted(found.files.missing)
         saved = [name for name in missing if self._outputs.is_saved(noted, name)]
         if saved:
@@ -289,12 +289,12 @@ class Journal:
         return found, text
 
     def _why(self, task: LookupTask, earlier: Earlier) -> str:
-        call = self._calls.get(_call(task["uid"]))
+        call = self._calls.get(call_text(task["uid"]))
         if call is None:
             return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
         key, _, why, *_ = call
         parts = _with_files(key.parts, key.paths)
-        uid = _call(task["uid"]).label
+        uid = AttemptId.of(task["uid"]).task.label
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, key.code)}"
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
@@ -326,7 +326,7 @@ class Journal:
                 )  # fmt: skip
 
     def _look_up(self, task: LookupTask) -> Recorded | None:
-        name, call = task["name"], _call(task["uid"])
+        name, call = task["name"], call_text(task["uid"])
         try:
             key = self._key(task)
             if task["is_service"]:
@@ -364,7 +364,7 @@ class Journal:
                 self._mixed |= calls
         self._calls[call] = key, number, why, self._time, self._directory
         if task["services"]:
-            self._uses[call] = [self._services[_call(uid)] for uid in task["services"]]
+            self._uses[call] = [self._services[call_text(uid)] for uid in task["services"]]
         if key.may_open:
             task["watch"] = self._opened.watched(key.paths.keys() & self._files.directories)
         if found is None and name not in self._again:
@@ -388,7 +388,7 @@ class Journal:
             began = self._store.began if math.isinf(computed) else computed
             more[f"after {name!r}"] = f"{began:.6f}"
         for number, uid in enumerate(task["services"]):
-            service = self._services.get(_call(uid))
+            service = self._services.get(call_text(uid))
             if service is None:
                 raise UnhashableError(
                     "it uses a service of an engine with another journal; start the service in the "
@@ -465,7 +465,7 @@ class Journal:
         return counted
 
     def _found(
-        self, call: TaskId, name: str, key: Key, number: int
+        self, call: str, name: str, key: Key, number: int
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
 
@@ -533,14 +533,14 @@ class Journal:
         self._store.used[recording] = FILES_MISSING
         return found, "a file that it wrote is missing or has changed"
 
-    def _copy(self, call: TaskId, name: str, key: Key, number: int, other: Other) -> int:
+    def _copy(self, call: str, name: str, key: Key, number: int, other: Other) -> int:
         """Copy a result of another journal to this one, and return its id."""
         why = f"recorded in journal {other.journal.name}"
         parts, code = _with_files(key.parts, key.paths), key.code
         text = None if code is None else self._keys.codes.pop(code, None)
         recording = Recording(
-            key.digest, number, name, call.label, parts, code, other.files, why, other.value,
-            other.opened,
+            key.digest, number, name, without_engine(call), parts, code, other.files, why,
+            other.value, other.opened,
         )  # fmt: skip
         self._others.taken[other.journal] += 1
         codes = {} if code is None or text is None else {code: text}
@@ -554,11 +554,11 @@ class Journal:
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
                 if record.makes_again is not None:
-                    error = self._made_again(record, _call(record.makes_again))
+                    error = self._made_again(record, call_text(record.makes_again))
                     if error is not None:
                         refused[record.uid] = error
                     continue
-                task = _call(record.task["uid"])
+                task = call_text(record.task["uid"])
                 if self._noted.pop(task, None) is not None:  # it ran again: its files were missing
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(task, None)
@@ -581,7 +581,7 @@ class Journal:
             self._files.new.clear()
         return [refused.get(record.uid) for record in records] if refused else None
 
-    def _made_again(self, record: Record, call: TaskId) -> DataError | None:
+    def _made_again(self, record: Record, call: str) -> DataError | None:
         """Record files that a task has produced again after its result was reused.
 
         If the content of the files differs, it replaces the old content only if the run has reused
@@ -601,9 +601,9 @@ class Journal:
         if files is None or former is None:  # another plugin found the result
             return None
         changed = self._outputs.changed(former, files)
-        waiting, name = set(map(_call, record.made_for)), record.task["name"]
+        waiting, name = set(map(call_text, record.made_for)), record.task["name"]
         reused = [
-            f"the result of task {reader!r} ({other.label})"
+            f"the result of task {reader!r} ({without_engine(other)})"
             for path in changed
             for other, reader in self._readers.get(path, {}).items()
             if other not in waiting
@@ -647,7 +647,7 @@ class Journal:
         task = record.task
         key, number, why, since, directory = call
         digest, paths = key.digest, key.paths
-        advanced = self._advanced(key, _call(record.task["uid"])) if key.generators else {}
+        advanced = self._advanced(key, call_text(record.task["uid"])) if key.generators else {}
         packed = None if advanced is None else self._packed(record, key, advanced)
         if advanced is None:
             self._refuse(
@@ -728,7 +728,7 @@ class Journal:
                 )  # fmt: skip
                 return
 
-    def _advanced(self, key: Key, call: TaskId) -> dict[str, object] | None:
+    def _advanced(self, key: Key, call: str) -> dict[str, object] | None:
         """Return the generators that a call has advanced; `None` if others had them meanwhile."""
         for number in set(map(id, key.generators.values())):
             self._drawing[number].discard(call)
@@ -777,8 +777,3 @@ def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
         return parts
     read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}
     return f"{parts[:-1]}, {as_text(read)[1:]}"
-
-
-def _call(uid: str) -> TaskId:
-    """Return the identity of a call, given the uid of one of its attempts."""
-    return AttemptId.of(uid).task
