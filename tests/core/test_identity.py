@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.identity import attempt_text, label, split_label, without_engine
+from rhapsody.identity import attempt_text, call_text, label, split_label, without_engine
 from rhapsody.plugins import AttemptId, TaskId
 
 numbers = st.integers(min_value=1, max_value=10**9)
