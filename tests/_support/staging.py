@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,21 +13,38 @@ import pytest
 from rhapsody import undeclared
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, OutputFile, link_into
-from rhapsody.staging import files
-from rhapsody.task import AttemptInfo, ProducedFiles, TaskDescription
+from rhapsody.staging import stager
+from rhapsody.staging.flow import FileFlow, FilePhase
+from rhapsody.task import AttemptInfo, ProducedFiles, Sandbox, TaskDescription
 from rhapsody.undeclared import copy_all
 
 FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)
 
 
-class Stager(files.Stager):
-    """A stager that is closed when its test ends."""
+class Stager(stager.Stager):
+    """A stager that is closed when its test ends, with the files of the attempts in the test."""
 
     made: ClassVar[list[Stager]] = []
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.made.append(self)
+        self.flows: dict[str, FileFlow] = {}
+
+    def end(
+        self,
+        task: TaskDescription,
+        succeeded: bool,
+        outputs: Sequence[OutputFile] = (),
+        result_is_path: bool = False,
+    ) -> Sandbox | None:
+        """End an attempt, which `link` has started or which has no inputs."""
+        flow = self.flows.pop(task["uid"], None) or FileFlow(self, task, outputs=outputs)
+        if flow.phase is not FilePhase.PLACED:
+            flow.place(Linking())
+        if succeeded:
+            return flow.check(None, Linking(), stays=result_is_path).reference
+        return flow.fail(stays=result_is_path).reference
 
     @classmethod
     async def close_all(cls) -> None:
@@ -105,7 +122,7 @@ def ended(
     files = ProducedFiles(
         str(sandbox),
         tuple(file.filename for file in outputs),
-        reference=stager.keep(task, succeeded, outputs, result_is_path),
+        reference=stager.end(task, succeeded, outputs, result_is_path),
     )
     return AttemptInfo(uid=uid, backend=backend, files=files)
 
@@ -120,15 +137,14 @@ async def link(
     outputs: list[OutputFile] | None = None,
     implicit: bool = False,
 ) -> Path:
+    left = [s for s in sources or () if implicit and s.files.sandbox and not s.files.output_files]
+    flow = FileFlow(stager, task, inputs or (), outputs or (), sources or (), left)
+    stager.flows[task["uid"]] = flow
     async with asyncio.timeout(20):
-        resolved = stager.resolve(task, backend, inputs or [], outputs or [], sources or [])
-        if resolved.coming:
-            await stager.fetched(task, resolved, outputs or [])
-        stager.link(task, backend, resolved)
-        left = [s for s in resolved.sources if s.files.sandbox and not s.files.output_files]
-        left = [s for s in left if implicit and stager.has_left(s, backend)]
-        if left and backend.capabilities.sandboxes:
-            await stager.copy(task, backend, resolved, left)
+        if flow.resolve(backend):
+            await flow.fetch()
+        if flow.place(backend):
+            await flow.copy(backend)
     return Path(task["sandbox"])
 
 

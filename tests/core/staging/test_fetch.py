@@ -20,8 +20,9 @@ import pytest_asyncio
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, link_into
 from rhapsody.errors import DataError
-from rhapsody.staging.files import Stager
+from rhapsody.staging.flow import FileFlow
 from rhapsody.task import TaskDescription
+from tests._support.staging import Stager
 
 pytestmark = pytest.mark.asyncio
 pytest.importorskip("aiohttp", reason="needs rhapsody-core[files]")
@@ -150,9 +151,10 @@ async def fetch(stager: Stager, *urls: str, uid: str = "e.task.000001.1") -> Pat
     """Links URLs into a task's sandbox, which is given back."""
     task = describe(stager, uid)
     async with asyncio.timeout(30):
-        resolved = stager.resolve(task, Linking(), [InputFile(u) for u in urls], [], [])
-        await stager.fetched(task, resolved, [])
-        stager.link(task, Linking(), resolved)
+        flow = stager.flows[uid] = FileFlow(stager, task, [InputFile(u) for u in urls])
+        assert flow.resolve(Linking())
+        await flow.fetch()
+        flow.place(Linking())
     return Path(task["sandbox"])
 
 
@@ -303,7 +305,6 @@ async def test_a_fetch_that_failed_is_tried_again_by_the_next_task(
         await fetch(stager, url, uid="u.1")
     sandbox = await fetch(stager, url, uid="u.2")
     assert (sandbox / "data.txt").read_bytes() == b"data of data.txt"
-    assert stager._links.keys() == {"u.2"}
 
 
 async def test_a_file_over_the_limit_is_an_error_that_says_how_to_raise_it(
@@ -360,7 +361,7 @@ async def test_fetched_files_go_at_close_unless_a_failed_task_read_them(
     for succeeded in (True, False):
         stager = Stager(tmp_path / f"work-{succeeded}", "failed")
         sandbox = await fetch(stager, server.url("data.txt"), uid="u.1")
-        stager.keep(describe(stager, "u.1"), succeeded)
+        stager.end(describe(stager, "u.1"), succeeded)
         await stager.close()
         assert stager.work_dir.exists() is not succeeded
     assert (sandbox / "data.txt").read_bytes() == b"data of data.txt"
@@ -394,7 +395,7 @@ async def test_limits_come_from_the_environment_where_none_are_given(
 ) -> None:
     monkeypatch.setenv("RHAPSODY_FETCH_LIMIT", "1 KiB")
     monkeypatch.setenv("RHAPSODY_FETCH_TIMEOUT", "2.5")
-    fetcher = Stager(tmp_path / "w")._fetcher
+    fetcher = Stager(tmp_path / "w").fetcher
     assert (fetcher._limit, fetcher._timeout) == (1024, 2.5)
 
 

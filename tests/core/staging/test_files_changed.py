@@ -153,7 +153,7 @@ def rewritten(flow: WorkflowEngine, kind: str, *, coarse: bool = False) -> list[
 async def test_a_file_that_is_rewritten_for_each_call_fails_the_earlier_calls(
     flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, kind: str, coarse: bool
 ) -> None:
-    monkeypatch.setattr("rhapsody.staging.files._JUST_NOW_NS", 10**12)  # however slow the test is
+    monkeypatch.setattr("rhapsody.staging.inputs._JUST_NOW_NS", 10**12)  # however slow the test is
     *early, last = rewritten(flow, kind, coarse=coarse)
     for future in early:
         error = await outcome(future)

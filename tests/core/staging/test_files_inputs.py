@@ -16,6 +16,7 @@ import pytest_asyncio
 from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.staging.flow import FileFlow
 from rhapsody.staging.outputs import check_outputs, leads_into
 from rhapsody.task import AttemptInfo, ProducedFiles, Written
 from tests._support.staging import Linking, Stager, describe, ended, link
@@ -58,10 +59,11 @@ async def test_a_uid_that_leaves_the_work_dir_is_refused(work: Path, uid: str) -
 
 async def test_a_task_gets_its_file_objects_with_paths_in_its_sandbox(work: Path) -> None:
     stager = Stager(work)
-    sandbox = stager.sandbox_path("u")
-    fetched = stager.bind(InputFile("https://example.org/x.txt"), sandbox)
-    assert os.fspath(fetched) == str(work / "u/x.txt")
-    assert os.fspath(stager.bind(OutputFile("y.txt"), sandbox)) == str(work / "u" / "y.txt")
+    fetched, output = InputFile("https://example.org/x.txt"), OutputFile("y.txt")
+    flow = FileFlow(stager, describe(stager, "u"), [fetched], [output])
+    arguments = flow.arguments(by_path=True)
+    assert os.fspath(arguments[id(fetched)]) == str(work / "u/x.txt")
+    assert os.fspath(arguments[id(output)]) == str(work / "u" / "y.txt")
 
 
 # Where an input comes from.
@@ -298,9 +300,10 @@ async def test_a_file_of_a_distant_backend_may_be_read_there_under_another_name(
     )
     file, task = InputFile("results/s1.txt"), describe(stager)
     made_by = {id(file): Written((source,), "out.txt", bound=True)}
-    resolved = stager.resolve(task, far, [file], [], [], made_by)
-    await stager.fetched(task, resolved, [])
-    stager.link(task, far, resolved)
+    flow = FileFlow(stager, task, [file], written=made_by)
+    assert flow.resolve(far)
+    await flow.fetch()
+    flow.place(far)
     assert [(link["src"], link["name"]) for link in far.explicit] == [(None, "s1.txt")]
     assert Path(far.explicit[0]["path"]).read_text() == "out.txt of u.task.000001.1"
 

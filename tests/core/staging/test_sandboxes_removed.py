@@ -108,9 +108,9 @@ async def test_what_a_running_task_reads_stays_until_it_has_ended(
     await gone(ended(stager, "marker.1").files.sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
     assert scratch.exists()
-    keeper = stager.keep(task, True)
+    reference = stager.end(task, True)
     await gone(str(scratch))
-    del keeper
+    del reference
     await gone(str(sandbox))
     await stager.close()
     assert not work.exists()
@@ -124,12 +124,12 @@ async def test_a_sandbox_stays_while_one_that_was_linked_from_it_implicitly_is_h
     path = first.files.sandbox
     task = describe(stager)
     sandbox = await link(stager, task, backend, sources=[first], implicit=True)
-    keeper = stager.keep(task, True)
+    reference = stager.end(task, True)
     del first
     gc.collect()
     await gone(ended(stager, "marker.1").files.sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
-    del keeper
+    del reference
     await gone(path)
     await stager.close()
 
@@ -142,7 +142,7 @@ async def test_failed_tasks_keep_their_sandboxes_and_what_they_read(
     path = source.files.sandbox
     task = describe(stager)
     sandbox = await link(stager, task, backend, [InputFile("x.txt")], [source])
-    assert stager.keep(task, False) is None
+    assert stager.end(task, False) is None
     del source
     gc.collect()
     await stager.close()
@@ -189,7 +189,7 @@ async def test_the_sandbox_of_an_earlier_start_is_removed_at_close(
     for again in ("second", "third"):
         (first / f".rhapsody.{again}").mkdir(parents=True)
     task["sandbox"] = str(first / ".rhapsody.second")
-    stager.keep(task, succeeded=True)
+    stager.end(task, succeeded=True)
     await stager.close()
     assert not first.exists()
 
@@ -199,7 +199,7 @@ async def test_the_sandbox_of_an_earlier_start_stays_after_a_failure(work: Path)
     task = describe(stager)
     task["sandbox"] += "/.rhapsody.second"
     Path(task["sandbox"]).mkdir(parents=True)
-    stager.keep(task, succeeded=False)
+    stager.end(task, succeeded=False)
     await stager.close()
     assert Path(task["sandbox"]).exists()
 
@@ -219,7 +219,7 @@ async def test_a_sandbox_that_is_not_in_the_work_dir_is_never_touched(
     stager = Stager(work, "none")
     task = describe(stager)
     task["sandbox"] = str(tmp_path / "here")
-    assert stager.keep(task, True) is None
+    assert stager.end(task, True) is None
     await stager.close()
     assert (tmp_path / "here").is_dir()
 
@@ -338,14 +338,13 @@ async def test_nothing_is_remembered_of_tasks_whose_outcome_was_dropped(
         source = ended(stager, f"s.task.{number:06d}.1", writes={"x.txt": "1"})
         task = describe(stager, f"t.{number}")
         await link(stager, task, backend, [InputFile("x.txt")], [source])
-        stager.keep(task, True)
+        stager.end(task, True)
     scratch = Path(source.files.sandbox or "", "scratch")
     scratch.touch()
     del source
     gc.collect()
     await gone(str(scratch))
-    assert stager._links == {}
-    assert stager._sandboxes._fates == {}
+    assert stager.sandboxes._fates == {}
     await stager.close()
 
 
@@ -353,7 +352,7 @@ async def test_a_long_chain_of_sandboxes_is_let_go_without_deep_recursion(work: 
     stager = Stager(work, "failed")
     keepers: tuple[Sandbox, ...] = ()
     for number in range(50_000):
-        keepers = (stager._sandboxes.hold(f"{work}/u.{number}", Disposition.REMOVE, keepers),)
+        keepers = (stager.sandboxes.hold(f"{work}/u.{number}", Disposition.REMOVE, keepers),)
     keepers[0].spare()
     del keepers
     gc.collect()

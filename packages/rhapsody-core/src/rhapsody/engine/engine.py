@@ -87,8 +87,8 @@ from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary
 from rhapsody.sdk.modules import Origins
 from rhapsody.sdk.threads import start_thread
-from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
+from rhapsody.staging.stager import Stager
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture, is_async
 

@@ -38,7 +38,8 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, Stats
-from rhapsody.staging.files import Stager
+from rhapsody.staging.flow import FilePhase
+from rhapsody.staging.stager import Stager
 from rhapsody.states import TasksMainStates
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -131,7 +132,7 @@ class Runtime:
         )
         self.stage_out: StageOut = StageOut(scheduler, background, stager, self.submission)
         self.services: Services = Services(scheduler)
-        values = Values(self.services, self.pushdown, stager)
+        values = Values(self.services, self.pushdown)
         self.memoization: Memoization = Memoization(
             scheduler,
             hooks,
@@ -139,7 +140,6 @@ class Runtime:
             background,
             self.stage_out,
             values,
-            stager,
             implicit_data=options.implicit_data,
         )
         self.task_builder: TaskBuilder = TaskBuilder(
@@ -339,8 +339,10 @@ class Runtime:
             await self.blocks.drain(GRACE)
         await self.background.settle(GRACE)
         if scheduler.interrupted:
+            # Before futures are settled, because settling them removes the sandboxes of the others.
             for record in scheduler.live:
-                self.results.leave_interrupted(record)
+                if record.files is not None and record.files.phase is FilePhase.PLACED:
+                    record.files.fail()
         return tuple(problems)
 
     async def _drain(self) -> None:

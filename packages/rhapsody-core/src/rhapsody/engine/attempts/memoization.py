@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, cast
 
@@ -24,12 +23,13 @@ from rhapsody.engine.core.record import TaskRecord, is_service
 from rhapsody.engine.core.scheduler import Scheduler, computed
 from rhapsody.engine.core.signals import registry as signal_registry
 from rhapsody.engine.core.states import WorkState
-from rhapsody.engine.functions.arguments import ArgumentScan, texts_in
-from rhapsody.errors import DataError, PluginError
+from rhapsody.engine.functions.arguments import texts_in
+from rhapsody.errors import PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
 from rhapsody.sdk.runner import STARTED
-from rhapsody.staging.files import Origin, Stager, outcomes
+from rhapsody.staging.flow import FileFlow
+from rhapsody.staging.inputs import Origin
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -52,7 +52,6 @@ class Memoization:
         background: The runner of lookups, and of awaitables that hooks return.
         stage_out: The object that completes a task with its recorded result and files.
         values: The object that replaces futures and files in arguments.
-        stager: The stager, which finds the input files of tasks that do not run.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
 
@@ -64,7 +63,6 @@ class Memoization:
         background: Background,
         stage_out: StageOut,
         values: Values,
-        stager: Stager,
         *,
         implicit_data: bool,
     ) -> None:
@@ -74,7 +72,6 @@ class Memoization:
         self._background = background
         self._stage_out = stage_out
         self._values = values
-        self._stager = stager
         self._implicit_data = implicit_data
         self._warned: set[str] = set()  # names of tasks
         self._unrecorded_seconds: dict[str, float] = {}  # by name
@@ -155,8 +152,8 @@ class Memoization:
                 if record.call.task.settings.service:
                     missing.append(record)
                     continue
-                resolved = record.resolved if isinstance(result, Recorded) else None
-                if resolved and (changed := self._stager.changed_since_call(resolved)):
+                files = record.files if isinstance(result, Recorded) else None
+                if files is not None and (changed := files.changed_since_call()):
                     # The result belongs to the new content.
                     error = error_messages.input_changed(record, changed, None)
                     self._scheduler.refuse(record, error)
@@ -320,25 +317,13 @@ class Memoization:
         found: Any = record.attempt.description.copy()
         found["settings"] = record.call.task.recording_settings
         found["inputs"] = record.input_paths()
-        found["given"] = () if record.resolved is None else record.resolved.given()
-        found["implicit"], found["texts"] = (), record.texts()
+        found["given"] = found["implicit"] = found["destinations"] = ()
+        found["texts"] = record.texts()
         found["shares_memory"] = record.attempt.backend.shares_memory
-        if record.call.found is not None and record.attempt.backend.dry:
-            files = _origins(record, record.call.found, self._stager)
-            found["inputs"] = {name: _path_of(file) for name, file in files.items()}
-            found["given"] = [
-                name for name, file in files.items() if file.producer is None and file.url is None
-            ]
-        if record.left and "sandbox" in found:
-            found["implicit"] = tuple(source.files.sandbox for source in record.left)
+        if record.files is not None:
+            self._describe_files(record, record.files, found)
         callers = (record,) if record.parent is None else tuple(_callers(record))
         found["after"] = _predecessors(callers)
-        found["destinations"] = ()
-        if record.resolved is not None:
-            claims, targets = self._stager.results.claims, record.resolved.targets.values()
-            found["destinations"] = [
-                str(target.path) for target in targets if not claims.has_written(target.path)
-            ]
         services = _services(callers)
         found["services"] = [service._uid for service in services]
         if services:
@@ -351,6 +336,19 @@ class Memoization:
                 found["opened"] = record.attempt.command.opened
                 found["interval"] = record.attempt.command.built, record.attempt.command.built
         return cast("LookupTask", found)
+
+    def _describe_files(self, record: TaskRecord, files: FileFlow, found: Any) -> None:
+        """Add the files of a task to a description for a lookup."""
+        if record.attempt.backend.dry:
+            origins = files.expected()
+            found["inputs"] = {name: _path_of(file) for name, file in origins.items()}
+            outside = ((name, file) for name, file in origins.items() if file.producer is None)
+            found["given"] = [name for name, file in outside if file.url is None]
+        else:
+            found["given"] = [name for name, place in files.places.items() if place.given]
+        if files.left and "sandbox" in found:
+            found["implicit"] = tuple(source.files.sandbox for source in files.left)
+        found["destinations"] = files.destinations()
 
     def _name_services(
         self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
@@ -460,17 +458,6 @@ def _refused(
         return {}
     pairs = zip(recorded, answers, strict=True)
     return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
-
-
-def _origins(record: TaskRecord, scan: ArgumentScan, stager: Stager) -> dict[str, Origin]:
-    """Return the origins of a task's input files by name. For dry runs, which link no files."""
-    task, sources, made_by = record.attempt.description, record.sources, outcomes(scan.producers)
-    staged = stager.staged_names(task, scan.inputs, scan.outputs, sources, made_by)
-    found: dict[str, Origin] = {}
-    for file in scan.inputs:
-        with suppress(DataError):  # it does not exist yet
-            found |= stager.origins(task, [file], sources, made_by, staged)
-    return found
 
 
 def _path_of(file: Origin) -> str | None:

@@ -26,8 +26,10 @@ from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
-from rhapsody.staging.files import Stager, left_by
+from rhapsody.staging.flow import FileFlow, FilePhase
+from rhapsody.staging.inputs import left_by
 from rhapsody.staging.outputs import check_outputs, found_in
+from rhapsody.staging.stager import Stager
 from rhapsody.task import AttemptInfo, ProducedFiles, Regeneration, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -52,6 +54,7 @@ class CallRegeneration(Regeneration):
         producers = record.call.found.producers if record.call.found is not None else {}
         self._reads = [(each, name) for futures, name, _ in producers.values() for each in futures]
         self._stage_out = stage_out
+        self._backend = record.attempt.backend.backend
         self.call: tuple[
             TaskFunction[Any, Any], tuple[Any, ...], dict[str, Any], Mapping[str, Any] | None
         ] = (record.call.task, record.call.args, record.call.kwargs or {}, record.call.specific)
@@ -106,9 +109,8 @@ class CallRegeneration(Regeneration):
             if any(name not in places and left_by(outcome, name) is None for name in names):
                 return None
             paths = {name: outcome.files.path_of(name) for name in names}
-            return await stager.save_again(
-                source, targets, dataclasses.replace(files, paths=paths, places=places)
-            )
+            files = dataclasses.replace(files, paths=paths, places=places)
+            return await stager.save(source, targets, {}, self._backend, files)
         finally:
             stager.results.claims.release(source)
 
@@ -146,23 +148,22 @@ class StageOut:
         """Save the files of a result, then call `Scheduler.saved` or `fail`."""
         self._begin(record, self._save(record, value))
 
-    async def _save(self, record: TaskRecord, value: Any) -> None:
-        if not record.attempt.description:  # the task was canceled meanwhile
+    async def _save(self, record: TaskRecord, value: Any, files: TaskFiles | None = None) -> None:
+        flow = record.files
+        if flow is None or flow.phase is FilePhase.RELEASED:  # the task was canceled meanwhile
             return
-        outcome = record.future._outcome
         try:
-            await self.stager.save(
-                record.attempt.description,
-                record.attempt.backend.backend,
-                record.targets(),
-                record.matches(),
-            )
+            await flow.save(record.attempt.backend.backend, files)
         except Exception as error:  # such as a full disk: the task has failed
-            self.stager.spare(outcome)
+            if files is not None:
+                self._scheduler.refuse(record, error)
+                return
+            if flow.phase is FilePhase.CHECKED:
+                flow.fail()
             leave_script(record)
             self._scheduler.fail(record, error)
         else:
-            self._scheduler.saved(record, value)
+            (self._scheduler.saved if files is None else self._scheduler.recorded)(record, value)
 
     def restore(self, record: TaskRecord, recorded: Recorded) -> bool:
         """Complete a task with its recorded result and files.
@@ -174,8 +175,6 @@ class StageOut:
         files, dry = recorded.files, record.attempt.backend.dry
         if recorded.computed is not None:
             record.future._computed = recorded.computed
-        if record.resolved is not None:
-            self.stager.was_read(record.resolved)
         left = AttemptInfo(
             uid=record.attempt.uid,
             name=record.call.task.name,
@@ -186,24 +185,26 @@ class StageOut:
         if files is None:
             if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
                 record.future._outcome = left
+            if record.files is not None:
+                record.files.reuse(None, dry=dry)
             self._scheduler.recorded(record, recorded.value)
             return True
         saved = [each for name in record.targets() for each in files.matches.get(name, (name,))]
         if not dry and not files.missing.isdisjoint(saved):
             record.future._computed = math.inf
             return False
-        outputs = record.call.found.outputs if record.call.found is not None else ()
-        reference = again = None
-        if not dry:  # a dry run changes nothing on disk
-            reference = self.stager.take_up(record.attempt.description, outputs, files)
-            again = CallRegeneration(self, record, files)
+        flow = record.files
+        if flow is None:  # the result is a path
+            flow = record.files = FileFlow(self.stager, record.attempt.description)
+        reference = flow.reuse(files, dry=dry)
+        again = None if dry else CallRegeneration(self, record, files)
         left.files = ProducedFiles(
             files.sandbox, tuple(files.paths), files.matches, files.paths,
             reference=reference, regeneration=again,
         )  # fmt: skip
         record.future._outcome = left
-        if record.targets():
-            self._begin(record, self._restore(record, recorded.value, files))
+        if flow.targets:
+            self._begin(record, self._save(record, recorded.value, files))
         else:
             self._scheduler.recorded(record, recorded.value)
         return True
@@ -242,16 +243,6 @@ class StageOut:
         saving = self._background.spawn(work, f"save files of {record.attempt.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
-
-    async def _restore(self, record: TaskRecord, value: Any, files: TaskFiles) -> None:
-        if not record.attempt.description:  # the task was canceled meanwhile
-            return
-        try:
-            await self.stager.save_again(record.attempt.description, record.targets(), files)
-        except Exception as error:  # such as a full disk: the task has failed
-            self._scheduler.refuse(record, error)
-        else:
-            self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
         """Wait up to `grace` seconds for all files to be saved. Called at shutdown."""
@@ -300,7 +291,7 @@ async def save_files(
     try:
         if dry:
             return [target.path for target in targets.values()]
-        return await stager.save(source, backend, targets, {})
+        return await stager.save(source, targets, {}, backend)
     finally:
         stager.results.claims.release(source)
 

@@ -36,7 +36,6 @@ from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import READY
 from rhapsody.engine.functions.arguments import (
     IMMUTABLE,
-    ArgumentScan,
     KeptArguments,
     kept_arguments,
     may_be_consumed,
@@ -65,7 +64,9 @@ from rhapsody.sdk.generators import (
 )
 from rhapsody.sdk.runner import watching
 from rhapsody.shells import stops_reading
-from rhapsody.staging.files import Resolved, Stager, outcomes
+from rhapsody.staging.flow import FileFlow
+from rhapsody.staging.inputs import outcomes
+from rhapsody.staging.stager import Stager
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -89,12 +90,12 @@ class Wait(NamedTuple):
             code queues the task again.
         by_user: True if the work runs a coroutine of the user: it starts at once, is canceled with
             the task, and any exception fails only the task.
-        then: The steps with which the task continues; `None` for the steps that follow.
+        then: The step with which the task continues; `None` for the one that follows.
     """
 
     work: Callable[[], Coroutine[Any, Any, None]] | None = None
     by_user: bool = False
-    then: Steps | None = None
+    then: Step | None = None
 
 
 class Move(NamedTuple):
@@ -106,7 +107,7 @@ class Move(NamedTuple):
     """
 
     backend: BackendHandle
-    then: Steps | None = None
+    then: Step | None = None
 
 
 Step = Callable[["TaskBuilder", TaskRecord, BackendHandle], Wait | Move | None]
@@ -126,7 +127,7 @@ class TaskBuilder:
         pushdown: The source of references to values that stay with a backend.
         services: The services, which hold back tasks that wait for a restarted service.
         values: The object that replaces futures and files in arguments.
-        stager: The stager, which finds and links files.
+        stager: The stager, which places sandboxes.
         hooks: The plugins' hooks.
         engine: The engine, passed to hooks.
         backends: The attached backends; backends may be added later.
@@ -168,6 +169,7 @@ class TaskBuilder:
         self._implicit_data = options.implicit_data
         self._shell = options.shell
         self._quiet = quiet
+        self._steps = tuple(_needed_steps(hooks, executable=each) for each in (False, True))
         self._readers: WeakKeyDictionary[TaskFuture[Any], str] = WeakKeyDictionary()
         self._generators: dict[int, tuple[Any, bytes]] = {}  # those sent and their states, by id
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
@@ -190,7 +192,7 @@ class TaskBuilder:
                     if call.context is not None or task.may_retry or not backend.shares_memory:
                         self._check_arguments(record, backend)
                     return True
-                steps = record.attempt.steps = iter(STEPS)
+                steps = record.attempt.steps = iter(self._steps[task.kind == "executable"])
             for step in steps:
                 paused = step(self, record, backend)
                 if paused is not None:
@@ -205,7 +207,8 @@ class TaskBuilder:
 
     def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
         if paused.then is not None:
-            record.attempt.steps = iter(paused.then)
+            steps = self._steps[record.call.task.kind == "executable"]
+            record.attempt.steps = iter(steps[steps.index(paused.then) :])
         if isinstance(paused, Move):
             self._scheduler.requeue(record, paused.backend)
         elif paused.work is not None:
@@ -261,9 +264,12 @@ class TaskBuilder:
                 description["references"] = self._pushdown.references(record)
         if call.scope is not None:
             description["scope"] = call.scope
-        if call.found is not None:
-            self._describe_files(record, call.found, description)
-        if (call.found is not None or record.kept is not None) and task.kind != "executable":
+        found = call.found
+        if "sandbox" in description or (found is not None and (found.inputs or found.outputs)):
+            self._declare_files(record, description)
+        elif record.attempt.number > 1:
+            record.files = None
+        if (found is not None or record.kept is not None) and task.kind != "executable":
             if record.kept is not None:
                 self._restore_arguments(record, record.kept)
             description["args"], description["kwargs"] = self._values.of(record)
@@ -438,28 +444,27 @@ class TaskBuilder:
             for future in record.call.dependencies
             if isinstance(future, TaskFuture) and future._uid is not None
         ]
-        found = record.call.found
-        has_files = found is not None and (found.inputs or found.outputs)
-        implicit = self._implicit_data and record.call.task.settings.implicit_data is not False
-        if has_files or (implicit and "sandbox" in description):
-            self._note_sources(record, implicit=implicit)
 
-    def _note_sources(self, record: TaskRecord, *, implicit: bool) -> None:
-        """Set the `sources` of a task: the attempts of dependencies that left a sandbox.
+    def _sources(self, record: TaskRecord) -> tuple[list[AttemptInfo], list[AttemptInfo]]:
+        """Return the outcomes of dependencies that left a sandbox.
 
-        Dependencies that are needed only to produce an input file are excluded. `left` is set to
-        the sources that were passed as arguments and declare no output files, if `implicit`.
+        Dependencies that are needed only to produce an input file are excluded.
+
+        Returns:
+            All of them, and those whose undeclared files the task receives: they were passed as
+            arguments and declare no output files.
         """
-        found = record.call.found
+        found, settings = record.call.found, record.call.task.settings
+        implicit = self._implicit_data and settings.implicit_data is not False
         arguments: Set[asyncio.Future[Any]] = frozenset()
         if found is not None and implicit:
             arguments = found.futures.keys()
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only write an input
         if found is not None and found.producers:
-            passed = found.futures.keys() | record.call.task.settings.after
+            passed = found.futures.keys() | settings.after
             writers = (each for declared in found.producers.values() for each in declared.futures)
             named = {each for each in writers if each not in passed}
-        sources, left = [], []
+        sources, left = list[AttemptInfo](), list[AttemptInfo]()
         for future in record.call.dependencies:
             if not isinstance(future, TaskFuture) or future in named:
                 continue
@@ -469,20 +474,31 @@ class TaskBuilder:
             sources.append(outcome)
             if future in arguments and not outcome.files.output_files:
                 left.append(outcome)
-        record.sources, record.left = sources, left
+        return sources, left
 
-    def _describe_files(
-        self, record: TaskRecord, found: ArgumentScan, description: TaskDescription
-    ) -> None:
-        if found.inputs or found.outputs:
-            description["metadata"]["input_files"] = [f.name or f.filename for f in found.inputs]
-            description["metadata"]["output_files"] = [f.filename for f in found.outputs]
-            if found.outputs:
-                description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
+    def _declare_files(self, record: TaskRecord, description: TaskDescription) -> None:
+        """Create the object that owns the files of the attempt."""
+        found, stager = record.call.found, self._stager
+        sources, left = self._sources(record) if record.call.dependencies else ((), ())
+        if found is None or not (found.inputs or found.outputs):
+            record.files = FileFlow(stager, description, sources=sources, left=left)
+            return
+        description["metadata"]["input_files"] = [f.name or f.filename for f in found.inputs]
+        description["metadata"]["output_files"] = [f.filename for f in found.outputs]
+        if found.outputs and "sandbox" not in description:
+            description["sandbox"] = stager.sandbox_path(record.attempt.uid)
+        record.files = FileFlow(
+            stager,
+            description,
+            found.inputs,
+            found.outputs,
+            sources,
+            left,
+            outcomes(found.producers) if found.producers else {},
+            found.states,
+        )
 
     def _build_command(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
-        if record.call.task.kind != "executable":
-            return None
         sandbox, former = record.attempt.description["sandbox"], record.attempt.command
         if former is None:  # a retry runs the same command
             args, kwargs = self._values.of(record)
@@ -666,7 +682,7 @@ class TaskBuilder:
             return None
         able = (name for name in self._able(record) if name in others or not others)
         name = next(able, None)
-        return None if name is None else Move(self._backends[name], FROM_TIME)
+        return None if name is None else Move(self._backends[name], TaskBuilder._find_time)
 
     def _require_time(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Fail a task whose backend has too little walltime left; the task's fallback is not used.
@@ -694,71 +710,36 @@ class TaskBuilder:
             )  # fmt: skip
         raise error
 
-    def _left(self, record: TaskRecord, backend: BackendHandle) -> Sequence[AttemptInfo]:
-        """Return the dependencies whose undeclared files the task receives on a backend."""
-        if not backend.capabilities.sandboxes:
-            return ()
-        return [one for one in record.left if self._stager.has_left(one, backend.backend)]
-
     def _find_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
         """Find the files of a task; wait for those that are being fetched."""
-        description, found = record.attempt.description, record.call.found
-        if record.left:
-            record.left = self._left(record, backend)
-        if backend.dry:  # a backend that runs nothing reads nothing
+        files = record.files
+        if files is None:
             return None
-        if not record.left and (found is None or not (found.inputs or found.outputs)):
-            return None
-        inputs, outputs = (found.inputs, found.outputs) if found is not None else ((), ())
-        made_by = found.producers if found is not None else {}
-        for each in self._others(record):
-            self._stager.require_capable(description, each.backend, inputs, outputs)
-        record.resolved = resolved = self._stager.resolve(
-            description,
-            backend.backend,
-            inputs,
-            outputs,
-            record.sources,
-            outcomes(made_by),
-            found.states if found is not None else {},
-        )
-        if resolved.coming:
-            return Wait(partial(self._stager.fetched, description, resolved, outputs))
-        return None
+        several = record.call.task.settings.other_backends
+        others = [each.backend for each in self._others(record)] if several else ()
+        fetches = files.resolve(backend.backend, others, dry=backend.dry)
+        return Wait(files.fetch) if fetches else None
 
     def _complete_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Complete and check the arguments of a function, also for a call that may be reused."""
-        if (
-            record.call.found is not None
-            and record.call.found.inputs
-            and record.call.task.kind != "executable"
-        ):
-            self._place_inputs(record, record.call.found.inputs, backend)
+        found, files = record.call.found, record.files
+        if found is not None and found.inputs and files is not None:
+            description = record.attempt.description
+            if files.choose_place(backend.backend):
+                description["args"], description["kwargs"] = self._values.of(record)
         if record.call.task.kind == "function" and not backend.dry:
             self._check_arguments(record, backend)
 
-    def _place_inputs(
-        self, record: TaskRecord, inputs: Sequence[InputFile], backend: BackendHandle
-    ) -> None:
-        """Fill in the paths of a function's inputs: in place if possible, or else in a sandbox."""
-        description, resolved = record.attempt.description, record.resolved
-        if "sandbox" in description:
-            return
-        if resolved is None or not self._stager.in_place(backend.backend, resolved, inputs):
-            description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
-        description["args"], description["kwargs"] = self._values.of(record)
-
     def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
-        looks = self._hooks.lookup_results and self._memoization.look_up(record)
-        return Wait() if looks else None
+        return Wait() if self._memoization.look_up(record) else None
 
     def _make_missing(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
         """Regenerate the missing files of an earlier run that a task reads."""
-        missing = None if record.resolved is None else record.resolved.missing()
+        missing = None if record.files is None else record.files.missing()
         if not missing:
             return None
         # The files' paths and contents may differ.
-        return Wait(partial(self._make_again, record, missing), then=FROM_FILES)
+        return Wait(partial(self._make_again, record, missing), then=TaskBuilder._find_files)
 
     async def _make_again(self, record: TaskRecord, missing: Sequence[AttemptInfo]) -> None:
         reader = record.attempt.uid if record.call.repeats is None else record.call.repeats.attempt
@@ -767,29 +748,19 @@ class TaskBuilder:
         )
 
     def _wrap_command(self, record: TaskRecord, backend: BackendHandle) -> None:
-        if record.call.task.kind == "executable" and not backend.dry:
+        if not backend.dry:
             wrap_command(record.attempt.description, here=backend.here)
 
     def _link_files(self, record: TaskRecord, backend: BackendHandle) -> Wait | None:
         """Link the input files, or copy those that cannot be linked."""
-        resolved, description = record.resolved, record.attempt.description
-        if resolved is None:
+        files = record.files
+        if files is None or not files.place(backend.backend):
             return None
-        self._stager.link(description, backend.backend, resolved)
-        left = record.left if "sandbox" in description else ()
-        if not (resolved.copies or left):
-            return None
-        return Wait(partial(self._copy, record, backend, resolved, left))
+        return Wait(partial(self._copy, record, files, backend))
 
-    async def _copy(
-        self,
-        record: TaskRecord,
-        backend: BackendHandle,
-        resolved: Resolved,
-        left: Sequence[AttemptInfo],
-    ) -> None:
-        await self._stager.copy(record.attempt.description, backend.backend, resolved, left)
-        if changed := self._stager.changed_since_call(resolved):
+    async def _copy(self, record: TaskRecord, files: FileFlow, backend: BackendHandle) -> None:
+        await files.copy(backend.backend)
+        if changed := files.changed_since_call():
             raise error_messages.input_changed(record, changed, None)
 
 
@@ -809,8 +780,21 @@ STEPS: Final[Steps] = (
 )
 """Steps between a task's turn in the queue of a backend and its submission, in order."""
 
-FROM_TIME: Final = STEPS[STEPS.index(TaskBuilder._find_time) :]
-FROM_FILES: Final = STEPS[STEPS.index(TaskBuilder._find_files) :]
+OF_FUNCTIONS: Final = (TaskBuilder._complete_arguments,)
+OF_COMMANDS: Final = (TaskBuilder._build_command, TaskBuilder._wrap_command)
+"""Steps that only one kind of task needs."""
+
+
+def _needed_steps(hooks: EngineHooks, *, executable: bool) -> Steps:
+    """Return the steps of functions or commands; steps for hooks that are not used are left out."""
+    unused: set[Step] = {*(OF_FUNCTIONS if executable else OF_COMMANDS)}
+    if not hooks.prepare_task:
+        unused.add(TaskBuilder._call_prepare)
+    if not hooks.select_backend:
+        unused.add(TaskBuilder._select_backend)
+    if not hooks.lookup_results:  # no task uses files of an earlier run
+        unused |= {TaskBuilder._look_up, TaskBuilder._make_missing}
+    return tuple(step for step in STEPS if step not in unused)
 
 
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:

@@ -23,7 +23,6 @@ from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.arguments import ArgumentScan
 from rhapsody.errors import DependencyFailureError, add_note
-from rhapsody.staging.files import Stager, located, outcomes
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
@@ -190,13 +189,11 @@ class Values:
     Args:
         services: The source of the values of restarted services.
         pushdown: The source of references to values that stay with a backend.
-        stager: The source of the paths of files.
     """
 
-    def __init__(self, services: Services, pushdown: PushDown, stager: Stager) -> None:
+    def __init__(self, services: Services, pushdown: PushDown) -> None:
         self._services = services
         self._pushdown = pushdown
-        self._stager = stager
 
     def of(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Arguments:
         """Return the arguments of a task, with values and paths instead of futures and files.
@@ -219,8 +216,10 @@ class Values:
                 id(each): each._result if isinstance(each, TaskFuture) else each.result()
                 for each in found.futures
             }
-        if found.inputs or found.outputs:
-            self._bind_files(record, found, values)
+        if record.files is not None:
+            task = record.call.task
+            by_path = task.kind != "executable" or task.settings.cwd is not None
+            values |= record.files.arguments(by_path=by_path)
         return found.fill(record.call.args, record.call.kwargs or {}, values, replaced)
 
     def _value(
@@ -234,28 +233,6 @@ class Values:
         if stands_in is not None and is_service(future):
             return stands_in(future)
         return self._services.value(future)
-
-    def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
-        """Add the replacement of each file in a task's arguments to `values`, under its `id`."""
-        description, resolved, sources = record.attempt.description, record.resolved, record.sources
-        sandbox = description.get("sandbox")
-        by_path = record.call.task.kind != "executable" or record.call.task.settings.cwd is not None
-        made_by = outcomes(found.producers)
-        if sandbox is not None and found.inputs:
-            staged = self._stager.staged_names(
-                description, found.inputs, found.outputs, sources, made_by
-            )
-        for file in found.inputs:
-            own = made_by.get(id(file))
-            if sandbox is not None:
-                values[id(file)] = self._stager.bind(
-                    file, sandbox, sources, own, staged=staged[id(file)], by_path=by_path
-                )
-            elif resolved is not None:
-                values[id(file)] = located(file, resolved, sources, own)
-        if sandbox is not None:
-            for output in found.outputs:
-                values[id(output)] = output.bound_to(sandbox, by_path=by_path)
 
 
 def _successor(record: TaskRecord, restarts: int) -> TaskRecord:

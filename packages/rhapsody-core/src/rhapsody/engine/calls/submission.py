@@ -40,8 +40,9 @@ from rhapsody.engine.functions.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import DataError, describe_error
-from rhapsody.staging.files import Stager
 from rhapsody.staging.fsutil import RealPaths
+from rhapsody.staging.inputs import states_at_call
+from rhapsody.staging.stager import Stager
 from rhapsody.task import Declaration, TaskFuture
 
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
@@ -185,7 +186,7 @@ class Submission:
             if found.outputs and not is_block:
                 _require_distinct(task.name, found.outputs)
             if found.inputs and not (dependencies or is_block or task.settings.service):
-                found.states = self._stager.states_at_call(found.inputs)
+                found.states = states_at_call(found.inputs, str(self._stager.directory))
             args, kwargs = found.copy(args, kwargs)
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1

@@ -17,7 +17,7 @@ from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.environments import SETTINGS, environment_fault, in_environment
 from rhapsody.errors import describe_error
 from rhapsody.resources import Resources
-from rhapsody.staging.files import Stager
+from rhapsody.staging.stager import Stager
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription, TaskKind
 

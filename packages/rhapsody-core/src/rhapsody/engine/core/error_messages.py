@@ -384,13 +384,13 @@ def input_changed(
         what = f"its command {_shown(hidden(record, str(record.attempt.command)))!r}"
     also = "" if error is None else f" The attempt also failed: {describe_error(error)}"
     cure = "To let a task change its input, pass it a copy: InputFile(..., copy=True)."
-    if record.resolved is not None and path in record.resolved.linked:
+    if record.files is not None and path in record.files.linked:
         cure = (
             "The task received a link to the file, not a copy: pass the file as InputFile(..., "
             "copy=True). If another task wrote it, declare it as an OutputFile of that task."
         )
     when = "while the task waited or ran"
-    if record.resolved is not None and not record.resolved.at_call.isdisjoint(changed):
+    if record.files is not None and not record.files.at_call.isdisjoint(changed):
         when = "after the call"
         cure = (
             "If the program rewrites the file for each call, write different files, or await the "

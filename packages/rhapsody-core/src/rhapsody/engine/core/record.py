@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -23,9 +23,9 @@ from rhapsody.engine.core.states import FutureState, TaskState, WorkState
 from rhapsody.engine.functions.arguments import ArgumentScan, KeptArguments
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.staging.claims import Target
-from rhapsody.staging.files import Resolved
+from rhapsody.staging.flow import FileFlow, FilePhase
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, Declaration, TaskDescription, TaskFuture
+from rhapsody.task import Declaration, TaskDescription, TaskFuture
 
 _FUTURE_STATES = {
     FutureState.DONE: TasksMainStates.DONE,
@@ -234,28 +234,24 @@ class TaskRecord:
         waiters: Functions to call when the work has ended.
         label: The future's uid, once it is needed for events.
         native: The backend's name for the last state, for events.
-        resolved: The input files, once found.
-        sources: Attempts of dependencies that left files in sandboxes.
-        left: Those attempts whose undeclared files the task receives.
+        files: The files of the attempt, if it has a sandbox or files.
     """
 
     __slots__ = (
         "attempt",
         "call",
         "dependents",
+        "files",
         "future",
         "kept",
         "label",
-        "left",
         "limits",
         "lookup",
         "native",
         "parent",
         "pushed",
-        "resolved",
         "scheduler",
         "sent",
-        "sources",
         "state",
         "timer",
         "tries",
@@ -284,9 +280,7 @@ class TaskRecord:
         self.waiters: list[Callable[[], object]] | None = None
         self.label: str | None = None
         self.native: str | None = None
-        self.resolved: Resolved | None = None
-        self.sources: Sequence[AttemptInfo] = ()
-        self.left: Sequence[AttemptInfo] = ()
+        self.files: FileFlow | None = None
 
     def named(self) -> str:
         """Return the name of the task for messages."""
@@ -303,27 +297,26 @@ class TaskRecord:
 
     def input_paths(self) -> Mapping[str, str | None]:
         """Return the paths of input files by name; the path of an unreadable file is `None`."""
-        return _NONE if self.resolved is None else self.resolved.paths()
+        if self.files is None:
+            return _NONE
+        return {name: place.path for name, place in self.files.places.items()}
 
     def targets(self) -> Mapping[str, Target]:
         """Return the destinations of output files by name."""
-        return {} if self.resolved is None else self.resolved.targets
-
-    def matches(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the files that match each output pattern, after a successful attempt."""
-        return {} if self.resolved is None else self.resolved.matches
+        return _NONE if self.files is None else self.files.targets
 
     def start_anew(self) -> None:
         """End the last attempt, before the next one."""
-        self.attempt, self.resolved = self.attempt.ended(), None
+        self.attempt = self.attempt.ended()
+        if self.files is not None and self.files.phase is FilePhase.PLACED:
+            self.files.stop()  # the backend has not reported how the attempt ended
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may report less than the previous one
 
     def clear(self) -> None:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
         self.call, self.attempt = self.call.without_arguments(), self.attempt.ended()
-        self.sources = self.left = ()
-        self.resolved = self.verdict = self.kept = None
+        self.files = self.verdict = self.kept = None
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Notify the scheduler. Called by dependencies that have no record in the scheduler."""

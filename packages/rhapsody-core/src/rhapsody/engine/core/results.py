@@ -7,18 +7,18 @@ and passes the attempt's output and sandbox to the future.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rhapsody.backends.programs import write_again
-from rhapsody.data import Output
 from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import DataError, InputChangedError
-from rhapsody.staging.files import Stager
-from rhapsody.staging.outputs import check_outputs, leads_into, names_of
+from rhapsody.staging.flow import FileFlow
+from rhapsody.staging.outputs import leads_into
+from rhapsody.staging.stager import Stager
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, ProducedFiles
+from rhapsody.task import NO_FILES, AttemptInfo, ProducedFiles
 
 DONE = TasksMainStates.DONE
 
@@ -56,14 +56,15 @@ class Results:
             error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        if record.call.found is not None or record.resolved is not None:
-            error = self.input_changed(record, error) or error
+        error = self.input_changed(record, error) or error
+        if error is None:
             try:
-                self._check_files(record, failed=error is not None)
+                self.keep(record, report, succeeded=True, done=True, value=value)
             except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # no local name: this frame is in its traceback
-        self.keep(record, report, succeeded=error is None, done=error is None, value=value)
+        else:
+            self.keep(record, report, succeeded=False)
         return value, error
 
     def input_changed(
@@ -75,48 +76,10 @@ class Results:
             record: The task, whose attempt has ended.
             error: The error of the attempt, or `None` if the attempt succeeded.
         """
-        if record.resolved is None or record.call.task.settings.service:
+        if record.files is None or record.call.task.settings.service:
             return None
-        changed = self._stager.changed_inputs(record.resolved)
+        changed = record.files.changed()
         return error_messages.input_changed(record, changed, error) if changed else None
-
-    def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
-        """Check the output files of a successful attempt, and register its input files as read.
-
-        For a failed attempt, only prevent the removal of input files that it read in place, without
-        a sandbox.
-
-        Raises:
-            DataError: A declared output file is missing.
-        """
-        resolved = record.resolved
-        if failed:
-            if resolved is not None:
-                self._stager.spare_inputs(record.attempt.description, resolved)
-            return
-        if record.call.found is not None and record.call.found.outputs:
-            self._check_outputs(record, record.call.found.outputs)
-        if resolved is not None:
-            self._stager.was_read(resolved)
-
-    def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
-        """Check that the declared output files exist, if this process can see them.
-
-        Raises:
-            DataError: A file is missing.
-        """
-        if (
-            record.attempt.backend.capabilities.shared_file_system
-            and not record.attempt.backend.dry
-        ):
-            resolved = record.resolved
-            given = self._stager.given(record.attempt.description, resolved)
-            try:
-                matches = check_outputs(record.attempt.description, outputs, given=given)
-            except DataError as error:
-                raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
-            if resolved is not None:
-                resolved.matches.update(matches)
 
     def keep(
         self,
@@ -135,53 +98,54 @@ class Results:
             succeeded: True if the attempt succeeded or was canceled, False if it failed.
             done: True if the attempt has a result; the output files are then part of the result.
             value: The attempt's value, if `done`.
+
+        Raises:
+            DataError: A declared output file is missing.
         """
         get = report.get
         sandbox, stdout, stderr = get("sandbox"), get("stdout"), get("stderr")
         usage = get("usage")
+        files = NO_FILES
+        if record.files is not None or sandbox is not None:
+            files = self._keep_files(record, sandbox, succeeded=succeeded, done=done, value=value)
         if not succeeded:
             leave_script(record)
         if sandbox is None and stdout is None and stderr is None and usage is None:
             return
         outcome = record.future._outcome = AttemptInfo(
-            record.attempt.uid, stdout, stderr, get("exit_code"),
-            record.future._backend, record.call.task.name,
-        )  # fmt: skip
+            record.attempt.uid,
+            stdout,
+            stderr,
+            get("exit_code"),
+            record.future._backend,
+            record.call.task.name,
+        )
         outcome.usage = usage
         if (host := get("worker")) is not None:
             outcome.host = str(host)
         if sandbox is not None:
-            outputs = record.call.found.outputs if record.call.found is not None else ()
-            matches = record.matches() if outputs else {}
-            inherited = self._stager.inherited(record.attempt.uid)
-            reference = self._stager.keep(
-                record.attempt.description,
-                succeeded=succeeded,
-                outputs=outputs if done else (),
-                result_is_path=record.call.task.settings.capture == "files"
-                or leads_into(value, sandbox),
-                matches=matches,
-                recorded=self._recording and done and record.call.task.settings.cache,
+            outcome.files = files
+
+    def _keep_files(
+        self, record: TaskRecord, sandbox: str | None, *, succeeded: bool, done: bool, value: Any
+    ) -> ProducedFiles:
+        flow = record.files
+        if flow is None:  # the backend has chosen a sandbox
+            flow = record.files = FileFlow(self._stager, record.attempt.description)
+            flow.place(record.attempt.backend.backend)
+        stays = record.call.task.settings.capture == "files"
+        if not done:
+            return (flow.stop if succeeded else flow.fail)(sandbox, stays=stays)
+        try:
+            return flow.check(
+                sandbox,
+                record.attempt.backend.backend,
+                dry=record.attempt.backend.dry,
+                stays=stays or leads_into(value, sandbox),
+                recorded=self._recording and record.call.task.settings.cache,
             )
-            names = names_of(outputs, matches)
-            outcome.files = ProducedFiles(sandbox, names, matches, None, inherited, reference)
-
-    def leave(self, record: TaskRecord) -> None:
-        """Release an ended attempt's destinations, and its sandbox if `keep` was not called."""
-        outcome = record.future._outcome
-        if not record.attempt.description:
-            return
-        self._stager.results.claims.release(record.attempt.description)
-        if outcome is None or outcome.uid != record.attempt.uid:
-            self._stager.keep(record.attempt.description, succeeded=True)
-
-    def leave_interrupted(self, record: TaskRecord) -> None:
-        """Keep the sandbox of an attempt that a signal interrupted, as if the attempt had failed.
-
-        Called before futures are settled, because settling them removes the other sandboxes.
-        """
-        if "sandbox" in record.attempt.description:
-            self._stager.keep(record.attempt.description, succeeded=False)
+        except DataError as error:
+            raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
 
 
 def leave_script(record: TaskRecord) -> None:

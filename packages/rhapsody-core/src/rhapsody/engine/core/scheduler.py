@@ -510,7 +510,7 @@ class Scheduler:
             self._move(record, Transition.DONE, value)
 
     def _on_done(self, record: TaskRecord, value: Any) -> None:
-        if record.resolved is not None and record.resolved.targets:
+        if record.files is not None and record.files.targets:
             self._actions.save(record, value)
         elif self.recording and record.call.task.prefix == "task" and self._records(record):
             self._actions.record(record, value)
@@ -1007,8 +1007,8 @@ class Scheduler:
         self.live.discard(record)
         if record.kept is not None:
             record.kept.release()
-        if record.attempt.description and "sandbox" in record.attempt.description:
-            self._results.leave(record)
+        if record.files is not None:
+            record.files.release()
         if record.future._node is record:
             record.future._node = None
         if record.unfinished:
