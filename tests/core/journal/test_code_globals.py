@@ -15,7 +15,7 @@ import sys
 import threading
 import types
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pytest
@@ -627,6 +627,44 @@ def test_combinations_of_flags_are_no_change(keys: Keys) -> None:
     assert both() | Modes.RUN
     keys.begin()
     assert key_of(keys, both).digest == first
+
+
+class HasEnergy(Protocol):
+    def energy(self) -> int: ...
+
+
+class WithStart:
+    def __init__(self) -> None:
+        self.start = 2
+
+
+class Energy(HasEnergy):
+    def energy(self) -> int:
+        return 1
+
+
+class EnergyWithStart(HasEnergy, WithStart):
+    def energy(self) -> int:
+        return self.start
+
+
+def energies() -> int:
+    return Energy().energy() + EnergyWithStart().energy()
+
+
+def test_the_first_call_of_a_subclass_of_a_protocol_is_no_change(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = described(energies, shares_memory=True)
+    key = keys.of(task, {}, {})
+    assert energies() == 3
+    assert "__init__" in vars(EnergyWithStart)
+    keys.begin()
+    keys.require_same_values(task, key)
+    assert keys.of(task, {}, {}).digest == key.digest
+    monkeypatch.setattr(Energy, "__init__", lambda self: None)
+    keys.begin()
+    assert keys.of(task, {}, {}).digest != key.digest
 
 
 def test_a_variable_is_no_cache_because_an_inner_function_fills_a_local_of_its_name(

@@ -1,4 +1,4 @@
-"""Modules that the Python scripts of commands import."""
+"""Modules and inner scripts of the scripts that commands name."""
 
 from __future__ import annotations
 
@@ -98,6 +98,49 @@ async def test_modules_that_an_input_file_imports_count(here: Path) -> None:
 
             assert await tool(InputFile("tools/tool.py")) == f"{text}\n"
             assert flow.stats.recorded == reused
+
+
+LOADING = {
+    "beside": 'source "$(dirname "$0")/lib.sh"',
+    "variable": 'HERE=$(cd "$(dirname "$0")" && pwd)\n. "$HERE/lib.sh"',
+    "no ending": 'HERE="$(dirname "$0")"; . "${HERE}/inner/settings"',
+    "python": 'cd "$(dirname "$0")" && VALUE="$(python3 tool.py)"',
+    "relative": "source tools/lib.sh",
+    "two": 'source "${0%/*}/both.sh"',
+}
+
+
+@pytest.mark.parametrize("how", LOADING)
+@pytest.mark.parametrize("by", ["command", "function"])
+async def test_scripts_that_a_shell_script_loads_count(here: Path, by: str, how: str) -> None:
+    def call() -> str:
+        words = ["bash", "tools/run.sh"]
+        return subprocess.run(words, capture_output=True, text=True).stdout
+
+    (here / "tools" / "run.sh").write_text(f"{LOADING[how]}\necho $VALUE\n")
+    (here / "tools" / "both.sh").write_text("# tools/far.py\n. ${0%/*}/lib.sh\n")
+    (here / "tools" / "inner").mkdir()
+    for text, reused in (("one", 0), ("one", 1), ("another", 0), ("another", 1)):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        for name in ("lib.sh", "inner/settings"):
+            if how != "python":
+                (here / "tools" / name).write_text(f"VALUE={text}\n")
+        async with engine(resume=True) as flow:
+            if by == "command":
+                task = flow.executable_task(name="run", cwd=str(here))(lambda: "bash tools/run.sh")
+                assert await task() == f"{text}\n"
+            else:
+                assert await flow.function_task(call)() == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
+async def test_scripts_in_comments_do_not_count(here: Path) -> None:
+    (here / "tools" / "run.sh").write_text("# called by other.sh\necho 1 # see other.sh\n")
+    for number in range(2):
+        (here / "tools" / "other.sh").write_text(f"echo {number}\n")
+        async with engine(resume=True) as flow:
+            await flow.executable_task(name="run")(lambda: f"bash {here}/tools/run.sh")()
+            assert flow.stats.recorded == number
 
 
 def started(*words: str) -> str:

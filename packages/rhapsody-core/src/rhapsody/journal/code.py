@@ -48,7 +48,7 @@ from importlib.machinery import (
     SourceFileLoader,
     SourcelessFileLoader,
 )
-from typing import Any
+from typing import Any, Protocol, cast
 
 from rhapsody.journal.program import (
     CALLS,
@@ -682,6 +682,8 @@ class CodeFingerprint:
                 self._empty.append((part, attributes, attribute, value, owner))
                 continue
             self.read.append((attributes, attribute, value))
+            if attribute == "__init__" and owner is not None and _is_set_by_protocol(owner):
+                continue
             file = getattr(getattr(value, "__code__", None), "co_filename", "")
             special = made and attribute.startswith("__")
             if not special and (owner is not None or "__name__" in attributes):
@@ -1126,6 +1128,18 @@ def _resolved(name: str, package: str) -> str:
         return importlib.util.resolve_name(name, package)
     except ImportError:  # it fails in the task, too
         return name.lstrip(".")
+
+
+def _is_set_by_protocol(cls: type) -> bool:
+    """Return True if `__init__` of a class is an inherited one.
+
+    When a subclass of `typing.Protocol` is called for the first time, Python sets its `__init__` to
+    the inherited one.
+    """
+    init, protocol = cls.__dict__.get("__init__"), cast("type", Protocol)
+    return protocol in cls.__mro__ and any(
+        init is base.__dict__.get("__init__") for base in cls.__mro__[1:]
+    )
 
 
 def _fields_of(cls: Any) -> list[tuple[Any, ...]]:

@@ -349,7 +349,7 @@ class Keys:
         search += [cwd] if cwd else []
         named = [path for path, digest in found.paths.items() if digest]
         for script in (*named, *filter(None, inputs.values())):
-            for path in self._scripts.imports(script, search):
+            for path in self._scripts.loaded(script, search):
                 found.path(path)
 
     def _files_named(

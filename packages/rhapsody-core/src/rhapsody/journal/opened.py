@@ -123,7 +123,7 @@ class OpenedFiles:
         known |= written
         if STARTED in opened:
             for script in [*opened, *known]:
-                for path in self._scripts.imports(script):
+                for path in self._scripts.loaded(script):
                     opened.setdefault(path, READ)
         states = {}
         for path in map(os.path.abspath, trees):

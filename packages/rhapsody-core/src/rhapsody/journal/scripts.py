@@ -1,26 +1,56 @@
-"""Files that Python scripts import.
+"""Files that scripts load.
 
-A command may name a Python script, whose modules belong to the program as well. The import
-statements of the script are read without running it, and the modules are searched where Python
-would search them: in the directory of the script, and in the directories of its search path. The
-latter is not known exactly, so files that the script would not import may count as well.
+A command may name a script, whose modules and inner scripts belong to the program as well. The text
+of the script is read without running it. Python modules are searched where Python would search
+them: in the directory of the script, and in the directories of its search path. The latter is not
+known exactly, so files that the script would not load may count as well.
 """
 
 from __future__ import annotations
 
 import os
 import pkgutil
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
-from typing import Any
+from typing import Any, NamedTuple
 
+from rhapsody.journal.files import LARGE_FILE
 from rhapsody.journal.program import Program
 from rhapsody.sdk.modules import imported_names
 
+_PYTHON = (".py", ".pyw")
+
+_SCRIPT = re.compile(r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|lua|tcl|rb|m)")
+"""Matches the endings of the names of scripts."""
+
+_COMMENT = re.compile(r"(?m)(?:^|\s)#.*$")
+
+_NAMED = re.compile(
+    rf"(?<![\w./+~-])([\w./+~-]{{0,200}}[\w+-]{_SCRIPT.pattern})(?![\w/])"
+    r"|(?m:(?:^|[;&|({])[ \t]*(?:source|\.)[ \t][^;&|\n]{0,200}?([\w./+~-]{1,200})[\"']?[ \t]*"
+    r"(?=[;&|]|$))"
+)
+"""Matches the names of scripts in the text of a script, and of files that a shell sources."""
+
+_NOTHING: tuple[str, ...] = ()
+
+
+class _Text(NamedTuple):
+    """Names in the text of a script.
+
+    Attributes:
+        modules: The names of the Python modules that it imports.
+        scripts: The paths of scripts that it names. Variables in front of them are left out.
+    """
+
+    modules: Collection[str] = _NOTHING
+    scripts: Collection[str] = _NOTHING
+
 
 class Scripts:
-    """Finder of the source files that Python scripts import, directly and through other modules.
+    """Finder of the source files that scripts load, directly and through other source files.
 
     Only files of the program count: those below its directory or the directory of the script that
     do not belong to an installed package.
@@ -31,67 +61,73 @@ class Scripts:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._names: dict[bytes, frozenset[str]] = {}  # the imported names, by digest of the file
+        self._texts: dict[bytes, _Text] = {}  # by digest of the file
 
-    def imports(self, script: str, search: Sequence[str] = ()) -> Sequence[str]:
-        """Return the paths of the files that a script imports; none if it is not a Python script.
+    def loaded(self, script: str, search: Sequence[str] = ()) -> Sequence[str]:
+        """Return the paths of the files that a script loads; none if it is not a script.
 
         Args:
             script: The path of the script.
-            search: Directories that Python may search before the current directory, the program's
-                directory and `sys.path`, but after the directory of the script.
+            search: Directories that the script may search before the current directory, the
+                program's directory and `sys.path`, but after its own directory.
         """
-        return self._program.once(self._imports, script, tuple(search))
+        return self._program.once(self._loaded, script, tuple(search))
 
-    def _imports(self, script: str, search: tuple[str, ...]) -> Sequence[str]:
-        digest = self._program.file(script)
-        if digest is None:
+    def _loaded(self, script: str, search: tuple[str, ...]) -> Sequence[str]:
+        if self._program.file(script) is None:
             return ()
         script = os.path.realpath(os.path.expandvars(os.path.expanduser(script)))
-        if not self._is_python(script):
+        if not (_is_script(script) or self._program.once(_interpreter, script)):
             return ()
         directory = os.path.dirname(script)
-        search = (*search, os.curdir, self._program.roots[0], *sys.path)
-        places = (directory, *dict.fromkeys(map(os.path.abspath, search)))
+        near = (directory, *map(os.path.abspath, (*search, os.curdir, self._program.roots[0])))
+        places = tuple(dict.fromkeys((*near, *map(os.path.abspath, sys.path))))
         below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
         while todo:
             file = todo.pop()
-            for name in self._names_in(file):
-                for each in _files_of(name, file, places):
-                    if (
-                        each not in found
-                        and each.startswith(below)
-                        and self._program.origins.own(each)
-                    ):
-                        found[each] = None
-                        todo.append(each)
+            text = self._text(file)
+            inner = {path for name in text.modules for path in _files_of(name, file, places)}
+            for place in dict.fromkeys((os.path.dirname(file), *near)) if text.scripts else ():
+                paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
+                inner.update(filter(os.path.isfile, paths))
+            for each in sorted(inner.difference(found)):
+                if each.startswith(below) and self._program.origins.own(each):
+                    found[each] = None
+                    todo.append(each)
         del found[script]
         return tuple(found)
 
-    def _is_python(self, script: str) -> bool:
-        if script.endswith((".py", ".pyw")):
-            return True
-        return b"python" in self._program.once(_first_line, script)
-
-    def _names_in(self, file: str) -> Iterable[str]:
+    def _text(self, file: str) -> _Text:
         digest = self._program.file(file)
         if digest is None or file.endswith((".so", ".pyc")):
-            return ()
-        names = self._names.get(digest)
-        if names is None:
-            try:
-                with open(file, "rb") as stream:
-                    names = frozenset(imported_names(stream.read()))
-            except OSError:
-                return ()
-            self._names[digest] = names
-        return names
+            return _Text()
+        text = self._texts.get(digest)
+        if text is None:
+            text = self._texts[digest] = self._read(file)
+        return text
+
+    def _read(self, file: str) -> _Text:
+        try:
+            with open(file, "rb") as stream:
+                content = stream.read(LARGE_FILE)
+        except OSError:
+            return _Text()
+        is_python = file.endswith(_PYTHON) or b"python" in self._program.once(_interpreter, file)
+        code = _COMMENT.sub("", content.decode(errors="replace"))
+        names = {each[1] or each[3] for each in _NAMED.finditer(code)}
+        # What precedes the first slash may be a variable, as in `$HERE/lib.sh`.
+        names |= {name.partition("/")[2] for name in names if "/" in name}
+        return _Text(imported_names(content) if is_python else _NOTHING, names - {""})
 
 
-def _first_line(path: str) -> bytes:
+def _is_script(name: str) -> bool:
+    return _SCRIPT.fullmatch(os.path.splitext(name)[1]) is not None
+
+
+def _interpreter(path: str) -> bytes:
     """Return the first line of a file if it names an interpreter, otherwise nothing."""
     try:
         with open(path, "rb") as file:
