@@ -171,6 +171,40 @@ async def test_modules_that_a_script_imports_count_for_the_function_that_starts_
     assert ran() == {"call": 2, "call with": 2}
 
 
+SEARCHING = {
+    "in a script": 'sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tools"))',
+    "with pathlib": 'sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))',
+    "the directory above": "sys.path.append(str(Path(__file__).resolve().parents[1]))",
+    "in the command": "",
+    "in a shell script": "",
+}
+
+
+@pytest.mark.parametrize("how", SEARCHING)
+async def test_modules_on_a_search_path_that_is_set_before_they_are_imported_count(
+    here: Path, how: str
+) -> None:
+    module = "tools.far" if how == "the directory above" else "far"
+    imports = f"from {module} import (  # not ) here\n    # nor here, (\n    VALUE,\n)\n"
+    start = f'"""Called by run.sh."""\nimport os, sys\nfrom pathlib import Path\n{SEARCHING[how]}\n'
+    (here / "elsewhere" / "tool.py").write_text(f"{start}{imports}print(VALUE)\n")
+    run = '#!/bin/sh\nHERE="${0%/*}"\nexport PYTHONPATH="$HERE/tools:$PYTHONPATH"\n'
+    command = f"{sys.executable} {here}/elsewhere/tool.py"
+    if how == "in the command":
+        command = f"PYTHONPATH={here}/tools {command}"
+    elif how == "in a shell script":
+        command = f"sh {here}/run.sh"
+    for number, (text, reused) in enumerate(
+        [("one", 0), ("one", 1), ("another", 0), ("another", 1)]
+    ):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        comment = number if how != "in a shell script" else ""
+        (here / "run.sh").write_text(f"{run}python3 $HERE/elsewhere/tool.py # {comment}\n")
+        async with engine(resume=True) as flow:
+            assert await flow.executable_task(name="run")(lambda: command)() == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
 async def test_a_new_module_that_replaces_another_one_counts(here: Path) -> None:
     script = "try:\n    from far.new import VALUE\nexcept ImportError:\n    from far import VALUE\n"
     (here / "tools" / "tool.py").write_text(f"{script}print(VALUE)\n")

@@ -344,9 +344,13 @@ class Keys:
     ) -> None:
         """Collect the files that Python scripts among a task's files import."""
         cwd, environment = task.get("cwd"), task.get("environment") or {}
-        given = environment.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+        given = environment.get("PYTHONPATH", "")
         search = [os.path.join(cwd or "", place) for place in given.split(os.pathsep) if place]
         search += [cwd] if cwd else []
+        if any(
+            "PYTHONPATH" in str(word) for word in (task["executable"], *task.get("arguments", ()))
+        ):
+            search += filter(os.path.isdir, found.paths)
         named = [path for path, digest in found.paths.items() if digest]
         for script in (*named, *filter(None, inputs.values())):
             for path in self._scripts.loaded(script, search):

@@ -27,6 +27,13 @@ _SCRIPT = re.compile(r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|lua|tcl|rb
 
 _COMMENT = re.compile(r"(?m)(?:^|\s)#.*$")
 
+_DOCSTRING = re.compile(r"(\"\"\"|\'\'\')[\s\S]*?\1")
+
+_SEARCH = re.compile(r"(?m)^.*(?:\bsys\.path\b|\bPYTHONPATH=)(.*)$")
+"""Matches lines that change the search path of Python."""
+
+_LITERAL = re.compile(r"[\"\']([^\"\']*)[\"\']")
+
 _NAMED = re.compile(
     rf"(?<![\w./+~-])([\w./+~-]{{0,200}}[\w+-]{_SCRIPT.pattern})(?![\w/])"
     r"|(?m:(?:^|[;&|({])[ \t]*(?:source|\.)[ \t][^;&|\n]{0,200}?([\w./+~-]{1,200})[\"']?[ \t]*"
@@ -42,10 +49,13 @@ class _Text(NamedTuple):
 
     Attributes:
         modules: The names of the Python modules that it imports.
+        search: The paths of the directories that it adds to the search path of modules, as far as
+            its text contains them.
         scripts: The paths of scripts that it names. Variables in front of them are left out.
     """
 
     modules: Collection[str] = _NOTHING
+    search: Collection[str] = _NOTHING
     scripts: Collection[str] = _NOTHING
 
 
@@ -68,8 +78,9 @@ class Scripts:
 
         Args:
             script: The path of the script.
-            search: Directories that the script may search before the current directory, the
-                program's directory and `sys.path`, but after its own directory.
+            search: Directories that the script may search before the `PYTHONPATH` of this process,
+                the current directory, the program's directory and `sys.path`, but after its own
+                directory.
         """
         return self._program.once(self._loaded, script, tuple(search))
 
@@ -80,15 +91,20 @@ class Scripts:
         if not (_is_script(script) or self._program.once(_interpreter, script)):
             return ()
         directory = os.path.dirname(script)
-        near = (directory, *map(os.path.abspath, (*search, os.curdir, self._program.roots[0])))
-        places = tuple(dict.fromkeys((*near, *map(os.path.abspath, sys.path))))
+        inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        others = (*search, *inherited, os.curdir, self._program.roots[0])
+        near = (directory, *map(os.path.abspath, others))
+        places = dict.fromkeys((*near, *map(os.path.abspath, sys.path)))
         below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
+        above = [os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))]
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
         while todo:
             file = todo.pop()
             text = self._text(file)
+            added = (os.path.join(place, name) for place in (*near, *above) for name in text.search)
+            places |= dict.fromkeys(filter(os.path.isdir, map(os.path.normpath, added)))
             inner = {path for name in text.modules for path in _files_of(name, file, places)}
             for place in dict.fromkeys((os.path.dirname(file), *near)) if text.scripts else ():
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
@@ -117,10 +133,18 @@ class Scripts:
             return _Text()
         is_python = file.endswith(_PYTHON) or b"python" in self._program.once(_interpreter, file)
         code = _COMMENT.sub("", content.decode(errors="replace"))
+        if is_python:
+            code = _DOCSTRING.sub("", code)
+            lines = (_LITERAL.findall(line) for line in _SEARCH.findall(code))
+            search = {os.path.join("", *(word.lstrip("/") for word in line)) for line in lines}
+        else:
+            words = (word for line in _SEARCH.findall(code) for word in re.split("[:\"']", line))
+            search = {word.partition("/")[2] if "$" in word else word for word in words}
         names = {each[1] or each[3] for each in _NAMED.finditer(code)}
         # What precedes the first slash may be a variable, as in `$HERE/lib.sh`.
         names |= {name.partition("/")[2] for name in names if "/" in name}
-        return _Text(imported_names(content) if is_python else _NOTHING, names - {""})
+        modules = imported_names(content) if is_python else _NOTHING
+        return _Text(modules, search, names - {""})
 
 
 def _is_script(name: str) -> bool:

@@ -38,11 +38,14 @@ MISSING: Any = object()
 NAMESPACE = Source(None, True, "namespace package", None)
 
 _IMPORT = re.compile(
-    rb"(?:^|[:;])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|(?:[^\n#;\\]|\\\r?\n)+)"
+    rb"(?:^|[:;])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*"
+    rb"(\((?:[^)#]|#[^\n]*\n)*\)|(?:[^\n#;\\]|\\\r?\n)+)"
     rb"|import[ \t]+((?:[^\n#;\\]|\\\r?\n)+))",
     re.MULTILINE,
 )
 """Matches import statements, and possibly other text: names that are not modules do no harm."""
+
+_COMMENT = re.compile(rb"#[^\n]*")
 
 _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
 """Matches calls that import a module by a literal name."""
@@ -405,7 +408,9 @@ def imported_names(text: bytes) -> set[str]:
     """
     names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
-        words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
+        words = (
+            _COMMENT.sub(b"", taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
+        )
         firsts = [word.split()[0].decode(errors="replace") for word in words if word.split()]
         if module:
             base = module.decode(errors="replace")
