@@ -18,7 +18,7 @@ import pytest
 
 from rhapsody import LocalExecutionBackend, NoopExecutionBackend, TaskFailedError, WorkflowEngine
 from tests._support.engine_fixtures import engine, on_machines
-from tests._support.scripted import Scripted, outcome, within
+from tests._support.scripted import Scripted, outcome, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -326,6 +326,7 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
         before = time.time()
         future = talk()
         await within(asyncio.to_thread((tmp_path / "started").read_text))
+        await until(lambda: future.host)  # the program may write before its start is reported
         assert future.stdout_path is not None
         assert future.sandbox == os.path.dirname(future.stdout_path)
         path = Path(future.stdout_path)
