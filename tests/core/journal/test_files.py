@@ -820,3 +820,63 @@ async def test_files_that_were_made_again_for_another_plugin_are_left_to_it(here
     await journal.rhapsody_record_results([Record("task.000002", task, 1, makes_again=found)])
     assert journal.kept == 0
     journal.end("done")
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize("kind", [OutputFile, OutputDir])
+async def test_outputs_whose_destinations_were_exchanged_keep_their_content(
+    here: Path, kind: type[OutputFile | OutputDir], one_by_one: bool
+) -> None:
+    inner = "/x" if kind is OutputDir else ""
+
+    async def program(words: str) -> str:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            run = command(flow, here)
+            for number, word in enumerate(words):
+                what = f"mkdir res; echo {word} > res/x" if inner else f"echo {word} > res"
+                made = run(word, what, kind(f"out/{number}/res"))
+                if one_by_one:
+                    await made
+            names = range(len(words))
+            inputs = [InputFile(f"out/{number}/res") for number in names]
+            links = " ".join(f"{'' if not n else n + 1}{'/' if n else ''}res{inner}" for n in names)
+            shown: str = await run("show", f"cat {links}", inputs)
+        saved = "".join((here / f"out/{number}/res{inner}").read_text() for number in names)
+        assert saved == shown
+        return "".join(shown.split())
+
+    for words in ("ab", "ba", "ab", "cab", "bca"):
+        assert await program(words) == words
+
+
+async def test_an_output_that_is_no_longer_saved_is_not_read_from_its_former_destination(
+    here: Path,
+) -> None:
+    async def program(*, cleaned: bool) -> str:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            run = command(flow, here)
+            save = None if cleaned else "out/"
+            made = run("make", "echo raw > table.txt", OutputFile("table.txt", save=save))
+            if cleaned:
+                await run(
+                    "clean", "echo clean > final.txt", made, InputFile("table.txt"),
+                    OutputFile("final.txt", save="out/table.txt"),
+                )  # fmt: skip
+            shown: str = await run("show", "cat table.txt", made, InputFile("table.txt"))
+        return shown.strip()
+
+    assert await program(cleaned=False) == "raw"
+    assert await program(cleaned=True) == "raw"
+
+
+async def test_a_file_is_reused_if_its_destination_has_not_changed(here: Path) -> None:
+    async def program(count: int) -> None:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            run = command(flow, here)
+            for number in range(count):
+                run(f"one{number}", f"echo {number} > res", OutputFile(f"out/{number}/res"))
+            run("many", "touch a.csv b.csv", OutputFile("*.csv", many=True, save="tables/"))
+
+    await program(2)
+    await program(3)
+    assert ran(here) == ["many", "one0", "one1", "one2"]

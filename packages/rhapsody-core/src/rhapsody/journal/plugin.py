@@ -42,7 +42,7 @@ from rhapsody.journal.others import Other, OtherJournals
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.journal.values import UnhashableError
-from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
+from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import MAX_OPENED, dumps
@@ -302,7 +302,7 @@ class Journal:
         self._time, self._directory = time.time(), current_directory()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
-            results = [self._look_up(task) for task in tasks]
+            results = [self._look_up(task, preview=preview) for task in tasks]
             for task, result in zip(tasks, results, strict=True):
                 if task["destinations"] and not preview:
                     self._keep_edits(task, result)
@@ -325,8 +325,9 @@ class Journal:
                     edited, task["name"], copy,
                 )  # fmt: skip
 
-    def _look_up(self, task: LookupTask) -> Recorded | None:
+    def _look_up(self, task: LookupTask, *, preview: bool = False) -> Recorded | None:
         name, call = task["name"], call_text(task["uid"])
+        destinations = None if preview else task["destinations"]
         try:
             key = self._key(task)
             if task["is_service"]:
@@ -351,7 +352,7 @@ class Journal:
             why = "requested by --rerun"
             self.names.add(name)
         elif self._store.reused or self._others.paths:
-            found, why = self._found(call, name, key, number)
+            found, why = self._found(call, name, key, number, destinations)
             if found is not None:
                 for path in filter(None, task["inputs"].values()):
                     self._readers.setdefault(path, {})[call] = name
@@ -465,7 +466,7 @@ class Journal:
         return counted
 
     def _found(
-        self, call: str, name: str, key: Key, number: int
+        self, call: str, name: str, key: Key, number: int, destinations: Collection[str] | None
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
 
@@ -474,6 +475,8 @@ class Journal:
             name: The task's name.
             key: The task's key.
             number: The number of the call among the calls with this key.
+            destinations: The paths to which the outputs of the call will be saved, or `None` if
+                they are unknown.
 
         Returns:
             The result (or `None`), and the reason why it cannot be used (or `None`). Both are
@@ -504,6 +507,8 @@ class Journal:
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
                 return None, "a file that it wrote is missing or has changed"
+            if files is not None and _only_elsewhere(files, destinations):
+                return None, "the destination of a file that it wrote has changed"
             content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
             value, stdout, stderr, exit_code, *more = content
             advanced: dict[str, object] = more[0] if more else {}
@@ -769,6 +774,19 @@ class Journal:
             self._refused[name] = why
             self._store.refuse(name, why)
             log.warning("task %r is not recorded and will run again on resume: %s", name, why)
+
+
+def _only_elsewhere(files: TaskFiles, destinations: Collection[str] | None) -> bool:
+    """Return True if a file exists only at a path that is no longer a destination of its call.
+
+    Another call of this run may save a file there, before or while this file is read.
+    """
+    return destinations is not None and any(
+        path == files.places.get(name)
+        and path not in destinations
+        and os.path.dirname(path) not in destinations  # for files that match a pattern
+        for name, path in files.paths.items()
+    )
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
