@@ -367,7 +367,7 @@ async def test_a_value_not_fetched_before_shutdown_raises(cluster: Any) -> None:
 
 def behind(future: Any) -> Any:
     """Return the backend's call of a task with a remote value."""
-    return future._node._value.call
+    return future._link._value.call
 
 
 async def make_from_large(flow: WorkflowEngine) -> tuple[Any, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.record import TaskRecord, record_of
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.errors import DependencyFailureError
 from rhapsody.states import TasksMainStates
@@ -101,7 +101,7 @@ class Invariants:
             future: Any = record.future
             self.hold(future.done(), f"{future.uid} is never settled")
             outcomes[future.outcome[0]] += 1
-            self.hold(future._node is None, f"{future.uid} still holds its node")
+            self.hold(record_of(future) is None, f"{future.uid} still holds its node")
             ended = [one for one in self.world.calls[record] if one.done() and not one.cancelled()]
             failed = any(one.exception() for one in ended)
             ran = (

@@ -21,7 +21,7 @@ from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import Attempt, BlockRecord, Call, TaskRecord
+from rhapsody.engine.core.record import Attempt, BlockRecord, Call, TaskRecord, record_of
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.task_function import CallKind, TaskFunction
@@ -47,8 +47,7 @@ class Result:
     def __init__(self, uid: str) -> None:
         self.uid = self.name = uid
         self.outcome: tuple[str, Any] | None = None
-        self._node: Any = None
-        self._outcome = self._backend = None
+        self._link: Any = None
         self.callbacks: list[Callable[[Any], object]] = []
         self.on_result: Callable[[Any], object] | None = None
 
@@ -287,7 +286,6 @@ class World:
         kind = BlockRecord if task.prefix == "block" else TaskRecord
         call = Call(task, task, number, (), None, None, tuple(dependencies))
         record = kind(self.scheduler, call, future)
-        future._node = record
         future.on_result = partial(self.invariants.succeeded, record)
         self.records.append(record)
         self.calls[record] = record.call.dependencies
@@ -383,7 +381,7 @@ class World:
         """A user cancels something."""
         if self.records:
             record = self.random.choice(self.records)
-            if record.future._node is record:
+            if record_of(record.future) is record:
                 self.scheduler.cancel(record)
 
     def wait(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -245,7 +246,8 @@ class AttemptInfo:
     """Output, files, backend and host of a task's last attempt.
 
     Attributes:
-        uid: The uid by which the backend knows the attempt.
+        uid: The uid by which the backend knows the attempt. Empty if the attempt had no files and
+            left only a short output: attempts with the same output then share this object.
         stdout: The attempt's standard output, or the path of the file that contains it.
         stderr: The attempt's standard error, or the path of the file that contains it.
         exit_code: The exit code of an executable; `None` for functions.
@@ -529,8 +531,56 @@ class Definition(Protocol):
         """Record that the exception of a failed future was never retrieved."""
 
 
+class RareFacts(NamedTuple):
+    """Facts about a task that only few tasks have.
+
+    Attributes:
+        computed: See `rhapsody.engine.core.scheduler.computed`.
+        destinations: The destinations of declared output files by name; `None` for those without.
+    """
+
+    computed: float = math.inf
+    destinations: Mapping[str, str | None] = _NOTHING
+
+
+USUAL: RareFacts = RareFacts()
+"""Rare facts of most tasks: they are computed in this run and declare no outputs."""
+
+
+class TaskFacts(NamedTuple):
+    """Facts about a task or block. Once its work has ended, its future refers only to these.
+
+    Attributes:
+        identity: The uid of the last attempt, or the number of a call without attempts.
+        definition: The decorated function that was called.
+        backend: The name of the backend that the task was last submitted to, if any.
+        outcome: The last attempt that has ended, if it left anything.
+        rare: Facts that most tasks share.
+    """
+
+    identity: str | int
+    definition: Definition
+    backend: str | None = None
+    outcome: AttemptInfo | None = None
+    rare: RareFacts = USUAL
+
+    @property
+    def number(self) -> int:
+        """The number of the call in its engine."""
+        identity = self.identity
+        return identity if isinstance(identity, int) else AttemptId.of(identity).task.number
+
+    @property
+    def attempt_uid(self) -> str | None:
+        """The uid of the last attempt, or `None` if there was none."""
+        return self.identity if isinstance(self.identity, str) else None
+
+
 class LiveNode(Protocol):
     """Interface between a task's future and the task's record, used until the work has ended."""
+
+    def facts(self) -> TaskFacts:
+        """Return the facts about the task so far."""
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state of the task."""
@@ -573,58 +623,54 @@ class TaskFuture(asyncio.Future[T]):
     """
 
     __slots__ = (
-        "_backend",
-        "_call",
-        "_computed",
-        "_declared",
-        "_definition",
-        "_node",
-        "_number",
-        "_outcome",
-        "_traceback",
-        "_uid",
+        "_failure",
+        "_link",
     )
 
     _pickle_advice: ClassVar[str] = (
         "pass the future to the task as an argument, which receives the value"
     )
 
-    _backend: str | None
-    _call: str | None
-    _computed: float  # see `rhapsody.engine.core.scheduler.computed`
-    _definition: Definition
-    _node: LiveNode | None
-    _number: int
-    _outcome: AttemptInfo | None
-    _declared: Mapping[str, str | None]  # destinations by file name; set only if there are any
+    _failure: tuple[TracebackType | None, str | None]  # set with the exception; see `fail`
+    _link: LiveNode | TaskFacts  # used only here and in `rhapsody.engine.core.record`
     _result: T  # asyncio's own
-    _traceback: TracebackType | None
-    _uid: str | None  # of the latest attempt, as backends know it
 
     @property
     def uid(self) -> str:
         """The uid of the task or block in its engine, such as `task.000001` or `block.000001`."""
-        return label(self._number, self._definition.prefix)
+        facts = facts_of(self)
+        return label(facts.number, facts.definition.prefix)
 
     @property
     def id(self) -> str:
         """The number in the uid, such as `000001`."""
-        return f"{self._number:06d}"
+        return f"{facts_of(self).number:06d}"
 
     @property
     def name(self) -> str:
         """Name of the task, by default the name of its function."""
-        return self._definition.name
+        return facts_of(self).definition.name
 
     @property
     def attempt(self) -> int:
         """The number of the current or last attempt, starting at 1."""
-        return 1 if self._uid is None else AttemptId.of(self._uid).number
+        uid = facts_of(self).attempt_uid
+        return 1 if uid is None else AttemptId.of(uid).number
 
     @property
     def backend(self) -> str | None:
         """The name of the backend that the task was last submitted to, or `None` before that."""
-        return self._backend
+        return facts_of(self).backend
+
+    @property
+    def _node(self) -> LiveNode | None:
+        """The task's record; `None` once the work has ended."""
+        link = self._link
+        return None if isinstance(link, TaskFacts) else link
+
+    @property
+    def _outcome(self) -> AttemptInfo | None:
+        return facts_of(self).outcome
 
     @property
     def state(self) -> TasksMainStates:
@@ -646,14 +692,18 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def task(self) -> Mapping[str, Any] | None:
         """The task's description until its work has ended, then `None`; `None` for a block."""
-        node = self._node
-        return None if node is None or self._definition.prefix != "task" else node.describe()
+        return self._described("task")
 
     @property
     def block(self) -> Mapping[str, Any] | None:
         """The block's description until it has ended, then `None`; `None` for a task."""
+        return self._described("block")
+
+    def _described(self, prefix: Prefix) -> Mapping[str, Any] | None:
         node = self._node
-        return None if node is None or self._definition.prefix != "block" else node.describe()
+        if node is None or node.facts().definition.prefix != prefix:
+            return None
+        return node.describe()
 
     @property
     def stdout(self) -> str | None:
@@ -696,7 +746,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def files(self) -> dict[str, InputFile]:
         """The declared output files by name, as inputs for other tasks."""
-        return {name: input_from(self, name) for name in getattr(self, "_declared", ())}
+        return {name: input_from(self, name) for name in facts_of(self).rare.destinations}
 
     def file(self, name: str) -> InputFile:
         """Return a declared output file as an input for another task.
@@ -710,7 +760,7 @@ class TaskFuture(asyncio.Future[T]):
         Raises:
             DataError: The task declares no such file.
         """
-        declared: Mapping[str, str | None] = getattr(self, "_declared", {})
+        declared = facts_of(self).rare.destinations
         if name in declared or any(fnmatchcase(name, pattern) for pattern in declared):
             return input_from(self, name)
         there = f"it declares {', '.join(map(repr, declared))}" if declared else (
@@ -727,7 +777,7 @@ class TaskFuture(asyncio.Future[T]):
         file. The path is `None` for a function, or if the task has no sandbox.
         """
         sandbox = self.sandbox
-        if sandbox is None or self._definition.kind != "executable":
+        if sandbox is None or facts_of(self).definition.kind != "executable":
             return None
         return os.path.join(sandbox, OUTPUT_FILES[0])
 
@@ -762,7 +812,7 @@ class TaskFuture(asyncio.Future[T]):
         if self._exception is not None:
             error: Any = _exception(self)
             try:  # with the original traceback, which asyncio keeps only for the first await
-                raise error.with_traceback(getattr(self, "_traceback", None))
+                raise error.with_traceback(getattr(self, "_failure", (None,))[0])
             finally:
                 del self, error  # the traceback holds this frame
         try:
@@ -796,7 +846,7 @@ class TaskFuture(asyncio.Future[T]):
         # asyncio logs each exception that was not retrieved; the engine logs all in one record.
         if self._log_traceback:
             self._log_traceback = False
-            self._definition.unawaited(self)
+            facts_of(self).definition.unawaited(self)
 
     def _not_done(self) -> asyncio.InvalidStateError:
         return asyncio.InvalidStateError(
@@ -856,7 +906,8 @@ class TaskFuture(asyncio.Future[T]):
             "sandbox": self.sandbox or "",
         }
         environment = None if task is None else task.get("environment")
-        color = _STATE_COLORS.get(state, ACTIVE if self._uid is not None else IDLE)
+        began = facts_of(self).attempt_uid is not None
+        color = _STATE_COLORS.get(state, ACTIVE if began else IDLE)
         return Card(f"{self.name} ({self.uid})", color, rows, environment)
 
     def set_cancelled(self, msg: Any = None) -> bool:
@@ -868,8 +919,27 @@ class TaskFuture(asyncio.Future[T]):
 
         Called by the engine.
         """
-        self._traceback, self._call = error.__traceback__, first_call(error)
+        self._failure = error.__traceback__, first_call(error)
         self.set_exception(error)
+
+
+def facts_of(future: TaskFuture[Any]) -> TaskFacts:
+    """Return the facts about a task or block."""
+    link = future._link
+    return link if isinstance(link, TaskFacts) else link.facts()
+
+
+def failed_call(future: object) -> str | None:
+    """Return the call that raised the exception of a failed task, if it is known."""
+    return getattr(future, "_failure", (None, None))[1]
+
+
+def finished(loop: asyncio.AbstractEventLoop, facts: TaskFacts) -> TaskFuture[None]:
+    """Return another future of a task that has succeeded, which does not contain the value."""
+    future: TaskFuture[None] = TaskFuture(loop=loop)
+    future._link = facts
+    future.set_result(None)
+    return future
 
 
 def how_to_wait() -> str:

@@ -65,7 +65,7 @@ from rhapsody.engine.configuration.settings import (
 )
 from rhapsody.engine.core.backend_handles import attach, shut_down
 from rhapsody.engine.core.events import accounts
-from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.record import TaskRecord, record_of
 from rhapsody.engine.core.signals import registry as signal_registry
 from rhapsody.engine.core.states import WorkState
 from rhapsody.engine.functions.task_function import (
@@ -876,9 +876,9 @@ class WorkflowEngine(OlderNames):
     def _report_end(
         self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
     ) -> bool:
-        record = future._node if isinstance(future, TaskFuture) else None
+        record = record_of(future)
         inflight, callbacks = self._runtime.scheduler.inflight, self._runtime.callbacks
-        if not isinstance(record, TaskRecord) or inflight.get(record.attempt.uid) is not record:
+        if record is None or inflight.get(record.attempt.uid) is not record:
             return False
         if report.get("uid") not in (record.attempt.uid, record.future.uid):
             return False

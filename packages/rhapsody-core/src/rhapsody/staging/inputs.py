@@ -25,7 +25,7 @@ from rhapsody.data import (
 from rhapsody.errors import DataError
 from rhapsody.staging.fsutil import files_in
 from rhapsody.staging.inheritance import FileState
-from rhapsody.task import AttemptInfo, Declaration, Written
+from rhapsody.task import AttemptInfo, Declaration, Written, facts_of
 
 _SMALL = 65536
 """Maximum size of a file that is compared by its content, in bytes."""
@@ -86,7 +86,7 @@ def outcomes(producers: Mapping[int, Declaration]) -> dict[int, Written]:
     return {
         key: Written(attempts, declared.name, declared.bound)
         for key, declared in producers.items()
-        if (attempts := tuple(left for each in declared.futures if (left := each._outcome)))
+        if (attempts := tuple(left for f in declared.futures if (left := facts_of(f).outcome)))
     }
 
 

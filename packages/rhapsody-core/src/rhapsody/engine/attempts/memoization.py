@@ -30,7 +30,7 @@ from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded,
 from rhapsody.sdk.runner import STARTED
 from rhapsody.staging.flow import FileFlow
 from rhapsody.staging.inputs import Origin
-from rhapsody.task import TaskFuture
+from rhapsody.task import TaskFuture, facts_of
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -276,7 +276,7 @@ class Memoization:
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """Return the `Record` of a result that `record_results` hooks receive."""
         uid, settings = record.future.uid, record.call.task.recording_settings
-        outcome = record.future._outcome
+        outcome = record.outcome
         if outcome is None:  # a function that printed nothing
             return Record(uid, record.attempt.description, value, settings, record.input_paths())
         return Record(
@@ -296,7 +296,7 @@ class Memoization:
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
         """Return the files that a successful task wrote, or `None` if it had no sandbox."""
-        outcome = record.future._outcome
+        outcome = record.outcome
         if outcome is None or outcome.files.sandbox is None:
             return None
         files = outcome.files
@@ -325,7 +325,7 @@ class Memoization:
         callers = (record,) if record.parent is None else tuple(_callers(record))
         found["after"] = _predecessors(callers)
         services = _services(callers)
-        found["services"] = [service._uid for service in services]
+        found["services"] = [facts_of(service).attempt_uid for service in services]
         if services:
             self._name_services(services, record, found)
         if record.call.task.settings.service and record.call.task.kind == "executable":

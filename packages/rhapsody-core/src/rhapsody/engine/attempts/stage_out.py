@@ -30,7 +30,7 @@ from rhapsody.staging.flow import FileFlow, FilePhase
 from rhapsody.staging.inputs import left_by
 from rhapsody.staging.outputs import check_outputs, found_in
 from rhapsody.staging.stager import Stager
-from rhapsody.task import AttemptInfo, ProducedFiles, Regeneration, TaskFuture
+from rhapsody.task import AttemptInfo, ProducedFiles, Regeneration, TaskFuture, facts_of
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -64,7 +64,7 @@ class CallRegeneration(Regeneration):
 
     def before(self) -> list[Regeneration]:
         """Return the regenerations of the calls that produce this call's missing inputs."""
-        outcomes = ((future._outcome, name) for future, name in self._reads)
+        outcomes = ((facts_of(future).outcome, name) for future, name in self._reads)
         missing = (left for left, name in outcomes if left and left_by(left, name) is None)
         return [left.files.regeneration for left in missing if left.files.regeneration]
 
@@ -84,10 +84,11 @@ class CallRegeneration(Regeneration):
         if self._made is None:
             self._made = self._stage_out.run_again(self)
         await asyncio.shield(self._made)
-        if outcome.files.regeneration is self and self._made._outcome is not None:
+        made = facts_of(self._made).outcome
+        if outcome.files.regeneration is self and made is not None:
             self._stage_out.stager.replaced(outcome)
             for field in dataclasses.fields(AttemptInfo):
-                setattr(outcome, field.name, getattr(self._made._outcome, field.name))
+                setattr(outcome, field.name, getattr(made, field.name))
 
     async def save(
         self, outcome: AttemptInfo, names: Sequence[str], place: str | os.PathLike[str]
@@ -174,7 +175,7 @@ class StageOut:
         """
         files, dry = recorded.files, record.attempt.backend.dry
         if recorded.computed is not None:
-            record.future._computed = recorded.computed
+            record.computed = recorded.computed
         left = AttemptInfo(
             uid=record.attempt.uid,
             name=record.call.task.name,
@@ -184,14 +185,14 @@ class StageOut:
         )
         if files is None:
             if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
-                record.future._outcome = left
+                record.note_outcome(left)
             if record.files is not None:
                 record.files.reuse(None, dry=dry)
             self._scheduler.recorded(record, recorded.value)
             return True
         saved = [each for name in record.targets() for each in files.matches.get(name, (name,))]
         if not dry and not files.missing.isdisjoint(saved):
-            record.future._computed = math.inf
+            record.computed = math.inf
             return False
         flow = record.files
         if flow is None:  # the result is a path
@@ -202,7 +203,7 @@ class StageOut:
             files.sandbox, tuple(files.paths), files.matches, files.paths,
             reference=reference, regeneration=again,
         )  # fmt: skip
-        record.future._outcome = left
+        record.note_outcome(left)
         if flow.targets:
             self._begin(record, self._save(record, recorded.value, files))
         else:
@@ -266,7 +267,7 @@ async def save_files(
             f"'results/')`, got an object of type {type(future).__name__}"
         )
     await future
-    outcome = future._outcome
+    outcome = facts_of(future).outcome
     names = _names(outcome, name)
     if outcome is None or outcome.files.sandbox is None or not names:
         raise DataError(

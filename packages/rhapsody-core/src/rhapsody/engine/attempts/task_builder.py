@@ -31,7 +31,7 @@ from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.backend_handles import BackendHandle, find
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import Attempt, Command, TaskRecord
+from rhapsody.engine.core.record import Attempt, Command, TaskRecord, attempt_uids
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import READY
 from rhapsody.engine.functions.arguments import (
@@ -67,7 +67,7 @@ from rhapsody.shells import stops_reading
 from rhapsody.staging.flow import FileFlow
 from rhapsody.staging.inputs import outcomes
 from rhapsody.staging.stager import Stager
-from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
+from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture, facts_of
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -246,7 +246,6 @@ class TaskBuilder:
         template, plain = task.template or self._template(task)
         description = template.copy()
         record.attempt = Attempt(number, uid, backend, description, former.command)
-        record.future._uid = uid
         description["uid"] = uid
         description["args"] = call.args
         description["kwargs"] = call.kwargs or {}
@@ -439,11 +438,7 @@ class TaskBuilder:
             description["sandbox"] = self._stager.sandbox_path(record.attempt.uid)
 
     def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
-        description["metadata"]["dependencies"] = [
-            future._uid
-            for future in record.call.dependencies
-            if isinstance(future, TaskFuture) and future._uid is not None
-        ]
+        description["metadata"]["dependencies"] = attempt_uids(record.call.dependencies)
 
     def _sources(self, record: TaskRecord) -> tuple[list[AttemptInfo], list[AttemptInfo]]:
         """Return the outcomes of dependencies that left a sandbox.
@@ -468,7 +463,7 @@ class TaskBuilder:
         for future in record.call.dependencies:
             if not isinstance(future, TaskFuture) or future in named:
                 continue
-            outcome = future._outcome
+            outcome = facts_of(future).outcome
             if outcome is None or outcome.files.sandbox is None:
                 continue
             sources.append(outcome)

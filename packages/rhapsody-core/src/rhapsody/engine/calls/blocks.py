@@ -14,12 +14,12 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import CoroutineType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from rhapsody.context import TaskContext, running_task
 from rhapsody.engine.calls.services import Values
 from rhapsody.engine.core.background import Background
-from rhapsody.engine.core.record import BlockRecord, TaskRecord
+from rhapsody.engine.core.record import BlockRecord, TaskRecord, record_of
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import WorkState
 from rhapsody.resources import seconds
@@ -51,7 +51,7 @@ class BlockFuture(TaskFuture[T]):
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, None, T]:
-        record = _record_of(self)
+        record = None if self.done() else record_of(self)
         me = enclosing_block.get()
         if record is None or me is None:
             return super().__await__()
@@ -69,7 +69,7 @@ class BlockFuture(TaskFuture[T]):
         """
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
-        if waits and me is not None and me is _record_of(self):
+        if waits and me is not None and me is record_of(self) and not self.done():
             _check_cycle(me, me)
         super().add_done_callback(fn, context=context)
 
@@ -118,7 +118,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     if future.done():
         return future.result()
     me = enclosing_block.get()
-    record = _record_of(future) if isinstance(future, BlockFuture) else None
+    record = record_of(future) if isinstance(future, BlockFuture) else None
     done = threading.Event()
 
     def notify(_: asyncio.Future[Any]) -> None:
@@ -146,11 +146,6 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     if me is not None and me.future.done():
         raise asyncio.CancelledError(f"block {me.call.task.name!r} ({me.future.uid}) was canceled")
     raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
-
-
-def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
-    record: Any = future._node
-    return None if future.done() else record
 
 
 @contextmanager
@@ -182,7 +177,9 @@ def _check_cycle(me: TaskRecord, record: TaskRecord) -> None:
         ahead = list(other.awaiting) if isinstance(other, BlockRecord) else []
         for dependency in other.call.dependencies:
             if isinstance(dependency, BlockFuture) and not dependency.done():
-                ahead.append(cast("TaskRecord", dependency._node))
+                record_ahead = record_of(dependency)
+                if record_ahead is not None:
+                    ahead.append(record_ahead)
         for further in ahead:
             if further not in seen:
                 seen.add(further)

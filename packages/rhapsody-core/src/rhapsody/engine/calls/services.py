@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import TaskRecord, Tries, is_service
+from rhapsody.engine.core.record import BlockRecord, TaskRecord, Tries, is_service
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.arguments import ArgumentScan
@@ -94,16 +94,32 @@ class Services:
         self._ended[record.future] = ServiceStatus(error, restarted)
         if not restarted:
             return main, error if main is TasksMainStates.FAILED else report.get("exception")
-        successor = _successor(record, restarts + 1)
-        successor.waiters = record.waiters
-        record.waiters = [partial(self._start_again, successor)]
+        again = partial(self._start_again, record, restarts + 1, record.parent, record.waiters)
+        record.waiters = [again]
         return TasksMainStates.FAILED, error
 
-    def _start_again(self, record: TaskRecord) -> None:
-        """Replace the record of a service that has ended, and start the service again."""
-        record.future._node = record
-        if record.parent is not None:
-            record.parent.children[record] = None
+    def _start_again(
+        self,
+        former: TaskRecord,
+        restarts: int,
+        parent: BlockRecord | None,
+        waiters: list[Callable[[], object]] | None,
+    ) -> None:
+        """Replace the record of a service that has ended, and start the service again.
+
+        Args:
+            former: The record.
+            restarts: The number of restarts, including this one.
+            parent: The block in which the service was called.
+            waiters: Functions to call when the service has ended for good.
+        """
+        record = TaskRecord(former.scheduler, former.call, former.future)
+        record.attempt, record.tries = former.attempt.ended(), Tries(restarts=restarts)
+        record.outcome, record.submitted_to = former.outcome, former.submitted_to
+        record.waiters = waiters
+        if parent is not None and parent.state.future is FutureState.PENDING:
+            record.parent = parent
+            parent.children[record] = None
         self._scheduler.start_again(record)
 
     def settled(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
@@ -233,17 +249,3 @@ class Values:
         if stands_in is not None and is_service(future):
             return stands_in(future)
         return self._services.value(future)
-
-
-def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
-    """Return a record for the next start of a service, with the same call.
-
-    Args:
-        record: The record of the service, which has ended.
-        restarts: The number of restarts, including this one.
-    """
-    new = TaskRecord(record.scheduler, record.call, record.future)
-    new.attempt, new.tries = record.attempt.ended(), Tries(restarts=restarts)
-    if record.parent is not None and record.parent.state.future is FutureState.PENDING:
-        new.parent = record.parent
-    return new

@@ -43,7 +43,7 @@ from rhapsody.errors import DataError, describe_error
 from rhapsody.staging.fsutil import RealPaths
 from rhapsody.staging.inputs import states_at_call
 from rhapsody.staging.stager import Stager
-from rhapsody.task import Declaration, TaskFuture
+from rhapsody.task import Declaration, TaskFuture, facts_of, finished
 
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "rhapsody_scope", default=None
@@ -206,15 +206,9 @@ class Submission:
             current_scope.get(), repeats, context,
         )  # fmt: skip
         record = (BlockRecord if is_block else TaskRecord)(scheduler, call, future)
-        future._node = record
-        future._definition = task
-        future._number = number
-        future._uid = None
-        future._backend = None
-        future._outcome = None
         if found is not None:
             if found.outputs and repeats is None and not is_block:
-                self.declared.add(future, found.outputs)
+                found.destinations = self.declared.add(future, number, found.outputs)
             if found.producers:
                 self.declared.read(future, found.inputs, found.producers)
         if self._keep:
@@ -457,8 +451,10 @@ class DeclaredFiles:
         self._sequences = Sequences()
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
-    def add(self, future: Producer, outputs: Iterable[Output]) -> None:
-        """Add the files that a call declares as outputs."""
+    def add(
+        self, future: Producer, number: int, outputs: Iterable[Output]
+    ) -> dict[str, str | None]:
+        """Add the files that a call declares as outputs, and return their destinations by name."""
         declared: dict[str, str | None] = {}
         keys = []
         for output in outputs:
@@ -471,17 +467,18 @@ class DeclaredFiles:
                 else:
                     self._stager.destinations[output.filename] = self._shown(place)
             if output.temporary:
-                self._temporary[future._number, output.filename] = _Temporary()
+                self._temporary[number, output.filename] = _Temporary()
         for key in keys:
-            self._calls.setdefault(key, {})[future._number] = future
-        future._declared = declared
-        self._sequences.add(future._number, keys)
+            self._calls.setdefault(key, {})[number] = future
+        self._sequences.add(number, keys)
         future.add_done_callback(self._ended)
+        return declared
 
     def called_on_thread(self, future: Producer) -> None:
         """Let the sequence of this thread continue after a call, which was made on the loop."""
-        if getattr(future, "_declared", None):
-            self._sequences.continue_at(future._number)
+        facts = facts_of(future)
+        if facts.rare.destinations:
+            self._sequences.continue_at(facts.number)
 
     def _place(self, output: Output) -> str | None:
         if not output.save:
@@ -503,24 +500,20 @@ class DeclaredFiles:
         """Replace a finished call's future with a copy without its result, to free the memory."""
         if future.cancelled() or future._exception is not None:  # readers must fail with it
             return
-        stub: Producer = TaskFuture(loop=future.get_loop())
-        stub._definition, stub._number = future._definition, future._number
-        stub._uid, stub._backend = future._uid, future._backend
-        stub._node = None
-        stub._declared = future._declared
-        outcome = future._outcome
+        facts = facts_of(future)
+        number, destinations = facts.number, facts.rare.destinations
+        outcome = facts.outcome
         if outcome is not None:
             files = outcome.files
             if files.reference is not None:
                 files = dataclasses.replace(files, reference=None)
             outcome = dataclasses.replace(outcome, stdout=None, stderr=None, files=files)
-        stub._outcome = outcome
-        stub.set_result(None)
-        for name, place in future._declared.items():
+        stub = finished(future.get_loop(), facts._replace(outcome=outcome))
+        for name, place in destinations.items():
             for key in (name, place):
                 calls = self._calls.get(key, {}) if key else {}
-                if calls.get(future._number) is future:
-                    calls[future._number] = stub
+                if calls.get(number) is future:
+                    calls[number] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
         """Return files of earlier runs at the destinations of tasks that failed or were canceled.
@@ -571,7 +564,9 @@ class DeclaredFiles:
         return found
 
     def _require_present(self, producer: Producer, name: str) -> None:
-        temporary = self._temporary.get((producer._number, name))
+        if not self._temporary:
+            return
+        temporary = self._temporary.get((facts_of(producer).number, name))
         if temporary is not None and temporary.removed:
             raise DataError(
                 f"temporary file {name!r} of {producer.name!r} ({producer.uid}) "
@@ -590,7 +585,7 @@ class DeclaredFiles:
         for file in inputs if self._temporary else ():
             futures, name, _ = made_by.get(id(file), ((), "", True))
             for producer in futures:
-                temporary = self._temporary.get((producer._number, name))
+                temporary = self._temporary.get((facts_of(producer).number, name))
                 if temporary is not None:
                     temporary.unfinished += 1
                     done = partial(self._has_read, temporary, producer, name)
@@ -602,7 +597,7 @@ class DeclaredFiles:
         temporary.unfinished -= 1
         if reader.cancelled() or reader._exception is not None:
             temporary.needed = True  # the next run may run this reader
-        outcome = producer._outcome
+        outcome = facts_of(producer).outcome
         if not (temporary.unfinished or temporary.needed) and outcome is not None:
             temporary.removed = (
                 self._stager.discard(outcome.files.path_of(name)) or temporary.removed
@@ -635,7 +630,8 @@ class DeclaredFiles:
                     raise self._ambiguous(task, plain, known, "" if several else on_disk)
         key = next(key for key, calls in known.items() if number in calls)
         future = known[key][number]
-        name = next(name for name, place in future._declared.items() if key in (name, place))
+        declared = facts_of(future).rare.destinations
+        name = next(name for name, place in declared.items() if key in (name, place))
         return Declaration((future,), name, bound=plain is None)
 
     def _ambiguous(
@@ -664,8 +660,7 @@ def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Decla
     for future in dependencies:
         if not isinstance(future, TaskFuture):
             continue
-        declared: Mapping[str, str | None] = getattr(future, "_declared", {})
-        for name, place in declared.items():
+        for name, place in facts_of(future).rare.destinations.items():
             for key in (name,) if place is None else (name, place):
                 others: Sequence[Producer] = found[key].futures if key in found else ()
                 found[key] = Declaration((*others, future), name, bound=False)

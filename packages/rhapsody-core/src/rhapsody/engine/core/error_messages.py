@@ -45,7 +45,7 @@ from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
 from rhapsody.staging.fsutil import full_disk, used_up
-from rhapsody.task import TaskFuture
+from rhapsody.task import TaskFuture, failed_call
 from rhapsody.tracebacks import format_error, users_part
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
@@ -140,7 +140,7 @@ def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | N
     error = future.exception()
     root = error.root_cause if isinstance(error, DependencyFailureError) else error
     # Another task may have raised the same exception object later.
-    return root, getattr(future, "_call", None) or first_call(root)
+    return root, failed_call(future) or first_call(root)
 
 
 def unknown_setting(
@@ -701,7 +701,7 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
 
 def _note(record: TaskRecord, call: str, error: BaseException) -> str:
     description, tries = record.attempt.description, record.tries
-    backend = record.elsewhere() or record.future._backend
+    backend = record.elsewhere() or record.submitted_to
     where = record.future.uid
     if backend is not None:
         worker = description.get("worker")
@@ -748,7 +748,7 @@ def _places(record: TaskRecord) -> dict[str, str]:
 
 def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
     """Return the end of each output stream, except one that the error's message contains."""
-    outcome = record.future._outcome
+    outcome = record.outcome
     if outcome is None:
         return {}
     streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}

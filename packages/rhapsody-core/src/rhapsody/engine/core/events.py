@@ -108,7 +108,7 @@ class Observation:
         last = _end(record, retried=retried) if state in _ENDED else _NO_END[task.kind]
         rows += (
             label, task.name, record.attempt.number or 1, state, record.native,
-            record.future._backend, self._epoch + when, when,
+            record.submitted_to, self._epoch + when, when,
             description.get("worker"),
             record.call.scope, error,
             description.get("sandbox"),
@@ -175,10 +175,8 @@ _NO_END: dict[CallKind, _End] = {
 
 def _end(record: TaskRecord, *, retried: bool) -> _End:
     """Return the last fields of the event for the end of an attempt."""
-    outcome, task, attempt = record.future._outcome, record.call.task, record.attempt
-    description = attempt.description
-    if outcome is not None and outcome.uid != attempt.uid:
-        outcome = None  # of an earlier attempt
+    task, attempt = record.call.task, record.attempt
+    description, outcome = attempt.description, attempt.outcome
     files = resources = None
     if record.call.found is not None or (outcome is not None and task.settings.capture == "files"):
         files = _files(record, outcome)

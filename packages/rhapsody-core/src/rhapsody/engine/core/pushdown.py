@@ -24,13 +24,13 @@ from rhapsody.engine.configuration.settings import NO_FALLBACK
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.events import UnawaitedErrors
-from rhapsody.engine.core.record import TaskRecord
+from rhapsody.engine.core.record import TaskRecord, link_of, record_of, replace_link
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
-from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture, how_to_wait
+from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFacts, TaskFuture, how_to_wait
 
 T = TypeVar("T")
 
@@ -82,10 +82,11 @@ class RemoteFuture(TaskFuture[T]):
         self._requested()
 
     def _requested(self) -> RemoteResult | None:
-        holder = held(self)
-        if holder is not None:
-            holder.request()
-        return holder
+        link: object = self._link
+        if not isinstance(link, RemoteResult):
+            return None
+        link.request()
+        return link
 
 
 class RemoteResult:
@@ -107,6 +108,7 @@ class RemoteResult:
 
     __slots__ = (
         "__weakref__",
+        "_facts",
         "_fetching",
         "_future",
         "_record",
@@ -131,6 +133,7 @@ class RemoteResult:
         self.size: int | None = getattr(value, "size", None)  # older backends do not report it
         self.seconds: float | None = None if interval is None else interval[1] - interval[0]
         self._value = value
+        self._facts = record.facts()
         self._future = weakref.ref(record.future)
         self._fetching: asyncio.Task[None] | None = None
         self._record: Recorder | None = None
@@ -138,6 +141,10 @@ class RemoteResult:
     @property
     def started(self) -> None:
         """`None`, because the task is no longer running."""
+
+    def facts(self) -> TaskFacts:
+        """Return the facts about the task."""
+        return self._facts
 
     def public_state(self) -> TasksMainStates:
         """Return DONE, because the task has succeeded."""
@@ -207,7 +214,7 @@ class RemoteResult:
 
     def _fetch_once(self) -> None:
         future = self._future()
-        if future is not None and not self.requested and future._node is self:
+        if future is not None and not self.requested and link_of(future) is self:
             self.requested = True
             self._start(future)
 
@@ -235,21 +242,17 @@ class RemoteResult:
             return
         if isinstance(error, (TaskLostError, BackendUnavailableError)):
             error = self._lost_error(future, error)
+        stdout, stderr = task.get("stdout"), task.get("stderr")
+        if error is None and (stdout is not None or stderr is not None):
+            backend, usage = self._facts.backend, future.usage
+            outcome = AttemptInfo(self.uid, stdout, stderr, backend=backend, usage=usage)
+            self._facts = self._facts._replace(outcome=outcome)
         self._release(future)
         if future.done():
             return  # canceled while the value was fetched
         if error is not None:
             self.pushdown.lose(future, error)
             return
-        stdout, stderr = task.get("stdout"), task.get("stderr")
-        if stdout is not None or stderr is not None:
-            future._outcome = AttemptInfo(
-                uid=self.uid,
-                stdout=stdout,
-                stderr=stderr,
-                backend=future._backend,
-                usage=future.usage,
-            )
         future.set_result(task["return_value"])
 
     def _lost_error(
@@ -265,15 +268,14 @@ class RemoteResult:
 
     def _cancel(self, msg: Any) -> bool:
         future, fetching = self._future(), self._fetching
-        if future is None or fetching is None or not self.requested or future._node is not self:
+        if future is None or fetching is None or not self.requested or link_of(future) is not self:
             return False
         self._release(future)
         fetching.cancel()
         return future.set_cancelled(msg)
 
     def _release(self, future: TaskFuture[Any]) -> None:
-        if future._node is self:
-            future._node = None
+        replace_link(future, self, self._facts)
 
 
 Recorder = Callable[[Mapping[str, Any]], Awaitable[None]]
@@ -286,11 +288,8 @@ def _named(future: TaskFuture[Any]) -> str:
 
 def held(future: asyncio.Future[Any]) -> RemoteResult | None:
     """Return the `RemoteResult` of a future whose value a backend holds, otherwise `None`."""
-    if isinstance(future, TaskFuture):
-        record: Any = future._node
-        if type(record) is RemoteResult:
-            return record
-    return None
+    link = link_of(future)
+    return link if isinstance(link, RemoteResult) else None
 
 
 class PushDown:
@@ -393,8 +392,8 @@ class PushDown:
             return Reference(holder.uid)
         if future.done() and not future.cancelled() and future.exception() is None:
             return None
-        record = future._node if isinstance(future, TaskFuture) else None
-        uid = record.attempt.uid if isinstance(record, TaskRecord) else ""
+        record = record_of(future)
+        uid = "" if record is None else record.attempt.uid
         return Reference(uid or "a task that failed")
 
     def references(self, record: TaskRecord) -> list[str]:
@@ -418,14 +417,16 @@ class PushDown:
             return False
         if report.get("return_value") is not None:
             return False
-        future, holder = record.future, RemoteResult(self, record, report)
         if (usage := report.get("usage")) is not None:
-            future._outcome = AttemptInfo(
-                record.attempt.uid, backend=future._backend, name=task.name, usage=usage
+            record.note_outcome(
+                AttemptInfo(
+                    record.attempt.uid, backend=record.submitted_to, name=task.name, usage=usage
+                )
             )
+        future, holder = record.future, RemoteResult(self, record, report)
         self.holds = True
         self._held.add(holder)
-        future._node = holder
+        replace_link(future, record, holder)
         if type(future) is not RemoteFuture or future._callbacks:
             holder.request()  # something already waits for the value
         return True
@@ -494,11 +495,9 @@ class PushDown:
     def _is_there(
         self, dependency: asyncio.Future[Any], backend: BackendHandle, *, sent: bool = False
     ) -> bool:
-        if not isinstance(dependency, TaskFuture) or held(dependency) is not None:
-            return False
-        record = dependency._node
+        record = record_of(dependency)
         return (
-            isinstance(record, TaskRecord)
+            record is not None
             and record.attempt.backend is backend
             and record.state.future is FutureState.PENDING
             and record.state.work in _WITH_BACKEND

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -25,7 +26,17 @@ from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.staging.claims import Target
 from rhapsody.staging.flow import FileFlow, FilePhase
 from rhapsody.states import TasksMainStates
-from rhapsody.task import Declaration, TaskDescription, TaskFuture
+from rhapsody.task import (
+    USUAL,
+    AttemptInfo,
+    Declaration,
+    LiveNode,
+    RareFacts,
+    TaskDescription,
+    TaskFacts,
+    TaskFuture,
+    facts_of,
+)
 
 _FUTURE_STATES = {
     FutureState.DONE: TasksMainStates.DONE,
@@ -45,6 +56,9 @@ _WORK_STATES = {
     WorkState.LOST: TasksMainStates.RUNNING,
 }
 
+
+# Calling the class takes longer, and every task has one.
+_new_tuple: Callable[[type[TaskFacts], tuple[Any, ...]], TaskFacts] = tuple.__new__
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
@@ -182,9 +196,19 @@ class Attempt:
         command: The command of an executable, once it is built.
         steps: The remaining steps of the preparation; `None` before and after the attempt.
         started: The time at which the work started, in seconds since the epoch, if it has started.
+        outcome: The output and files of the attempt, if it has ended and left any.
     """
 
-    __slots__ = ("backend", "command", "description", "number", "started", "steps", "uid")
+    __slots__ = (
+        "backend",
+        "command",
+        "description",
+        "number",
+        "outcome",
+        "started",
+        "steps",
+        "uid",
+    )
 
     def __init__(
         self,
@@ -201,10 +225,13 @@ class Attempt:
         self.command: Command | None = command
         self.steps: Iterator[Any] | None = None
         self.started: float | None = None
+        self.outcome: AttemptInfo | None = None
 
     def ended(self) -> Attempt:
         """Return an attempt that contains only what the next one needs to know of this one."""
-        return Attempt(self.number, self.uid, self.backend, NOT_DESCRIBED, self.command)
+        remains = Attempt(self.number, self.uid, self.backend, NOT_DESCRIBED, self.command)
+        remains.outcome = self.outcome
+        return remains
 
 
 NO_ATTEMPT: Final = Attempt(0, "", cast("BackendHandle", None), NOT_DESCRIBED, None)
@@ -219,6 +246,10 @@ class TaskRecord:
         call: The request.
         future: The user's future.
         attempt: The current attempt or, between two attempts, the remaining data of the last one.
+        outcome: The last attempt that has ended, if it left anything.
+        submitted_to: The name of the backend that the task was last submitted to, if any.
+        computed: See `rhapsody.engine.core.scheduler.computed`. While a block runs, the latest time
+            of the tasks and blocks that it has called and whose work has ended, at first 0.
         state: The state in the transition table.
         unfinished: Number of dependencies that have not ended.
         sent: Number of unfinished dependencies that have been submitted; see `pushdown`.
@@ -240,6 +271,7 @@ class TaskRecord:
     __slots__ = (
         "attempt",
         "call",
+        "computed",
         "dependents",
         "files",
         "future",
@@ -248,11 +280,13 @@ class TaskRecord:
         "limits",
         "lookup",
         "native",
+        "outcome",
         "parent",
         "pushed",
         "scheduler",
         "sent",
         "state",
+        "submitted_to",
         "timer",
         "tries",
         "unfinished",
@@ -264,6 +298,9 @@ class TaskRecord:
         self.scheduler: Final = scheduler
         self.call: Call = call
         self.future: Final = future
+        self.outcome: AttemptInfo | None = None
+        self.submitted_to: str | None = None
+        self.computed: float = math.inf
         self.attempt: Attempt = NO_ATTEMPT
         self.state: TaskState = states.START
         self.unfinished: int = 0
@@ -281,6 +318,7 @@ class TaskRecord:
         self.label: str | None = None
         self.native: str | None = None
         self.files: FileFlow | None = None
+        future._link = self
 
     def named(self) -> str:
         """Return the name of the task for messages."""
@@ -311,7 +349,8 @@ class TaskRecord:
         if self.files is not None and self.files.phase is FilePhase.PLACED:
             self.files.stop()  # the backend has not reported how the attempt ended
         if self.elsewhere() is not None:
-            self.future._outcome = None  # this backend may report less than the previous one
+            # This backend may report less than the previous one.
+            self.outcome = self.attempt.outcome = None
 
     def clear(self) -> None:
         """Release all values, because queues or tracebacks may still refer to an ended task."""
@@ -322,7 +361,28 @@ class TaskRecord:
         """Notify the scheduler. Called by dependencies that have no record in the scheduler."""
         self.scheduler.dependency_done(self, dependency)
 
+    def note_outcome(self, outcome: AttemptInfo) -> None:
+        """Store what the current attempt has left."""
+        self.outcome = self.attempt.outcome = outcome
+
+    def let_go(self) -> None:
+        """Leave the future with the facts that remain, because the work has ended."""
+        future = self.future
+        if future._link is self:
+            future._link = self.facts()
+
     # For the future (`rhapsody.task.LiveNode`).
+
+    def facts(self) -> TaskFacts:
+        """Return the facts about the task so far."""
+        call, rare = self.call, USUAL
+        destinations = None if call.found is None else call.found.destinations
+        if destinations or self.computed is not math.inf:
+            rare = RareFacts(self.computed, destinations or USUAL.destinations)
+        identity = self.attempt.uid or call.number
+        return _new_tuple(
+            TaskFacts, (identity, call.definition, self.submitted_to, self.outcome, rare)
+        )
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state of the future, or of the work if the future is pending.
@@ -381,21 +441,18 @@ class BlockRecord(TaskRecord):
         context: The context in which the block was called.
         children: The unfinished tasks and blocks that this block has called, in order; the values
             are unused.
-        computed: The latest time of `computed` (in `rhapsody.engine.core.scheduler`) of the tasks
-            and blocks that this block has called and whose work has ended; 0 if there are none.
-            When the block ends, its dependencies are included.
         awaiting: The tasks and blocks that this block is waiting for.
         in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
         running: The asyncio task of an asynchronous block while it runs, otherwise `None`.
     """
 
-    __slots__ = ("awaiting", "children", "computed", "context", "in_wait", "running")
+    __slots__ = ("awaiting", "children", "context", "in_wait", "running")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.context: contextvars.Context = contextvars.copy_context()
         self.children: dict[TaskRecord, None] = {}
-        self.computed: float = 0.0
+        self.computed = 0.0
         self.awaiting: list[TaskRecord] = []
         self.in_wait: bool = False
         self.running: asyncio.Task[Any] | None = None
@@ -405,4 +462,42 @@ def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
     """Return True if `future` is the future of a service."""
     if not isinstance(future, TaskFuture):
         return False
-    return cast("TaskFunction[Any, Any]", future._definition).settings.service
+    return cast("TaskFunction[Any, Any]", facts_of(future).definition).settings.service
+
+
+def link_of(future: asyncio.Future[Any]) -> object:
+    """Return the record, the held value or the facts that a future refers to, if it is a task's."""
+    return getattr(future, "_link", None)
+
+
+def links_of(futures: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    """Return `link_of` for several futures, which takes less time than a call for each."""
+    return [getattr(future, "_link", None) for future in futures]
+
+
+def record_of(future: asyncio.Future[Any]) -> TaskRecord | None:
+    """Return the record of a task or block whose work has not ended."""
+    link = getattr(future, "_link", None)
+    return link if isinstance(link, TaskRecord) else None
+
+
+def replace_link(future: TaskFuture[Any], former: object, link: LiveNode | TaskFacts) -> None:
+    """Let a future refer to another object, unless it does not refer to `former` any more."""
+    if future._link is former:
+        future._link = link
+
+
+def attempt_uids(futures: Iterable[asyncio.Future[Any]]) -> list[str]:
+    """Return the uids of the last attempts of those futures that are tasks with attempts."""
+    uids = []
+    for future in futures:
+        link = getattr(future, "_link", None)
+        if isinstance(link, TaskFacts):
+            uid = link.identity
+        elif link is None:  # another kind of future
+            continue
+        else:
+            uid = link.facts().identity
+        if type(uid) is str:
+            uids.append(uid)
+    return uids

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rhapsody.backends.programs import write_again
 from rhapsody.engine.core import error_messages
@@ -22,6 +22,9 @@ from rhapsody.task import NO_FILES, AttemptInfo, ProducedFiles
 
 DONE = TasksMainStates.DONE
 
+SHORT: Final = 100
+"""Number of characters of output that many attempts may share, instead of one object for each."""
+
 
 class Results:
     """Reader of the reports of attempts that have ended.
@@ -34,6 +37,7 @@ class Results:
     def __init__(self, stager: Stager, *, recording: bool) -> None:
         self._stager = stager
         self._recording = recording
+        self._shared: dict[str | None, AttemptInfo] = {}  # the last short output, by host
 
     def read(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
@@ -112,17 +116,27 @@ class Results:
             leave_script(record)
         if sandbox is None and stdout is None and stderr is None and usage is None:
             return
-        outcome = record.future._outcome = AttemptInfo(
-            record.attempt.uid,
-            stdout,
-            stderr,
-            get("exit_code"),
-            record.future._backend,
-            record.call.task.name,
-        )
-        outcome.usage = usage
-        if (host := get("worker")) is not None:
-            outcome.host = str(host)
+        host = None if (worker := get("worker")) is None else str(worker)
+        attempt, code = record.attempt, get("exit_code")
+        if (
+            sandbox is None
+            and usage is None
+            and code is None
+            and record.call.found is None
+            and (stdout is None or type(stdout) is str)
+            and (stderr is None or type(stderr) is str)
+        ):
+            outcome = self._shared.get(host)
+            if outcome is None or outcome.stdout != stdout or outcome.stderr != stderr:
+                outcome = AttemptInfo("", stdout, stderr, host=host)
+                if len(stdout or "") + len(stderr or "") < SHORT:
+                    self._shared[host] = outcome
+            record.outcome = attempt.outcome = outcome
+            return
+        outcome = record.outcome = attempt.outcome = AttemptInfo(
+            attempt.uid, stdout, stderr, code, record.submitted_to, record.call.task.name, host,
+            usage,
+        )  # fmt: skip
         if sandbox is not None:
             outcome.files = files
 

@@ -32,7 +32,15 @@ from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.events import Observation
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import BlockRecord, TaskRecord, Tries, is_service
+from rhapsody.engine.core.record import (
+    BlockRecord,
+    TaskRecord,
+    Tries,
+    is_service,
+    link_of,
+    links_of,
+    record_of,
+)
 from rhapsody.engine.core.results import Results
 from rhapsody.engine.core.states import (
     FINISHED,
@@ -55,7 +63,7 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
-from rhapsody.task import RetryPolicy, TaskFuture
+from rhapsody.task import RetryPolicy, TaskFacts, TaskFuture
 
 Limit = tuple[tuple[str, int], ...]
 """Named limits of a task, with their sizes."""
@@ -371,7 +379,7 @@ class Scheduler:
 
     def _on_submit(self, record: TaskRecord, backend: BackendHandle) -> None:
         self.inflight[record.attempt.uid] = record
-        record.future._backend = backend.name
+        record.submitted_to = backend.name
         if not record.call.task.settings.service:
             backend.occupied += 1
 
@@ -864,14 +872,14 @@ class Scheduler:
         """Make a new task wait for its unfinished dependencies; continue with it if it has none."""
         pushdown, unfinished, cancelled = self._pushdown, 0, False
         holds = pushdown.holds
-        for dependency in record.call.dependencies:
+        dependencies = record.call.dependencies
+        for dependency, other in zip(dependencies, links_of(dependencies), strict=True):
             if holds and pushdown.is_held(dependency):
                 continue
             if dependency.done():
                 cancelled = cancelled or dependency.cancelled()
                 continue
             unfinished += 1
-            other = getattr(dependency, "_node", None)
             if other is None or other.scheduler is not self:
                 dependency.add_done_callback(record.dependency_done)
             elif other.dependents is None:
@@ -890,7 +898,7 @@ class Scheduler:
         for dependency in record.call.dependencies:
             if self._pushdown.is_at_rest(dependency) or dependency.done():
                 continue
-            other = getattr(dependency, "_node", None)
+            other = record_of(dependency)
             if other is None or other.scheduler is not self:
                 dependency.remove_done_callback(record.dependency_done)
             elif other.dependents is not None:
@@ -1009,12 +1017,11 @@ class Scheduler:
             record.kept.release()
         if record.files is not None:
             record.files.release()
-        if record.future._node is record:
-            record.future._node = None
         if record.unfinished:
             self._unlink(record)
         if self.recording:
             _note_computed(record)
+        record.let_go()
         if record.parent is not None:
             record.parent.children.pop(record, None)
             record.parent = None
@@ -1089,7 +1096,8 @@ def computed(future: TaskFuture[Any]) -> float:
     The time is infinite for this run. For a block, it is the latest time of the tasks that the
     block has called or waited for before it began, except services, or 0 if there are none.
     """
-    return getattr(future, "_computed", math.inf)
+    link = link_of(future)
+    return link.rare.computed if isinstance(link, TaskFacts) else math.inf
 
 
 def _note_computed(record: TaskRecord) -> None:
@@ -1098,9 +1106,10 @@ def _note_computed(record: TaskRecord) -> None:
         for future in record.call.dependencies:
             if isinstance(future, TaskFuture) and not is_service(future):
                 record.computed = max(record.computed, computed(future))
-        record.future._computed = math.inf if record.children else record.computed
+        if record.children:
+            record.computed = math.inf
     if record.parent is not None and not record.call.task.settings.service:
-        record.parent.computed = max(record.parent.computed, computed(record.future))
+        record.parent.computed = max(record.parent.computed, record.computed)
 
 
 def _next_backend(record: TaskRecord, tries: Tries) -> str | None:

@@ -62,6 +62,7 @@ MAX_CHECKED_CONTAINERS = 1000
 
 
 _NO_PRODUCERS: Mapping[int, Declaration] = MappingProxyType({})
+_NO_DESTINATIONS: Mapping[str, str | None] = MappingProxyType({})
 _NO_STATES: Mapping[int, FileState] = MappingProxyType({})
 
 
@@ -89,10 +90,13 @@ class ArgumentScan:
         producers: The declared outputs that inputs stand for, by the `id` of each input.
         states: For a call without dependencies, the states of input files at the call, by the `id`
             of each input.
+        destinations: The destinations of the outputs by name; `None` for those without. Empty for a
+            call that repeats a recorded one.
     """
 
     __slots__ = (
-        "_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers", "states",
+        "_literals", "_touched", "destinations", "futures", "inexact", "inputs", "outputs",
+        "producers", "states",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -102,6 +106,7 @@ class ArgumentScan:
         self.inexact: bool = False
         self.producers: Mapping[int, Declaration] = _NO_PRODUCERS
         self.states: Mapping[int, FileState] = _NO_STATES
+        self.destinations: Mapping[str, str | None] = _NO_DESTINATIONS
         self._literals: list[literal[Any]] = []
         self._touched: set[int] = set()  # ids of the containers around futures and files
 
