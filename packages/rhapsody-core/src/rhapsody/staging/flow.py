@@ -172,7 +172,7 @@ class FileFlow:
         self._inputs = inputs
         self._outputs = outputs
         self._sources = sources
-        self.left = left
+        self.left: Sequence[AttemptInfo] = left
         self.phase: FilePhase = FilePhase.DECLARED
         self._search: InputSearch | None = None
         if inputs:

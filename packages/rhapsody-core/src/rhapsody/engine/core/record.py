@@ -452,7 +452,7 @@ class BlockRecord(TaskRecord):
         super().__init__(*args)
         self.context: contextvars.Context = contextvars.copy_context()
         self.children: dict[TaskRecord, None] = {}
-        self.computed = 0.0
+        self.computed: float = 0.0
         self.awaiting: list[TaskRecord] = []
         self.in_wait: bool = False
         self.running: asyncio.Task[Any] | None = None
