@@ -132,8 +132,12 @@ class ThreadPool:
                 if not self._threads:
                     raise
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, or_here: bool = False) -> T:
         """Call a blocking function on a thread of the pool, and return its result.
+
+        Args:
+            function: The function to call.
+            or_here: True to call the function on the loop if no thread can be started.
 
         Returns:
             The function's result.
@@ -142,7 +146,12 @@ class ThreadPool:
             RuntimeError: No thread can be started.
             Exception: Any error that the function raised; see `in_thread`.
         """
-        self.start()
+        try:
+            self.start()
+        except RuntimeError:  # too many threads
+            if or_here:
+                return function()
+            raise
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.put(partial(_call, function, future))
         return await future

@@ -132,7 +132,7 @@ class Executables(JobRunner):
         launch = partial(self._launch, loop=asyncio.get_running_loop())
         start = partial(self._start, job, launch, os.environ.copy())
         try:
-            program = await self._starters.run(start)
+            program = await self._starters.run(start, or_here=True)
         except Exception as error:  # such as a missing program or a full disk
             job.error = error
             self._deliver(job)
