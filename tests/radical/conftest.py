@@ -107,8 +107,8 @@ WITHOUT_PILOT = {
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
 
-    `nox -s slurm`, whose tests mostly wait, runs the files of this directory side by side, and
-    distributes the tests of other directories one by one.
+    `nox -s slurm`, whose tests mostly wait, runs two pilots side by side, and distributes the tests
+    of other directories one by one.
     """
     only_slurm = config.getoption("markexpr") == "slurm"
 
@@ -118,7 +118,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         file = config.rootpath / nodeid.partition("::")[0]
         if file.parent != HERE:
             return nodeid
-        return str(file) if only_slurm or file in without_pilot else "pilots"
+        if only_slurm:
+            return "pages" if file.name == "test_slurm_pages.py" else "pilots"
+        return str(file) if file in without_pilot else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
     scheduler._split_scope = group
