@@ -98,6 +98,7 @@ class Executables(JobRunner):
             that registers the engine's readiness future (`None` for jobs without `ready`).
         grace: Number of seconds between SIGTERM and SIGKILL when a program is stopped.
         reaper: The reaper that kills the programs if this process is killed.
+        cores: Number of cores of the backend. Starting more programs at a time takes longer.
     """
 
     announces = True
@@ -109,12 +110,13 @@ class Executables(JobRunner):
         announce: Callable[[Job, Callable[..., None] | None], object],
         grace: float,
         reaper: Reaper,
+        cores: int,
     ) -> None:
         self._deliver = deliver
         self._announce = announce
         self._grace = grace
         self._launch = partial(Program, reaper=reaper)
-        self._starters = ThreadPool(STARTERS, "rhapsody-start")
+        self._starters = ThreadPool(min(STARTERS, cores), "rhapsody-start")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
@@ -134,9 +136,7 @@ class Executables(JobRunner):
         try:
             program = await self._starters.run(start, or_here=True)
         except Exception as error:  # such as a missing program or a full disk
-            job.error = error
-            self._deliver(job)
-            return
+            program, job.error = None, error
         if program is None:
             self._deliver(job)
             return
@@ -359,7 +359,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         put = mailbox.put
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._reaper = Reaper()
-        programs = self._ended, self._announce, self.grace, self._reaper
+        programs = self._ended, self._announce, self.grace, self._reaper, self.machine.cores
         self._executables, self._calls = Executables(*programs), EnvironmentCalls(*programs)
         streams.acquire()
         self._mailbox = mailbox  # from here on there is something to stop
