@@ -22,6 +22,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Final,
     Literal,
     NamedTuple,
     Protocol,
@@ -547,37 +548,57 @@ USUAL: RareFacts = RareFacts()
 """Rare facts of most tasks: they are computed in this run and declare no outputs."""
 
 
-class TaskFacts(NamedTuple):
+class TaskFacts:
     """Facts about a task or block. Once its work has ended, its future refers only to these.
 
+    A future reads one for each of its dependencies, so this class is neither a named tuple, whose
+    attributes take longer to read, nor a frozen dataclass, which takes longer to create.
+
     Attributes:
-        identity: The uid of the last attempt, or the number of a call without attempts.
+        uid: The uid of the last attempt, or `None` if there was none.
         definition: The decorated function that was called.
         backend: The name of the backend that the task was last submitted to, if any.
         outcome: The last attempt that has ended, if it left anything.
         rare: Facts that most tasks share.
     """
 
-    identity: str | int
-    definition: Definition
-    backend: str | None = None
-    outcome: AttemptInfo | None = None
-    rare: RareFacts = USUAL
+    __slots__ = ("_number", "backend", "definition", "outcome", "rare", "uid")
+
+    scheduler = None  # so that schedulers treat the future as one that they did not create
+
+    def __init__(
+        self,
+        uid: str | None,
+        number: int,
+        definition: Definition,
+        backend: str | None,
+        outcome: AttemptInfo | None,
+        rare: RareFacts,
+    ) -> None:
+        self.uid: Final = uid
+        self._number: Final = number if uid is None else None  # otherwise, it is part of the uid
+        self.definition: Final = definition
+        self.backend: Final = backend
+        self.outcome: Final = outcome
+        self.rare: Final = rare
 
     @property
     def number(self) -> int:
         """The number of the call in its engine."""
-        identity = self.identity
-        return identity if isinstance(identity, int) else AttemptId.of(identity).task.number
+        return AttemptId.of(self.uid or "").task.number if self._number is None else self._number
 
-    @property
-    def attempt_uid(self) -> str | None:
-        """The uid of the last attempt, or `None` if there was none."""
-        return self.identity if isinstance(self.identity, str) else None
+    def with_outcome(self, outcome: AttemptInfo | None) -> TaskFacts:
+        """Return the same facts with another outcome."""
+        number = self.number
+        return TaskFacts(self.uid, number, self.definition, self.backend, outcome, self.rare)
 
 
 class LiveNode(Protocol):
     """Interface between a task's future and the task's record, used until the work has ended."""
+
+    @property
+    def uid(self) -> str | None:
+        """The uid of the last attempt, or `None` if there was none."""
 
     def facts(self) -> TaskFacts:
         """Return the facts about the task so far."""
@@ -654,7 +675,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def attempt(self) -> int:
         """The number of the current or last attempt, starting at 1."""
-        uid = facts_of(self).attempt_uid
+        uid = self._link.uid
         return 1 if uid is None else AttemptId.of(uid).number
 
     @property
@@ -906,7 +927,7 @@ class TaskFuture(asyncio.Future[T]):
             "sandbox": self.sandbox or "",
         }
         environment = None if task is None else task.get("environment")
-        began = facts_of(self).attempt_uid is not None
+        began = self._link.uid is not None
         color = _STATE_COLORS.get(state, ACTIVE if began else IDLE)
         return Card(f"{self.name} ({self.uid})", color, rows, environment)
 

@@ -325,7 +325,7 @@ class Memoization:
         callers = (record,) if record.parent is None else tuple(_callers(record))
         found["after"] = _predecessors(callers)
         services = _services(callers)
-        found["services"] = [facts_of(service).attempt_uid for service in services]
+        found["services"] = [facts_of(service).uid for service in services]
         if services:
             self._name_services(services, record, found)
         if record.call.task.settings.service and record.call.task.kind == "executable":

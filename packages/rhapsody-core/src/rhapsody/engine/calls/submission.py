@@ -508,7 +508,7 @@ class DeclaredFiles:
             if files.reference is not None:
                 files = dataclasses.replace(files, reference=None)
             outcome = dataclasses.replace(outcome, stdout=None, stderr=None, files=files)
-        stub = finished(future.get_loop(), facts._replace(outcome=outcome))
+        stub = finished(future.get_loop(), facts.with_outcome(outcome))
         for name, place in destinations.items():
             for key in (name, place):
                 calls = self._calls.get(key, {}) if key else {}

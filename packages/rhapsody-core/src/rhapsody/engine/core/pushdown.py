@@ -246,7 +246,7 @@ class RemoteResult:
         if error is None and (stdout is not None or stderr is not None):
             backend, usage = self._facts.backend, future.usage
             outcome = AttemptInfo(self.uid, stdout, stderr, backend=backend, usage=usage)
-            self._facts = self._facts._replace(outcome=outcome)
+            self._facts = self._facts.with_outcome(outcome)
         self._release(future)
         if future.done():
             return  # canceled while the value was fetched

@@ -57,8 +57,8 @@ _WORK_STATES = {
 }
 
 
-# Calling the class takes longer, and every task has one.
-_new_tuple: Callable[[type[TaskFacts], tuple[Any, ...]], TaskFacts] = tuple.__new__
+_INFINITE = math.inf
+
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
@@ -300,7 +300,7 @@ class TaskRecord:
         self.future: Final = future
         self.outcome: AttemptInfo | None = None
         self.submitted_to: str | None = None
-        self.computed: float = math.inf
+        self.computed: float = _INFINITE
         self.attempt: Attempt = NO_ATTEMPT
         self.state: TaskState = states.START
         self.unfinished: int = 0
@@ -357,6 +357,34 @@ class TaskRecord:
         self.call, self.attempt = self.call.without_arguments(), self.attempt.ended()
         self.files = self.verdict = self.kept = None
 
+    def wait_for_dependencies(self, is_held: Callable[[Any], bool] | None) -> bool:
+        """Count the unfinished dependencies, and arrange to be notified when they end.
+
+        Args:
+            is_held: Function that returns True for a dependency whose value a backend holds, so
+                that the task need not wait; `None` if there are none.
+
+        Returns:
+            True if a dependency was canceled.
+        """
+        unfinished, cancelled, scheduler = 0, False, self.scheduler
+        for dependency in self.call.dependencies:
+            if is_held is not None and is_held(dependency):
+                continue
+            if dependency.done():
+                cancelled = cancelled or dependency.cancelled()
+                continue
+            unfinished += 1
+            other = getattr(dependency, "_link", None)
+            if other is None or other.scheduler is not scheduler:
+                dependency.add_done_callback(self.dependency_done)
+            elif other.dependents is None:
+                other.dependents = {self: None}
+            else:
+                other.dependents[self] = None
+        self.unfinished = unfinished
+        return cancelled
+
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Notify the scheduler. Called by dependencies that have no record in the scheduler."""
         self.scheduler.dependency_done(self, dependency)
@@ -376,13 +404,18 @@ class TaskRecord:
     def facts(self) -> TaskFacts:
         """Return the facts about the task so far."""
         call, rare = self.call, USUAL
-        destinations = None if call.found is None else call.found.destinations
-        if destinations or self.computed is not math.inf:
-            rare = RareFacts(self.computed, destinations or USUAL.destinations)
-        identity = self.attempt.uid or call.number
-        return _new_tuple(
-            TaskFacts, (identity, call.definition, self.submitted_to, self.outcome, rare)
-        )
+        if call.found is not None or self.computed is not _INFINITE:  # not the usual case
+            found = call.found
+            rare = RareFacts(
+                self.computed, USUAL.destinations if found is None else found.destinations
+            )
+        uid = self.attempt.uid or None
+        return TaskFacts(uid, call.number, call.definition, self.submitted_to, self.outcome, rare)
+
+    @property
+    def uid(self) -> str | None:
+        """The uid of the last attempt, or `None` if there was none."""
+        return self.attempt.uid or None
 
     def public_state(self) -> TasksMainStates:
         """Return the canonical state of the future, or of the work if the future is pending.
@@ -470,11 +503,6 @@ def link_of(future: asyncio.Future[Any]) -> object:
     return getattr(future, "_link", None)
 
 
-def links_of(futures: Iterable[asyncio.Future[Any]]) -> list[Any]:
-    """Return `link_of` for several futures, which takes less time than a call for each."""
-    return [getattr(future, "_link", None) for future in futures]
-
-
 def record_of(future: asyncio.Future[Any]) -> TaskRecord | None:
     """Return the record of a task or block whose work has not ended."""
     link = getattr(future, "_link", None)
@@ -489,15 +517,8 @@ def replace_link(future: TaskFuture[Any], former: object, link: LiveNode | TaskF
 
 def attempt_uids(futures: Iterable[asyncio.Future[Any]]) -> list[str]:
     """Return the uids of the last attempts of those futures that are tasks with attempts."""
-    uids = []
-    for future in futures:
-        link = getattr(future, "_link", None)
-        if isinstance(link, TaskFacts):
-            uid = link.identity
-        elif link is None:  # another kind of future
-            continue
-        else:
-            uid = link.facts().identity
-        if type(uid) is str:
-            uids.append(uid)
-    return uids
+    return [
+        uid
+        for future in futures
+        if isinstance(future, TaskFuture) and (uid := future._link.uid) is not None
+    ]

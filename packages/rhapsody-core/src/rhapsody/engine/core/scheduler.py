@@ -38,7 +38,6 @@ from rhapsody.engine.core.record import (
     Tries,
     is_service,
     link_of,
-    links_of,
     record_of,
 )
 from rhapsody.engine.core.results import Results
@@ -870,23 +869,8 @@ class Scheduler:
 
     def _link(self, record: TaskRecord) -> None:
         """Make a new task wait for its unfinished dependencies; continue with it if it has none."""
-        pushdown, unfinished, cancelled = self._pushdown, 0, False
-        holds = pushdown.holds
-        dependencies = record.call.dependencies
-        for dependency, other in zip(dependencies, links_of(dependencies), strict=True):
-            if holds and pushdown.is_held(dependency):
-                continue
-            if dependency.done():
-                cancelled = cancelled or dependency.cancelled()
-                continue
-            unfinished += 1
-            if other is None or other.scheduler is not self:
-                dependency.add_done_callback(record.dependency_done)
-            elif other.dependents is None:
-                other.dependents = {record: None}
-            else:
-                other.dependents[record] = None
-        record.unfinished = unfinished
+        pushdown = self._pushdown
+        cancelled = record.wait_for_dependencies(pushdown.is_held if pushdown.holds else None)
         if cancelled:
             self.cancel(record)
         elif record.unfinished == 0:
