@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,67 @@ async def test_scripts_that_a_shell_script_loads_count(here: Path, by: str, how:
                 assert await task() == f"{text}\n"
             else:
                 assert await flow.function_task(call)() == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
+IN_PERL = {
+    "use lib": ("perl", "", 'use FindBin; use lib "$FindBin::Bin/../perl";'),
+    "lib": ("lib", "", "use FindBin;\nuse lib $FindBin::Bin . '/../lib';"),
+    "qw": ("perl", "", "use File::Basename; use lib (dirname(__FILE__) . '/../perl');"),
+    "option": ("modules", "-I{directory} ", ""),
+    "variable": ("modules", "PERL5LIB={directory} ", ""),
+}
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="perl is missing")
+@pytest.mark.parametrize("how", IN_PERL)
+@pytest.mark.parametrize("by", ["command", "function"])
+async def test_modules_that_a_perl_script_loads_count(here: Path, by: str, how: str) -> None:
+    directory, option, line = IN_PERL[how]
+    if option and by == "function":
+        directory = "lib"  # other directories are not found
+    option = option.format(directory=here / directory)
+    perl = f"perl {option}" if option.startswith("-") else f"{option}perl "
+
+    def call() -> str:
+        words = f"{perl}{here}/tools/mean.pl"
+        return subprocess.run(words, shell=True, capture_output=True, text=True).stdout
+
+    (here / directory / "Sample").mkdir(parents=True)
+    (here / "tools" / "mean.pl").write_text(f"{line}\nuse Sample::Mean qw(mean);\nprint mean();\n")
+    module = "package Sample::Mean; use parent 'Exporter'; our @EXPORT_OK = ('mean');\n"
+    (here / directory / "Sample" / "Mean.pm").write_text(
+        f"{module}require Value; sub mean {{ Value::value() }} 1;\n"
+    )
+    for text, reused in (("one", 0), ("one", 1), ("another", 0), ("another", 1)):
+        (here / directory / "Value.pm").write_text(f"package Value; sub value {{ '{text}' }} 1;\n")
+        async with engine(resume=True) as flow:
+            if by == "command":
+                task = flow.executable_task(name="mean")(lambda: f"{perl}{here}/tools/mean.pl")
+                assert await task() == text
+            else:
+                assert await flow.function_task(call)() == text
+            assert flow.stats.recorded == reused
+
+
+OTHER_LANGUAGES = {
+    "octave": ("run.m", "x = helper(1);", "helper.m"),
+    "octave path": ("run.m", "addpath(fullfile(pwd, 'inner'))\nx = helper(1);", "inner/helper.m"),
+    "julia": ("run.jl", "push!(LOAD_PATH, @__DIR__)\nusing Helper: f", "Helper.jl"),
+    "lua": ("run.lua", "local f = require('inner.helper')", "inner/helper.lua"),
+    "ruby": ("run.rb", "require_relative 'inner/helper'", "inner/helper.rb"),
+}
+
+
+@pytest.mark.parametrize("language", OTHER_LANGUAGES)
+async def test_modules_of_scripts_in_other_languages_count(here: Path, language: str) -> None:
+    script, text, module = OTHER_LANGUAGES[language]
+    (here / "tools" / "inner").mkdir()
+    (here / "tools" / script).write_text(f"{text}\n")
+    for number, reused in ((1, 0), (1, 1), (2, 0)):
+        (here / "tools" / module).write_text(f"{number}\n")
+        async with engine(resume=True) as flow:
+            await flow.executable_task(name="run")(lambda: f"cat {here}/tools/{script}")()
             assert flow.stats.recorded == reused
 
 

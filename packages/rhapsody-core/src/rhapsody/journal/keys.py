@@ -50,6 +50,9 @@ _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
 
+_SEARCH_PATHS = ("PYTHONPATH", "PERL5LIB")
+"""Variables that name the directories in which scripts search modules."""
+
 _SETTINGS = ("environment", "cwd", "stdin", "ready", *SETTINGS)
 
 _OTHER_OUTPUT = (False, "files")
@@ -344,12 +347,11 @@ class Keys:
     ) -> None:
         """Collect the files that Python scripts among a task's files import."""
         cwd, environment = task.get("cwd"), task.get("environment") or {}
-        given = environment.get("PYTHONPATH", "")
-        search = [os.path.join(cwd or "", place) for place in given.split(os.pathsep) if place]
+        given = (environment.get(name, "").split(os.pathsep) for name in _SEARCH_PATHS)
+        search = [os.path.join(cwd or "", place) for place in itertools.chain(*given) if place]
         search += [cwd] if cwd else []
-        if any(
-            "PYTHONPATH" in str(word) for word in (task["executable"], *task.get("arguments", ()))
-        ):
+        words = map(str, (task["executable"], *task.get("arguments", ())))
+        if any(name in word for word in words for name in (*_SEARCH_PATHS, "-I")):
             search += filter(os.path.isdir, found.paths)
         named = [path for path, digest in found.paths.items() if digest]
         for script in (*named, *filter(None, inputs.values())):

@@ -29,8 +29,10 @@ _COMMENT = re.compile(r"(?m)(?:^|\s)#.*$")
 
 _DOCSTRING = re.compile(r"(\"\"\"|\'\'\')[\s\S]*?\1")
 
-_SEARCH = re.compile(r"(?m)^.*(?:\bsys\.path\b|\bPYTHONPATH=)(.*)$")
-"""Matches lines that change the search path of Python."""
+_SEARCH = re.compile(
+    r"(?m)^.*(?:\b(?:sys\.path|use\s+lib|addpath|LOAD_PATH)\b|\b(?:PYTHONPATH|PERL5LIB)=)(.*)$"
+)
+"""Matches lines that change the search path of modules."""
 
 _LITERAL = re.compile(r"[\"\']([^\"\']*)[\"\']")
 
@@ -40,6 +42,15 @@ _NAMED = re.compile(
     r"(?=[;&|]|$))"
 )
 """Matches the names of scripts in the text of a script, and of files that a shell sources."""
+
+_MODULES = {
+    ".pl": (re.compile(r"\b(?:use|require)\b([^;]*)"), ".pm"),
+    ".m": (re.compile(r"(\b[A-Za-z]\w*)"), ".m"),
+    ".jl": (re.compile(r"\b(?:using|import)\b([^\n]*)"), ".jl"),
+    ".lua": (re.compile(r"\brequire\b([^\n]*)"), ".lua"),
+    ".rb": (re.compile(r"\brequire(?:_relative)?\b([^\n]*)"), ".rb"),
+}
+"""For scripts in other languages, the statements that name modules, and the ending of modules."""
 
 _NOTHING: tuple[str, ...] = ()
 
@@ -100,13 +111,16 @@ class Scripts:
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
+        extra: dict[str, None] = {}
         while todo:
             file = todo.pop()
             text = self._text(file)
             added = (os.path.join(place, name) for place in (*near, *above) for name in text.search)
-            places |= dict.fromkeys(filter(os.path.isdir, map(os.path.normpath, added)))
+            extra |= dict.fromkeys(filter(os.path.isdir, map(os.path.normpath, added)))
+            places |= extra
             inner = {path for name in text.modules for path in _files_of(name, file, places)}
-            for place in dict.fromkeys((os.path.dirname(file), *near)) if text.scripts else ():
+            near_file = dict.fromkeys((os.path.dirname(file), *near, *extra))
+            for place in near_file if text.scripts else ():
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
                 inner.update(filter(os.path.isfile, paths))
             for each in sorted(inner.difference(found)):
@@ -138,17 +152,34 @@ class Scripts:
             lines = (_LITERAL.findall(line) for line in _SEARCH.findall(code))
             search = {os.path.join("", *(word.lstrip("/") for word in line)) for line in lines}
         else:
-            words = (word for line in _SEARCH.findall(code) for word in re.split("[:\"']", line))
-            search = {word.partition("/")[2] if "$" in word else word for word in words}
+            lines = (re.split(r"[\"'(),;]|(?<!:):(?!:)", line) for line in _SEARCH.findall(code))
+            words = {word.strip() for line in lines for word in line}
+            search = {word.partition("/")[2] if "$" in word else word.lstrip("/") for word in words}
+            search.add("lib")  # usual for Perl, which may receive it from the command
         names = {each[1] or each[3] for each in _NAMED.finditer(code)}
         # What precedes the first slash may be a variable, as in `$HERE/lib.sh`.
         names |= {name.partition("/")[2] for name in names if "/" in name}
+        if not is_python:
+            names.update(_modules_in(code, file, self._program.once(_interpreter, file)))
         modules = imported_names(content) if is_python else _NOTHING
         return _Text(modules, search, names - {""})
 
 
 def _is_script(name: str) -> bool:
     return _SCRIPT.fullmatch(os.path.splitext(name)[1]) is not None
+
+
+def _modules_in(code: str, file: str, interpreter: bytes) -> Iterator[str]:
+    """Yield the possible file names of modules that a script in another language loads."""
+    ending = os.path.splitext(file)[1]
+    if ending == ".pm" or b"perl" in interpreter:
+        ending = ".pl"
+    if ending in _MODULES:
+        statement, of_module = _MODULES[ending]
+        for words in statement.findall(code):
+            for word in re.findall(r"[\w:./-]+", words):
+                name = word.strip(":").removesuffix(of_module)
+                yield (name if "/" in name else re.sub(r"::|\.", "/", name)) + of_module
 
 
 def _interpreter(path: str) -> bytes:
