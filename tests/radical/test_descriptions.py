@@ -14,8 +14,10 @@ from rhapsody.plugins import UsageError
 from rhapsody.resources import Resources
 from rhapsody_radical import descriptions
 from rhapsody_radical.descriptions import (
+    as_list,
     can_work_in,
     described,
+    leave_gpus,
     pilot_descriptions,
     require_plain,
     task_settings,
@@ -292,3 +294,23 @@ def test_a_rejected_description_names_the_key(
         described("TaskDescription", {"executable": "true", **settings}, "it", ["flavours"])
     with pytest.raises(TypeError, match="it has no 'resorce'; did you mean 'resource'"):
         described("PilotDescription", {"resorce": "local.localhost"}, "it")
+
+
+@pytest.mark.parametrize(
+    ("words", "leaves"),
+    [
+        ({}, True),
+        ({"gpus_per_rank": 0.0, "slots": [{"gpus": []}]}, True),
+        ({"gpus_per_rank": 0.5}, False),
+        ({"slots": [{"gpus": []}, {"gpus": [{"index": 0}]}]}, False),
+    ],
+)
+def test_tasks_without_gpus_leave_those_of_a_slurm_job(words: dict[str, Any], leaves: bool) -> None:
+    words["pre_launch"] = "module load mpi"
+    here = dict(words)
+    leave_gpus(words, {"resource_manager": "SLURM"})
+    *added, last = as_list(words["pre_launch"])
+    assert (last, "export SLURM_GRES=none" in added) == ("module load mpi", leaves)
+    other = dict(here)
+    leave_gpus(other, {"resource_manager": "FORK"})
+    assert other == here

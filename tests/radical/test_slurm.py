@@ -15,7 +15,6 @@ from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
 from rhapsody.sdk import OUTPUT_FILES
 from rhapsody.testing import Driver
-from tests._support.recipes import PROGRAM, recipe
 from tests._support.slurm import why_not
 from tests.radical import cluster, kills
 from tests.radical.pilots import backend
@@ -108,19 +107,6 @@ async def test_tasks_run_in_batch_jobs_and_are_lost_with_them(
                 assert re.search(f"ended (with )?its (batch )?job {job}", str(end.error)), str(end)
         finally:
             await made.shutdown()
-    cluster.until_no_jobs_of(tmp_path)
-
-
-def test_the_documented_profile_runs_a_program(tmp_path: Path) -> None:
-    here = {"tacc.frontera": "tests.cluster", "normal": "debug", "nodes = 2": "cores = 2"}
-    text = recipe("pilot").replace('project = "ABC123"\n', "")
-    for documented, value in here.items():
-        text = text.replace(documented, value)
-    (tmp_path / "rhapsody.toml").write_text(text)
-    (tmp_path / "analysis.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "rhapsody", "run", "analysis.py", "--profile", "pilot"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "285\n"), done.stderr
     cluster.until_no_jobs_of(tmp_path)
 
 

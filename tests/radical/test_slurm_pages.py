@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests._support.recipes import recipe
 from tests._support.sessions import PROGRESS, CommandStep, FileStep, shows, steps_of
 from tests._support.slurm import slurm, why_not
 
@@ -28,6 +29,10 @@ import asyncio
 
 
 async def main(flow):
+    @flow.function_task
+    def add(*numbers):
+        return sum(numbers)
+
     @flow.executable_task(resources={"gpus": 1})
     def where():
         return "sleep 3; echo $SLURMD_NODENAME GPU $CUDA_VISIBLE_DEVICES"
@@ -38,6 +43,7 @@ async def main(flow):
 
     print(sorted(await asyncio.gather(where(), where())))
     print(sorted((await rank()).split()))
+    print("sum", await add(1, 2))
 """
 
 
@@ -87,12 +93,17 @@ def test_the_first_session_prints_what_the_page_shows(tmp_path: Path) -> None:
                 assert sorted(tmp_path.iterdir()) == before
 
 
-def test_tasks_on_two_nodes_use_the_gpus_that_the_job_requests(tmp_path: Path) -> None:
+def test_the_documented_profile_runs_programs_on_two_nodes(tmp_path: Path) -> None:
+    text = recipe("pilot").replace('project = "ABC123"\n', "")
+    for documented, value in {"tacc.frontera": "hydra.cpu", "normal": "debug"}.items():
+        text = text.replace(documented, value)
+    (tmp_path / "rhapsody.toml").write_text(text)
     (tmp_path / "gpus.py").write_text(GPUS)
-    words = "rhapsody run gpus.py -b radical_pilot -o resource=hydra.cpu -o nodes=2 -o runtime=10"
-    printed = run(f"SBATCH_GPUS_PER_NODE=1 {words}", tmp_path)
-    assert "['node1 GPU 0\\n', 'node2 GPU 0\\n']\n" in printed
-    assert "['0', '1', '2', '3', 'rank', 'rank', 'rank', 'rank']\n" in printed
+    printed = run("SBATCH_GPUS_PER_NODE=1 rhapsody run gpus.py --profile pilot", tmp_path)
+    assert "['node1 GPU 0\\n', 'node2 GPU 0\\n']\n" in printed, printed
+    assert "['0', '1', '2', '3', 'rank', 'rank', 'rank', 'rank']\n" in printed, printed
+    assert "sum 3\n" in printed, printed
+    assert "rhapsody: 4 done" in printed, printed
 
 
 def test_tasks_with_gpus_fail_with_the_documented_message_in_a_job_without_gpus(

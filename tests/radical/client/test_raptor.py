@@ -23,7 +23,7 @@ def raptors(*pilots: Any) -> raptor.Raptors:
 def client_pilot(number: int, tasks: tuple[str, ...] = ()) -> Any:
     """A pilot in the client, whose task manager knows some tasks."""
     manager = SimpleNamespace(list_tasks=lambda: list(tasks))
-    return SimpleNamespace(number=number, uid=f"pilot.{number:04d}", manager=manager)
+    return SimpleNamespace(number=number, uid=f"pilot.{number:04d}", manager=manager, config={})
 
 
 def pair(uid: str, workers: Any = ({},)) -> raptor.Pair:

@@ -30,7 +30,8 @@ class Canceling:
         self.submitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         manager = SimpleNamespace(submit_tasks=self._submit)
         values = {"number": 0, "uid": "pilot.0000", "ended": False, "manager": manager}
-        self.pilot: Any = cast("Any", SimpleNamespace(**values, forget=lambda uid: None))
+        one = SimpleNamespace(**values, config={}, forget=lambda uid: None)
+        self.pilot: Any = cast("Any", one)
         self._tasks = Tasks(
             "session",
             [self.pilot],
@@ -102,7 +103,9 @@ def test_reports_do_not_wait_for_rejected_or_lost_tasks() -> None:
     def batch(name: str, count: int) -> list[tuple[str, dict[str, Any], Any]]:
         return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
-    pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0, progress=Progress())
+    pilot: Any = SimpleNamespace(
+        manager=Refusing(), ended=False, number=0, progress=Progress(), config={}
+    )
     tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), send)
     tasks.submit(0, batch("lost", 50))
     tasks.drop(pilot)

@@ -334,6 +334,27 @@ def total_cores(config: Mapping[str, Any]) -> int:
 
 # RADICAL-Pilot's own descriptions.
 
+# Without this, each step of a job that has GPUs takes all of its nodes, so that steps which need
+# only cores run one after another: https://slurm.schedmd.com/srun.html#OPT_gres
+_WITHOUT_GPUS = (
+    "unset SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET",
+    "export SLURM_GRES=none",
+)
+
+
+def leave_gpus(words: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Keep the `srun` of a task without GPUs from taking the GPUs of its nodes.
+
+    Args:
+        words: The description of the task as plain data, which is changed.
+        config: The configuration of the pilot's resource.
+    """
+    if config.get("resource_manager") != "SLURM":
+        return
+    slots = words.get("slots") or ()
+    if not words.get("gpus_per_rank") and not any(slot["gpus"] for slot in slots):
+        words["pre_launch"] = [*_WITHOUT_GPUS, *as_list(words.get("pre_launch"))]
+
 
 def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[str] = ()) -> Any:
     """Return one of RADICAL-Pilot's descriptions, verified by RADICAL-Pilot.

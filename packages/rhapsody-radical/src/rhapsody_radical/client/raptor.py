@@ -32,6 +32,7 @@ from rhapsody_radical.descriptions import (
     cores_taken,
     described,
     is_own,
+    leave_gpus,
 )
 from rhapsody_radical.states import AGENT_EXECUTING, FINAL
 
@@ -161,6 +162,7 @@ class Raptor:
         if not any(words.get(key) for key in CLASS_KEYS):
             self._make_own(words, uid, MASTER_CLASS)
         words.update(mode=rp.RAPTOR_MASTER, uid=uid)
+        leave_gpus(words, self._pilot.config)
         description = described("TaskDescription", words, "raptor_config: a master", ["workers"])
         workers = []
         for number, worker in enumerate(settings["workers"]):
@@ -170,6 +172,7 @@ class Raptor:
                 self._make_own(words, own, OWN_CLASS, *CALL_FILES)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=own, pilot=self._pilot.uid)
+            leave_gpus(words, self._pilot.config)
             what, hints = "raptor_config: a worker", ["worker_type"]
             workers.append(described("TaskDescription", words, what, hints))
         master = manager.submit_raptors(description, pilot_id=self._pilot.uid)[0]

@@ -22,7 +22,7 @@ from rhapsody_radical import cleanup, functions
 from rhapsody_radical._raptor import CALL_REPORTS
 from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
-from rhapsody_radical.descriptions import described
+from rhapsody_radical.descriptions import described, leave_gpus
 from rhapsody_radical.states import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
 
@@ -214,7 +214,9 @@ class Tasks:
         self, uid: str, words: dict[str, Any], order: Any, pilot: ClientPilot
     ) -> tuple[Entry, Any]:
         entry = Entry(uid, pilot)
-        if order is not None:
+        if order is None:
+            leave_gpus(words, pilot.config)
+        else:
             entry.pair = self._raptors.send(words, order, pilot)
         if type(order) is list:
             entry.calls = [
