@@ -802,7 +802,7 @@ async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecord
         "implicit": (),
         "services": (),
         "after": {},
-        "destinations": (),
+        "destinations": {},
         "texts": (),
     }
     assert await journal.rhapsody_lookup_results([looked_up]) == [None]
@@ -847,6 +847,29 @@ async def test_outputs_whose_destinations_were_exchanged_keep_their_content(
 
     for words in ("ab", "ba", "ab", "cab", "bca"):
         assert await program(words) == words
+
+
+async def test_outputs_of_one_task_may_exchange_their_destinations(here: Path) -> None:
+    async def program(one: str, two: str, pattern: str) -> list[str]:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            outputs = OutputFile("one", save=one), OutputFile("two", save=two)
+            many = OutputFile("*.csv", many=True, save=pattern)
+            await command(flow, here)(
+                "make", "echo 1 > one; echo 2 > two; touch 3.csv", *outputs, many
+            )
+        return [(here / path).read_text().strip() for path in (one, two)]
+
+    for one, two, pattern in (
+        ("a", "b", "c/"),
+        ("b", "a", "c/"),
+        ("b", "c/x", "c/"),
+        ("c/x", "b", "d/"),
+    ):
+        assert await program(one, two, pattern) == ["1", "2"]
+        assert (here / pattern / "3.csv").exists()
+    count = ran(here).count("make")
+    assert await program(one, two, pattern) == ["1", "2"]
+    assert ran(here).count("make") == count
 
 
 async def test_an_output_that_is_no_longer_saved_is_not_read_from_its_former_destination(

@@ -311,7 +311,7 @@ class Journal:
     def _keep_edits(self, task: LookupTask, result: Recorded | None) -> None:
         """Copy files that a task is about to replace, if they were edited since they were saved."""
         places = () if result is None or result.files is None else result.files.places.values()
-        others = [path for path in task["destinations"] if path not in places]
+        others = [path for path in task["destinations"].values() if path not in places]
         others = list(filter(os.path.lexists, others))
         if not others:
             return
@@ -466,7 +466,7 @@ class Journal:
         return counted
 
     def _found(
-        self, call: str, name: str, key: Key, number: int, destinations: Collection[str] | None
+        self, call: str, name: str, key: Key, number: int, destinations: Mapping[str, str] | None
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
 
@@ -475,8 +475,8 @@ class Journal:
             name: The task's name.
             key: The task's key.
             number: The number of the call among the calls with this key.
-            destinations: The paths to which the outputs of the call will be saved, or `None` if
-                they are unknown.
+            destinations: The paths to which the outputs of the call will be saved, by name, or
+                `None` if they are unknown.
 
         Returns:
             The result (or `None`), and the reason why it cannot be used (or `None`). Both are
@@ -776,15 +776,22 @@ class Journal:
             log.warning("task %r is not recorded and will run again on resume: %s", name, why)
 
 
-def _only_elsewhere(files: TaskFiles, destinations: Collection[str] | None) -> bool:
-    """Return True if a file exists only at a path that is no longer a destination of its call.
+def _only_elsewhere(files: TaskFiles, destinations: Mapping[str, str] | None) -> bool:
+    """Return True if a file exists only at a path that is no longer its destination.
 
-    Another call of this run may save a file there, before or while this file is read.
+    Another file may be saved there, before or while this one is read.
     """
-    return destinations is not None and any(
-        path == files.places.get(name)
-        and path not in destinations
-        and os.path.dirname(path) not in destinations  # for files that match a pattern
+    if destinations is None:
+        return False
+    patterns = {name: pattern for pattern, names in files.matches.items() for name in names}
+
+    def is_destination(name: str, path: str) -> bool:
+        if name in patterns:
+            return os.path.dirname(path) == destinations.get(patterns[name])
+        return path == destinations.get(name)
+
+    return any(
+        path == files.places.get(name) and not is_destination(name, path)
         for name, path in files.paths.items()
     )
 

@@ -581,7 +581,8 @@ class LookupTask(TaskDescription):
             run or its result has no such time. For a block, the tasks that it has called or waited
             for before it began count, and the value is 0 if there are none.
         destinations: The paths to which outputs will be saved, and to which this run has not saved
-            anything so far; the directory of files that match a pattern. See `OutputFile`.
+            anything so far, by name of the output; for a pattern, the directory of the files that
+            match it. See `OutputFile`.
     """
 
     settings: Mapping[str, Any]
@@ -592,7 +593,7 @@ class LookupTask(TaskDescription):
     shares_memory: bool
     services: Sequence[str]
     after: Mapping[str, float]
-    destinations: Sequence[str]
+    destinations: Mapping[str, str]
 
 
 class UsageError(RhapsodyError, ValueError):

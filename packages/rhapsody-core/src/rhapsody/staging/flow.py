@@ -339,10 +339,11 @@ class FileFlow:
                 )
         return None if place.path is None else place._replace(producer=None)
 
-    def destinations(self) -> list[str]:
-        """Return the paths of the destinations that the run has not written so far."""
+    def destinations(self) -> dict[str, str]:
+        """Return the destinations that the run has not written so far, by name of the output."""
         written = self._stager.results.claims.has_written
-        return [str(path) for path, _ in self.targets.values() if not written(path)]
+        targets = self.targets.items()
+        return {name: str(path) for name, (path, _) in targets if not written(path)}
 
     async def fetch(self) -> None:
         """Wait for the inputs that are being fetched, and claim the destinations.

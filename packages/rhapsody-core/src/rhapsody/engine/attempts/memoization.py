@@ -317,7 +317,8 @@ class Memoization:
         found: Any = record.attempt.description.copy()
         found["settings"] = record.call.task.recording_settings
         found["inputs"] = record.input_paths()
-        found["given"] = found["implicit"] = found["destinations"] = ()
+        found["given"] = found["implicit"] = ()
+        found["destinations"] = {}
         found["texts"] = record.texts()
         found["shares_memory"] = record.attempt.backend.shares_memory
         if record.files is not None:
