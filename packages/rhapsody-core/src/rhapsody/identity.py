@@ -13,12 +13,12 @@ Prefix = Literal["task", "block"]
 
 def label(number: int | str, kind: Prefix = "task") -> str:
     """Return the text of a call within its engine, the uid of its future: `task.000001`."""
-    return f"{kind}.{number:0>6}"
+    return f"{kind}.{str(number).zfill(6)}"  # faster than a format specification
 
 
 def attempt_text(engine: str, number: int, attempt: int) -> str:
     """Return the text of an attempt, its uid: `<engine uid>.task.000001.1`."""
-    return f"{engine}.task.{number:06d}.{attempt}"
+    return f"{engine}.task.{str(number).zfill(6)}.{attempt}"
 
 
 def without_engine(text: str) -> str:

@@ -239,7 +239,7 @@ class Keys:
             place = self.program.portable(inputs[name] or "")
             if place != f"\0{os.sep}{name}":  # it is not in the program's directory
                 parts[f"path of input file {name}"] = place.removeprefix(f"\0{os.sep}")
-        for name in _SETTINGS:
+        for name in () if task.keys().isdisjoint(_SETTINGS) else _SETTINGS:
             if task.get(name):
                 parts[name] = found.value(task[name])
         if task.get("capture", True) in _OTHER_OUTPUT:

@@ -275,7 +275,7 @@ class Memoization:
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """Return the `Record` of a result that `record_results` hooks receive."""
-        uid, settings = record.future.uid, record.call.task.recording_settings
+        uid, settings = record.future_uid(), record.call.task.recording_settings
         outcome = record.outcome
         if outcome is None:  # a function that printed nothing
             return Record(uid, record.attempt.description, value, settings, record.input_paths())
@@ -323,12 +323,15 @@ class Memoization:
         found["shares_memory"] = record.attempt.backend.shares_memory
         if record.files is not None:
             self._describe_files(record, record.files, found)
-        callers = (record,) if record.parent is None else tuple(_callers(record))
-        found["after"] = _predecessors(callers)
-        services = _services(callers)
-        found["services"] = [facts_of(service).uid for service in services]
-        if services:
-            self._name_services(services, record, found)
+        services: list[TaskFuture[Any]] = []
+        found["after"], found["services"] = {}, []
+        if record.parent is not None or record.call.dependencies:
+            callers = tuple(_callers(record))
+            found["after"] = _predecessors(callers)
+            services = _services(callers)
+            found["services"] = [facts_of(service).uid for service in services]
+            if services:
+                self._name_services(services, record, found)
         if record.call.task.settings.service and record.call.task.kind == "executable":
             found["function"] = record.call.task.function
             stands_in = partial(_stands_in, services)

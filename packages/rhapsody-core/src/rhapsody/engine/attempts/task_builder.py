@@ -188,8 +188,8 @@ class TaskBuilder:
                 if limits and not self._scheduler.limits.take(record, limits):
                     return False  # the limits queue it again
                 self._describe(record, backend)
-                if task.direct is backend and call.found is None and call.specific is None:
-                    if call.context is not None or task.may_retry or not backend.shares_memory:
+                if task.direct is backend and record.files is None and call.specific is None:
+                    if not backend.dry:
                         self._check_arguments(record, backend)
                     return True
                 steps = record.attempt.steps = iter(self._steps[task.kind == "executable"])

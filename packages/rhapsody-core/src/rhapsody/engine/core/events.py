@@ -102,7 +102,7 @@ class Observation:
             self._begin()
         label = record.label
         if label is None:
-            label = record.label = record.future.uid
+            label = record.future_uid()
         if when is None:
             when = self._monotonic()
         last = _end(record, retried=retried) if state in _ENDED else _NO_END[task.kind]

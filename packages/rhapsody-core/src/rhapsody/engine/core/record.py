@@ -23,6 +23,7 @@ from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.states import FutureState, TaskState, WorkState
 from rhapsody.engine.functions.arguments import ArgumentScan, KeptArguments
 from rhapsody.engine.functions.task_function import TaskFunction
+from rhapsody.identity import label
 from rhapsody.staging.claims import Target
 from rhapsody.staging.flow import FileFlow, FilePhase
 from rhapsody.states import TasksMainStates
@@ -263,7 +264,7 @@ class TaskRecord:
         kept: Copies of the arguments for further attempts in this process.
         lookup: The keys that a lookup has added to the description of each attempt.
         waiters: Functions to call when the work has ended.
-        label: The future's uid, once it is needed for events.
+        label: The future's uid, once it is needed; see `future_uid`.
         native: The backend's name for the last state, for events.
         files: The files of the attempt, if it has a sandbox or files.
     """
@@ -323,6 +324,12 @@ class TaskRecord:
     def named(self) -> str:
         """Return the name of the task for messages."""
         return f"{self.call.task.prefix} {self.call.task.name!r} ({self.future.uid})"
+
+    def future_uid(self) -> str:
+        """Return the uid of the future."""
+        if self.label is None:
+            self.label = label(self.call.number, self.call.definition.prefix)
+        return self.label
 
     def texts(self) -> tuple[str, ...]:
         """Return the strings and paths in an executable's arguments, if results are recorded."""
@@ -404,11 +411,9 @@ class TaskRecord:
     def facts(self) -> TaskFacts:
         """Return the facts about the task so far."""
         call, rare = self.call, USUAL
-        if call.found is not None or self.computed is not _INFINITE:  # not the usual case
-            found = call.found
-            rare = RareFacts(
-                self.computed, USUAL.destinations if found is None else found.destinations
-            )
+        destinations = USUAL.destinations if call.found is None else call.found.destinations
+        if destinations or self.computed is not _INFINITE:
+            rare = RareFacts(self.computed, destinations)
         uid = self.attempt.uid or None
         return TaskFacts(uid, call.number, call.definition, self.submitted_to, self.outcome, rare)
 

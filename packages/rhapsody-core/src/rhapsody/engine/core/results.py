@@ -118,18 +118,11 @@ class Results:
             return
         host = None if (worker := get("worker")) is None else str(worker)
         attempt, code = record.attempt, get("exit_code")
-        if (
-            sandbox is None
-            and usage is None
-            and code is None
-            and record.call.found is None
-            and (stdout is None or type(stdout) is str)
-            and (stderr is None or type(stderr) is str)
-        ):
+        if record.files is None and usage is None and code is None:
             outcome = self._shared.get(host)
             if outcome is None or outcome.stdout != stdout or outcome.stderr != stderr:
                 outcome = AttemptInfo("", stdout, stderr, host=host)
-                if len(stdout or "") + len(stderr or "") < SHORT:
+                if _are_short(stdout, stderr):
                     self._shared[host] = outcome
             record.outcome = attempt.outcome = outcome
             return
@@ -160,6 +153,11 @@ class Results:
             )
         except DataError as error:
             raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
+
+
+def _are_short(*texts: Any) -> bool:
+    """Return True if outputs are texts that many attempts may share."""
+    return all(text is None or (type(text) is str and len(text) < SHORT) for text in texts)
 
 
 def leave_script(record: TaskRecord) -> None:

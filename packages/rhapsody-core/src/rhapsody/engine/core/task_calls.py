@@ -67,7 +67,7 @@ class CallRows:
         shared: DescribedSettings | None = task.described
         if shared is None:
             shared = task.described = describe_settings(task)
-        label = record.label = record.future.uid
+        label = record.future_uid()
         text = None if record.call.kwargs else _plain(record.call.args)
         settings = shared.settings
         if record.call.specific:
