@@ -762,6 +762,13 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a library in C": (
         "import ctypes\nlib = ctypes.CDLL(None)\ndef f(x): return lib.getpid()\n",
         "functions of the library"),
+    "a plugin that an entry point loads": (
+        "from importlib.metadata import entry_points\n"
+        "def f(x): return [e.load()(x) for e in entry_points(group='g')]\n", "entry_points"),
+    "a plugin that an entry point of an imported module loads": (
+        "import importlib.metadata\n"
+        "def f(x): return importlib.metadata.entry_points(group='g')['n'].load()(x)\n",
+        "entry_points"),
     "a module that runpy runs": (
         "import runpy\ndef f(x): return runpy.run_module('json.tool')\n", "runpy.run_module"),
     "a file that runpy runs": (

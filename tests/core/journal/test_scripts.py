@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,53 @@ async def test_other_modules_and_text_that_is_not_python_do_not_count(here: Path
         async with engine(resume=True) as flow:
             await flow.executable_task(name="cat")(lambda: command)()
             assert flow.stats.recorded == number
+
+
+def installed_beside(environment: Path, version: str, digest: str) -> Path:
+    """Installs a package with a program into an environment, as pip does."""
+    site = environment / "lib" / "python3" / "site-packages"
+    for path in (*site.glob("vtool*"), environment / "bin"):
+        shutil.rmtree(path, ignore_errors=True)
+    for directory in (site / "vtool", site / f"vdist-{version}.dist-info", environment / "bin"):
+        directory.mkdir(parents=True)
+    (site / "vtool" / "__init__.py").write_text(f"def main():\n    print({digest!r})\n")
+    (site / f"vdist-{version}.dist-info" / "RECORD").write_text(f"vtool/__init__.py,{digest},\n")
+    program = environment / "bin" / "vtool-run"
+    lines = f"import sys\nsys.path.append({str(site)!r})\nfrom vtool import main\nmain()\n"
+    program.write_text(f"#!{sys.executable}\n{lines}")
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("how", ["list", "shell"])
+async def test_the_package_of_a_program_that_pip_installed_counts(
+    tmp_path: Path, here: Path, how: str
+) -> None:
+    for version, digest, reused in (("1", "a", 0), ("1", "a", 1), ("1", "b", 0), ("2", "c", 0)):
+        for former in (tmp_path / "env" / "lib").glob("python3/site-packages/vdist-*"):
+            shutil.rmtree(former)
+        program = installed_beside(tmp_path / "env", version, digest)
+        command: Any = [str(program)] if how == "list" else f"{program} | cat"
+        async with engine(resume=True) as flow:
+            tool = flow.executable_task(name="tool")(lambda value: value)
+            assert await tool(command) == f"{digest}\n"
+            assert flow.stats.recorded == reused
+
+
+async def test_an_installed_module_that_python_runs_counts(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = installed_beside(tmp_path / "env", "1", "a").parent.parent / "lib/python3/site-packages"
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(site))
+    for text, reused in (("one", 0), ("one", 1), ("another", 0)):
+        (site / "vtool" / "__main__.py").write_text("from vtool import TEXT\nprint(TEXT)\n")
+        (site / "vtool" / "__init__.py").write_text(f"TEXT = {text!r}\n")
+        (site / "vdist-1.dist-info" / "RECORD").write_text(f"vtool/__init__.py,{text},\n")
+        async with engine(resume=True) as flow:
+
+            @flow.executable_task(environment={"PYTHONPATH": str(site)})
+            def tool() -> list[str]:
+                return [sys.executable, "-m", "vtool"]
+
+            assert await tool() == f"{text}\n"
+            assert flow.stats.recorded == reused

@@ -42,6 +42,7 @@ import types
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     ModuleSpec,
@@ -98,10 +99,10 @@ _READERS = os.getenv, os.getenvb, os.path.expandvars
 _IMPORTERS = frozenset(map(id, (
     importlib.import_module, builtins.__import__, pkgutil.resolve_name, importlib.__import__,
     importlib.util.spec_from_file_location, runpy.run_module, runpy.run_path, SourceFileLoader,
-    SourcelessFileLoader,
+    SourcelessFileLoader, metadata.entry_points, metadata.EntryPoint,
 )))  # fmt: skip
-"""Functions and classes that run a module, given its name or path. Code that uses one of them has
-no digest, unless the function is also in `_SPECIAL` and the code calls it directly."""
+"""Functions and classes that run a module, given its name or path, or find one. Code that uses one
+of them has no digest, unless the function is also in `_SPECIAL` and the code calls it directly."""
 
 _STARTERS = (
     "subprocess.", "os.popen", "os.spawn", "posix.system", "posix.posix_spawn",

@@ -14,6 +14,7 @@ import random
 import re
 import shlex
 import sys
+import sysconfig
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -372,8 +373,9 @@ class Keys:
         file.
         """
         programs: dict[str, None] = {}
-        if cwd is not None:
-            yield from (os.path.join(cwd, name) for name in files_of_modules(words))
+        modules = files_of_modules(words)
+        for place in (sysconfig.get_path("purelib"), cwd) if modules else ():
+            yield from (os.path.join(place, name) for name in modules if place is not None)
         for word in words:
             text = _with_variables(_REDIRECTION.sub(" ", word), environment)
             pieces = _AROUND_PATHS.split(text)

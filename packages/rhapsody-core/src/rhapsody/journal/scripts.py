@@ -8,12 +8,15 @@ known exactly, so files that the script would not load may count as well.
 
 from __future__ import annotations
 
+import functools
+import glob
 import os
 import pkgutil
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.journal.files import LARGE_FILE
@@ -33,6 +36,9 @@ _SEARCH = re.compile(
     r"(?m)^.*(?:\b(?:sys\.path|use\s+lib|addpath|LOAD_PATH)\b|\b(?:PYTHONPATH|PERL5LIB)=)(.*)$"
 )
 """Matches lines that change the search path of modules."""
+
+_PACKAGES = re.compile(r"(.*/(?:site|dist)-packages)/(\w+)[./].*")
+"""Matches the paths of modules in a directory of installed packages."""
 
 _LITERAL = re.compile(r"[\"\']([^\"\']*)[\"\']")
 
@@ -74,7 +80,8 @@ class Scripts:
     """Finder of the source files that scripts load, directly and through other source files.
 
     Only files of the program count: those below its directory or the directory of the script that
-    do not belong to an installed package.
+    do not belong to an installed package. An installed package is represented by the list of its
+    files, which `pip` writes and which contains their digests.
 
     Args:
         program: The program's sources and directory.
@@ -105,7 +112,9 @@ class Scripts:
         inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         others = (*search, *inherited, os.curdir, self._program.roots[0])
         near = (directory, *map(os.path.abspath, others))
-        places = dict.fromkeys((*near, *map(os.path.abspath, sys.path)))
+        # The script of an installed program is next to the Python interpreter that runs it.
+        beside = glob.glob(f"{glob.escape(os.path.dirname(directory))}/lib/python*/*-packages")
+        places = dict.fromkeys((*near, *sorted(beside), *map(os.path.abspath, sys.path)))
         below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
         above = [os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))]
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
@@ -127,6 +136,8 @@ class Scripts:
                 if each.startswith(below) and self._program.origins.own(each):
                     found[each] = None
                     todo.append(each)
+            installed = (_record_of(each) for each in sorted({file, *inner}))
+            found |= dict.fromkeys(filter(None, installed))
         del found[script]
         return tuple(found)
 
@@ -232,3 +243,32 @@ def _spec_in(name: str, places: Iterable[str]) -> ModuleSpec | None:
     spec = ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = portions
     return spec
+
+
+def _record_of(module: str) -> str | None:
+    """Return the path of the list of files of the distribution that contains a module, if any."""
+    match = _PACKAGES.fullmatch(module)
+    if match is None:
+        return None
+    place, name = match.groups()
+    same_name = glob.glob(f"{glob.escape(place)}/{name}-*.dist-info/RECORD")
+    if same_name:
+        return same_name[0]
+    return _records_in(place, os.stat(place).st_mtime_ns).get(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _records_in(place: str, _: int) -> Mapping[str, str]:
+    """Return the lists of files of the distributions in a directory, by name of the module.
+
+    The second argument is the modification time of the directory, which `pip` changes.
+    """
+    records: dict[str, str] = {}
+    for info in glob.glob(f"{glob.escape(place)}/*.dist-info/RECORD"):
+        try:
+            text = Path(info).read_text(errors="replace")
+        except OSError:
+            continue
+        for name in dict.fromkeys(re.findall(r"(?m)^(\w+)[./]", text)):
+            records.setdefault(name, info)
+    return records
