@@ -193,6 +193,23 @@ async def test_a_database_that_a_function_reads_counts(here: Path) -> None:
     assert not ran()
 
 
+@pytest.mark.parametrize("large_file", [opened_files.LARGE_FILE, 1])
+async def test_what_is_only_in_the_log_of_a_database_counts(
+    here: Path, monkeypatch: pytest.MonkeyPatch, large_file: int
+) -> None:
+    monkeypatch.setattr(opened_files, "LARGE_FILE", large_file)
+    with contextlib.closing(sqlite3.connect("data/t.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t (x)")
+        for rows_now in (1, 2, 3):
+            connection.execute("INSERT INTO t VALUES (1)")
+            connection.commit()
+            assert await run(rows_of_a_database, ()) == [rows_now]
+        (here / LOG).write_text("")
+        assert await run(rows_of_a_database, ()) == [3]
+        assert not ran()
+
+
 async def test_a_database_that_a_function_writes_does_not_count(here: Path) -> None:
     for _ in range(2):
         assert await run(insert_a_row, ()) == [1]

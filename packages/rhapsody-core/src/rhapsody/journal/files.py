@@ -223,15 +223,14 @@ class FileDigests:
         if not found.st_size:  # reading other files of the kernel may block
             return _EMPTY
         if found.st_size <= SMALL_FILE:
-            digest, has_log = read_small(path)
+            digest, logged = read_small(path)
         else:
             digest = self._of_large(path, found)
             known = self._have_logs.get(digest)
             if known is None:
-                with open(path, "rb", 0) as file:
-                    known = self._have_logs[digest] = _has_log(file.read(_HEADER_SIZE))
-            has_log = known
-        if has_log:
+                known = self._have_logs[digest] = has_log(path)
+            logged = known
+        if logged:
             log = self.of(f"{os.path.realpath(path)}-wal")
             if log is not None and log != _EMPTY:
                 return hashlib.blake2b(digest + log, digest_size=DIGEST_SIZE).digest()
@@ -282,7 +281,7 @@ def read_small(path: str) -> tuple[bytes, bool]:
     """Read a small file with as few system calls as possible.
 
     Returns:
-        The file's digest, and the result of `_has_log`.
+        The file's digest, and the result of `has_log`.
     """
     made = hashlib.blake2b(digest_size=DIGEST_SIZE)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -296,11 +295,17 @@ def read_small(path: str) -> tuple[bytes, bool]:
     return made.digest(), _has_log(first)
 
 
-def _has_log(first: bytes) -> bool:
-    """Return True if a file, given its first bytes, is an SQLite database in WAL mode.
+def has_log(path: str) -> bool:
+    """Return True if a file is an SQLite database in WAL mode.
 
     The last changes to such a database are in the file `NAME-wal`, even if no program uses it.
     """
+    with open(path, "rb", 0) as file:
+        return _has_log(file.read(_HEADER_SIZE))
+
+
+def _has_log(first: bytes) -> bool:
+    """Return the result of `has_log` for a file with these first bytes."""
     return first.startswith(_SQLITE) and 2 in first[18:_HEADER_SIZE]
 
 

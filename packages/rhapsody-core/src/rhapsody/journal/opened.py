@@ -21,6 +21,7 @@ from rhapsody.journal.files import (
     FileDigests,
     changed_since,
     first_entries,
+    has_log,
     is_hidden,
     read_small,
     stat_of,
@@ -260,10 +261,16 @@ class OpenedFiles:
             return hashlib.blake2b(ascii(names).encode(), digest_size=DIGEST_SIZE).hexdigest()
         if not stat.S_ISREG(about.st_mode):
             return ""
-        if about.st_size >= LARGE_FILE:
-            return f"{about.st_size} {about.st_mtime_ns}"
         with contextlib.suppress(OSError):  # it was removed
-            return read_small(path)[0].hex()
+            if about.st_size < LARGE_FILE:
+                digest, logged = read_small(path)
+                state = digest.hex()
+            else:
+                state, logged = f"{about.st_size} {about.st_mtime_ns}", has_log(path)
+            log = f"{os.path.realpath(path)}-wal"
+            if logged and (found := stat_of(log)) is not None and found.st_size:
+                state += f" {self._state(log, found)}"
+            return state
         return ""
 
     def _tree(self, directory: str, start: int | None = None) -> str | None:
