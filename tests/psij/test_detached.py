@@ -37,11 +37,15 @@ ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 NAMES = ("function0", "function1", "program0", "program1", "rank0", "rank1")
 
 
-def on_slurm(test: Callable[..., None]) -> Any:
-    """Mark a test that runs the program on Slurm."""
-    for mark in (pytest.mark.slurm, pytest.mark.long, pytest.mark.timeout(300)):
-        test = mark(test)
+def only_long(test: Callable[..., None]) -> Any:
+    """Mark a test that runs the program on Slurm, in `nox -s long`."""
+    test = pytest.mark.long(pytest.mark.timeout(300)(test))
     return pytest.mark.usefixtures("cluster")(test)
+
+
+def on_slurm(test: Callable[..., None]) -> Any:
+    """Mark a test that runs the program on Slurm, also in `nox -s slurm`."""
+    return pytest.mark.slurm(only_long(test))
 
 
 def until(condition: Callable[[], bool], seconds: float = 100) -> None:
@@ -99,12 +103,18 @@ def require_run_once(place: Path) -> None:
 
 
 @on_slurm
-@pytest.mark.parametrize("lines", range(10))
+@pytest.mark.parametrize("lines", [0, 1, 2, 5, 9])
 def test_no_task_is_repeated_after_a_kill(lines: int, tmp_path: Path) -> None:
     (tmp_path / "gate").touch()
     killed(tmp_path, lines, number=ENDS[lines % 3])
     assert finished(started(tmp_path)) == RESULTS
     require_run_once(tmp_path)
+
+
+@only_long
+@pytest.mark.parametrize("lines", [3, 4, 6, 7, 8])
+def test_no_task_is_repeated_after_a_kill_at_any_other_moment(lines: int, tmp_path: Path) -> None:
+    test_no_task_is_repeated_after_a_kill(lines, tmp_path)
 
 
 @on_slurm

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
-from rhapsody.sdk import OUTPUT_FILES
 from rhapsody.testing import Driver
 from tests._support.slurm import why_not
 from tests.radical import cluster, kills
@@ -29,19 +28,27 @@ pytestmark = [
 
 
 INSIDE = """
-import asyncio, os, sys
+import asyncio, json, os, sys
 from pathlib import Path
+from rhapsody.sdk import OUTPUT_FILES
 from rhapsody.testing import Driver
 from tests.radical import cluster
 from tests.radical.pilots import backend
 
 async def main(place):
-    pilot = cluster.settings(access_schema="interactive")
+    pilot = cluster.settings(access_schema="interactive", resource="tests.srun")
     made = backend(pilot, work_dir=place / "work", functions="executable")
     async with Driver(made, work_dir=place) as driver:
         try:
-            end = await driver.run_one(driver.command("echo $SLURM_JOB_ID"))
-            print(os.environ["SLURM_JOB_ID"], end.stdout, len(cluster.jobs(place)))
+            end, failed, killed = await driver.run(
+                driver.command("echo $SLURM_JOB_ID"),
+                driver.command("echo said >&2; exit 3"),
+                driver.command("echo more >&2; kill -9 $$"),
+            )
+            jobs = [os.environ["SLURM_JOB_ID"], (end.stdout or str(end)).strip()]
+            errors = Path(failed.task["sandbox"], OUTPUT_FILES[1]).read_text()
+            ends = [[each.stderr, each.task["exit_code"]] for each in (failed, killed)]
+            print(json.dumps([jobs, len(cluster.jobs(place)), ends, errors]))
         finally:
             await made.shutdown()
 
@@ -110,33 +117,15 @@ async def test_tasks_run_in_batch_jobs_and_are_lost_with_them(
     cluster.until_no_jobs_of(tmp_path)
 
 
-def errors_of(task: Any) -> str:
-    """The standard error of a program with that of its launcher."""
-    return Path(task["sandbox"], OUTPUT_FILES[1]).read_text()
-
-
-@pytest.mark.asyncio
-async def test_messages_of_srun_are_removed_from_the_standard_error(tmp_path: Path) -> None:
-    pilot = cluster.settings(resource="tests.srun")
-    made = backend(pilot, work_dir=tmp_path / "work", functions="executable")
-    async with Driver(made, work_dir=tmp_path) as driver:
-        try:
-            failed, killed = await driver.run(
-                driver.command("echo said >&2; exit 3"),
-                driver.command("echo more >&2; kill -9 $$"),
-            )
-            assert (failed.stderr, failed.task["exit_code"]) == ("said\n", 3)
-            assert (killed.stderr, killed.task["exit_code"]) == ("more\n", 137)
-            assert errors_of(failed.task).startswith("said\nsrun: error: ")
-        finally:
-            await made.shutdown()
-
-
-def test_a_pilot_uses_the_allocation_of_the_program(tmp_path: Path) -> None:
+def test_a_pilot_uses_the_allocation_of_the_program_and_srun(tmp_path: Path) -> None:
     words = ["salloc", "--quiet", "--ntasks=2", sys.executable, "-W", "ignore", "-c", INSIDE]
     done = subprocess.run(
         [*words, str(tmp_path)], cwd=kills.ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    own, of_the_task, left = done.stdout.split()
-    assert (of_the_task, left) == (own, "0"), done.stderr
+    (own, of_the_task), submitted, (failed, killed), errors = json.loads(done.stdout)
+    assert (of_the_task, submitted) == (own, 0), done.stderr
+    # Messages of srun are removed from the standard error, and are in its file.
+    assert failed == ["said\n", 3]
+    assert killed == ["more\n", 137]
+    assert errors.startswith("said\nsrun: error: ")
