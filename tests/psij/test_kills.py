@@ -28,8 +28,10 @@ def killed(executor: str, moment: str, directory: Path) -> None:
     words = [sys.executable, "-m", "tests.psij.victim", executor, str(directory), moment]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as victim:
         assert victim.stdout is not None
-        said = victim.stdout.readline()
-        victim.kill()
+        try:
+            said = victim.stdout.readline()
+        finally:  # also if the test exceeds its timeout
+            victim.kill()
     assert said == "now\n", "the victim ended before the moment"
 
 

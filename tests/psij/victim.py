@@ -35,6 +35,7 @@ now = partial(print, "now", flush=True)
 async def main(executor: str, directory: Path, moment: str) -> None:
     never = {"slurm.begin": "now+1hour"} if moment == "queued" and executor == "slurm" else {}
     per_job = 10 if moment in ("shared", "between") else 1
+    seconds = 1 if moment in ("between", "returning") else 300  # for slots to become free
     backend = PsijExecutionBackend(executor, attributes=never, tasks_per_job=per_job)
     if moment == "starting":
         now()
@@ -46,7 +47,7 @@ async def main(executor: str, directory: Path, moment: str) -> None:
 
         @flow.executable_task(capture=False)
         def wait(number: int) -> str:
-            return f"echo $$ >{directory}/{number}.pid; exec sleep 300"
+            return f"echo $$ >{directory}/{number}.pid; exec sleep {seconds}"
 
         @flow.function_task
         def large() -> bytes:
@@ -56,14 +57,14 @@ async def main(executor: str, directory: Path, moment: str) -> None:
         if moment == "idle":
             now()
             await asyncio.Future()
-        done, result = first(), large()
+        result = asyncio.gather(first(), large())
         tasks = [wait(number) for number in range(60)]  # some are being submitted
         conditions: dict[str, Callable[[], bool]] = {
             "submitting": lambda: True,
             "queued": lambda: (
                 executor == "local" or bool(subprocess.check_output(["squeue", "-h"]))
             ),
-            "between": done.done,
+            "between": lambda: any(task.done() for task in tasks),
             "returning": (directory / "returning").exists,
         }
 
