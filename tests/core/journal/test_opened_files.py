@@ -24,6 +24,7 @@ import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.journal import opened as opened_files
+from rhapsody.journal.files import LARGE_FILE
 from rhapsody.journal.plugin import Journal
 from rhapsody.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
@@ -193,11 +194,11 @@ async def test_a_database_that_a_function_reads_counts(here: Path) -> None:
     assert not ran()
 
 
-@pytest.mark.parametrize("large_file", [opened_files.LARGE_FILE, 1])
+@pytest.mark.parametrize("large_file", [LARGE_FILE, 1])
 async def test_what_is_only_in_the_log_of_a_database_counts(
     here: Path, monkeypatch: pytest.MonkeyPatch, large_file: int
 ) -> None:
-    monkeypatch.setattr(opened_files, "LARGE_FILE", large_file)
+    monkeypatch.setattr("rhapsody.journal.opened.LARGE_FILE", large_file)
     with contextlib.closing(sqlite3.connect("data/t.sqlite")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE t (x)")
