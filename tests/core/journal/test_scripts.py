@@ -295,7 +295,7 @@ async def test_other_modules_and_text_that_is_not_python_do_not_count(here: Path
 
 
 def installed_beside(environment: Path, version: str, digest: str) -> Path:
-    """Installs a package with a program into an environment, as pip does."""
+    """Install a package with a program into an environment, as pip does."""
     site = environment / "lib" / "python3" / "site-packages"
     for path in (*site.glob("vtool*"), environment / "bin"):
         shutil.rmtree(path, ignore_errors=True)
