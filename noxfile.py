@@ -182,7 +182,7 @@ def slurm(session: nox.Session) -> None:
     session.install(*sources(*distributions), "--compile", *tools("radical"))
     places = ("core/backends/test_commands.py", "dask", "psij", "radical")
     selected = session.posargs or ["-m", "slurm", *(f"tests/{place}" for place in places)]
-    session.run("pytest", "-n5", "--dist=loadfile", *ONCE_MORE, *selected)  # most tests wait
+    session.run("pytest", "-n4", "--dist=loadfile", *ONCE_MORE, *selected)  # most tests wait
 
 
 @nox.session

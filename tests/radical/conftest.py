@@ -58,8 +58,10 @@ def pytest_sessionfinish() -> None:
     gc.collect()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ignore RADICAL-Pilot's warnings, in this directory alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ignore RADICAL-Pilot's warnings, in this directory alone, and begin with `WAITING`."""
+    if _is_of_slurm(config):
+        items.sort(key=lambda item: item.name not in WAITING)
     for item in items:
         if HERE in item.path.parents:
             for noise in NOISE:
@@ -103,23 +105,35 @@ WITHOUT_PILOT = {
 """Files of this directory whose tests may run at the same time as those of other files."""
 
 
+WAITING = {
+    "test_a_task_that_reaches_the_limit_of_its_job_fails_at_once",
+    "test_srun_starts_a_worker_on_each_node_that_ends_with_the_program",
+}
+"""Tests that wait longest for Slurm, which compares the times of jobs once per minute."""
+
+
+def _is_of_slurm(config: pytest.Config) -> bool:
+    return bool(config.getoption("markexpr") == "slurm")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process run all tests with a pilot: two pilots overload a machine of two cores.
 
-    `nox -s slurm`, whose tests mostly wait, runs two pilots side by side, and distributes the tests
-    of other directories one by one.
+    `nox -s slurm`, whose tests mostly wait, runs two or three pilots side by side, and distributes
+    the tests of other directories one by one.
     """
-    only_slurm = config.getoption("markexpr") == "slurm"
-
+    only_slurm = _is_of_slurm(config)
     without_pilot = {HERE / name for name in WITHOUT_PILOT}
 
     def group(nodeid: str) -> str:
         file = config.rootpath / nodeid.partition("::")[0]
         if file.parent != HERE:
             return nodeid
+        if only_slurm and file.name == "test_slurm_pages.py":
+            return nodeid if nodeid.endswith("_without_gpus") else "pages"
         if only_slurm:
-            return "pages" if file.name == "test_slurm_pages.py" else "pilots"
+            return "pilots"
         return str(file) if file in without_pilot else "pilots"
 
     scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)

@@ -294,6 +294,17 @@ def test_the_guard_is_quick_and_uses_the_standard_library_only() -> None:
     assert "importlib_metadata" not in modules
 
 
+def test_the_version_is_printed_without_importing_a_command() -> None:
+    code = """
+    from rhapsody.cli import COMMANDS, main
+    try:
+        main(["--version"])
+    except SystemExit:
+        print("imported:", [name for name in COMMANDS if f"rhapsody.cli.{name}" in sys.modules])
+    """
+    assert "imported: []\n" in python(code).stdout
+
+
 def test_the_module_and_the_console_script_are_the_same_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rhapsody", "--version"],

@@ -892,6 +892,47 @@ async def test_an_output_that_is_no_longer_saved_is_not_read_from_its_former_des
     assert await program(cleaned=True) == "raw"
 
 
+REPLACED = {
+    "file": (OutputFile("res", save="out/"), "echo old > res", "res"),
+    "directory": (OutputDir("dir", save="out/"), "mkdir dir; echo old > dir/res", "dir/res"),
+    "pattern": (OutputFile("r*", many=True, save="out/"), "echo old > res", "res"),
+}
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+@pytest.mark.parametrize("how", ["function", "command", "save"])
+async def test_later_readers_of_a_reused_file_that_is_replaced_meanwhile_read_its_content(
+    here: Path, kind: str, how: str
+) -> None:
+    output, what, name = REPLACED[kind]
+
+    async def program(*, reads: bool) -> str | None:
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            run = command(flow, here)
+
+            @flow.function_task
+            def read(file: Any) -> str:
+                return Path(file if kind == "file" else next(iter(file))).read_text()
+
+            made = run("make", what, output)
+            await made
+            if not reads:
+                return None
+            await run("replace", "echo new > res", OutputFile("res", save=f"out/{name}"))
+            file = made.file(output.filename)
+            if how == "save":
+                await flow.save(made, "copy/")
+                return (here / "copy" / name).read_text()
+            return str(
+                await (read(file) if how == "function" else run("show", f"cat {name}", file))
+            )
+
+    await program(reads=False)
+    for _ in range(2):
+        assert await program(reads=True) == "old\n"
+        assert (here / "out" / name).read_text() == "new\n"
+
+
 async def test_a_file_is_reused_if_its_destination_has_not_changed(here: Path) -> None:
     async def program(count: int) -> None:
         async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:

@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +41,14 @@ def nothing_ran(here: Path) -> None:
         (here / "data" / f"{name}.txt").write_text(name)
 
 
-async def run(function: Callable[..., Any], *calls: tuple[Any, ...], **options: Any) -> list[Any]:
+async def run(
+    function: Callable[..., Any],
+    *calls: tuple[Any, ...],
+    journal: Any = "run.sqlite",
+    **options: Any,
+) -> list[Any]:
     """Run a program of some calls that resumes the run before it."""
-    async with engine(resume=True, **options) as flow:
+    async with WorkflowEngine.create(journal=journal, resume=True, **options) as flow:
         task = flow.function_task(function)
         return await asyncio.gather(*[task(*call) for call in calls])
 
@@ -155,6 +161,66 @@ async def test_files_in_the_current_directory_are_found_after_a_move(
     assert ran() == {"read a": 1}
     (other / "data" / "a.txt").write_text("changed")
     assert await run(read, ("a",)) == ["changed"]
+
+
+@pytest.mark.parametrize("runs", ["code", "runs/1"])
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_files_beside_the_directories_of_the_program_and_of_the_run_count(
+    tmp_path: Path, runs: str, absolute: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "project"
+    for place in ("code", "data/.cache", "runs/1", "runs/data"):
+        (first / place).mkdir(parents=True)
+    for place in ("", "runs"):
+        (first / place / "data" / "a.txt").write_text("a")
+    parts = ("..", "data", "a.txt")
+
+    async def reads(project: Path) -> Any:
+        monkeypatch.chdir(project / runs)
+        program = project / "code"
+        monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+
+        def beside() -> str:
+            note("beside")
+            Path("..", "data", ".cache", "state").write_text("")
+            with open(os.path.join(os.getcwd() if absolute else "", *parts)) as file:
+                return file.read()
+
+        return await run(beside, (), backend=BACKENDS[backend](), journal=tmp_path / "run.sqlite")
+
+    (first / runs / "../data/.cache").mkdir(exist_ok=True)
+    assert await reads(first) == await reads(first) == ["a"]
+    second = first.rename(tmp_path / "moved")
+    assert await reads(second) == ["a"]
+    assert ran() == {"beside": 1}
+    second.joinpath(runs, *parts).write_text("changed")
+    assert await reads(second) == await reads(second) == ["changed"]
+    assert ran() == {"beside": 2}
+
+
+@pytest.mark.parametrize("above", ["home", "temporary files"])
+async def test_files_beside_a_project_in_a_shared_directory_do_not_count(
+    tmp_path: Path, above: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "code"
+    program.mkdir()
+    monkeypatch.chdir(program)
+    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+    if above == "home":
+        monkeypatch.setenv("HOME", str(tmp_path))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("a")
+
+    def beside() -> str:
+        note("beside")
+        return Path("..", "other", "a.txt").read_text()
+
+    assert await run(beside, ()) == ["a"]
+    (tmp_path / "other" / "a.txt").write_text("changed")
+    assert await run(beside, ()) == ["a"]
 
 
 def rows(path: str, value: int | None = None) -> int:

@@ -1,9 +1,9 @@
 """Command-line interface: finds the command that the arguments name, and runs it.
 
-Each built-in command is a module of this package with `HELP`, `configure` and `run`. Plugins add
-commands through the hook `rhapsody_commands`. They are imported only for what they may provide: for
-a command that is not built in, for a format of `rhapsody export`, and for `--plugins`. The console
-script calls `rhapsody_guard.command`.
+Each built-in command is a module of this package with `configure` and `run`, which is imported when
+the command is used. Plugins add commands through the hook `rhapsody_commands`. They are imported
+only for what they may provide: for a command that is not built in, for a format of `rhapsody
+export`, and for `--plugins`. The console script calls `rhapsody_guard.command`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,11 @@ import shlex
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rhapsody.cli import (
-    backends,
-    clean,
-    completion,
-    config,
-    doctor,
-    export,
-    graph,
-    journal,
-    logs,
-    new_backend,
-    report,
-    run,
-    runs,
-    show,
-    stats,
-    status,
-    trace,
-)
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -59,24 +42,25 @@ Configure = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int | None]
 
 COMMANDS = {
-    "run": run,
-    "runs": runs,
-    "status": status,
-    "show": show,
-    "logs": logs,
-    "stats": stats,
-    "graph": graph,
-    "trace": trace,
-    "report": report,
-    "export": export,
-    "backends": backends,
-    "config": config,
-    "doctor": doctor,
-    "clean": clean,
-    "journal": journal,
-    "new-backend": new_backend,
-    "completion": completion,
+    "run": "run a workflow",
+    "runs": "list the recorded runs, newest first",
+    "status": "show which tasks of a run are running, waiting or have failed",
+    "show": "show a task: its call, attempts, times, files, used resources and error",
+    "logs": "print the standard output and standard error of a task",
+    "stats": "show durations and used resources by task name, or compare two runs",
+    "graph": "print the graph of a run, grouped by task name",
+    "trace": "write the timeline of a run as a trace for ui.perfetto.dev",
+    "report": "write an HTML report about a run",
+    "export": "write a run as an RO-Crate, or in a format of a plugin",
+    "backends": "list the backends, and show if they can be used",
+    "config": "show the settings of a profile, and the files that set them",
+    "doctor": "check the installation and every plugin",
+    "clean": "remove the directories of runs that have ended, except their results",
+    "journal": "inspect, prune or verify the recorded results of runs",
+    "new-backend": "create the source files of a package for a new backend",
+    "completion": "print a script that completes commands and options in your shell",
 }
+"""Built-in commands, each with its help. The module of a command has the same name."""
 
 MIXED = {"status", "show", "logs", "stats", "config"}
 """Commands whose options may be between their arguments."""
@@ -113,8 +97,8 @@ class Commands:
         self.formats: dict[str, tuple[str, Callable[[Path, Path], None]]] = {}
         self._with_plugins = False
         self._commands = {
-            name: _Command(module.HELP, module.configure, module.run)
-            for name, module in COMMANDS.items()
+            name: _Command(help, partial(_configure, name), partial(_run_built_in, name))
+            for name, help in COMMANDS.items()
         }
 
     def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
@@ -126,7 +110,9 @@ class Commands:
         self, name: str, suffix: str, write: Callable[[Path, Path], None]
     ) -> None:
         """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
-        _check_name("format", name, (export.RO_CRATE, *self.formats))
+        from rhapsody.cli.export import RO_CRATE
+
+        _check_name("format", name, (RO_CRATE, *self.formats))
         self.formats[name] = suffix, write
 
     def add_from_plugins(self) -> None:
@@ -230,6 +216,20 @@ class Commands:
         hint = f"did you mean {close[0]!r}?" if close else ""
         hint = hint or f"the commands are {', '.join(self._commands)}"
         raise UsageError(f"unknown command {name!r}; {hint}")
+
+
+def _module(name: str) -> Any:
+    """Return the module of a built-in command."""
+    return import_module(f"rhapsody.cli.{name.replace('-', '_')}")
+
+
+def _configure(name: str, parser: argparse.ArgumentParser) -> None:
+    _module(name).configure(parser)
+
+
+def _run_built_in(name: str, parsed: argparse.Namespace) -> int | None:
+    result: int | None = _module(name).run(parsed)
+    return result
 
 
 def _check_name(kind: str, name: str, taken: Container[str]) -> None:

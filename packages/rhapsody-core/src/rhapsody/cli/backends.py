@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from rhapsody.capabilities import Capabilities
     from rhapsody.plugins.options import BackendOption
 
-HELP = "list the backends, and show if they can be used"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

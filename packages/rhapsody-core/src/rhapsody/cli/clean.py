@@ -17,7 +17,6 @@ from rhapsody.resources import seconds, size_text
 if TYPE_CHECKING:
     from rhapsody.staging.runs import LeftRun
 
-HELP = "remove the directories of runs that have ended, except their results"
 
 MAX_NAMES = 3
 """Maximum number of results that are named for each run."""

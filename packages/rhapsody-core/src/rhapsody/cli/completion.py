@@ -12,8 +12,6 @@ from typing import Any
 from rhapsody.cli.output import DONE, CommandError, complain, say
 from rhapsody.errors import describe_error
 
-HELP = "print a script that completes commands and options in your shell"
-
 SHELLS = ("bash", "zsh", "fish")
 
 PATHS = {"SCRIPT[:FUNC]": "file", "FILE": "file", "DIR": "directory", "DIRECTORY": "directory"}

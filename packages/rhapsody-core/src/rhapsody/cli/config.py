@@ -17,7 +17,6 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.engine.configuration.profiles import Profile, Value
 
-HELP = "show the settings of a profile, and the files that set them"
 
 DEFAULT = "default"
 

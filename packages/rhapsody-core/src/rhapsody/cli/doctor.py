@@ -52,7 +52,6 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
 
-HELP = "check the installation and every plugin"
 SLOW_IMPORT = 1.0
 """Number of seconds after which the import of a plugin's module is reported as slow."""
 

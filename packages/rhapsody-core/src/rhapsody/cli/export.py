@@ -17,7 +17,6 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory
 
-HELP = "write a run as an RO-Crate, or in a format of a plugin"
 
 RO_CRATE = "ro-crate"
 FILES = ("reference", "digest", "copy")

@@ -16,7 +16,6 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.history.graph import Graph, Node
 
-HELP = "print the graph of a run, grouped by task name"
 
 LIMITS = {"mermaid": 500, "dot": 10_000, "svg": 2_000}
 """Maximum number of nodes and of arrows. Mermaid itself refuses more than 500 arrows, and Graphviz

@@ -14,8 +14,6 @@ from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import size_text
 
-HELP = "inspect, prune or verify the recorded results of runs"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -33,7 +33,6 @@ from rhapsody.states import TasksMainStates
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, RecordReader, TaskRun
 
-HELP = "print the standard output and standard error of a task"
 
 POLL = 0.5
 """Seconds between two checks for new output with `-f`."""

@@ -8,8 +8,6 @@ from pathlib import Path
 from rhapsody.cli.lookup import RUN_HELP, read_record
 from rhapsody.cli.output import CommandError, new_file, note, write_bytes
 
-HELP = "write an HTML report about a run"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from rhapsody.dashboard.process import Dashboard
     from rhapsody.engine.configuration.defaults import EngineDefaults
 
-HELP = "run a workflow"
 
 IMPLIED = {"keep_going": True, "progress": True, "record": True}
 """Engine options that apply if neither the command line nor the profile sets them."""

@@ -17,7 +17,6 @@ from rhapsody.plugins.specs import UsageError
 if TYPE_CHECKING:
     from rhapsody.history.reader import RunRecord
 
-HELP = "list the recorded runs, newest first"
 
 COUNT = 20
 """Number of runs that are listed by default."""

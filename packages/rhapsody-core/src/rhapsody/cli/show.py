@@ -36,7 +36,6 @@ from rhapsody.history.values import (
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, FileRecord, RunHistory, RunRecord, TaskRun
 
-HELP = "show a task: its call, attempts, times, files, used resources and error"
 
 MAX_LINES = 20
 """Maximum number of lines that are shown of the end of each output stream."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory
     from rhapsody.history.statistics import NameStatistics, Step
 
-HELP = "show durations and used resources by task name, or compare two runs"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""

@@ -39,7 +39,6 @@ from rhapsody.staging.runs import jobs_left
 if TYPE_CHECKING:
     from rhapsody.history.reader import RecordReader, RunHistory, TaskRun
 
-HELP = "show which tasks of a run are running, waiting or have failed"
 
 POLL = 1.0
 """Seconds between two checks of the record with `--watch`."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory
     from rhapsody.history.timeline import Lane, Slice
 
-HELP = "write the timeline of a run as a trace for ui.perfetto.dev"
 
 Event = dict[str, Any]
 

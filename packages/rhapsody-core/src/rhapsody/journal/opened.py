@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -52,9 +53,9 @@ class OpenedFiles:
 
     A result is reused only if these files have not changed since they were recorded. Recorded paths
     are relative to the program's directory or, if they begin with `./`, to the current directory.
-    Paths below other directories that are arguments of the function are absolute. Files elsewhere,
-    files of installed packages, and files in hidden directories are not recorded, because caches
-    and settings are stored there.
+    This also applies to paths below the directories above these two. Paths below other directories
+    that are arguments of the function are absolute. Files elsewhere, files of installed packages,
+    and files in hidden directories are not recorded, because caches and settings are stored there.
 
     Args:
         program: The program's sources and directory.
@@ -72,9 +73,14 @@ class OpenedFiles:
         self._roots: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
         self._current = os.path.join(os.getcwd(), "")
         self._arguments: set[str] = set()
-        self._places = self._roots
-        if self._current != os.sep and not self._current.startswith(self._roots):
-            self._places += (self._current,)
+        inside = self._current == os.sep or self._current.startswith(self._roots)
+        self._elsewhere: tuple[str, ...] = () if inside else (self._current,)
+        places = (*self._roots, *self._elsewhere)
+        above = dict.fromkeys(os.path.dirname(place.rstrip(os.sep)) for place in places)
+        self._above: tuple[str, ...] = tuple(
+            f"{each}{os.sep}" for each in above if _is_of_project(each)
+        )
+        self._places = (*places, *self._above)  # from the inner to the outer ones
 
     def watched(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return the directories to watch for a function; see `rhapsody.sdk.watch_files`.
@@ -149,7 +155,7 @@ class OpenedFiles:
             states[name] = self._state(path, about)
             inside = not name.startswith(_CURRENT)
             if path in relative and (inside or os.path.join(directory, "") != self._current):
-                states[_DIRECTORY] = self._program.portable(directory)
+                states[_DIRECTORY] = self._portable_current(directory)
         return json.dumps(states) if states else None
 
     def changed(self, noted: str) -> str | None:
@@ -164,7 +170,7 @@ class OpenedFiles:
         root = self._program.roots[0]
         for name, state in json.loads(noted).items():
             if name == _DIRECTORY:
-                if self._program.portable(current_directory()) != state:
+                if self._portable_current(current_directory()) != state:
                     return "it used relative paths, and the current directory has changed"
                 continue
             inside = not name.startswith(_CURRENT)
@@ -224,9 +230,23 @@ class OpenedFiles:
 
     def _portable(self, path: str) -> str:
         """Return a path relative to the program's directory or to the current directory."""
-        if path.startswith(self._places[2:]):
+        if path.startswith(self._elsewhere):
             return f"{_CURRENT}{path.removeprefix(self._current)}"
+        if self._is_beside(path):
+            return f"{os.path.relpath(path, self._program.roots[0])}{os.sep}"
+        if path.startswith(self._above) and not path.startswith(self._roots):
+            return f"{_CURRENT}{os.path.relpath(path, self._current)}{os.sep}"
         return self._program.portable(path).removeprefix(TOP)
+
+    def _portable_current(self, directory: str) -> str:
+        if self._is_beside(f"{directory}{os.sep}"):
+            return os.path.relpath(directory, self._program.roots[0])
+        return self._program.portable(directory)
+
+    def _is_beside(self, path: str) -> bool:
+        """Return True if a path is in the directory above the program's, but not in the latter."""
+        above = f"{os.path.dirname(self._program.roots[0])}{os.sep}"
+        return above in self._above and path.startswith(above) and not path.startswith(self._roots)
 
     def _is_filled(self, directory: str, start: int, written: Collection[str]) -> bool:
         """Return True if a directory contains a file that another task or process has written.
@@ -334,6 +354,15 @@ def current_directory() -> str:
     with contextlib.suppress(FileNotFoundError):
         return os.getcwd()
     return ""
+
+
+def _is_of_project(directory: str) -> bool:
+    """Return True if a directory seems to contain only a project.
+
+    The home directory and the directory of temporary files also contain files of other programs.
+    """
+    others = os.path.expanduser("~"), tempfile.gettempdir(), os.sep
+    return not any(f"{each}{os.sep}".startswith(f"{directory}{os.sep}") for each in others)
 
 
 def _resolved(path: str) -> str:

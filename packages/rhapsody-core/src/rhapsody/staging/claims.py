@@ -129,17 +129,31 @@ class PathClaims:
         """Return True if a task has read the file and the run had not written it by then."""
         return self._real.of(str(path)) in self._readers
 
-    def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
+    def claim(
+        self, task: TaskDescription, outputs: Sequence[Output], repeats: TaskId | None = None
+    ) -> dict[str, Target]:
         """Claim the destinations of an attempt's outputs.
 
+        Args:
+            task: The attempt's description.
+            outputs: The outputs.
+            repeats: The call that this call repeats, or `None`. The destinations to which others
+                have written since are not claimed.
+
         Returns:
-            The destinations, by name of the output.
+            The claimed destinations, by name of the output.
 
         Raises:
             DataError: A destination is a file that the run reads or that another call is about to
                 write; a destination is not writable; or two outputs have the same destination.
         """
         targets = {each.filename: self._target(each) for each in outputs if each.save}
+        if repeats is not None:
+            targets = {
+                name: target
+                for name, target in targets.items()
+                if not self.is_replaced(target.path, repeats, directory=target.kind == "directory")
+            }
         if not targets:
             return targets
         for name, target in targets.items():
@@ -194,6 +208,27 @@ class PathClaims:
     def has_written(self, path: Path) -> bool:
         """Return True if the run has saved a file or directory to a destination."""
         return self._real.of(str(path)) in self._written
+
+    def is_replaced(self, path: str | Path, call: TaskId, *, directory: bool = False) -> bool:
+        """Return True if a call's saved file is no longer there: another call writes to its path.
+
+        Args:
+            path: A destination of the call, or the path of a file that was saved there.
+            call: The call.
+            directory: True for a directory, which is also replaced if something in it was written.
+
+        Returns:
+            True if another call is about to write the file, or has written it since `call` did.
+        """
+        key = self._real.of(str(path))
+        if self._claim_on(key, call) is not None:
+            return True
+        places = [key, *_parents(key)]
+        if directory:
+            places += [each for each in self._written if each.startswith(f"{key}/")]
+        written = [self._written[each] for each in places if each in self._written]
+        last = max(written, key=lambda each: each.number, default=None)
+        return last is not None and last.claim.call != call
 
     def release(self, task: TaskDescription) -> None:
         """Release the claims of an attempt whose work has ended. A second call has no effect."""

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rhapsody.data import InputFile, Output
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.identity import AttemptId
+from rhapsody.identity import AttemptId, TaskId
 from rhapsody.staging.claims import Target
 from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
@@ -138,6 +138,8 @@ class FileFlow:
         left: The sources whose undeclared files the attempt receives.
         written: The outputs that inputs stand for, by the `id` of the input.
         states: The states of inputs at the call, by the `id` of the input.
+        repeats: The call that the attempt repeats, if any. Its files that another task has replaced
+            at their destinations are not saved again.
 
     Attributes:
         phase: The phase.
@@ -152,8 +154,8 @@ class FileFlow:
 
     __slots__ = (
         "_coming", "_copies", "_held", "_inheritance", "_inputs", "_needs", "_outputs", "_reads",
-        "_reference", "_search", "_sources", "_stager", "_states", "_task", "at_call", "left",
-        "linked", "matches", "phase", "places", "targets",
+        "_reference", "_repeats", "_search", "_sources", "_stager", "_states", "_task", "at_call",
+        "left", "linked", "matches", "phase", "places", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -166,11 +168,13 @@ class FileFlow:
         left: Sequence[AttemptInfo] = (),
         written: Mapping[int, Written] = _NOTHING,
         states: Mapping[int, FileState] = _NOTHING,
+        repeats: TaskId | None = None,
     ) -> None:
         self._stager = stager
         self._task = task
         self._inputs = inputs
         self._outputs = outputs
+        self._repeats = repeats
         self._sources = sources
         self.left: Sequence[AttemptInfo] = left
         self.phase: FilePhase = FilePhase.DECLARED
@@ -268,7 +272,7 @@ class FileFlow:
         references = (source.files.reference for source in self._sources)
         self._held = tuple(each for each in references if each is not None)
         if not self._coming and self._outputs:
-            self.targets = self._stager.results.claims.claim(self._task, self._outputs)
+            self._claim()
         self.phase = after
         return bool(self._coming)
 
@@ -324,7 +328,8 @@ class FileFlow:
         """
         place, files = left_place(producer, name), producer.files
         if files.paths is not None:  # a task of an earlier run
-            missing = producer if files.regeneration is not None and place.path is None else None
+            lost = files.regeneration is not None and self._stager.is_lost(producer, place)
+            missing = producer if lost else None
             return place._replace(path=files.path_of(name), producer=None, missing=missing)
         if self._stager.is_on(backend, producer):
             if to == name and not copied:
@@ -356,7 +361,11 @@ class FileFlow:
             path = await asyncio.shield(fetch)
             self.places[name] = InputPlace(path, state=state_at(path))
         if self._outputs and self.phase is FilePhase.RESOLVED:  # it was not canceled meanwhile
-            self.targets = self._stager.results.claims.claim(self._task, self._outputs)
+            self._claim()
+
+    def _claim(self) -> None:
+        claims = self._stager.results.claims
+        self.targets = claims.claim(self._task, self._outputs, self._repeats)
 
     def missing(self) -> list[AttemptInfo]:
         """Return the outcomes of the tasks that wrote the missing inputs in earlier runs."""
@@ -642,7 +651,17 @@ class FileFlow:
             DataError: An output could not be saved.
         """
         after = AFTER[self.phase][_T.SAVE]
-        saved = await self._stager.save(self._task, self.targets, self.matches, backend, files)
+        matches, repeats = self.matches, self._repeats
+        if repeats is not None:
+            others = partial(self._stager.results.claims.is_replaced, call=repeats)
+            matches = {
+                pattern: tuple(
+                    each for each in names if not others(self.targets[pattern].path / each)
+                )
+                for pattern, names in matches.items()
+                if pattern in self.targets
+            }
+        saved = await self._stager.save(self._task, self.targets, matches, backend, files)
         if self.phase is FilePhase.CHECKED:  # it was not canceled meanwhile
             self.phase = after
         return saved

@@ -90,11 +90,6 @@ def outcomes(producers: Mapping[int, Declaration]) -> dict[int, Written]:
     }
 
 
-def left_by(producer: AttemptInfo, name: str) -> str | None:
-    """Return the path of a file in the sandbox of an ended task, or `None` if it is not found."""
-    return left_place(producer, name).path
-
-
 def left_place(producer: AttemptInfo, name: str) -> InputPlace:
     """Return the location of a file in the sandbox of an ended task on the same backend."""
     path = producer.files.path_of(name)

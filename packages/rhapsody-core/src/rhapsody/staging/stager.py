@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.identity import AttemptId
 from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.claims import Kind, Target
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use
 from rhapsody.staging.inheritance import FileState
-from rhapsody.staging.inputs import as_source
+from rhapsody.staging.inputs import InputPlace, as_source
 from rhapsody.staging.outputs import Put, Results, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, SandboxKeeper
@@ -326,6 +327,18 @@ class Stager:
             self.results.add(unsaved.values())
             return None
         return self.keep_outputs(sandbox, outputs, files.matches, unsaved, recorded=True)
+
+    def is_lost(self, producer: AttemptInfo, place: InputPlace) -> bool:
+        """Return True if a file of a reused task is missing, or if another task writes to its path.
+
+        Args:
+            producer: The outcome of the reused task.
+            place: The location of the file; see `left_place`.
+        """
+        if place.path is None:
+            return True
+        call = AttemptId.of(producer.uid).task
+        return self.results.claims.is_replaced(place.path, call, directory=place.directory)
 
     def replaced(self, outcome: AttemptInfo) -> None:
         """Record that files of an earlier run were regenerated: the others need not be kept."""

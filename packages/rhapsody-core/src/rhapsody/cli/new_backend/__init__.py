@@ -18,7 +18,6 @@ from string import Template
 from rhapsody.cli.output import DONE, say
 from rhapsody.plugins.specs import API_VERSION, UsageError
 
-HELP = "create the source files of a package for a new backend"
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")
 
 _FILES = {

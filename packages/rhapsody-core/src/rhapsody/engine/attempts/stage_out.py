@@ -27,7 +27,7 @@ from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.flow import FileFlow, FilePhase
-from rhapsody.staging.inputs import left_by
+from rhapsody.staging.inputs import left_place
 from rhapsody.staging.outputs import check_outputs, found_in
 from rhapsody.staging.stager import Stager
 from rhapsody.task import AttemptInfo, ProducedFiles, Regeneration, TaskFuture, facts_of
@@ -65,8 +65,11 @@ class CallRegeneration(Regeneration):
     def before(self) -> list[Regeneration]:
         """Return the regenerations of the calls that produce this call's missing inputs."""
         outcomes = ((facts_of(future).outcome, name) for future, name in self._reads)
-        missing = (left for left, name in outcomes if left and left_by(left, name) is None)
-        return [left.files.regeneration for left in missing if left.files.regeneration]
+        lost = (left for left, name in outcomes if left and self._is_lost(left, name))
+        return [left.files.regeneration for left in lost if left.files.regeneration]
+
+    def _is_lost(self, outcome: AttemptInfo, name: str) -> bool:
+        return self._stage_out.stager.is_lost(outcome, left_place(outcome, name))
 
     async def __call__(self, outcome: AttemptInfo, reader: str | None) -> None:
         """Produce the files, or wait until they exist.
@@ -107,7 +110,7 @@ class CallRegeneration(Regeneration):
                 for name, (path, _) in targets.items()
                 if files.has_content is not None and await files.has_content(name, str(path))
             }
-            if any(name not in places and left_by(outcome, name) is None for name in names):
+            if any(name not in places and self._is_lost(outcome, name) for name in names):
                 return None
             paths = {name: outcome.files.path_of(name) for name in names}
             files = dataclasses.replace(files, paths=paths, places=places)

@@ -50,7 +50,7 @@ from rhapsody.errors import (
     add_note,
     describe_error,
 )
-from rhapsody.identity import attempt_text
+from rhapsody.identity import AttemptId, attempt_text
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.resources import Resources, seconds, time_needed
@@ -473,7 +473,7 @@ class TaskBuilder:
 
     def _declare_files(self, record: TaskRecord, description: TaskDescription) -> None:
         """Create the object that owns the files of the attempt."""
-        found, stager = record.call.found, self._stager
+        found, repeats, stager = record.call.found, record.call.repeats, self._stager
         sources, left = self._sources(record) if record.call.dependencies else ((), ())
         if found is None or not (found.inputs or found.outputs):
             record.files = FileFlow(stager, description, sources=sources, left=left)
@@ -491,6 +491,7 @@ class TaskBuilder:
             left,
             outcomes(found.producers) if found.producers else {},
             found.states,
+            None if repeats is None else AttemptId.of(repeats.attempt).task,
         )
 
     def _build_command(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
