@@ -140,7 +140,7 @@ def test_the_code_that_the_architecture_refers_to_exists() -> None:
     text = (Path(__file__).parents[2] / "docs" / "explanation" / "architecture.md").read_text()
     table = text.partition("## Where things happen")[2].partition("\n## ")[0]
     file, missing, found = Path(), [], 0
-    for name in re.findall(r"`((?:\w+/)+\w+\.py|[A-Z]\w+(?:\.\w+)?|[a-z]\w+)`", table):
+    for name in re.findall(r"`((?:\w+/)*\w+\.py|[A-Z]\w+(?:\.\w+)?|[a-z_]\w+)`", table):
         if name.endswith(".py"):
             file = ROOT / name
             continue
