@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -87,6 +86,8 @@ def _numbered(text: str) -> Iterator[tuple[Keys, int]]:
 
     A statement may have several lines. It ends at the first line with which it can be parsed.
     """
+    import tomllib
+
     table: Keys = ()
     statement, start = "", 1
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
@@ -277,6 +278,8 @@ def _unquoted(line: str) -> str:
     match = re.fullmatch(r"\s*([\w.-]+)\s*=\s*([\w~/.$][^\"'\[\]{},#]*?)\s*(#.*)?", line)
     if match is None:
         return ""
+    import tomllib
+
     key, value = match[1], match[2]
     try:
         tomllib.loads(line)
@@ -297,6 +300,8 @@ def _without_waiting(path: str, flags: int) -> int:
 @lru_cache(maxsize=16)
 def _read(path: Path, modified: int, size: int, inode: int, owner: int) -> ConfigFile | None:
     """Parse a file; the other arguments are the key of the cache."""
+    import tomllib  # most programs have no such file
+
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         content = file.read(MAX_SIZE + 1)

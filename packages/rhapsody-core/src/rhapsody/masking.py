@@ -37,10 +37,12 @@ MAX_NAME_LENGTH = 100
 MAX_REMEMBERED = 1000
 """Maximum number of values of tasks' variables that are masked in all texts."""
 
-_SECRET = re.compile(
-    r"SECRET|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|TOKENS?(_|$)|KEYS?(_|$)|_PAT$|"
-    r"(^|_)AUTH(ORIZATION)?(_(?!SOCK)|$)|COOKIES?(_|$)|_PWD$|BEARER|WEBHOOK|DATABASE_UR[IL]$",
-    re.IGNORECASE,
+# Regular expressions are compiled when they are first used, because most programs need few of them.
+
+_SUSPICIOUS = (
+    r"(?i)SECRET|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|TOKENS?(_|$)|KEYS?(_|$)|"
+    r"_PAT$|(^|_)AUTH(ORIZATION)?(_(?!SOCK)|$)|COOKIES?(_|$)|_PWD$|BEARER|WEBHOOK|"
+    r"DATABASE_UR[IL]$"
 )
 
 _WORDS = (
@@ -52,43 +54,35 @@ _WORDS = (
 _EVERYDAY = frozenset({"key", "keys", "tokens"})
 """Names of arguments and dictionary keys that look secret, but usually are not."""
 
-_WORD = re.compile("|".join(_WORDS))
-_REST = re.compile(r"[\w-]*")
+_WORD = "|".join(_WORDS)
+_REST = r"[\w-]*"
 _QUOTED = (
     r"""[bBrRfF]{0,2}(?P<quote>\\*(?:\"{3}|'{3}|["']))(?P<quoted>(?:(?!(?P=quote))(?:\\.|.))*)"""
 )
-_ASSIGNED = re.compile(
-    rf"""
+_ASSIGNED = rf"""(?x)
     (?:=(?!=) | \\*["']\s*:\s*[\[(]? | \s*:\s* | \s*=\s*) {_QUOTED}
     | \\*["'],\s*[bBrRfF]{{0,2}}(?P<mark>\\*["'])(?P<pair>(?:(?!(?P=mark))(?:\\.|.))*)(?P=mark)\)
     | =(?!=)(?P<value>[^\s"'\\,;&|<>]+)
     | [ \t]*=[ \t]+(?P<setting>[^\s"'\\,;&|<>=.()\[\]]+)(?=[\s"'\\]|$)
     | :[ \t]*(?P<header>[^\s"'\\,;&|<>]+)
-    """,
-    re.VERBOSE,
-)
-_OPTION = re.compile(
-    rf"""
+    """
+_OPTION = rf"""(?x)
     (?:= | [ \t]+ | \\*["'],\s*(?=\\*["']))
     (?:{_QUOTED} | (?P<value>[^\s"'\\;&|<>-][^\s"'\\;&|<>]*))
-    """,
-    re.VERBOSE,
-)
-_HEADER = re.compile(r"""\\*["']?\s*:\s*\\*["']?(?P<value>[^"'\\\n]+)""")
+    """
+_HEADER = r"""\\*["']?\s*:\s*\\*["']?(?P<value>[^"'\\\n]+)"""
 _HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie"})
-_BEARER = re.compile(r"\b(bearer) +[\w.~+/=-]{8,}", re.IGNORECASE)
-_SIGNED = re.compile(r"""([?&]sig=)[^\s&"'<>\\]+""")
-_USER = re.compile(r"""(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#"'<>@:]*)(:[^\s/"'<>]*)?@""")
-_CONSTANT = re.compile(
-    r"True|False|None|true|false|null|[-+]?[\d.]+(?:e[-+]?\d+)?|[(\[*%].*|\.\.\."
-)
+_BEARER = r"(?i)\b(bearer) +[\w.~+/=-]{8,}"
+_SIGNED = r"""([?&]sig=)[^\s&"'<>\\]+"""
+_USER = r"""(?i)\b([a-z][a-z0-9+.-]*://)([^\s/?#"'<>@:]*)(:[^\s/"'<>]*)?@"""
+_CONSTANT = r"True|False|None|true|false|null|[-+]?[\d.]+(?:e[-+]?\d+)?|[(\[*%].*|\.\.\."
 """Values without quotes that are shown: constants, and what is not a value."""
 
 
 @functools.lru_cache(maxsize=1000)
 def looks_secret(name: str) -> bool:
     """Return True if a variable's name, such as `API_TOKEN`, suggests that its value is secret."""
-    return _SECRET.search(name) is not None
+    return re.search(_SUSPICIOUS, name) is not None
 
 
 @functools.lru_cache(maxsize=1000)
@@ -193,12 +187,12 @@ def mask(text: str, secrets: Iterable[tuple[str, str]] | None = None) -> str:
     for value, name in secrets_of() if secrets is None else secrets:
         text = text.replace(value, f"<{name}>")
     if "://" in text:
-        text = _SIGNED.sub(r"\1<signature>", text)
+        text = re.sub(_SIGNED, r"\1<signature>", text)
         if "@" in text:
-            text = _USER.sub(_without_password, text)
+            text = re.sub(_USER, _without_password, text)
     lower = _lower(text)
     if "bearer" in lower:
-        text = _BEARER.sub(r"\1 <token>", text)
+        text = re.sub(_BEARER, r"\1 <token>", text)
         lower = _lower(text)
     if any(word in lower for word in _WORDS):
         text = "".join(_without_named(text, lower))
@@ -225,13 +219,13 @@ def _without_password(url: re.Match[str]) -> str:
 def _without_named(text: str, lower: str) -> Iterator[str]:
     """Yield the pieces of text, without the values whose names in the text look secret."""
     done = end = 0
-    for found in _WORD.finditer(lower):
+    for found in re.finditer(_WORD, lower):
         if found.start() < end:
             continue
         start, first = found.start(), max(end, found.start() - MAX_NAME_LENGTH)
         while start > first and (text[start - 1].isalnum() or text[start - 1] in "_-"):
             start -= 1
-        end = found.end() + len(_REST.match(text, found.end())[0])  # type: ignore[index]
+        end = re.compile(_REST).match(text, found.end()).end()  # type: ignore[union-attr]
         given = text[start:end]
         name = _secret_name(given) if len(given) <= MAX_NAME_LENGTH else None
         span = None if name is None else _value_of(text, given, end)
@@ -245,9 +239,9 @@ def _without_named(text: str, lower: str) -> Iterator[str]:
 def _value_of(text: str, name: str, end: int) -> tuple[int, int] | None:
     """Return where the value of a name that ends at `end` is; `None` if there is none to mask."""
     lower = name.lower()
-    if lower in _HEADERS and (header := _HEADER.match(text, end)):
+    if lower in _HEADERS and (header := re.compile(_HEADER).match(text, end)):
         return None if header["value"].startswith(("<", "$")) else header.span("value")
-    found = (_OPTION if name.startswith("-") else _ASSIGNED).match(text, end)
+    found = re.compile(_OPTION if name.startswith("-") else _ASSIGNED).match(text, end)
     if found is None:
         return None
     kind = found.lastgroup or ""
@@ -259,7 +253,7 @@ def _value_of(text: str, name: str, end: int) -> tuple[int, int] | None:
         several = quoted or "_" in name or "-" in name
         if len(value) < MIN_SECRET_LENGTH or not several:
             return None
-    constant = not (quoted or password) and _CONSTANT.fullmatch(value)
+    constant = not (quoted or password) and re.fullmatch(_CONSTANT, value)
     directory = lower == "pwd" and value.startswith(("/", "~"))
     if not value or value.startswith(("$", "<", "{")) or constant or directory:
         return None
@@ -267,7 +261,7 @@ def _value_of(text: str, name: str, end: int) -> tuple[int, int] | None:
     return start, start + len(value)
 
 
-_CONTROLS = re.compile(
+_CONTROLS = (
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
@@ -281,7 +275,8 @@ def escaped(text: str) -> str:
     """
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
+    lines = text.replace("\r\n", "\n")
+    return re.sub(_CONTROLS, lambda found: ascii(found[0])[1:-1], lines)
 
 
 def mask_arguments(arguments: Iterable[str], secrets: Secrets) -> Iterator[str]:

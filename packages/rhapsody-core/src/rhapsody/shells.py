@@ -55,14 +55,15 @@ _FIND = 'command -v bash >/dev/null && exec bash "$@"; exec sh "$@"'
 
 _STORE = 'file=$1; shift; (umask 077 && cat >"$file") && exec "$@" "$file" </dev/null'
 
-_EARLY = re.compile(
+# Compiled for the first command that contains a pipe.
+_EARLY = (
     r"\|(?<!\|\|)(?!\|)&?[\s\\]*(?:\w+=\S*\s+)*(?:[\w./-]*/)?"
     r"(?:(?:[efz]|bz|xz|zst)?grep\b[^|;&\n()]*?\s(?:(?P<quiet>-[a-zA-Z]*q|--quiet|--silent)"
     r"|-[a-zA-Z]*m|--max-count)|head\b(?!-)(?=[\s;)]|$))"
 )
 """Pipe into a program that may end before it has read all of its input."""
-_BEFORE = re.compile(r"(?:\b(?:if|elif|while|until)|(?<!\S)!)\s[^;&\n(]*\Z")
-_AFTER = re.compile(r"(?:[^|;&\n)]|>&)*(?:\|(?!\|)(?:[^|;&\n)]|>&)*)*[)\"]*\s*(?:\|\||&&)")
+_BEFORE = r"(?:\b(?:if|elif|while|until)|(?<!\S)!)\s[^;&\n(]*\Z"
+_AFTER = r"(?:[^|;&\n)]|>&)*(?:\|(?!\|)(?:[^|;&\n)]|>&)*)*[)\"]*\s*(?:\|\||&&)"
 _CHECKED, _WINDOW = 10_000, 500
 """Numbers of characters of a command, and on each side of a pipe, that are searched."""
 
@@ -96,11 +97,11 @@ def stops_reading(command: str) -> bool:
     The program that writes to `grep -q` or `head` is ended by SIGPIPE if it has more to write than
     the pipe holds. With `pipefail` the pipeline fails then, which the shell ignores in a condition.
     """
-    for pipe in _EARLY.finditer(command, 0, _CHECKED):
+    for pipe in re.compile(_EARLY).finditer(command, 0, _CHECKED):
         if (
             pipe["quiet"]
-            or _AFTER.match(command, pipe.end(), pipe.end() + _WINDOW)
-            or _BEFORE.search(command, max(0, pipe.start() - _WINDOW), pipe.start())
+            or re.compile(_AFTER).match(command, pipe.end(), pipe.end() + _WINDOW)
+            or re.compile(_BEFORE).search(command, max(0, pipe.start() - _WINDOW), pipe.start())
         ):
             return True
     return False

@@ -13,7 +13,6 @@ import difflib
 import inspect
 import sys
 import threading
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -793,6 +792,8 @@ def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
 
 
 def _value(text: str, option: str) -> Any:
+    import tomllib
+
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:

@@ -9,10 +9,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from rhapsody.errors import JournalError, describe_error
-from rhapsody.history.recorder import Recorder
 from rhapsody.journal import JournalOption
 from rhapsody.masking import mask, mask_value, secrets_of
 from rhapsody.observers.progress import Progress
@@ -21,6 +20,9 @@ from rhapsody.resources import duration_text
 from rhapsody.staging.fsutil import open_own
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames, location_of
+
+if TYPE_CHECKING:
+    from rhapsody.history.recorder import Recorder
 
 engine_log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -269,6 +271,8 @@ class BuiltIn:
         self._trace = None if trace is None else Trace(trace)
         self._record: Recorder | None = None
         if record is not False:
+            from rhapsody.history.recorder import Recorder
+
             self._record = Recorder(None if record is True else record)
         self.prof: Profiler = Profiler(self._trace)
         task_log = TaskLog() if log.isEnabledFor(logging.INFO) else None

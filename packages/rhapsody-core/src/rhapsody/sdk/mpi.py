@@ -11,7 +11,6 @@ outcome is kept.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import pickle
@@ -143,5 +142,7 @@ def _exit(code: int) -> NoReturn:
     _flush()
     # Unlike `os._exit`, C's `exit` flushes the output of libraries in C, and lets MPICH log out of
     # its launcher, which otherwise kills the ranks that have not ended yet.
+    import ctypes
+
     ctypes.CDLL(None).exit(code)
     raise AssertionError

@@ -22,7 +22,7 @@ class SlurmReason(NamedTuple):
     passes: bool
 
 
-ORDINARY = re.compile(
+ORDINARY = (
     r"(None|Resources|Priority|Dependency|BeginTime|Prolog|Cleaning|Licenses|Reservation"
     r"|WaitingForScheduling|JobArrayTaskLimit|NonZeroExitCode|RaisedSignal.*)?"
 )
@@ -80,7 +80,7 @@ def slurm_waiting(reason: str, first: str | None = None) -> SlurmReason | None:
         The meaning; `None` if the job only waits for its turn.
     """
     word = reason.strip(" ()").partition(",")[0].partition(" ")[0]
-    if ORDINARY.fullmatch(word):
+    if re.fullmatch(ORDINARY, word):
         return None
     for setting, pattern in WAITING:
         if re.fullmatch(pattern, word):

@@ -51,23 +51,22 @@ from rhapsody.tracebacks import format_error, users_part
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
 _SIGNALS = {int(each): each for each in signal.Signals}
 
+# Compiled when an error is described.
 _STARTS = r"(?:^|[;|&({\n]|\b(?:then|do|else)\s)\s*"
-_GREP = re.compile(  # outside of conditions
+_GREP = (  # outside of conditions
     _STARTS + r"(?:\w+=\S*\s+)*(?:[\w./-]*/)?(?:[efz]|bz|xz|zst)?grep\s(?![^;\n]{0,500}(?:&&|\|\|))"
 )
-_EXIT = re.compile(_STARTS + r"exit\s+[1-9$]")
-_SEVERAL = re.compile(r"[;|\n]|(?<!>)&(?!>)|\(\(|^\s*(?:let|read)\s")
+_EXIT = _STARTS + r"exit\s+[1-9$]"
+_SEVERAL = r"[;|\n]|(?<!>)&(?!>)|\(\(|^\s*(?:let|read)\s"
 """Commands with several parts, and those that fail without a fault."""
-_BROKEN = re.compile(r"BrokenPipeError|Broken pipe")
-_NO_LINK = re.compile(
-    r"Too many levels of symbolic links|is not a normal file|is a symbolic link", re.IGNORECASE
-)
+_BROKEN = r"BrokenPipeError|Broken pipe"
+_NO_LINK = r"(?i)Too many levels of symbolic links|is not a normal file|is a symbolic link"
 """Messages of gzip, bzip2 and zstd."""
-_UNSET = re.compile(r": (unbound variable|parameter not set)$", re.MULTILINE)
+_UNSET = r"(?m): (unbound variable|parameter not set)$"
 """Messages of bash and other shells in English."""
 
-_SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
-_LIST_SPLITS = re.compile(r"[\n=]")
+_SHELL_SPLITS = r"[\s'\"`;|&<>()=,]+"
+_LIST_SPLITS = r"[\n=]"
 
 MAX_CHECKED_WORDS = 500
 """Maximum number of words of a failed command that are checked for missing files."""
@@ -248,23 +247,24 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         return ""
     code = report.get("exit_code")
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
-    if "|" in command and (code == 128 + signal.SIGPIPE or _BROKEN.search(printed)):
+    if "|" in command and (code == 128 + signal.SIGPIPE or re.search(_BROKEN, printed)):
         return (
             "\nhint: a program in the pipeline was still writing after its reader, such as head, "
             "had ended; if this is intended, write `set +o pipefail` before the pipeline"
         )
-    if code == 1 and not printed and _GREP.search(command, 0, MAX_ARGUMENT):
+    if code == 1 and not printed and re.search(_GREP, command[:MAX_ARGUMENT]):
         return (
             "\nhint: if grep matched no line, and this is not an error, write "
             "`{ grep ... || [ $? = 1 ]; }` (with doubled braces in an f-string)"
         )
-    if _UNSET.search(printed):
+    if re.search(_UNSET, printed):
         return (
             "\nhint: the shell stops at variables that are not set; write ${NAME:-} where a "
             "variable may be missing, or set it with environment={...}"
         )
     silent = not printed and type(code) is int and 0 < code < min(_MEANINGS)
-    if silent and _SEVERAL.search(command.strip()) and not _EXIT.search(command, 0, MAX_ARGUMENT):
+    several = silent and re.search(_SEVERAL, command.strip())
+    if several and not re.search(_EXIT, command[:MAX_ARGUMENT]):
         options = (
             "set -eu" if record.attempt.description.get("shell") == "sh" else "set -euo pipefail"
         )
@@ -282,7 +282,8 @@ def _link_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         A newline and the hint, or an empty string if there is none.
     """
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
-    if record.call.found is None or not record.call.found.inputs or not _NO_LINK.search(printed):
+    found = record.call.found
+    if found is None or not found.inputs or not re.search(_NO_LINK, printed):
         return ""
     return (
         "\nhint: input files are links in the sandbox, which some programs refuse; to pass a "
@@ -339,8 +340,8 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
 def _pieces(command: str | list[str]) -> list[str]:
     """Return the parts of a command that may be names of files."""
     if isinstance(command, str):
-        return [*_shell_words(command), *_SHELL_SPLITS.split(command[:MAX_ARGUMENT])]
-    return _LIST_SPLITS.split("\n".join(command))
+        return [*_shell_words(command), *re.split(_SHELL_SPLITS, command[:MAX_ARGUMENT])]
+    return re.split(_LIST_SPLITS, "\n".join(command))
 
 
 def _shell_words(command: str) -> list[str]:
