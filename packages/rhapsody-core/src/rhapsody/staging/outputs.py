@@ -379,8 +379,8 @@ def _is_abandoned(owner: str, changed: float) -> bool:
     return False
 
 
-class Results:
-    """Results of one engine's tasks: saves outputs to their destinations, and lists kept files.
+class SavedFiles:
+    """Files of one engine's results: saves outputs to their destinations, and lists kept files.
 
     All methods except `add` are called on the engine's loop.
 

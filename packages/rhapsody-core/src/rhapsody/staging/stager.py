@@ -23,7 +23,7 @@ from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use
 from rhapsody.staging.inheritance import FileState
 from rhapsody.staging.inputs import InputPlace, as_source
-from rhapsody.staging.outputs import Put, Results, names_of, without_place
+from rhapsody.staging.outputs import Put, SavedFiles, names_of, without_place
 from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, SandboxKeeper
 from rhapsody.task import AttemptInfo, Sandbox, TaskDescription
@@ -101,7 +101,7 @@ class Stager:
         self.directory: Path = _current(self.work_dir)
         needed = (Path(os.path.abspath(work_dir)), self.directory, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
-        self.results: Results = Results(results_dir or self.directory, needed, threads)
+        self.results: SavedFiles = SavedFiles(results_dir or self.directory, needed, threads)
         self.destinations: dict[str, str] = {}
         self.threads: ThreadPool = threads
         self.sandboxes: SandboxKeeper = SandboxKeeper(keep, self.results.add, threads)
