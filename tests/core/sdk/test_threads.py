@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,3 +234,41 @@ async def test_a_pool_makes_its_calls_at_the_end_if_no_thread_could_be_started(
         await pool.run(made.clear)
     await pool.close()
     assert made == [1]
+
+
+async def test_calls_that_nobody_waits_for_share_a_thread_unless_they_are_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = set()
+
+    def call() -> None:
+        used.add(threading.current_thread())
+
+    monkeypatch.setattr(threads, "SLOW_CALL", 60)
+    pool = ThreadPool(2, "pool")
+    for _ in range(20):
+        pool.start()
+        pool.put(call)
+    await pool.close()
+    assert len(used) == 1
+
+    monkeypatch.setattr(threads, "SLOW_CALL", 0)
+    pool, both = ThreadPool(2, "pool"), threading.Barrier(2)
+    pool.start()
+    for each in (call, partial(both.wait, 20), partial(both.wait, 20)):
+        pool.put(each)
+    await pool.close()
+    assert not both.broken
+
+
+async def test_a_call_is_made_while_an_earlier_one_hangs() -> None:
+    pool, hang = ThreadPool(2, "pool"), threading.Event()
+    pool.start()
+    pool.put(lambda: hang.wait(60))
+    calls = []
+    async with asyncio.timeout(30):
+        for number in range(3):
+            calls.append(await pool.run(partial(int, number)))
+    assert calls == [0, 1, 2]
+    hang.set()
+    await pool.close()

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -93,11 +93,20 @@ def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | N
         future.set_exception(settable(error, "the call"))
 
 
+SLOW_CALL = 0.002
+"""Seconds after which a call is slow, so that a pool uses another thread for the next calls."""
+
+
 class ThreadPool:
     """Pool of threads for blocking calls. Threads are started as they are needed.
 
     Unlike the threads of `concurrent.futures`, these are not joined at exit. Destructors may add
-    calls.
+    calls. The threads run until `close`, because programs that they have started may end with them;
+    see `in_thread`.
+
+    One thread makes all calls as long as it returns from each within about 2 ms. While a call takes
+    longer, as on a slow file system, other threads make the next calls. Threads that return from
+    fast system calls at the same time would mostly wait for the interpreter.
 
     Args:
         size: The maximum number of threads.
@@ -109,6 +118,9 @@ class ThreadPool:
         self._name = name
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._busy = False  # True while the first thread makes a call
+        self._lock = threading.Lock()  # for the threads to be no more than `size`
+        self._late: SimpleQueue[bool] = SimpleQueue()  # wakes threads other than the first
 
     def put(self, call: Callable[[], object]) -> None:
         """Add a call to the queue of the threads.
@@ -120,17 +132,13 @@ class ThreadPool:
         self._calls.put(call)
 
     def start(self) -> None:
-        """Start one more thread unless all threads of the pool are running.
+        """Start the first thread unless it is running.
 
         Raises:
-            RuntimeError: The thread cannot be started, and no other thread of the pool is running.
+            RuntimeError: The thread cannot be started.
         """
-        if len(self._threads) < self._size:
-            try:
-                self._threads.append(start_thread(self._work, self._name))
-            except RuntimeError:
-                if not self._threads:
-                    raise
+        if not self._threads:
+            self._threads.append(start_thread(self._work, self._name))
 
     async def run(self, function: Callable[[], T], *, or_here: bool = False) -> T:
         """Call a blocking function on a thread of the pool, and return its result.
@@ -152,25 +160,66 @@ class ThreadPool:
             if or_here:
                 return function()
             raise
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        waits = self._busy or not self._calls.empty()
         self.put(partial(_call, function, future))
-        return await future
+        if not waits:
+            return await future
+        timer = loop.call_later(SLOW_CALL, self._use_another)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _use_another(self) -> None:
+        """Let another thread make the calls that are waiting now, if any."""
+        if self._calls.empty():
+            return
+        with self._lock:
+            if len(self._threads) < self._size:
+                with suppress(RuntimeError):  # too many threads
+                    self._threads.append(start_thread(self._help, self._name))
+            else:
+                self._late.put(True)
 
     async def close(self) -> None:
         """Wait until all calls have returned, and end the threads."""
-        threads, self._threads = self._threads, []
-        for _ in threads:
+        if self._threads:
             self._calls.put(None)
-        for thread in threads:
+        for _ in range(self._size):
+            self._late.put(False)
+        for thread in self._threads:  # slow calls may still add threads
             await in_thread(thread.join, or_here=True)
-        if not self._calls.empty():  # no thread could be started
-            self._calls.put(None)
-            await in_thread(self._work, or_here=True)
+        self._threads, self._late = [], SimpleQueue()
+        calls = [self._calls.get() for _ in range(self._calls.qsize())]
+        if any(calls):  # no thread could be started
+            await in_thread(lambda: [call() for call in calls if call is not None], or_here=True)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            self._busy = True
+            self._make(call)
             del call  # do not keep the call alive while waiting for the next one
+            self._busy = False
+
+    def _help(self) -> None:
+        goes_on = True
+        while True:
+            with suppress(Empty):
+                while (call := self._calls.get_nowait()) is not None:
+                    self._make(call)
+                    del call
+                self._calls.put(None)  # for the first thread
+            if not goes_on:
+                return
+            goes_on = self._late.get()
+
+    def _make(self, call: Callable[[], object]) -> None:
+        begin = perf_counter()
+        call()
+        if perf_counter() - begin > SLOW_CALL:
+            self._use_another()
 
 
 TIME_SLICE = 0.005

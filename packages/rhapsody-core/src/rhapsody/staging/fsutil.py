@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from rhapsody.copying import copy_file
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import DataError
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -606,6 +607,8 @@ def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
     # For a directory without subdirectories, this takes fewer system calls than `shutil.rmtree`.
     if os.path.islink(path):
         raise NotADirectoryError(errno.ENOTDIR, "it is a link", os.fspath(path))
+    if not kept and _clear_output(path):
+        return
     with os.scandir(path) as entries:
         others = [entry for entry in entries if entry.name not in kept]
     for entry in others:
@@ -615,6 +618,18 @@ def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
             os.unlink(entry.path)
     if not kept:
         os.rmdir(path)
+
+
+def _clear_output(path: str | os.PathLike[str]) -> bool:
+    """Remove a sandbox that contains only captured output; return False if it remains."""
+    try:
+        for name in OUTPUT_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+    except OSError:
+        return False
+    return True
 
 
 def _make_writable(path: str | os.PathLike[str]) -> None:
