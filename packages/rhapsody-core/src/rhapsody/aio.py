@@ -48,6 +48,12 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
     Unlike with `asyncio.shield`, an exception that a signal handler raises ends the wait.
     """
+    await _wakened_by(future)
+    future.result()
+
+
+async def _wakened_by(future: asyncio.Future[Any]) -> None:
+    """Wait until a future is done, whatever its outcome. `asyncio.wait` takes longer."""
     waiter = future.get_loop().create_future()
 
     def wake(_: object) -> None:
@@ -59,7 +65,6 @@ async def end_of(future: asyncio.Future[None]) -> None:
         await waiter
     finally:
         future.remove_done_callback(wake)
-    future.result()
 
 
 async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
@@ -71,7 +76,7 @@ async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]
     cancelled = False
     while not future.done():
         try:
-            await asyncio.wait([future])
+            await _wakened_by(future)
         except asyncio.CancelledError:
             cancelled = True
             cancel()

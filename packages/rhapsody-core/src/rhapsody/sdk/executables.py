@@ -343,8 +343,8 @@ class TaskProgram:
             `stdout`, `stderr` and `usage` into the description.
         environment: Variables in addition to those of this process; see `task_environment`.
         launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
-            program must end when this process is killed, and add `loop=loop` if the object is
-            created on another thread than the loop's.
+            program must end when this process is killed. Add `loop=loop` if the object is created
+            on another thread than the loop's, and call `watch` on the loop.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
         inherited: The variables of this process. Pass a copy if the object is created on another
@@ -419,6 +419,10 @@ class TaskProgram:
     def running(self) -> bool:
         """True while the program's process group exists."""
         return not self._program.exited.done()
+
+    def watch(self) -> None:
+        """Notice the end of the program. Called on the loop before other methods; see `launch`."""
+        self._program.watch()
 
     def terminate(self, grace: float) -> None:
         """Terminate the program and its children, and kill them after `grace` seconds.

@@ -305,9 +305,9 @@ class Program:
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: A file or descriptor, as for `subprocess.Popen`.
         reaper: The reaper that kills the group if this process is killed; `None` for no reaper.
-        loop: The loop on which the object is used, if the object is created on another thread. The
-            thread should outlive the program: a program with a parent-death signal ends with the
-            thread.
+        loop: The loop on which the object is used, if the object is created on another thread. Call
+            `watch` on the loop then. The thread should outlive the program: a program with a
+            parent-death signal ends with the thread.
 
     Attributes:
         exited: A future with the exit code, done when the whole group has ended. Wait with
@@ -368,23 +368,26 @@ class Program:
         self._deadline: float | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._descriptor = _watch(self._process.pid)
-        try:
-            if self._descriptor is None:
+        if self._descriptor is None:
+            try:
                 start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
-            elif loop is None:
-                self._loop.add_reader(self._descriptor, self._leader_ended)
-            else:
-                loop.call_soon_threadsafe(loop.add_reader, self._descriptor, self._leader_ended)
-        except RuntimeError:  # no thread can be started, or the loop is closed
-            signal_group(self.pid, signal.SIGKILL)
-            self._closed()
-            self._exit_code()
-            raise
+            except RuntimeError:  # too many threads
+                signal_group(self.pid, signal.SIGKILL)
+                self._closed()
+                self._exit_code()
+                raise
+        elif loop is None:
+            self.watch()
 
     @property
     def pid(self) -> int:
         """The id of the process and of its group."""
         return self._process.pid
+
+    def watch(self) -> None:
+        """Notice the end of the program. Called once, on the loop, if `loop` was given."""
+        if self._descriptor is not None:
+            self._loop.add_reader(self._descriptor, self._leader_ended)
 
     def _opened(self) -> None:
         register_group(self.pid)

@@ -140,6 +140,7 @@ class Executables(JobRunner):
         if program is None:
             self._deliver(job)
             return
+        program.watch()
         self._started(job, program)
         if job.cancelled:
             program.terminate(self._grace)
