@@ -186,18 +186,25 @@ def output_of(path: str) -> str:
     Like `end_of_file`, this does not block, and the text is empty if there is no regular file.
     """
     with _output_file(path) as file:
-        return "" if file is None else read_output(file.fileno(), path)
+        if file is None:
+            return ""
+        return read_output(file.fileno(), path, os.fstat(file.fileno()).st_size)
 
 
-def read_output(descriptor: int, path: str) -> str:
+def read_output(descriptor: int, path: str, size: int) -> str:
     """Return the text of an open output file, as `output_of` does.
 
-    Processes may still be writing to the file.
+    Args:
+        descriptor: The descriptor of the file, to which processes may still be writing.
+        path: The path of the file, for messages.
+        size: The number of bytes after which the text ends.
     """
-    size = os.fstat(descriptor).st_size
     start = 0 if size <= MAX_OUTPUT else size - KEPT_OUTPUT
     data = bytearray()
-    while piece := os.pread(descriptor, size - start - len(data), start + len(data)):
+    while missing := size - start - len(data):
+        piece = os.pread(descriptor, missing, start + len(data))
+        if not piece:  # the file was truncated
+            break
         data += piece
     if not start:
         return data.decode(errors="replace")

@@ -65,19 +65,21 @@ class ProgramOutput:
         stdout, stderr = self._descriptors
         return stdout, stderr
 
-    @property
-    def size(self) -> int:
-        """The total number of bytes in the two files."""
-        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
+    def sizes(self) -> list[int]:
+        """Return the numbers of bytes in the two files."""
+        return [os.fstat(descriptor).st_size for descriptor in self._descriptors]
 
-    def take(self) -> list[str]:
+    def take(self, sizes: Sequence[int]) -> list[str]:
         """Return standard output and standard error as text, and close the files.
 
         Of output that is too long, the text contains only the end; see `read_output`.
+
+        Args:
+            sizes: The numbers of bytes to return.
         """
         try:
             paths = [os.path.join(self._directory, name) for name in OUTPUT_FILES]
-            return list(map(read_output, self._descriptors, paths))
+            return list(map(read_output, self._descriptors, paths, sizes))
         finally:
             self.close()
 
@@ -467,9 +469,8 @@ class TaskProgram:
         output, self._output = self._output, None
         stdout = stderr = ""
         if output is not None:
-            stdout, stderr = (
-                output.take() if output.size <= MAX_LOOP_READ else await in_thread(output.take)
-            )
+            take = partial(output.take, sizes := output.sizes())
+            stdout, stderr = take() if sum(sizes) <= MAX_LOOP_READ else await in_thread(take)
         elif task.get("capture", True) == "files":
             stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
         task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr
