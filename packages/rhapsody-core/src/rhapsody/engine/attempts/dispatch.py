@@ -84,6 +84,7 @@ class Dispatcher:
         options: EngineOptions,
     ) -> None:
         self._handle = handle
+        self._resumed: deque[TaskRecord] = deque()  # their preparation has started
         self._ready: deque[TaskRecord] = deque()  # of priority 0
         self._others: list[tuple[float, int, TaskRecord]] = []  # heap; highest priority first
         self._pushed = 0  # number of tasks that were in the heap
@@ -110,7 +111,8 @@ class Dispatcher:
         elif settings.priority == 0:
             self._ready.append(record)
         else:
-            self._push(record, settings.priority)
+            self._pushed += 1
+            heapq.heappush(self._others, (-settings.priority, self._pushed, record))
         if self._waiter is not None:
             self.wake()
 
@@ -119,12 +121,9 @@ class Dispatcher:
         if record.call.task.settings.service and self._max_pending < math.inf:
             self._services.append(record)
         else:
-            self._push(record, math.inf)
-        self.wake()
-
-    def _push(self, record: TaskRecord, priority: float) -> None:
-        self._pushed += 1
-        heapq.heappush(self._others, (-priority, self._pushed, record))
+            self._resumed.append(record)
+        if self._waiter is not None:
+            self.wake()
 
     def wake(self) -> None:
         """Make the dispatcher check its queues."""
@@ -161,7 +160,8 @@ class Dispatcher:
             if self._closing:
                 return
             full = self._handle.occupied >= self._max_pending
-            if not (self._services or (not full and (self._ready or self._others))):
+            waits = self._resumed or self._ready or self._others
+            if not (self._services or (waits and not full)):
                 waiter = self._waiter = loop.create_future()
                 self._idle.set()
                 await waiter
@@ -174,7 +174,7 @@ class Dispatcher:
     def _take(self, ends: float) -> list[TaskRecord]:
         """Return the next batch: tasks that fit `max_pending` and can be prepared before `ends`."""
         batch: list[TaskRecord] = []
-        ready, others, services = self._ready, self._others, self._services
+        resumed, ready, others, services = self._resumed, self._ready, self._others, self._services
         handle, advance = self._handle, self._task_builder.advance
         while services:
             service = services.popleft()
@@ -183,11 +183,13 @@ class Dispatcher:
         most = len(batch) + self._max_pending - handle.occupied
         pushes_down = handle.capabilities.unfinished_dependencies
         looked_at = 0
-        while (ready or others) and len(batch) < most:
+        while (resumed or ready or others) and len(batch) < most:
             looked_at += 1
             if looked_at % CHECK_EVERY == 0 and time.perf_counter() > ends:
                 break
-            if others and (others[0][0] < 0 or not ready):
+            if resumed:
+                record = resumed.popleft()
+            elif others and (others[0][0] < 0 or not ready):
                 record = heapq.heappop(others)[2]
             else:
                 record = ready.popleft()
