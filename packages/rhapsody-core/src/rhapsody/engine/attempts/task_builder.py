@@ -169,7 +169,9 @@ class TaskBuilder:
         self._implicit_data = options.implicit_data
         self._shell = options.shell
         self._quiet = quiet
-        self._steps = tuple(_needed_steps(hooks, executable=each) for each in (False, True))
+        self._steps_of_functions = _needed_steps(hooks, {*OF_COMMANDS, *OF_FILES})
+        self._steps_with_files = _needed_steps(hooks, OF_COMMANDS)
+        self._steps_of_commands = _needed_steps(hooks, OF_FUNCTIONS)
         self._readers: WeakKeyDictionary[TaskFuture[Any], str] = WeakKeyDictionary()
         self._generators: dict[int, tuple[Any, bytes]] = {}  # those sent and their states, by id
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
@@ -192,7 +194,7 @@ class TaskBuilder:
                     if not backend.dry:
                         self._check_arguments(record, backend)
                     return True
-                steps = record.attempt.steps = iter(self._steps[task.kind == "executable"])
+                steps = record.attempt.steps = iter(self._steps_of(record))
             for step in steps:
                 paused = step(self, record, backend)
                 if paused is not None:
@@ -205,9 +207,14 @@ class TaskBuilder:
             return False
         return True
 
+    def _steps_of(self, record: TaskRecord) -> Steps:
+        if record.call.task.kind == "executable":
+            return self._steps_of_commands
+        return self._steps_of_functions if record.files is None else self._steps_with_files
+
     def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
         if paused.then is not None:
-            steps = self._steps[record.call.task.kind == "executable"]
+            steps = self._steps_of(record)
             record.attempt.steps = iter(steps[steps.index(paused.then) :])
         if isinstance(paused, Move):
             self._scheduler.requeue(record, paused.backend)
@@ -279,6 +286,8 @@ class TaskBuilder:
         In this process, the backend copies the arguments right before an attempt that may be
         retried. Elsewhere, calls receive copies, and generators of random numbers are checked.
         """
+        if backend.dry:
+            return
         if record.call.context is not None and backend.here:
             record.attempt.description["context"] = record.call.context
         if not backend.shares_memory:
@@ -717,14 +726,11 @@ class TaskBuilder:
         return Wait(files.fetch) if fetches else None
 
     def _complete_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Complete and check the arguments of a function, also for a call that may be reused."""
-        found, files = record.call.found, record.files
+        """Complete the arguments of a function, also for a call that may be reused."""
+        found, files, description = record.call.found, record.files, record.attempt.description
         if found is not None and found.inputs and files is not None:
-            description = record.attempt.description
             if files.choose_place(backend.backend):
                 description["args"], description["kwargs"] = self._values.of(record)
-        if record.call.task.kind == "function" and not backend.dry:
-            self._check_arguments(record, backend)
 
     def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
         return Wait() if self._memoization.look_up(record) else None
@@ -768,6 +774,7 @@ STEPS: Final[Steps] = (
     TaskBuilder._take_backend,
     TaskBuilder._find_files,
     TaskBuilder._complete_arguments,
+    TaskBuilder._check_arguments,
     TaskBuilder._look_up,
     TaskBuilder._require_time,
     TaskBuilder._make_missing,
@@ -776,14 +783,20 @@ STEPS: Final[Steps] = (
 )
 """Steps between a task's turn in the queue of a backend and its submission, in order."""
 
-OF_FUNCTIONS: Final = (TaskBuilder._complete_arguments,)
+OF_FUNCTIONS: Final = (TaskBuilder._complete_arguments, TaskBuilder._check_arguments)
 OF_COMMANDS: Final = (TaskBuilder._build_command, TaskBuilder._wrap_command)
-"""Steps that only one kind of task needs."""
+OF_FILES: Final = (
+    TaskBuilder._find_files,
+    TaskBuilder._complete_arguments,
+    TaskBuilder._make_missing,
+    TaskBuilder._link_files,
+)
+"""Steps that only one kind of task needs. Each command has files."""
 
 
-def _needed_steps(hooks: EngineHooks, *, executable: bool) -> Steps:
-    """Return the steps of functions or commands; steps for hooks that are not used are left out."""
-    unused: set[Step] = {*(OF_FUNCTIONS if executable else OF_COMMANDS)}
+def _needed_steps(hooks: EngineHooks, others: Iterable[Step]) -> Steps:
+    """Return the steps except some others and those for hooks that are not used."""
+    unused = {*others}
     if not hooks.prepare_task:
         unused.add(TaskBuilder._call_prepare)
     if not hooks.select_backend:
