@@ -34,6 +34,8 @@ from rhapsody.task import TaskFuture, facts_of
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
+_READY = WorkState.READY  # in Python 3.11, looking up a member in its enum takes a call
+
 LOSS_SECONDS: Final = 1.0
 """Total run time of the unrecorded calls of a function, in seconds, from which a warning is logged.
 """
@@ -129,7 +131,7 @@ class Memoization:
     async def _look_up(self) -> None:
         waiting, self._unlooked = self._unlooked, []
         for hook in self._hooks.lookup_results:
-            waiting = [record for record in waiting if record.state.work is WorkState.READY]
+            waiting = [record for record in waiting if record.state.work is _READY]
             if not waiting:
                 return
             tasks = [self._to_look_up(record) for record in waiting]
@@ -137,7 +139,7 @@ class Memoization:
             if inspect.isawaitable(results):
                 results = await self._answer_of(hook, results)
             for record, task in zip(waiting, tasks, strict=True):
-                if record.state.work is WorkState.READY:
+                if record.state.work is _READY:
                     _add_keys(record, task)
             if results is None:
                 continue
@@ -147,18 +149,18 @@ class Memoization:
                 continue
             missing = []
             for record, result in zip(waiting, results, strict=True):
-                if record.state.work is not WorkState.READY:  # canceled during the lookup
+                if record.state.work is not _READY:  # canceled during the lookup
                     continue
-                if record.call.task.settings.service:
+                if result is None or record.call.task.settings.service:
                     missing.append(record)
                     continue
-                files = record.files if isinstance(result, Recorded) else None
+                files = record.files
                 if files is not None and (changed := files.changed_since_call()):
                     # The result belongs to the new content.
                     error = error_messages.input_changed(record, changed, None)
                     self._scheduler.refuse(record, error)
                     continue
-                if not (isinstance(result, Recorded) and self._stage_out.restore(record, result)):
+                if not self._stage_out.restore(record, result):
                     missing.append(record)
             waiting = missing
         for record in waiting:
@@ -275,23 +277,26 @@ class Memoization:
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """Return the `Record` of a result that `record_results` hooks receive."""
-        uid, settings = record.future_uid(), record.call.task.recording_settings
-        outcome = record.outcome
-        if outcome is None:  # a function that printed nothing
-            return Record(uid, record.attempt.description, value, settings, record.input_paths())
+        call, description, outcome = record.call, record.attempt.description, record.outcome
+        uid, settings, repeats = record.future_uid(), call.task.recording_settings, call.repeats
+        if outcome is None:  # a function whose output was not captured
+            return Record(uid, description, value, settings, record.input_paths())
+        stdout, stderr, code = outcome.stdout, outcome.stderr, outcome.exit_code
+        if record.files is None and repeats is None:
+            return Record(uid, description, value, settings, {}, None, stdout, stderr, code)
         return Record(
             uid,
-            record.attempt.description,
+            description,
             value,
             settings,
             record.input_paths(),
             self._files(record),
-            outcome.stdout,
-            outcome.stderr,
-            outcome.exit_code,
+            stdout,
+            stderr,
+            code,
             record.texts(),
-            None if record.call.repeats is None else record.call.repeats.attempt,
-            () if record.call.repeats is None else tuple(record.call.repeats.readers),
+            None if repeats is None else repeats.attempt,
+            () if repeats is None else tuple(repeats.readers),
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
@@ -314,26 +319,31 @@ class Memoization:
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """Return the description of a task that `lookup_results` hooks receive."""
-        found: Any = record.attempt.description.copy()
-        found["settings"] = record.call.task.recording_settings
-        found["inputs"] = record.input_paths()
-        found["given"] = found["implicit"] = ()
-        found["destinations"] = {}
-        found["texts"] = record.texts()
-        found["shares_memory"] = record.attempt.backend.shares_memory
+        call, attempt = record.call, record.attempt
+        found: Any = {
+            **attempt.description,
+            "settings": call.task.recording_settings,
+            "inputs": {},
+            "given": (),
+            "implicit": (),
+            "texts": (),
+            "shares_memory": attempt.backend.shares_memory,
+            "services": (),
+            "after": {},
+            "destinations": {},
+        }
         if record.files is not None:
             self._describe_files(record, record.files, found)
         services: list[TaskFuture[Any]] = []
-        found["after"], found["services"] = {}, []
-        if record.parent is not None or record.call.dependencies:
+        if record.parent is not None or call.dependencies:
             callers = tuple(_callers(record))
             found["after"] = _predecessors(callers)
             services = _services(callers)
             found["services"] = [facts_of(service).uid for service in services]
             if services:
                 self._name_services(services, record, found)
-        if record.call.task.settings.service and record.call.task.kind == "executable":
-            found["function"] = record.call.task.function
+        if call.task.settings.service and call.task.kind == "executable":
+            found["function"] = call.task.function
             stands_in = partial(_stands_in, services)
             found["args"], found["kwargs"] = self._values.of(record, stands_in)
             if record.attempt.command is not None:
@@ -343,6 +353,7 @@ class Memoization:
 
     def _describe_files(self, record: TaskRecord, files: FileFlow, found: Any) -> None:
         """Add the files of a task to a description for a lookup."""
+        found["inputs"], found["texts"] = record.input_paths(), record.texts()
         if record.attempt.backend.dry:
             origins = files.expected()
             found["inputs"] = {name: _path_of(file) for name, file in origins.items()}

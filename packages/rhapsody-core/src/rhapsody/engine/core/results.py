@@ -60,7 +60,8 @@ class Results:
             error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        error = self.input_changed(record, error) or error
+        if record.files is not None:
+            error = self.input_changed(record, error) or error
         if error is None:
             try:
                 self.keep(record, report, succeeded=True, done=True, value=value)
