@@ -318,6 +318,8 @@ class CodeFingerprint:
             return "\0sandbox" + text.removeprefix(sandbox)  # input files are digested separately
         if not self._collecting:  # a constant in code may name an output
             self.paths[text] = program.file(text)
+        if not text.startswith(program.roots):  # as most strings
+            return None
         place = program.portable(text)
         return None if place == text else place
 

@@ -186,9 +186,10 @@ class FileDigests:
         """Return a function's result; inside `looking_once`, reuse it for equal arguments."""
         if self._once is None:
             return make(*args)
-        if (make, args) not in self._once:
-            self._once[make, args] = make(*args)
-        found: T = self._once[make, args]
+        call = make, args
+        if call not in self._once:
+            self._once[call] = make(*args)
+        found: T = self._once[call]
         return found
 
     def of_any(self, path: str) -> bytes | None:
@@ -532,11 +533,15 @@ class Outputs:
         return os.path.normpath(os.path.join(self._directory, path))
 
 
-def paths_in(value: object) -> list[str]:
+def paths_in(value: object, exists: Callable[[str], bool] = os.path.lexists) -> list[str]:
     """Return the strings and paths in a result that name existing files or directories.
 
     Only the first `MAX_RETURNED` values are considered: items of lists, tuples, sets and deques,
     values of dicts, and fields of dataclasses.
+
+    Args:
+        value: The result.
+        exists: Function that returns True if a path exists.
     """
     if type(value) in _NUMBERS:
         return []
@@ -548,7 +553,7 @@ def paths_in(value: object) -> list[str]:
         if isinstance(one, _NAMES_FILE):
             path = one.filepath if isinstance(one, File) else one
             text = str(path).rstrip("\n")  # commands print paths with a newline
-            if text and len(text) <= MAX_PATH_LENGTH and os.path.lexists(text):
+            if text and len(text) <= MAX_PATH_LENGTH and exists(text):
                 found.append(text)
         elif isinstance(one, list | tuple | set | frozenset | deque):
             waiting.extend(islice(cast("Iterable[object]", one), left))

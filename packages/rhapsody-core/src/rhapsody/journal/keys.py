@@ -198,7 +198,7 @@ class Keys:
         found = self._fingerprint
         found.begin(task.get("sandbox") or "")
         parts = {"name": task["name"], **more}
-        function = None
+        function = task["function"]
         shared: dict[str, object] = {}
         cells: Mapping[str, types.CellType] = _NO_CELLS
         if task["executable"] is not None:
@@ -207,8 +207,8 @@ class Keys:
                 found.path(text)
         if task["executable"] is not None or inputs:
             self._imported(task, found, inputs)
-        if task["function"] is not None:
-            function = _taken_apart(task["function"], found, parts, shared)
+        if function is not None and not isinstance(function, _CODE):
+            function = _taken_apart(function, found, parts, shared)
         for number, value in enumerate(task["args"], 1):
             part = f"argument {number}"
             parts[part] = found.value(value)
@@ -221,8 +221,9 @@ class Keys:
             parts[part] = found.value(value)
             if type(value) not in _IMMUTABLE:
                 shared[part] = value
-        if function is not None and not self.program.pipes.isdisjoint(found.paths):
-            pipe = min(self.program.pipes & found.paths.keys())
+        paths = found.paths
+        if paths and function is not None and not self.program.pipes.isdisjoint(paths):
+            pipe = min(self.program.pipes & paths.keys())
             raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is unknown")
         version, known = settings.get("version"), None
         if version is not None:
@@ -234,16 +235,12 @@ class Keys:
         elif function is not None:
             parts["function"] = found.value(function)
             shared["function"] = function
-        for name, path in inputs.items():
-            parts[f"input file {name}"] = self.program.content(name, path).hex()
-        for name in task.get("given", ()) if inputs and task["function"] is not None else ():
-            place = self.program.portable(inputs[name] or "")
-            if place != f"\0{os.sep}{name}":  # it is not in the program's directory
-                parts[f"path of input file {name}"] = place.removeprefix(f"\0{os.sep}")
+        if inputs:
+            self._input_files(task, inputs, parts)
         for name in () if task.keys().isdisjoint(_SETTINGS) else _SETTINGS:
             if task.get(name):
                 parts[name] = found.value(task[name])
-        if task.get("capture", True) in _OTHER_OUTPUT:
+        if "capture" in task and task["capture"] in _OTHER_OUTPUT:
             parts["capture"] = found.value(task["capture"])
         specific = task["task_backend_specific_kwargs"]
         for name in SURROUNDINGS if specific else ():
@@ -267,7 +264,7 @@ class Keys:
             parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
-        text = as_text(parts)
+        text = ascii(parts)  # see `as_text`
         may_open = function is not None and (
             known is None
             or used.may_open
@@ -286,12 +283,23 @@ class Keys:
             shared = {name: value for name, value in shared.items() if name not in generators}
         if function is None:
             shared = {}
-        digest = self.digest(text, code, found.paths)
+        digest = self.digest(text, code, paths)
         portable = not (found.reads_arguments or used.reads_arguments)
         return Key(
-            digest, text, code, found.paths, watched, shared or _NOTHING, generators, may_open,
+            digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, cells, absent, portable,
         )  # fmt: skip
+
+    def _input_files(
+        self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: dict[str, str]
+    ) -> None:
+        """Add a task's input files to `parts`."""
+        for name, path in inputs.items():
+            parts[f"input file {name}"] = self.program.content(name, path).hex()
+        for name in task.get("given", ()) if task["function"] is not None else ():
+            place = self.program.portable(inputs[name] or "")
+            if place != f"\0{os.sep}{name}":  # it is not in the program's directory
+                parts[f"path of input file {name}"] = place.removeprefix(f"\0{os.sep}")
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
         """Return the digest of a key, computed from its parts, code digest and files.
@@ -406,7 +414,8 @@ class Keys:
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """Return the current digest of each file; `None` for a missing or unreadable file."""
-        return {path: self.program.file(path) for path in paths}
+        digest = self.program.file
+        return {path: digest(path) for path in paths}
 
     def require_unchanged(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], before: Mapping[str, str]

@@ -11,7 +11,6 @@ import pickle
 import sqlite3
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -136,6 +135,7 @@ class Journal:
             self._store.end("failed")
             raise
         self._files = FileDigests(self._store.digest)
+        self._exists = partial(self._files.once, os.path.lexists)
         self._program = Program(program, self._files)
         self._keys = Keys(self._program)
         self._opened = OpenedFiles(self._program, self._files, path)
@@ -150,7 +150,7 @@ class Journal:
         self._outdated: set[str] = set()  # reused calls that are repeated with other input files
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
         self._numbers: dict[bytes, int] = {}
-        self._identities: Counter[bytes] = Counter()
+        self._identities: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._refused: dict[str, str] = {}
         self._edits: Edits | None = None  # loaded when it is needed
@@ -329,7 +329,9 @@ class Journal:
         name, call = task["name"], call_text(task["uid"])
         destinations = None if preview else task["destinations"]
         try:
-            key = self._key(task)
+            depends = task["implicit"] or task["after"] or task["services"]
+            more = self._more_parts(task) if depends else {}
+            key = self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
             if task["is_service"]:
                 self._services[call] = self._service(task, key)
                 return None
@@ -358,7 +360,7 @@ class Journal:
                     self._readers.setdefault(path, {})[call] = name
             if found is not None and not (found.files and found.files.missing):
                 return found
-        for generator in key.generators.values():
+        for generator in key.generators.values() if key.generators else ():
             calls = self._drawing.setdefault(id(generator), set())
             calls.add(call)
             if len(calls) > 1:
@@ -372,8 +374,8 @@ class Journal:
             task["identity"] = identity
         return found
 
-    def _key(self, task: LookupTask) -> Key:
-        """Return the key of a task or service.
+    def _more_parts(self, task: LookupTask) -> dict[str, str]:
+        """Return the parts of the key of a task that represent other tasks and services.
 
         Raises:
             UnhashableError: The task has no key.
@@ -399,7 +401,7 @@ class Journal:
                 raise UnhashableError(f"it uses service {service.name!r}: {service.refused}")
             which = f" {number}" if number else ""
             more |= {f"service{which} {part}": text for part, text in service.parts.items()}
-        return self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
+        return more
 
     def _service(self, task: LookupTask, key: Key) -> _Service:
         """Return a service, whose parts become parts of the keys of the tasks that use it.
@@ -442,10 +444,12 @@ class Journal:
 
     def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
         """Return the identity of the next call with a key. See `TaskDescription`."""
-        files = {path: digest.hex() for path, digest in key.paths.items() if digest}
-        digest = self._keys.digest(key.parts, key.code, {}) if files else key.digest
-        self._identities[digest] += 1
-        return f"{self._store.origin}-{digest.hex()}-{self._identities[digest]}", files
+        digest, files = key.digest, dict[str, str]()
+        if any(key.paths.values()):
+            files = {path: digest.hex() for path, digest in key.paths.items() if digest}
+            digest = self._keys.digest(key.parts, key.code, {})
+        number = self._identities[digest] = self._identities.get(digest, 0) + 1
+        return f"{self._store.origin}-{digest.hex()}-{number}", files
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
         """Return the number of a call among the calls with the same key.
@@ -643,9 +647,12 @@ class Journal:
 
     def _files_of(self, record: Record) -> str | None:
         """Return the files recorded for a task, as JSON. See `Outputs.noted`."""
-        named = record.files is not None and leads_into(record.value, record.files.sandbox)
-        returned, root = paths_in(record.value), self._program.roots[0]
-        return self._outputs.noted(record.files, named=named, returned=returned, root=root)
+        files, returned = record.files, paths_in(record.value, self._exists)
+        if files is None and not returned:
+            return None
+        named = files is not None and leads_into(record.value, files.sandbox)
+        root = self._program.roots[0]
+        return self._outputs.noted(files, named=named, returned=returned, root=root)
 
     def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""

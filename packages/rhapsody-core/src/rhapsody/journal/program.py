@@ -643,6 +643,8 @@ class Program:
 
     Attributes:
         roots: The program's directory, without and with symbolic links.
+        file: Function that returns the digest of a file's content, or `None` if there is no
+            readable file. See `FileDigests.of`.
         sources: The program's source files.
         origins: The origin of each module: the program or an installed distribution.
         memos: Owners of the variables that are treated as empty because tasks fill them, by the
@@ -661,6 +663,7 @@ class Program:
         self._directory = real_path(str(directory))
         self.roots: tuple[str, str] = self._directory, os.path.abspath(directory)
         self._files = files
+        self.file: Callable[[str], bytes | None] = files.of
         self._names: dict[types.CodeType, Names] = {}
         self._packages: dict[str, str] = {}
         self._environment: dict[bytes, bytes] | None = None
@@ -694,10 +697,6 @@ class Program:
                 if path == root or path.startswith(root + os.sep):
                     return "\0" + path.removeprefix(root)
         return path
-
-    def file(self, path: str) -> bytes | None:
-        """Return the digest of a file's content, or `None` if there is no readable file."""
-        return self._files.of(path)
 
     def once(self, make: Callable[..., T], *args: Any) -> T:
         """Return a function's result, which is reused within a batch. See `FileDigests.once`."""
