@@ -112,9 +112,20 @@ ORDER BY used, id
 
 _INSERT = """
 INSERT INTO recordings (
-    lineage, run, made, used, key, number, name, uid, parts, code, files, why, value, intact, opened
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), ?, ?, nullif(?, ''))
+    lineage, run, made, used, key, number, name, uid, parts, code, value, intact
+) VALUES (%d, %d, %d, %d, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+"""Statement that adds a result. The numbers that all results of a batch share are part of the
+statement, because binding them to each row takes longer."""
+
+_INSERT_MORE = """
+INSERT INTO recordings (
+    lineage, run, made, used, key, number, name, uid, parts, code, value, intact, files, why, opened
+) VALUES (
+    %d, %d, %d, %d, ?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), nullif(?, ''), nullif(?, '')
+)
+"""
+"""Statement that adds a result with files, or one that replaces an earlier one."""
 
 OUTDATED = -1
 """Number in the column `made` of results that `--rerun` has made unusable. They are removed at the
@@ -585,8 +596,8 @@ class Store:
         if not database.in_transaction:
             database.execute("BEGIN IMMEDIATE")
         database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
-        row = (self.lineage, COPIED, self.run, self.run, *_row(recording))
-        added = database.execute(_INSERT, row).lastrowid
+        insert = _INSERT_MORE % (self.lineage, COPIED, self.run, self.run)
+        added = database.execute(insert, _longer_row(recording)).lastrowid
         assert added is not None
         database.execute("UPDATE recordings SET began = ? WHERE id = ?", (began, added))
         return added
@@ -664,7 +675,11 @@ class Store:
                     )
                 (newest,) = database.execute("SELECT max(id) FROM runs").fetchone()
                 where = self.lineage, self.run, newest, self.run
-                database.executemany(_INSERT, ((*where, *_row(each)) for each in recordings))
+                most, others = list[Recording](), list[Recording]()
+                for each in recordings:
+                    (others if each.files or each.why or each.opened else most).append(each)
+                database.executemany(_INSERT % where, map(_row, most))
+                database.executemany(_INSERT_MORE % where, map(_longer_row, others))
                 kept = self.kept + len(recordings)
                 row = "UPDATE runs SET kept = ?, ended = ?, active = ? WHERE id = ?"
                 database.execute(row, (kept, time.time(), newest, self.run))
@@ -878,8 +893,8 @@ def intact_mark(
     key: bytes, number: int, value: bytes, files: str | None, opened: str | None
 ) -> bytes:
     """Return the digest that is stored with a recording to detect damage."""
-    head = b"%b%d %d " % (key, number, len(value))
-    made = hashlib.blake2b(head, digest_size=DIGEST_SIZE)
+    head = f"{number} {len(value)} ".encode()
+    made = hashlib.blake2b(key + head, digest_size=DIGEST_SIZE)
     made.update(value)
     if files is not None:
         made.update(files.encode("utf-8", "surrogateescape"))
@@ -889,13 +904,13 @@ def intact_mark(
 
 
 def _row(recording: Recording) -> tuple[object, ...]:
-    """Return the row of a recording in the database, in a form that is fast to write.
+    """Return the values for `_INSERT`, in a form that is fast to write.
 
     For each `None` or `bytes` object, the `sqlite3` module searches for an adapter, which takes
     longer than writing the object. It does not do this for a `bytearray`, so `bytes` are copied,
     except large values, for which the copy would take longer than the search.
     """
-    key, number, name, uid, parts, code, files, why, value, opened = recording
+    key, number, name, uid, parts, code, files, _, value, opened = recording
     return (
         bytearray(key),
         number,
@@ -903,12 +918,15 @@ def _row(recording: Recording) -> tuple[object, ...]:
         uid,
         parts,
         code and bytearray(code),
-        files or "",
-        why or "",
         bytearray(value) if len(value) < 100_000 else value,
         bytearray(intact_mark(key, number, value, files, opened)),
-        opened or "",
     )
+
+
+def _longer_row(recording: Recording) -> tuple[object, ...]:
+    """Return the values for `_INSERT_MORE`."""
+    files, why, opened = recording.files, recording.why, recording.opened
+    return *_row(recording), files or "", why or "", opened or ""
 
 
 @contextlib.contextmanager
