@@ -250,18 +250,18 @@ class Keys:
         inherited = None
         if used.starts_programs and _VARIABLES not in parts:
             inherited = self._variables(task, found)
-        if inherited is not None:
-            parts[_VARIABLES] = inherited
-        elsewhere = found.set_here or used.set_here or inherited is not None
-        on_workers = not task.get("shares_memory", True)
-        if elsewhere and on_workers:
-            parts["values of modules"] = "as a worker imports them"
+            if inherited is not None:
+                parts[_VARIABLES] = inherited
         generators: Mapping[str, object] = _NOTHING
         plain = not shared or _BUILTIN.issuperset(map(type, shared.values()))
         if not plain:
             generators = {name: value for name, value in shared.items() if _can_be_set(value)}
-        if on_workers and generators:
-            parts["generators"] = "copied to a worker"  # tasks on threads advance the original
+        shares_memory = task.get("shares_memory")  # `None` if it is unknown
+        if shares_memory is False:
+            if found.set_here or used.set_here or inherited is not None:
+                parts["values of modules"] = "as a worker imports them"
+            if generators:
+                parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = ascii(parts)  # see `as_text`
@@ -276,7 +276,7 @@ class Keys:
         absent: Collection[str] = ()
         if found.absent or used.absent:
             absent = found.absent | used.absent
-        if not task.get("shares_memory", False):  # it receives copies, but perhaps not yet
+        if not shares_memory:  # it receives copies, but perhaps not yet
             generators, known, cells, absent = _NOTHING, None, _NO_CELLS, ()
         watched = parts if shared or cells or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
@@ -285,10 +285,11 @@ class Keys:
             shared = {}
         digest = self.digest(text, code, paths)
         portable = not (found.reads_arguments or used.reads_arguments)
-        return Key(
+        key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, cells, absent, portable,
         )  # fmt: skip
+        return tuple.__new__(Key, key)  # calling the class takes twice as long
 
     def _input_files(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: dict[str, str]

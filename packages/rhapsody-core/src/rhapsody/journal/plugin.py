@@ -52,7 +52,7 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-_Call = tuple[Key, int, str | None, float, str]
+_Call = tuple[Key, int, str | None, tuple[float, str]]
 """A call that may be recorded: its key, its number among the calls with that key, the reason why an
 earlier result is not used (`None` if there is none), and the time and current directory of the
 lookup."""
@@ -159,7 +159,7 @@ class Journal:
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
-        self._time, self._directory = 0.0, ""  # of the current lookup
+        self._now = 0.0, ""  # time and current directory of the current lookup
         self._failed = False
 
     @property
@@ -299,7 +299,7 @@ class Journal:
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
-        self._time, self._directory = time.time(), current_directory()
+        self._now = time.time(), current_directory()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
             results = [self._look_up(task, preview=preview) for task in tasks]
@@ -350,7 +350,8 @@ class Journal:
             number = self._number(key.digest, former[1])
         identity = self._identity(key)
         found = why = None
-        if name in self._again:
+        again = name in self._again
+        if again:
             why = "requested by --rerun"
             self.names.add(name)
         elif self._store.reused or self._others.paths:
@@ -365,12 +366,12 @@ class Journal:
             calls.add(call)
             if len(calls) > 1:
                 self._mixed |= calls
-        self._calls[call] = key, number, why, self._time, self._directory
+        self._calls[call] = key, number, why, self._now
         if task["services"]:
             self._uses[call] = [self._services[call_text(uid)] for uid in task["services"]]
         if key.may_open:
             task["watch"] = self._opened.watched(key.paths.keys() & self._files.directories)
-        if found is None and name not in self._again:
+        if found is None and not again:
             task["identity"] = identity
         return found
 
@@ -422,7 +423,7 @@ class Journal:
             named = (path for path, digest in key.paths.items() if digest)
             start = int(task["interval"][0] * 1e9)
             known = *named, *inputs.values()
-            opened = self._opened.noted(task, known, (), start, self._directory)
+            opened = self._opened.noted(task, known, (), start, self._now[1])
             parts |= {f"opened {path}": state for path, state in json.loads(opened or "{}").items()}
         parts = {f"{name!r}: {part}": text for part, text in parts.items()}
         return _Service(name, key, inputs, parts)
@@ -445,7 +446,7 @@ class Journal:
     def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
         """Return the identity of the next call with a key. See `TaskDescription`."""
         digest, files = key.digest, dict[str, str]()
-        if any(key.paths.values()):
+        if key.paths and any(key.paths.values()):
             files = {path: digest.hex() for path, digest in key.paths.items() if digest}
             digest = self._keys.digest(key.parts, key.code, {})
         number = self._identities[digest] = self._identities.get(digest, 0) + 1
@@ -558,7 +559,6 @@ class Journal:
     def _keep(self, records: Sequence[Record]) -> list[Exception | None] | None:
         refused: dict[str, Exception] = {}
         kept: list[Recording] = []
-        codes: dict[bytes, str] = {}
         self._keys.begin()
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
@@ -568,14 +568,15 @@ class Journal:
                         refused[record.uid] = error
                     continue
                 task = call_text(record.task["uid"])
-                if self._noted.pop(task, None) is not None:  # it ran again: its files were missing
+                if task in self._noted:  # it ran again: its files were missing
+                    del self._noted[task]
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(task, None)
-                call, uses = self._calls.pop(task, None), self._uses.pop(task, ())
+                call = self._calls.pop(task, None)
+                if call is None:
+                    continue
                 try:
-                    recording = None
-                    if call is not None:
-                        recording = self._recording(record, call, uses)
+                    recording = self._recording(record, call, self._uses.pop(task, ()))
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # any error raised by its value or its files
@@ -583,10 +584,10 @@ class Journal:
                     continue
                 if recording is not None:
                     kept.append(recording)
-                    if recording.code is not None and recording.code in self._keys.codes:
-                        codes[recording.code] = self._keys.codes.pop(recording.code)
         if kept:
-            self._store.write(kept, codes, self._files.new)
+            codes = self._keys.codes
+            new = codes.keys() & {recording.code for recording in kept}
+            self._store.write(kept, {code: codes.pop(code) for code in new}, self._files.new)
             self._files.new.clear()
         return [refused.get(record.uid) for record in records] if refused else None
 
@@ -657,7 +658,7 @@ class Journal:
     def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
-        key, number, why, since, directory = call
+        key, number, why, looked_up = call
         digest, paths = key.digest, key.paths
         advanced = self._advanced(key, call_text(record.task["uid"])) if key.generators else {}
         packed = None if advanced is None else self._packed(record, key, advanced)
@@ -672,8 +673,7 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
-            if key.arguments or key.cells or key.absent or key.used is not None:
-                self._keys.require_same_values(task, key)
+            self._keys.require_same_values(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if uses:
@@ -685,12 +685,17 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
-            opened = self._opened_by(record, paths, since, directory)
+            opened = None
+            if "opened" in task or self._files.directories:
+                opened = self._opened_by(record, paths, *looked_up)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
-        name, uid, parts = task["name"], record.uid, _with_files(key.parts, paths)
-        return Recording(digest, number, name, uid, parts, key.code, files, why, packed, opened)
+        parts, name, uid = key.parts, task["name"], record.uid
+        if paths:
+            parts = _with_files(parts, paths)
+        row = digest, number, name, uid, parts, key.code, files, why, packed, opened
+        return tuple.__new__(Recording, row)  # calling the class takes twice as long
 
     def _opened_by(
         self, record: Record, paths: Mapping[str, bytes | None], since: float, directory: str
@@ -750,25 +755,27 @@ class Journal:
         return None if advanced and call in self._mixed else advanced
 
     def _packed(self, record: Record, key: Key, advanced: Mapping[str, object]) -> bytes | None:
-        name, packed = record.task["name"], b""
+        packed, largest = b"", self._largest
         value: tuple[object, ...] = record.value, record.stdout, record.stderr, record.exit_code
         if advanced:
             value += (advanced,)
-        largest = self._largest
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickling.packed(value, () if key.used is None else key.used.found.read)
         except UnhashableError as error:
-            self._refuse(name, str(error))
+            self._refuse(record.task["name"], str(error))
             return None
         except Exception:  # `dumps` also stores objects that pickle cannot find by name
             try:
                 packed = dumps(value)
             except Exception as error:
-                self._refuse(name, f"its result cannot be pickled: {describe_error(error)}")
+                why = f"its result cannot be pickled: {describe_error(error)}"
+                self._refuse(record.task["name"], why)
                 return None
-        size = len(packed) or sys.getsizeof(record.value)
-        if largest is not None and size > largest:
+        if largest is None:
+            return packed
+        name, size = record.task["name"], len(packed) or sys.getsizeof(record.value)
+        if size > largest:
             self._refuse(
                 name, f"its result has {size} bytes, more than journal_max_value={largest}"
             )

@@ -201,7 +201,11 @@ class Values:
         if " at 0x" in value and _ADDRESS.search(value):
             raise UnhashableError("a string contains the memory address of an object")
         place = self._collector.path(value)
-        return _framed(b"s", value) if place is None else _framed(b"p", place)
+        if place is not None:
+            return _framed(b"p", place)
+        if value.isascii():
+            return f"s{len(value)}:{value}".encode()
+        return _framed(b"s", value)
 
     def _entered(self, value: Any, feed: Feed) -> None:
         """Add a value that may contain itself to a digest."""
