@@ -96,16 +96,15 @@ class Memoization:
         Returns:
             True if a lookup was started.
         """
-        settings = record.call.task.settings
-        if not self._hooks.lookup_results or not (settings.cache or settings.service):
+        call = record.call
+        settings = call.task.settings
+        if not (settings.cache or settings.service):
             return False
-        if (
-            record.attempt.number != 1 or record.pushed
-        ):  # pushed: some arguments have no values here
-            if record.pushed:
-                self._warn(record.call.task.name, "its arguments stay on the workers")
+        if record.pushed:  # some arguments have no values here
+            self._warn(call.task.name, "its arguments stay on the workers")
             return False
-        if record.call.repeats is not None:  # the recorded result has been found already
+        # If it repeats a recorded call, the result has been found already.
+        if record.attempt.number != 1 or call.repeats is not None:
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
@@ -320,18 +319,11 @@ class Memoization:
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """Return the description of a task that `lookup_results` hooks receive."""
         call, attempt = record.call, record.attempt
-        found: Any = {
-            **attempt.description,
-            "settings": call.task.recording_settings,
-            "inputs": {},
-            "given": (),
-            "implicit": (),
-            "texts": (),
-            "shares_memory": attempt.backend.shares_memory,
-            "services": (),
-            "after": {},
-            "destinations": {},
-        }
+        found: Any = attempt.description.copy()
+        found["settings"] = call.task.recording_settings
+        found["given"] = found["implicit"] = found["texts"] = found["services"] = ()
+        found["inputs"], found["after"], found["destinations"] = {}, {}, {}
+        found["shares_memory"] = attempt.backend.shares_memory
         if record.files is not None:
             self._describe_files(record, record.files, found)
         services: list[TaskFuture[Any]] = []
@@ -425,11 +417,12 @@ class Memoization:
 
 def _add_keys(record: TaskRecord, task: LookupTask) -> None:
     """Add the keys that a hook has set to the descriptions of this and later attempts."""
+    description = record.attempt.description
     for key in ("identity", "watch"):
         if key in task:
             if record.lookup is None:
                 record.lookup = {}
-            record.lookup[key] = record.attempt.description[key] = task[key]
+            record.lookup[key] = description[key] = task[key]
 
 
 def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
@@ -468,8 +461,10 @@ def _refused(
     batch: list[tuple[TaskRecord, Any]], answers: object
 ) -> dict[TaskRecord, BaseException]:
     """Return the tasks for which a plugin returned an exception, with these exceptions."""
+    if not isinstance(answers, Sequence):
+        return {}
     recorded = [record for record, _ in batch if record.attempt.description]
-    if not isinstance(answers, Sequence) or len(answers) != len(recorded):
+    if len(answers) != len(recorded):
         return {}
     pairs = zip(recorded, answers, strict=True)
     return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
@@ -485,5 +480,5 @@ def _answers(results: object, number: int) -> bool:
     return (
         isinstance(results, Sequence)
         and len(results) == number
-        and all(result is None or isinstance(result, Recorded) for result in results)
+        and all(isinstance(result, Recorded) for result in results if result is not None)
     )

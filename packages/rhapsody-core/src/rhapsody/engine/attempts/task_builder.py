@@ -247,8 +247,8 @@ class TaskBuilder:
 
     def _describe(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Begin an attempt: create it, and describe the call."""
-        call, task, former = record.call, record.call.task, record.attempt
-        number = former.number + 1
+        call, former = record.call, record.attempt
+        task, number, found = call.task, former.number + 1, call.found
         uid = attempt_text(self._uid, call.number, number)
         template, plain = task.template or self._template(task)
         description = template.copy()
@@ -270,10 +270,9 @@ class TaskBuilder:
                 description["references"] = self._pushdown.references(record)
         if call.scope is not None:
             description["scope"] = call.scope
-        found = call.found
         if "sandbox" in description or (found is not None and (found.inputs or found.outputs)):
             self._declare_files(record, description)
-        elif record.attempt.number > 1:
+        elif number > 1:
             record.files = None
         if (found is not None or record.kept is not None) and task.kind != "executable":
             if record.kept is not None:
@@ -728,9 +727,10 @@ class TaskBuilder:
     def _complete_arguments(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Complete the arguments of a function, also for a call that may be reused."""
         found, files, description = record.call.found, record.files, record.attempt.description
-        if found is not None and found.inputs and files is not None:
-            if files.choose_place(backend.backend):
-                description["args"], description["kwargs"] = self._values.of(record)
+        if found is None or files is None or not found.inputs:
+            return
+        if files.choose_place(backend.backend):
+            description["args"], description["kwargs"] = self._values.of(record)
 
     def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
         return Wait() if self._memoization.look_up(record) else None

@@ -410,11 +410,11 @@ class TaskRecord:
 
     def facts(self) -> TaskFacts:
         """Return the facts about the task so far."""
-        call, rare = self.call, USUAL
-        destinations = USUAL.destinations if call.found is None else call.found.destinations
-        if destinations or self.computed is not _INFINITE:
+        call, rare, uid = self.call, USUAL, self.attempt.uid or None
+        found = call.found
+        if self.computed is not _INFINITE or (found is not None and found.destinations):
+            destinations = USUAL.destinations if found is None else found.destinations
             rare = RareFacts(self.computed, destinations)
-        uid = self.attempt.uid or None
         return TaskFacts(uid, call.number, call.definition, self.submitted_to, self.outcome, rare)
 
     @property

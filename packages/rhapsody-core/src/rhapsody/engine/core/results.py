@@ -62,6 +62,9 @@ class Results:
             value = report.get("stdout")
         if record.files is not None:
             error = self.input_changed(record, error) or error
+        elif error is None and report.get("sandbox") is None:  # a function without files
+            self._note(record, report)
+            return value, None
         if error is None:
             try:
                 self.keep(record, report, succeeded=True, done=True, value=value)
@@ -107,19 +110,29 @@ class Results:
         Raises:
             DataError: A declared output file is missing.
         """
-        get = report.get
-        sandbox, stdout, stderr = get("sandbox"), get("stdout"), get("stderr")
-        usage = get("usage")
-        files = NO_FILES
-        if record.files is not None or sandbox is not None:
+        sandbox, files = report.get("sandbox"), NO_FILES
+        if sandbox is not None or record.files is not None:
             files = self._keep_files(record, sandbox, succeeded=succeeded, done=done, value=value)
         if not succeeded:
             leave_script(record)
-        if sandbox is None and stdout is None and stderr is None and usage is None:
+        self._note(record, report, sandbox, files)
+
+    def _note(
+        self,
+        record: TaskRecord,
+        report: Mapping[str, Any],
+        sandbox: str | None = None,
+        files: ProducedFiles = NO_FILES,
+    ) -> None:
+        """Set an attempt's output, exit code and sandbox on the future."""
+        get, attempt = report.get, record.attempt
+        stdout, stderr, usage = get("stdout"), get("stderr"), get("usage")
+        if stdout is None and stderr is None and usage is None and sandbox is None:
             return
-        host = None if (worker := get("worker")) is None else str(worker)
-        attempt, code = record.attempt, get("exit_code")
-        if record.files is None and usage is None and code is None:
+        code, host = get("exit_code"), get("worker")
+        if host is not None:
+            host = str(host)
+        if usage is None and code is None and record.files is None:
             outcome = self._shared.get(host)
             if outcome is None or outcome.stdout != stdout or outcome.stderr != stderr:
                 outcome = AttemptInfo("", stdout, stderr, host=host)

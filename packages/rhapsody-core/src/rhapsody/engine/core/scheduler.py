@@ -483,9 +483,10 @@ class Scheduler:
             return
         if self.interrupted:
             return  # its future is settled when everything has stopped
-        if record.state.future is not _PENDING:
+        state = record.state
+        if state.future is not _PENDING:
             self._end_of_settled(record, main, report)
-        elif record.state.work is _CANCELING:
+        elif state.work is _CANCELING:
             self._results.keep(record, report, succeeded=False)
             verdict = record.verdict or error_messages.of_attempt(record, report)
             changed = self._results.input_changed(record, verdict)
@@ -545,8 +546,10 @@ class Scheduler:
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
         """Set the result of a task whose work succeeded, unless it has been canceled."""
-        if Transition.REVEAL in record.state.after:
-            self._move(record, Transition.REVEAL, value)
+        row = ROWS[record.state].get(_REVEAL)
+        if row is not None:
+            record.state, handler = row
+            handler(self, record, value)
 
     def _on_reveal(self, record: TaskRecord, value: Any) -> None:
         if record.future.done():  # a restarted service
@@ -573,10 +576,11 @@ class Scheduler:
 
     def _free(self, record: TaskRecord) -> None:
         """Release the slot, deadline and limits of an attempt that has left its backend."""
-        if self.inflight.pop(record.attempt.uid, None) is None:
+        attempt = record.attempt
+        if self.inflight.pop(attempt.uid, None) is None:
             return
         if not record.call.task.settings.service:
-            record.attempt.backend.occupied -= 1
+            attempt.backend.occupied -= 1
             if self._limited:
                 self._actions.room(record)
         if record.timer is not None or record.limits:
