@@ -445,7 +445,8 @@ class Journal:
 
     def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
         """Return the identity of the next call with a key. See `TaskDescription`."""
-        digest, files = key.digest, dict[str, str]()
+        digest = key.digest
+        files: dict[str, str] = {}
         if key.paths and any(key.paths.values()):
             files = {path: digest.hex() for path, digest in key.paths.items() if digest}
             digest = self._keys.digest(key.parts, key.code, {})

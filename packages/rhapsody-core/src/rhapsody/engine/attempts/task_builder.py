@@ -612,12 +612,12 @@ class TaskBuilder:
 
     def _take_backend(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Check that the backend can run the task, and make it the task's backend."""
-        task, settings = record.call.task, record.call.task.settings
+        task = record.call.task
         if task.accepted_by is not backend or self._hooks.prepare_task or record.call.specific:
             self._check_capabilities(record, backend)
         record.attempt.backend = backend
         if backend.capabilities.unfinished_dependencies:
-            own = settings.lost_retries
+            own = task.settings.lost_retries
             record.attempt.description["lost_retries"] = self._lost_retries if own is None else own
 
     def _check_capabilities(self, record: TaskRecord, backend: BackendHandle) -> None:
