@@ -74,6 +74,8 @@ NETWORK = frozenset(
 
 _NUMBERS = frozenset((type(None), bool, int, float))
 
+_COLLECTIONS = list, tuple, set, frozenset, deque
+
 _NAMES_FILE = str, PurePath, File
 """Types of the values that may name a file."""
 
@@ -550,12 +552,14 @@ def paths_in(value: object, exists: Callable[[str], bool] = os.path.lexists) -> 
     while waiting and left:
         one = waiting.pop()
         left -= 1
+        if type(one) in _NUMBERS:
+            continue
         if isinstance(one, _NAMES_FILE):
             path = one.filepath if isinstance(one, File) else one
             text = str(path).rstrip("\n")  # commands print paths with a newline
             if text and len(text) <= MAX_PATH_LENGTH and exists(text):
                 found.append(text)
-        elif isinstance(one, list | tuple | set | frozenset | deque):
+        elif isinstance(one, _COLLECTIONS):
             waiting.extend(islice(cast("Iterable[object]", one), left))
         elif isinstance(one, dict):
             waiting.extend(islice(one.values(), left))
