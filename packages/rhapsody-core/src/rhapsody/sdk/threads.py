@@ -118,7 +118,7 @@ class ThreadPool:
         self._name = name
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._busy = False  # True while the first thread makes a call
+        self._open: deque[None] = deque()  # one item for each call that has not returned
         self._lock = threading.Lock()  # for the threads to be no more than `size`
         self._late: SimpleQueue[bool] = SimpleQueue()  # wakes threads other than the first
 
@@ -129,6 +129,7 @@ class ThreadPool:
 
         This method may be called from any thread, and from destructors, because it takes no lock.
         """
+        self._open.append(None)
         self._calls.put(call)
 
     def start(self) -> None:
@@ -162,7 +163,7 @@ class ThreadPool:
             raise
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        waits = self._busy or not self._calls.empty()
+        waits = bool(self._open)
         self.put(partial(_call, function, future))
         if not waits:
             return await future
@@ -180,7 +181,7 @@ class ThreadPool:
             if len(self._threads) < self._size:
                 with suppress(RuntimeError):  # too many threads
                     self._threads.append(start_thread(self._help, self._name))
-            else:
+            elif self._size > 1:
                 self._late.put(True)
 
     async def close(self) -> None:
@@ -198,10 +199,8 @@ class ThreadPool:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            self._busy = True
             self._make(call)
             del call  # do not keep the call alive while waiting for the next one
-            self._busy = False
 
     def _help(self) -> None:
         goes_on = True
@@ -218,6 +217,7 @@ class ThreadPool:
     def _make(self, call: Callable[[], object]) -> None:
         begin = perf_counter()
         call()
+        self._open.popleft()
         if perf_counter() - begin > SLOW_CALL:
             self._use_another()
 
