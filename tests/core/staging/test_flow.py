@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,11 @@ from typing import Any, cast
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, RetryPolicy, WorkflowEngine
-from rhapsody.data import Output
+from rhapsody.backends import programs
+from rhapsody.data import Output, link_into
 from rhapsody.errors import DataError
 from rhapsody.identity import attempt_text
+from rhapsody.staging import flow as flow_module
 from rhapsody.staging.flow import (
     TABLE,
     FileFlow,
@@ -366,3 +369,39 @@ async def test_the_sandbox_of_an_attempt_that_was_not_accepted_is_removed(here: 
     assert backend.linked == ["x.txt"]
     assert backend.refused is not None
     assert os.path.basename(backend.refused["sandbox"]) not in os.listdir(flow.work_dir)
+
+
+async def test_links_are_created_on_a_thread_unless_that_is_fast(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[bool] = []
+
+    def put(sandbox: str, name: str, source: str) -> None:
+        callers.append(threading.current_thread() is threading.main_thread())
+        link_into(sandbox, name, source)
+
+    async def on_loop(count: int, fast: float) -> list[bool]:
+        monkeypatch.setattr(flow_module, "FAST_FILES", fast)
+        callers.clear()
+        for _ in range(count):
+            assert await copy_of(InputFile("in.txt"), OutputFile("out.txt", save=False))
+        return callers[:]
+
+    def refuse(sandbox: str, name: str, source: str) -> None:
+        raise DataError("no links here")
+
+    monkeypatch.setattr(programs, "link_into", put)
+    (here / "in.txt").write_text("content")
+    async with WorkflowEngine.create(handle_signals=False) as flow:
+
+        @flow.executable_task
+        def copy_of(source: InputFile, target: OutputFile) -> str:
+            return f"cat {source} | tee {target}"
+
+        assert await on_loop(3, fast=0.0) == [False] * 3
+        assert await on_loop(7, fast=100.0) == [False] * 5 + [True] * 2
+        assert await on_loop(3, fast=0.0) == [True, False, False]
+        monkeypatch.setattr(programs, "link_into", refuse)
+        for name in ("in.txt", "b.txt"):
+            with pytest.raises(DataError, match="no links here"):
+                await copy_of(InputFile("in.txt", name=name), OutputFile("out.txt", save=False))

@@ -17,9 +17,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.backends.local import LocalExecutionBackend, backend
 from rhapsody.data import make_sandbox
-from rhapsody.sdk import processes
+from rhapsody.sdk import processes, threads
 from rhapsody.testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests._support.machine import alive, exists, until_gone
@@ -296,6 +296,51 @@ async def test_programs_start_side_by_side_while_the_loop_goes_on(
     ends = [await driver.finished(task) for task in (first, second)]
     assert [end.state for end in ends] == [CANCELED, DONE]
     assert driver.backend.still_running == []
+
+
+async def test_the_loop_starts_programs_as_long_as_that_is_fast(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[threading.Thread] = []
+
+    def make(sandbox: str) -> str:
+        callers.append(threading.current_thread())
+        return make_sandbox(sandbox)
+
+    async def starts_on_the_loop(count: int, limits: tuple[float, float]) -> list[bool]:
+        for name, limit in zip(("FAST_FILES", "FAST_START"), limits, strict=True):
+            monkeypatch.setattr(backend, name, limit)
+        callers.clear()
+        for _ in range(count):
+            assert (await driver.run_one(driver.command("true"))).state is DONE
+        return [thread is threading.main_thread() for thread in callers]
+
+    monkeypatch.setattr(backend, "make_sandbox", make)
+    fast, slow = (100.0, 100.0), 0.0
+    assert await starts_on_the_loop(3, (slow, 100.0)) == [False] * 3
+    assert await starts_on_the_loop(7, fast) == [False] * 5 + [True] * 2
+    assert await starts_on_the_loop(3, (slow, 100.0)) == [True, False, False]
+    assert await starts_on_the_loop(6, fast) == [False] * 5 + [True]
+    assert await starts_on_the_loop(2, (100.0, slow)) == [True, False]
+
+
+async def test_errors_of_programs_that_the_loop_starts(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "FAST_CALLS", 0)
+    before = psutil.Process().num_fds()
+    missing, ended = await driver.run(
+        driver.command(["no-such"], name="mine"), driver.command("exit 3")
+    )
+    assert missing.state is ended.state is FAILED
+    assert isinstance(missing.error, FileNotFoundError)
+    assert "task 'mine'" in str(missing.error)
+    running = driver.command("sleep 60")
+    await driver.submit(running)
+    assert await driver.running(running)
+    await driver.cancel(running)
+    assert (await driver.finished(running)).state is CANCELED
+    assert psutil.Process().num_fds() <= before + 1  # the pipe to the reaper
 
 
 async def test_no_descriptor_is_lost(driver: Driver) -> None:

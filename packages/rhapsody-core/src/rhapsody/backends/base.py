@@ -180,9 +180,10 @@ class BaseExecutionBackend(ABC):
 
         Called by the engine on its loop, once per file, before `submit_tasks`.
 
-        A backend whose method has a further parameter `copy` supports inputs with `copy=True`. For
-        these, the engine calls the method on another thread with `file_path` and `copy=True`, and
-        the task must receive its own copy, which it can write to; see `rhapsody.sdk.copy_into`.
+        A backend whose method has a further parameter `copy` supports inputs with `copy=True`, and
+        calls on another thread. The engine uses another thread for all calls with `copy=True`, and
+        for others as long as they are slow. With `file_path` and `copy=True`, the task must receive
+        its own copy, which it can write to; see `rhapsody.sdk.copy_into`.
 
         Args:
             src_task: The description of the attempt that produced the file, with at least `uid`,

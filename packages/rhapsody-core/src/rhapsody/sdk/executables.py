@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 from rhapsody.aio import wait_through
@@ -352,6 +353,9 @@ class TaskProgram:
         inherited: The variables of this process. Pass a copy if the object is created on another
             thread, because code on the loop may change the variables meanwhile.
 
+    Attributes:
+        seconds_for_files: Number of seconds that it took to open the files for the output.
+
     Raises:
         OSError: The program cannot be started, or its `cwd` does not exist; the message names the
             task.
@@ -379,6 +383,7 @@ class TaskProgram:
         command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
         if port is not None:
             command = [word.replace("{port}", str(port)) for word in command]
+        begin = perf_counter()
         place = working_directory(task)
         with ExitStack() as files:
             capture, output = task.get("capture", True), None
@@ -387,6 +392,7 @@ class TaskProgram:
                 output = ProgramOutput(task["sandbox"])
                 files.callback(output.close)
                 own = output.descriptors
+            self.seconds_for_files: float = perf_counter() - begin
             try:
                 self._program = launch(
                     command,

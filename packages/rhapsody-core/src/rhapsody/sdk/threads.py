@@ -222,6 +222,36 @@ class ThreadPool:
             self._use_another()
 
 
+FAST_FILES = 0.0002
+"""Seconds in which a fast file system creates a few files."""
+
+FAST_CALLS = 5
+"""Number of consecutive fast calls after which the loop makes the next call itself."""
+
+
+class FastCalls:
+    """Decides whether calls of one kind are made on a thread or on the loop.
+
+    Calls to a slow file system block the loop, but a fast call takes several times as long on a
+    thread, which mostly waits for the interpreter. Therefore, the first calls are made on a thread.
+    After some fast ones, the loop makes the next calls itself, until one of them is slow.
+    """
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    @property
+    def on_loop(self) -> bool:
+        """True if the loop should make the next call itself."""
+        return self._count >= FAST_CALLS
+
+    def note(self, fast: bool) -> None:
+        """Record whether a call was fast. Called on the thread that made the call."""
+        self._count = self._count + 1 if fast else 0
+
+
 TIME_SLICE = 0.005
 """Seconds after which `drain` returns to the loop, so that other callbacks can run."""
 

@@ -30,12 +30,14 @@ from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from rhapsody.data import InputFile, Output
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.identity import AttemptId, TaskId
+from rhapsody.sdk.threads import FAST_FILES
 from rhapsody.staging.claims import Target
 from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
@@ -153,9 +155,9 @@ class FileFlow:
     """
 
     __slots__ = (
-        "_coming", "_copies", "_held", "_inheritance", "_inputs", "_needs", "_outputs", "_reads",
-        "_reference", "_repeats", "_search", "_sources", "_stager", "_states", "_task", "at_call",
-        "left", "linked", "matches", "phase", "places", "targets",
+        "_coming", "_copies", "_held", "_inheritance", "_inputs", "_links_wait", "_needs",
+        "_outputs", "_reads", "_reference", "_repeats", "_search", "_sources", "_stager", "_states",
+        "_task", "at_call", "left", "linked", "matches", "phase", "places", "targets",
     )  # fmt: skip
 
     def __init__(
@@ -194,6 +196,7 @@ class FileFlow:
         self.linked: Mapping[str, FileState] = _NOTHING
         self.at_call: frozenset[str] = frozenset()
         self._copies: frozenset[str] = frozenset()  # inputs that are copied: paths in the sandbox
+        self._links_wait = False  # True if `copy` creates the links
         self._coming: Mapping[str, asyncio.Task[str]] = _NOTHING  # pending fetches
         self._reads: Sequence[tuple[str, str]] = ()  # files of other tasks: sandboxes and names
         self._held: tuple[Sandbox, ...] = ()  # sandboxes that stay while the attempt runs
@@ -400,7 +403,9 @@ class FileFlow:
     def place(self, backend: BaseExecutionBackend) -> bool:
         """Link the inputs into the sandbox, just before submission.
 
-        The sandboxes that contain them stay on disk until the attempt has ended.
+        The sandboxes that contain them stay on disk until the attempt has ended. If links are slow
+        or have not been measured, and the backend can create them on another thread, `copy` creates
+        them.
 
         Returns:
             True if `copy` must be awaited.
@@ -411,11 +416,19 @@ class FileFlow:
         """
         after = AFTER[self.phase][_T.PLACE]
         in_sandbox = self.phase is FilePhase.RESOLVED and "sandbox" in self._task
-        for name, place in self.places.items() if in_sandbox else ():
-            if name not in self._copies:
-                self._link(name, place, backend)
+        if in_sandbox and len(self.places) > len(self._copies):
+            self._links_wait = not self._stager.links.on_loop and _takes_copies(backend)
+            if not self._links_wait:
+                self._link_all(backend, self.places)
         self.phase = after
-        return in_sandbox and bool(self._copies or self.left)
+        return in_sandbox and bool(self._links_wait or self._copies or self.left)
+
+    def _link_all(self, backend: BaseExecutionBackend, places: Mapping[str, InputPlace]) -> None:
+        for name, place in places.items():
+            if name not in self._copies:
+                begin = perf_counter()
+                self._link(name, place, backend)
+                self._stager.links.note(perf_counter() - begin < FAST_FILES)
 
     def _link(self, name: str, place: InputPlace, backend: BaseExecutionBackend) -> None:
         producer = place.producer
@@ -439,7 +452,7 @@ class FileFlow:
         """Copy files into the sandbox, on another thread. Called after `place`.
 
         These are inputs with `copy=True`, and undeclared files of dependencies unless an input has
-        the same name.
+        the same name. Inputs that `place` has not linked are linked before.
 
         Raises:
             DataError: Two dependencies left files with the same name; an undeclared file that is
@@ -458,6 +471,8 @@ class FileFlow:
         link: Any = backend.link_explicit_data_deps  # `copy` is optional for backends
         task = self._task
         try:
+            if self._links_wait:
+                self._link_all(backend, places)
             for name in sorted(self._copies):
                 path = places[name].path
                 link(src_task=None, dst_task=task, file_name=name, file_path=path, copy=True)
@@ -514,9 +529,14 @@ class FileFlow:
             self._stager.fetcher.forget(path)
         return changed
 
-    def changed_since_call(self) -> dict[str, str]:
-        """Return the inputs, including copied ones, whose states at the call have changed."""
-        places = ((name, self.places[name]) for name in self.at_call if name in self.places)
+    def changed_since_call(self, *, copied: bool = False) -> dict[str, str]:
+        """Return the inputs whose states at the call have changed.
+
+        Args:
+            copied: True for only the inputs that are copied, which `changed` does not check.
+        """
+        names = self.at_call & self._copies if copied else self.at_call
+        places = ((name, self.places[name]) for name in names if name in self.places)
         return {
             name: place.path
             for name, place in places

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.identity import AttemptId
-from rhapsody.sdk.threads import ThreadPool, in_thread
+from rhapsody.sdk.threads import FastCalls, ThreadPool, in_thread
 from rhapsody.staging.claims import Kind, Target
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.fsutil import disk_use
@@ -67,6 +67,7 @@ class Stager:
         fetcher: The cache of remote files.
         cache_stays: True if the cache stays on disk after the run.
         threads: The threads that copy and remove files.
+        links: The decision whether inputs are linked on the loop or on one of the threads.
         originals: The states of undeclared files that may be linked, by path.
         destinations: Destinations of the declared outputs that cannot be found by their plain
             names, by these names; for messages.
@@ -104,6 +105,7 @@ class Stager:
         self.results: SavedFiles = SavedFiles(results_dir or self.directory, needed, threads)
         self.destinations: dict[str, str] = {}
         self.threads: ThreadPool = threads
+        self.links: FastCalls = FastCalls()
         self.sandboxes: SandboxKeeper = SandboxKeeper(keep, self.results.add, threads)
         self.originals: dict[str, FileState] = {}
         self.cache_stays: bool = keep == "all"

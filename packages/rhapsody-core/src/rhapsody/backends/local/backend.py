@@ -45,7 +45,7 @@ from rhapsody.sdk.capture import Recorder, streams
 from rhapsody.sdk.executables import Launch, TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
-from rhapsody.sdk.threads import TIME_SLICE, Mailbox, ThreadPool, in_thread
+from rhapsody.sdk.threads import FAST_FILES, TIME_SLICE, FastCalls, Mailbox, ThreadPool, in_thread
 from rhapsody.task import TaskDescription, is_async
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -86,11 +86,15 @@ EXECUTOR = replace(THREADS, cancel_async_functions="queued")
 STARTERS = 8
 """Maximum number of threads that create sandboxes and start programs."""
 
+FAST_START = 0.02
+"""Seconds in which a program on a fast file system starts, even while the processors are busy."""
+
 
 class Executables(JobRunner):
     """Runner of executable tasks and services.
 
-    Programs of tasks are started on threads, because this takes long on slow file systems.
+    Programs of tasks are started on threads as long as this is slow; see `FastCalls`. Services are
+    always started on the loop.
 
     Args:
         deliver: Called on the loop with each job that has ended.
@@ -117,22 +121,29 @@ class Executables(JobRunner):
         self._grace = grace
         self._launch = partial(Program, reaper=reaper)
         self._starters = ThreadPool(min(STARTERS, cores), "rhapsody-start")
+        self._starts = FastCalls()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
         """Start the job's program; for a service, also watch for its readiness."""
-        if not job.request.endless:
+        if job.request.endless:
+            readiness = Readiness()
+            job.task["sandbox"] = make_sandbox(job.task["sandbox"])
+            program: TaskProgram = TaskService(
+                job.task, job.environment(), launch=self._launch, ready=readiness.set
+            )
+            attach = None if job.task.get("ready") is None else readiness.attach
+        elif self._starts.on_loop:
+            program, attach = self._start(job, self._launch, os.environ), None
+        else:
             self._follow(self._run(job))
             return
-        readiness = Readiness()
-        job.task["sandbox"] = make_sandbox(job.task["sandbox"])
-        program = TaskService(job.task, job.environment(), launch=self._launch, ready=readiness.set)
-        self._started(job, program, None if job.task.get("ready") is None else readiness.attach)
+        self._started(job, program, attach)
         self._follow(self._finish(job, program))
 
     async def _run(self, job: Job) -> None:
         launch = partial(self._launch, loop=asyncio.get_running_loop())
-        start = partial(self._start, job, launch, os.environ.copy())
+        start = partial(self._start_unless_cancelled, job, launch, os.environ.copy())
         try:
             program = await self._starters.run(start, or_here=True)
         except Exception as error:  # such as a missing program or a full disk
@@ -146,13 +157,20 @@ class Executables(JobRunner):
             program.terminate(self._grace)
         await self._finish(job, program)
 
-    @staticmethod
-    def _start(job: Job, launch: Launch, inherited: dict[str, str]) -> TaskProgram | None:
-        """Create the sandbox and start the program, unless the job was canceled; on a thread."""
-        if job.cancelled:
-            return None
+    def _start_unless_cancelled(
+        self, job: Job, launch: Launch, inherited: Mapping[str, str]
+    ) -> TaskProgram | None:
+        return None if job.cancelled else self._start(job, launch, inherited)
+
+    def _start(self, job: Job, launch: Launch, inherited: Mapping[str, str]) -> TaskProgram:
+        """Create the sandbox, and start the program in it. Called on the loop or on a thread."""
+        begin = perf_counter()
         job.task["sandbox"] = make_sandbox(job.task["sandbox"])
-        return TaskProgram(job.task, job.environment(), launch=launch, inherited=inherited)
+        made = perf_counter()
+        program = TaskProgram(job.task, job.environment(), launch=launch, inherited=inherited)
+        files = made - begin + program.seconds_for_files
+        self._starts.note(files < FAST_FILES and perf_counter() - begin < FAST_START)
+        return program
 
     def _started(
         self, job: Job, program: TaskProgram, attach: Callable[..., None] | None = None

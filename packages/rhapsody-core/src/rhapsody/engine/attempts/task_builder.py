@@ -762,7 +762,7 @@ class TaskBuilder:
 
     async def _copy(self, record: TaskRecord, files: FileFlow, backend: BackendHandle) -> None:
         await files.copy(backend.backend)
-        if changed := files.changed_since_call():
+        if changed := files.changed_since_call(copied=True):
             raise error_messages.input_changed(record, changed, None)
 
 
