@@ -20,7 +20,7 @@ pytest.importorskip("bokeh")
 async def test_the_log_contains_the_link_to_the_dashboard(
     cluster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "rhapsody_dask.backend")
+    caplog.set_level("INFO", "rhapsody.dask")
     async with asyncio.timeout(60), DaskExecutionBackend(cluster=cluster) as backend:
         link = str(backend.dashboard_link)
         assert link in caplog.text
@@ -33,11 +33,11 @@ async def test_the_log_contains_the_link_to_the_dashboard(
 
 
 async def test_no_link_is_logged_without_a_dashboard(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "rhapsody_dask")
+    caplog.set_level("INFO", "rhapsody.dask")
     given = {"processes": False, "n_workers": 1, "threads": 1}
     async with asyncio.timeout(60), DaskExecutionBackend(given, security=False) as backend:
         assert backend.dashboard_link is None
-        assert not [one for one in caplog.records if one.name.startswith("rhapsody_dask")]
+        assert not [one for one in caplog.records if one.name.startswith("rhapsody.dask")]
 
 
 async def test_a_performance_report_lists_tasks_by_name(

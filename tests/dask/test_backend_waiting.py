@@ -38,4 +38,4 @@ async def test_the_reason_why_tasks_wait_is_logged_repeatedly(
     await lost.ended()
     caplog.clear()
     assert await task(3) == 3
-    assert not [one for one in caplog.records if one.name == "rhapsody_dask.backend"]
+    assert not [one for one in caplog.records if one.name == "rhapsody.dask"]

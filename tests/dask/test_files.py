@@ -234,7 +234,7 @@ open("sub/kept", "w").write("fine")
             assert (sandbox / "sub/deeper").is_dir()
             assert set(os.listdir(sandbox)) - {*OUTPUT_FILES} == {"sub"}
             assert set(os.listdir(sandbox / "sub")) == {"kept", "link", "deeper"}
-    (record,) = [one for one in caplog.records if one.name == "rhapsody_dask.files"]
+    (record,) = [one for one in caplog.records if one.name == "rhapsody.dask"]
     assert "dangling, sub/absolute, sub/out, sub/pipe;" in record.getMessage()
 
 

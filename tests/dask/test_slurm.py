@@ -153,7 +153,7 @@ async def test_jobs_that_are_refused_held_back_or_ended_do_not_wait_forever(
     pytest.importorskip("dask_jobqueue")
     monkeypatch.setattr("rhapsody_dask.backend.FIRST_CHECK", 1.0)
     monkeypatch.setattr("rhapsody_dask.backend.WARNING_INTERVAL", 1.0)
-    caplog.set_level("INFO", "rhapsody_dask")
+    caplog.set_level("INFO", "rhapsody.dask")
     place = tmp_path / "slurm"
     place.mkdir()
     common = {

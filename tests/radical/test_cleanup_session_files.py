@@ -211,7 +211,7 @@ def test_the_end_of_a_client_is_a_warning_only_if_action_is_needed(
     where: Path, directory: Path, caplog: pytest.LogCaptureFixture, manager: str, level: str
 ) -> None:
     rewritten(left(where, directory), managers=manager)
-    with caplog.at_level("INFO", "rhapsody_radical"):
+    with caplog.at_level("INFO", "rhapsody.radical"):
         end_session(where, MINE)
     assert not list(where.parent.glob("radical.*"))
     (said,) = caplog.records

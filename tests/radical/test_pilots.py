@@ -31,7 +31,7 @@ def pilots(*names: str) -> tuple[Pilots, list[Pilot]]:
 def test_states_of_pilots_are_logged_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
     made, ended = pilots("local.one")
     states = ["PMGR_LAUNCHING", "PMGR_ACTIVE", "DONE", "FAILED"]
-    with caplog.at_level("INFO", "rhapsody_radical"):
+    with caplog.at_level("INFO", "rhapsody.radical"):
         for when, state in enumerate(states):
             made.note(made.pilots[0], state, when)
     for how in ("ended: its walltime has expired, or it was canceled", "FAILED"):
@@ -54,7 +54,7 @@ def test_rounding_up_to_whole_nodes_is_logged(
     manager: str, cores: int, levels: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Pilots([{"resource": "a.b", "cores": cores}], lambda pilot: None)
-    with caplog.at_level("INFO", "rhapsody_radical"):
+    with caplog.at_level("INFO", "rhapsody.radical"):
         made.pilots[0].configure({"cores_per_node": 8, "resource_manager": manager})
     assert [each.levelname for each in caplog.records] == levels
     if levels:

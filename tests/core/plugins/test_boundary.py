@@ -214,6 +214,15 @@ def test_plugins_use_no_private_name_of_core(user: str) -> None:
     ] == []
 
 
+@pytest.mark.parametrize("user", USERS)
+def test_records_of_plugins_are_in_the_log_of_the_run(user: str) -> None:
+    """The log of a run, and `-v`, take the records of loggers below `rhapsody`."""
+    calls = re.compile(r"\bgetLogger\(([^)]*)\)")
+    names = [name for path in USERS[user] for name in calls.findall(path.read_text())]
+    own = (f'"rhapsody.{user}"', "name", 'parts[0]["name"]')
+    assert [name for name in names if name not in own] == []
+
+
 @pytest.mark.parametrize("root", ROOTS)
 def test_a_root_has_all_that_it_lists(root: str) -> None:
     assert [name for name in ROOTS[root].__all__ if not hasattr(ROOTS[root], name)] == []

@@ -36,7 +36,7 @@ from rhapsody_dask.worker.entry import stuck
 from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, uid_in, unpack
 from rhapsody_dask.worker.site import cancel, mark, topic
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 ANSWER_TIMEOUT = 5.0
 """Time limit in seconds for the workers' answers to a request to stop tasks; a worker that cannot

@@ -39,7 +39,7 @@ from rhapsody_dask.launchers import Workers
 from rhapsody_dask.options import TLS, Options
 from rhapsody_dask.worker.entry import has_dashboard
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 
 GUARD = re.compile(r"^\s*if .*(__name__|parent_process)", re.MULTILINE)

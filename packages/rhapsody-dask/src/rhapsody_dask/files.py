@@ -28,7 +28,7 @@ from rhapsody.sdk import (
 from rhapsody_dask.worker.messages import pack_files, unpack_files
 from rhapsody_dask.worker.site import sees
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 Link = tuple[str, ...]
 """`("link", name, path)`, `("private", name, path)` for a copy, or `("undeclared", directory,

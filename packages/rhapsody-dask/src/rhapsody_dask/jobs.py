@@ -26,7 +26,7 @@ from typing import Any
 
 from rhapsody.sdk import slurm_refusal, slurm_waiting
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 MAX_FRUITLESS = 3
 """Number of jobs in a row that end without a task done, after which no other is submitted."""

@@ -25,7 +25,7 @@ from typing import Any
 from rhapsody import BackendUnavailableError
 from rhapsody.sdk import hosts_of_job, in_thread, nodes_of_job
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 LAUNCHERS = ("srun", "mpirun", "ssh")
 """The values of the option `launcher`."""

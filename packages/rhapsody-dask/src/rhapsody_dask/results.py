@@ -35,7 +35,7 @@ from rhapsody_dask.worker.messages import (
     writable,
 )
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.dask")
 
 RUNNING = "executing"
 ENDS = ("finished", "error", "cancelled")

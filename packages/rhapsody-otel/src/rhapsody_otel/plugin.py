@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rhapsody import hookimpl
 
-log: logging.Logger = logging.getLogger("rhapsody_otel")
+log: logging.Logger = logging.getLogger("rhapsody.otel")
 
 
 @hookimpl

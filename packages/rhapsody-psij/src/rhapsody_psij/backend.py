@@ -83,7 +83,7 @@ from rhapsody_psij.plugin import capabilities_of
 
 __all__ = ["PsijExecutionBackend"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.psij")
 
 COMMANDS = {
     "slurm": "sbatch",

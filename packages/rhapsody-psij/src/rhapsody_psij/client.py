@@ -53,7 +53,7 @@ from psij.executors.batch.batch_scheduler_executor import (
 from rhapsody.sdk import slurm_refusal
 from rhapsody_psij.detached import LIST, locked
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.psij")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that the client ignores. It ends when its standard input ends."""

@@ -33,7 +33,7 @@ from rhapsody_psij.submission import (
     cancel_detached,
 )
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.psij")
 
 SUBMIT = "run a workflow as a job of a batch system"
 ATTACH = "follow a run that was submitted with rhapsody submit"

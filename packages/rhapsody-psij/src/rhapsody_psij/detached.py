@@ -31,7 +31,7 @@ from rhapsody import TaskDescription
 from rhapsody.sdk import escaped, unpack
 from rhapsody_psij.job import read_log, read_outcome
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.psij")
 
 LIST, LOCK, JOURNAL = "jobs.jsonl", "program.lock", "journal"
 

@@ -37,7 +37,7 @@ from rhapsody_radical.remote import RAPTORS
 from rhapsody_radical.states import AGENT_EXECUTING, PMGR_ACTIVE
 from rhapsody_radical.wire import Worker
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 states.register()
 

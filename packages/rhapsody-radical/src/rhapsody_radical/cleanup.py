@@ -30,7 +30,7 @@ from pathlib import Path
 
 import psutil
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 # Processes.
 

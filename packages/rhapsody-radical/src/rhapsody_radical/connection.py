@@ -39,7 +39,7 @@ from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.remote import Remotes
 from rhapsody_radical.wire import Channel
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 VERSION: str = version("rhapsody-radical")
 """The version when this module was imported; a later installation changes the metadata."""

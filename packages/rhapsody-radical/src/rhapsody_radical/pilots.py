@@ -20,7 +20,7 @@ from rhapsody_radical.descriptions import total_cores
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 LOOKAHEAD_SECONDS = 10.0
 """Seconds of work that an active pilot receives in advance while other pilots are queued."""

@@ -31,7 +31,7 @@ from typing import Any
 
 from rhapsody.sdk import pickler
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 BATCH_SECONDS = 0.01
 """Default time in seconds that a message waits for other messages to be sent with it.

@@ -23,7 +23,7 @@ from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
 from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
 from rhapsody_wfcommons.writing import write
 
-log: logging.Logger = logging.getLogger("rhapsody_wfcommons")
+log: logging.Logger = logging.getLogger("rhapsody.wfcommons")
 
 _PATTERN = re.compile(r"[*?[]")
 

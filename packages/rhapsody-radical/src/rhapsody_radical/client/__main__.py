@@ -54,7 +54,7 @@ def main(end: int, program: int) -> None:
 
     start_thread(watch, "rhapsody-radical-program")
     outbox = Outbox(channel)
-    logger = logging.getLogger("rhapsody_radical")
+    logger = logging.getLogger("rhapsody.radical")
     logger.addHandler(Records(outbox))
     logger.setLevel(logging.DEBUG)
     logger.propagate = False

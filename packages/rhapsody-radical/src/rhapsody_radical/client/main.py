@@ -28,7 +28,7 @@ from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.states import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
 from rhapsody_radical.wire import Message, Outbox, Worker
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 CHECK_INTERVAL = 1.0
 """Seconds between two checks."""

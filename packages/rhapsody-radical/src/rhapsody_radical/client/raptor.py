@@ -36,7 +36,7 @@ from rhapsody_radical.descriptions import (
 )
 from rhapsody_radical.states import AGENT_EXECUTING, FINAL
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 OWN_CLASSES = Path(__file__).parents[1] / "_raptor.py"
 CALL_FILES = (OWN_CLASSES.with_name("call.py"), Path(RUNNER_FILE))

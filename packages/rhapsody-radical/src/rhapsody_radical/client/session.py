@@ -29,7 +29,7 @@ from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.plugin import OPTIONS, PILOT_KEYS
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 CLOSE_LIMIT = 60.0
 """Time limit in seconds for closing RADICAL-Pilot, after which its processes are killed."""

@@ -26,7 +26,7 @@ from rhapsody_radical.descriptions import described, leave_gpus
 from rhapsody_radical.states import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
 from rhapsody_radical.wire import Worker
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger("rhapsody.radical")
 
 HANDLED = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
 """The states that the client handles."""
