@@ -182,6 +182,11 @@ OTHER_LANGUAGES = {
     "julia": ("run.jl", "push!(LOAD_PATH, @__DIR__)\nusing Helper: f", "Helper.jl"),
     "lua": ("run.lua", "local f = require('inner.helper')", "inner/helper.lua"),
     "ruby": ("run.rb", "require_relative 'inner/helper'", "inner/helper.rb"),
+    "javascript": ("run.js", "const { f } = require('./inner/helper');", "inner/helper.js"),
+    "javascript module": ("run.mjs", "import { f } from './inner/helper.mjs'", "inner/helper.mjs"),
+    "javascript directory": ("run.cjs", "const x = require('./inner')", "inner/index.js"),
+    "javascript data": ("run.js", "const x = require('./inner/x.json')", "inner/x.json"),
+    "javascript program": ("run", "#!/usr/bin/env node\nrequire('./helper')", "helper.js"),
 }
 
 
@@ -238,6 +243,12 @@ SEARCHING = {
     "in a script": 'sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tools"))',
     "with pathlib": 'sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))',
     "the directory above": "sys.path.append(str(Path(__file__).resolve().parents[1]))",
+    "in a variable": 'TOOLS = Path(__file__).parent / "../tools"\nsys.path.insert(0, f"{TOOLS}")',
+    "in a text": 'sys.path.insert(0, f"{os.path.dirname(__file__)}/../tools")',
+    "in a list": 'sys.path[:0] = ["data", str(Path(__file__).parents[1] / "tools")]',
+    "in a loop": 'for name in ("tools", "data"):\n    sys.path.insert(0, str(HERE / name))',
+    "on several lines": 'sys.path.insert(  # first\n    0,\n    os.path.join(HERE, "tools"),\n)',
+    "in a module": "import paths",
     "in the command": "",
     "in a shell script": "",
 }
@@ -249,8 +260,11 @@ async def test_modules_on_a_search_path_that_is_set_before_they_are_imported_cou
 ) -> None:
     module = "tools.far" if how == "the directory above" else "far"
     imports = f"from {module} import (  # not ) here\n    # nor here, (\n    VALUE,\n)\n"
-    start = f'"""Called by run.sh."""\nimport os, sys\nfrom pathlib import Path\n{SEARCHING[how]}\n'
+    start = '"""Called by run.sh."""\nimport os, sys\nfrom pathlib import Path\n'
+    start += f"HERE = Path(__file__).resolve().parents[1]\n{SEARCHING[how]}\n"
     (here / "elsewhere" / "tool.py").write_text(f"{start}{imports}print(VALUE)\n")
+    paths = "import os, sys\nsys.path.append(os.path.dirname(__file__) + '/../tools')\n"
+    (here / "elsewhere" / "paths.py").write_text(paths)
     run = '#!/bin/sh\nHERE="${0%/*}"\nexport PYTHONPATH="$HERE/tools:$PYTHONPATH"\n'
     command = f"{sys.executable} {here}/elsewhere/tool.py"
     if how == "in the command":
@@ -266,6 +280,44 @@ async def test_modules_on_a_search_path_that_is_set_before_they_are_imported_cou
         async with engine(resume=True) as flow:
             assert await flow.executable_task(name="run")(lambda: command)() == f"{text}\n"
             assert flow.stats.recorded == reused
+
+
+@pytest.mark.parametrize("by", ["command", "function"])
+async def test_each_module_that_a_search_path_may_lead_to_counts(here: Path, by: str) -> None:
+    def call() -> str:
+        return started("tools/tool.py")
+
+    place = 'os.path.join(os.path.dirname(__file__), "lib")'
+    text = f"import os, sys\nsys.path.insert(0, {place})\nfrom far import VALUE\nprint(VALUE)\n"
+    (here / "tools" / "tool.py").write_text(text)
+    found = []
+    for shadow in (None, None, "VALUE = 'two'\n", "VALUE = 'three'\n", None):
+        (here / "tools" / "lib" / "far.py").unlink(missing_ok=True)
+        if shadow is not None:
+            (here / "tools" / "lib" / "far.py").write_text(shadow)
+        async with engine(resume=True) as flow:
+            if by == "command":
+                task = flow.executable_task(lambda: f"{sys.executable} {here}/tools/tool.py")
+            else:
+                task = flow.function_task(call)
+            found.append((await task(), flow.stats.recorded))
+    one = ("one\n", 0), ("one\n", 1)
+    last = "one\n", int(by == "command")  # of a function, only the last result is found
+    assert found == [*one, ("two\n", 0), ("three\n", 0), last]
+
+
+async def test_a_new_script_that_a_script_names_counts_for_a_function(here: Path) -> None:
+    def call() -> str:
+        return subprocess.run(["sh", "run.sh"], capture_output=True, text=True).stdout
+
+    (here / "run.sh").write_text("VALUE=1\n[ -f settings.sh ] && . ./settings.sh\necho $VALUE\n")
+    found = []
+    for number in range(4):
+        if number == 2:
+            (here / "settings.sh").write_text("VALUE=2\n")
+        async with engine(resume=True) as flow:
+            found.append((await flow.function_task(call)(), flow.stats.recorded))
+    assert found == [("1\n", 0), ("1\n", 1), ("2\n", 0), ("2\n", 1)]
 
 
 async def test_a_new_module_that_replaces_another_one_counts(here: Path) -> None:

@@ -47,6 +47,10 @@ _CURRENT = f".{os.sep}"
 _DIRECTORY = ""
 """Key of the current directory in records with files that were opened by relative paths."""
 
+_LOADED = f"{os.sep}loaded"
+"""Key, in records of functions that started processes, of the files that scripts may load but that
+are not compared."""
+
 
 class OpenedFiles:
     """Reader and writer of records of the files that functions opened without declaring them.
@@ -128,10 +132,10 @@ class OpenedFiles:
             if use == WRITTEN or (use == UPDATED and changed_since(path, start))
         }
         known |= written
+        loaded: set[str] = set()
         if STARTED in opened:
-            for script in [*opened, *known]:
-                for path in self._scripts.loaded(script):
-                    opened.setdefault(path, READ)
+            loaded.update(*map(self._scripts.loaded, [*opened, *known]))
+            opened |= dict.fromkeys(loaded.difference(opened), READ)
         states = {}
         for path in map(os.path.abspath, trees):
             if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
@@ -156,6 +160,9 @@ class OpenedFiles:
             inside = not name.startswith(_CURRENT)
             if path in relative and (inside or os.path.join(directory, "") != self._current):
                 states[_DIRECTORY] = self._portable_current(directory)
+        if STARTED in opened:
+            names = set(filter(None, map(self._name, loaded)))
+            states[_LOADED] = "\n".join(sorted(names.difference(states)))
         return json.dumps(states) if states else None
 
     def changed(self, noted: str) -> str | None:
@@ -168,7 +175,10 @@ class OpenedFiles:
             The reason, or `None` if no file has changed.
         """
         root = self._program.roots[0]
-        for name, state in json.loads(noted).items():
+        states = json.loads(noted)
+        started = _LOADED in states
+        known = states.keys() | states.pop(_LOADED, "").split("\n")
+        for name, state in states.items():
             if name == _DIRECTORY:
                 if self._portable_current(current_directory()) != state:
                     return "it used relative paths, and the current directory has changed"
@@ -182,6 +192,11 @@ class OpenedFiles:
             if now != state:
                 how = "is missing" if not now else "has changed" if state else "is new"
                 return f"{name!r}, which it opened, {how}"
+            if started:
+                names = map(self._name, self._scripts.loaded(path))
+                new = next((each for each in names if each and each not in known), None)
+                if new is not None:
+                    return f"{new!r}, which {name!r} may load, is new"
         return None
 
     def is_only_read(self, directory: str, start: int) -> bool:

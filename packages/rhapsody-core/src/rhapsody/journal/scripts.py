@@ -25,22 +25,33 @@ from rhapsody.sdk.modules import imported_names
 
 _PYTHON = (".py", ".pyw")
 
-_SCRIPT = re.compile(r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|lua|tcl|rb|m)")
+_SCRIPT = re.compile(r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|lua|tcl|rb|m|[cm]?js)")
 """Matches the endings of the names of scripts."""
 
 _COMMENT = re.compile(r"(?m)(?:^|\s)#.*$")
 
 _DOCSTRING = re.compile(r"(\"\"\"|\'\'\')[\s\S]*?\1")
 
+_REST = r"((?:.*[(\[{,+/\\][ \t]*\n)*.*)"
+"""Matches the rest of a line, and the lines that continue it."""
+
 _SEARCH = re.compile(
-    r"(?m)^.*(?:\b(?:sys\.path|use\s+lib|addpath|LOAD_PATH)\b|\b(?:PYTHONPATH|PERL5LIB)=)(.*)$"
+    r"\b(?:(?:sys\.path|addsitedir|use\s+lib|addpath|LOAD_PATH)\b|(?:PYTHONPATH|PERL5LIB)=)" + _REST
 )
 """Matches lines that change the search path of modules."""
+
+_ASSIGNED = re.compile(
+    r"(?m)^[ \t]*(?:\w+[ \t]+)?[$@]?(\w+)[ \t]*(?::[^=\n]*)?(?:=(?!=)|in\b)" + _REST
+)
+"""Matches lines that assign a variable."""
 
 _PACKAGES = re.compile(r"(.*/(?:site|dist)-packages)/(\w+)[./].*")
 """Matches the paths of modules in a directory of installed packages."""
 
 _LITERAL = re.compile(r"[\"\']([^\"\']*)[\"\']")
+
+_AROUND_DIRECTORIES = re.compile(r"[\"'(),;]|(?<!:):(?!:)")
+"""Splits lines of other languages at the ends of the names of directories."""
 
 _NAMED = re.compile(
     rf"(?<![\w./+~-])([\w./+~-]{{0,200}}[\w+-]{_SCRIPT.pattern})(?![\w/])"
@@ -55,6 +66,7 @@ _MODULES = {
     ".jl": (re.compile(r"\b(?:using|import)\b([^\n]*)"), ".jl"),
     ".lua": (re.compile(r"\brequire\b([^\n]*)"), ".lua"),
     ".rb": (re.compile(r"\brequire(?:_relative)?\b([^\n]*)"), ".rb"),
+    ".js": (re.compile(r"\b(?:require|from|import)\b([^\n]*)"), ".js"),
 }
 """For scripts in other languages, the statements that name modules, and the ending of modules."""
 
@@ -103,10 +115,12 @@ class Scripts:
         return self._program.once(self._loaded, script, tuple(search))
 
     def _loaded(self, script: str, search: tuple[str, ...]) -> Sequence[str]:
-        if self._program.file(script) is None:
-            return ()
         script = os.path.realpath(os.path.expandvars(os.path.expanduser(script)))
+        if not os.path.isfile(script):  # reading a pipe could block
+            return ()
         if not (_is_script(script) or self._program.once(_interpreter, script)):
+            return ()
+        if self._program.file(script) is None:
             return ()
         directory = os.path.dirname(script)
         inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -121,13 +135,18 @@ class Scripts:
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
         extra: dict[str, None] = {}
+        records: dict[str, None] = {}
         while todo:
             file = todo.pop()
             text = self._text(file)
             added = (os.path.join(place, name) for place in (*near, *above) for name in text.search)
-            extra |= dict.fromkeys(filter(os.path.isdir, map(os.path.normpath, added)))
-            places |= extra
-            inner = {path for name in text.modules for path in _files_of(name, file, places)}
+            more = filter(os.path.isdir, map(os.path.normpath, added))
+            if new := dict.fromkeys(place for place in more if place not in extra):
+                extra |= new
+                todo = list(found)  # modules that were found may be in the new directories as well
+                continue
+            inner = {path for name in text.modules
+                     for path in self._files_of(name, file, (*extra, *places))}  # fmt: skip
             near_file = dict.fromkeys((os.path.dirname(file), *near, *extra))
             for place in near_file if text.scripts else ():
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
@@ -137,9 +156,41 @@ class Scripts:
                     found[each] = None
                     todo.append(each)
             installed = (_record_of(each) for each in sorted({file, *inner}))
-            found |= dict.fromkeys(filter(None, installed))
+            records |= dict.fromkeys(filter(None, installed))
         del found[script]
-        return tuple(found)
+        return (*found, *records)
+
+    def _files_of(self, name: str, file: str, places: Iterable[str]) -> Iterator[str]:
+        """Yield the files of a module and of its parent packages.
+
+        Args:
+            name: The name in an import statement, with leading dots if it is relative.
+            file: The file that contains the statement.
+            places: The directories in which Python searches modules, in an unknown order.
+        """
+        words = name.lstrip(".").split(".")
+        if level := len(name) - len(name.lstrip(".")):
+            place = os.path.dirname(file)
+            for _ in range(level - 1):
+                place = os.path.dirname(place)
+            places = [place]
+        for word in filter(None, words):
+            inner: dict[str, None] = {}
+            for spec in self._specs(word, places):
+                if spec.has_location and spec.origin is not None:
+                    yield spec.origin
+                inner |= dict.fromkeys(spec.submodule_search_locations or ())
+            places = inner
+
+    def _specs(self, name: str, places: Iterable[str]) -> Iterator[ModuleSpec]:
+        """Yield the specs of modules with a name, up to the first one that is installed."""
+        for place in dict.fromkeys(places):
+            finder: Any = pkgutil.get_importer(place)
+            spec: ModuleSpec | None = finder and finder.find_spec(name)
+            if spec is not None:
+                yield spec
+                if spec.loader is not None and not self._program.origins.own(spec.origin):
+                    return
 
     def _text(self, file: str) -> _Text:
         digest = self._program.file(file)
@@ -160,12 +211,17 @@ class Scripts:
         code = _COMMENT.sub("", content.decode(errors="replace"))
         if is_python:
             code = _DOCSTRING.sub("", code)
-            lines = (_LITERAL.findall(line) for line in _SEARCH.findall(code))
-            search = {os.path.join("", *(word.lstrip("/") for word in line)) for line in lines}
-        else:
-            lines = (re.split(r"[\"'(),;]|(?<!:):(?!:)", line) for line in _SEARCH.findall(code))
-            words = {word.strip() for line in lines for word in line}
-            search = {word.partition("/")[2] if "$" in word else word.lstrip("/") for word in words}
+        lines = _SEARCH.findall(code)
+        used = set(re.findall(r"\w+", " ".join(lines)))
+        lines += [value for name, value in _ASSIGNED.findall(code) if name in used]
+        search = set()
+        for line in lines:
+            split = _LITERAL.findall(line) if is_python else _AROUND_DIRECTORIES.split(line)
+            words = [word.strip().lstrip("/") for word in split]
+            # What precedes the first slash may be a variable, as in `f"{HERE}/lib"`.
+            words += [word.partition("/")[2] for word in words]
+            search |= {os.path.join("", *words[: len(split)]), *filter(None, words)}
+        if not is_python:
             search.add("lib")  # usual for Perl, which may receive it from the command
         names = {each[1] or each[3] for each in _NAMED.finditer(code)}
         # What precedes the first slash may be a variable, as in `$HERE/lib.sh`.
@@ -185,10 +241,14 @@ def _modules_in(code: str, file: str, interpreter: bytes) -> Iterator[str]:
     ending = os.path.splitext(file)[1]
     if ending == ".pm" or b"perl" in interpreter:
         ending = ".pl"
+    elif ending in (".mjs", ".cjs") or b"node" in interpreter:
+        ending = ".js"
     if ending in _MODULES:
         statement, of_module = _MODULES[ending]
         for words in statement.findall(code):
             for word in re.findall(r"[\w:./-]+", words):
+                if ending == ".js" and word.startswith("."):
+                    yield from (word, f"{word}.json", f"{word}/index.js")
                 name = word.strip(":").removesuffix(of_module)
                 yield (name if "/" in name else re.sub(r"::|\.", "/", name)) + of_module
 
@@ -201,48 +261,6 @@ def _interpreter(path: str) -> bytes:
     except OSError:
         return b""
     return line if line.startswith(b"#!") else b""
-
-
-def _files_of(name: str, file: str, places: Iterable[str]) -> Iterator[str]:
-    """Yield the files of a module and of its parent packages.
-
-    Args:
-        name: The name in an import statement, with leading dots if it is relative.
-        file: The file that contains the statement.
-        places: The directories in which Python searches modules.
-    """
-    words = name.lstrip(".").split(".")
-    if level := len(name) - len(name.lstrip(".")):
-        place = os.path.dirname(file)
-        for _ in range(level - 1):
-            place = os.path.dirname(place)
-        places = [place]
-    for word in filter(None, words):
-        spec = _spec_in(word, places)
-        if spec is None:
-            return
-        if spec.has_location and spec.origin is not None:
-            yield spec.origin
-        if spec.submodule_search_locations is None:
-            return
-        places = list(spec.submodule_search_locations)
-
-
-def _spec_in(name: str, places: Iterable[str]) -> ModuleSpec | None:
-    """Return the spec of the module with a name in some directories, or `None`."""
-    portions: list[str] = []
-    for place in places:
-        finder: Any = pkgutil.get_importer(place)
-        spec: ModuleSpec | None = finder and finder.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            return spec
-        if spec is not None:
-            portions += spec.submodule_search_locations or ()
-    if not portions:
-        return None
-    spec = ModuleSpec(name, None, is_package=True)
-    spec.submodule_search_locations = portions
-    return spec
 
 
 def _record_of(module: str) -> str | None:
