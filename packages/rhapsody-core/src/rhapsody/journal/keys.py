@@ -18,10 +18,12 @@ import sysconfig
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.environments import SETTINGS
+from rhapsody.journal.addresses import texts_of
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
@@ -43,6 +45,9 @@ _CODE = (types.FunctionType, type)
 _IMMUTABLE = frozenset((int, float, bool, str, bytes, type(None), complex, range))
 
 _BUILTIN = frozenset((list, tuple, dict, set, frozenset, bytearray))
+
+_SEARCHED = str, int, bytes, PurePath, list, tuple, dict, set, frozenset
+"""Types of the variables of code in which addresses of services are found."""
 
 _VARIABLES = "variables set by the program"
 
@@ -145,6 +150,9 @@ class Keys:
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, Known] = field(default_factory=WeakKeyDictionary)
     _checked: dict[Known, bool] = field(default_factory=dict)
+    _texts: WeakKeyDictionary[Any, tuple[Known, frozenset[str]]] = field(
+        default_factory=WeakKeyDictionary
+    )
     _scripts: Scripts = field(init=False)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
     imported: ImportedModules = field(init=False)
@@ -504,6 +512,24 @@ class Keys:
         for name, digest in self._fingerprint.parts.items():
             if key.watched.get(name) != digest:
                 raise UnhashableError(_changed_in_place(name))
+
+    def texts_of_code(self, function: object) -> frozenset[str]:
+        """Return the texts and integers in the variables that a function reads, as text.
+
+        Args:
+            function: The function of a task whose key was computed. Its code is not searched if the
+                task has a `version`, or if it is a method or another callable object.
+        """
+        known = self._functions.get(function) if isinstance(function, types.FunctionType) else None
+        if known is None:
+            return frozenset()
+        former, texts = self._texts.get(function, (None, frozenset()))
+        if former is not known:
+            found = known.found
+            values = [value for *_, value in found.read] + [value for _, value in found.cells]
+            texts = frozenset(texts_of(value for value in values if isinstance(value, _SEARCHED)))
+            self._texts[function] = known, texts
+        return texts
 
     def advanced(self, key: Key) -> dict[str, object]:
         """Return the random number generators that a function has advanced, by their names."""

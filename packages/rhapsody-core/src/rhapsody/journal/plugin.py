@@ -11,7 +11,7 @@ import pickle
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,13 @@ from typing import NamedTuple, TypeVar
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.identity import AttemptId, call_text, without_engine
 from rhapsody.journal import pickling
+from rhapsody.journal.addresses import (
+    contained,
+    identifies,
+    parts_of,
+    texts_in_files,
+    texts_of,
+)
 from rhapsody.journal.files import (
     Edits,
     FileDigests,
@@ -74,6 +81,26 @@ class _Service(NamedTuple):
     inputs: Mapping[str, str | None] = MappingProxyType({})
     parts: Mapping[str, str] = MappingProxyType({})
     refused: str = ""
+
+
+class _Uses(NamedTuple):
+    """Services that a call uses.
+
+    Attributes:
+        services: The services, by the uids of their first attempts.
+        addresses: See `LookupTask.addresses`.
+    """
+
+    services: Mapping[str, _Service]
+    addresses: Mapping[str, Sequence[object]]
+
+    def parts(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield the name of each service, and the parts of the addresses that it has had so far."""
+        for uid, service in self.services.items():
+            yield service.name, parts_of(self.addresses.get(uid, ()))
+
+
+_NO_USES = _Uses(MappingProxyType({}), MappingProxyType({}))
 
 
 class Journal:
@@ -145,7 +172,7 @@ class Journal:
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
         self._services: dict[str, _Service] = {}
-        self._uses: dict[str, list[_Service]] = {}  # services that calls in `_calls` depend on
+        self._uses: dict[str, _Uses] = {}  # of the calls in `_calls`
         self._noted: dict[str, tuple[int, str]] = {}  # files of reused calls
         self._outdated: set[str] = set()  # reused calls that are repeated with other input files
         self._readers: dict[str, dict[str, str]] = {}  # task names, by input and reused call
@@ -159,6 +186,7 @@ class Journal:
         self._advances: list[tuple[object, object]] = []  # generators, and others to copy from
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
+        self._moved_on: set[str] = set()  # names of tasks whose results contain old addresses
         self._now = 0.0, ""  # time and current directory of the current lookup
         self._failed = False
 
@@ -330,8 +358,13 @@ class Journal:
         destinations = None if preview else task["destinations"]
         try:
             depends = task["implicit"] or task["after"] or task["services"]
-            more = self._more_parts(task) if depends else {}
+            services = task["services"]
+            more = self._more_parts(task, services) if depends else {}
             key = self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
+            if "addresses" in task and (received := self._received(task, key)):
+                services = [*services, *received]
+                more = self._more_parts(task, services)
+                key = self._keys.of(task, task["settings"], task["inputs"], task["texts"], more)
             if task["is_service"]:
                 self._services[call] = self._service(task, key)
                 return None
@@ -349,13 +382,17 @@ class Journal:
         else:
             number = self._number(key.digest, former[1])
         identity = self._identity(key)
+        uses = _NO_USES
+        if services:
+            used = {uid: self._services[call_text(uid)] for uid in services}
+            uses = _Uses(used, task.get("addresses", {}))
         found = why = None
         again = name in self._again
         if again:
             why = "requested by --rerun"
             self.names.add(name)
         elif self._store.reused or self._others.paths:
-            found, why = self._found(call, name, key, number, destinations)
+            found, why = self._found(call, name, key, number, destinations, uses)
             if found is not None:
                 for path in filter(None, task["inputs"].values()):
                     self._readers.setdefault(path, {})[call] = name
@@ -367,16 +404,36 @@ class Journal:
             if len(calls) > 1:
                 self._mixed |= calls
         self._calls[call] = key, number, why, self._now
-        if task["services"]:
-            self._uses[call] = [self._services[call_text(uid)] for uid in task["services"]]
+        if services:
+            self._uses[call] = uses
         if key.may_open:
             task["watch"] = self._opened.watched(key.paths.keys() & self._files.directories)
         if found is None and not again:
             task["identity"] = identity
         return found
 
-    def _more_parts(self, task: LookupTask) -> dict[str, str]:
+    def _received(self, task: LookupTask, key: Key) -> list[str]:
+        """Return the uids of services whose address a task receives, but not their futures."""
+        others = [uid for uid in task["addresses"] if uid not in task["services"]]
+        if not others:
+            return []
+        command = [task["executable"], *task.get("arguments", ())]
+        values = command if task["function"] is None else (task["args"], task["kwargs"])
+        texts = {*key.paths, *texts_of(values), *texts_in_files(task["inputs"].values())}
+        texts |= self._keys.texts_of_code(task["function"])
+        found = []
+        for uid in others:
+            parts = parts_of(task["addresses"][uid])
+            if identifies(parts, contained(parts, texts)):
+                found.append(uid)
+        return sorted(found, key=lambda uid: AttemptId.of(uid).task)
+
+    def _more_parts(self, task: LookupTask, services: Sequence[str]) -> dict[str, str]:
         """Return the parts of the key of a task that represent other tasks and services.
+
+        Args:
+            task: The task.
+            services: The uids of the services that the task uses.
 
         Raises:
             UnhashableError: The task has no key.
@@ -391,7 +448,7 @@ class Journal:
         for name, computed in task["after"].items():
             began = self._store.began if math.isinf(computed) else computed
             more[f"after {name!r}"] = f"{began:.6f}"
-        for number, uid in enumerate(task["services"]):
+        for number, uid in enumerate(services):
             service = self._services.get(call_text(uid))
             if service is None:
                 raise UnhashableError(
@@ -428,7 +485,7 @@ class Journal:
         parts = {f"{name!r}: {part}": text for part, text in parts.items()}
         return _Service(name, key, inputs, parts)
 
-    def _require_unchanged(self, services: Sequence[_Service]) -> None:
+    def _require_unchanged(self, services: Iterable[_Service]) -> None:
         """Raise an error if the files of services have changed since the services started.
 
         Raises:
@@ -472,7 +529,13 @@ class Journal:
         return counted
 
     def _found(
-        self, call: str, name: str, key: Key, number: int, destinations: Mapping[str, str] | None
+        self,
+        call: str,
+        name: str,
+        key: Key,
+        number: int,
+        destinations: Mapping[str, str] | None,
+        uses: _Uses,
     ) -> tuple[Recorded | None, str | None]:
         """Find the recorded result of a call.
 
@@ -483,6 +546,7 @@ class Journal:
             number: The number of the call among the calls with this key.
             destinations: The paths to which the outputs of the call will be saved, by name, or
                 `None` if they are unknown.
+            uses: The services that the call uses.
 
         Returns:
             The result (or `None`), and the reason why it cannot be used (or `None`). Both are
@@ -518,6 +582,11 @@ class Journal:
             content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
             value, stdout, stderr, exit_code, *more = content
             advanced: dict[str, object] = more[0] if more else {}
+            if len(more) > 1 and (why := _other_address(more[1], uses)) is not None:
+                if name not in self._moved_on:
+                    self._moved_on.add(name)
+                    log.warning("task %r runs again: %s", name, why)
+                return None, why
             if advanced and not self._keys.can_advance(key, advanced):
                 return None, "a random number generator cannot be advanced as the task did"
         except JournalError as error:
@@ -577,7 +646,7 @@ class Journal:
                 if call is None:
                     continue
                 try:
-                    recording = self._recording(record, call, self._uses.pop(task, ()))
+                    recording = self._recording(record, call, self._uses.pop(task, _NO_USES))
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # any error raised by its value or its files
@@ -656,13 +725,13 @@ class Journal:
         root = self._program.roots[0]
         return self._outputs.noted(files, named=named, returned=returned, root=root)
 
-    def _recording(self, record: Record, call: _Call, uses: Sequence[_Service]) -> Recording | None:
+    def _recording(self, record: Record, call: _Call, uses: _Uses) -> Recording | None:
         """Return a result as the journal stores it, or `None` if it cannot be recorded."""
         task = record.task
         key, number, why, looked_up = call
         digest, paths = key.digest, key.paths
         advanced = self._advanced(key, call_text(record.task["uid"])) if key.generators else {}
-        packed = None if advanced is None else self._packed(record, key, advanced)
+        packed = None if advanced is None else self._packed(record, key, advanced, uses)
         if advanced is None:
             self._refuse(
                 task["name"],
@@ -677,8 +746,8 @@ class Journal:
             self._keys.require_same_values(task, key)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
-            if uses:
-                self._require_unchanged(uses)
+            if uses.services:
+                self._require_unchanged(uses.services.values())
             if paths and "directory" in task:
                 require_no_relative_paths(paths, task["directory"])
             if paths and (now := self._keys.files(paths)) != paths:
@@ -755,11 +824,14 @@ class Journal:
         advanced = self._keys.advanced(key)
         return None if advanced and call in self._mixed else advanced
 
-    def _packed(self, record: Record, key: Key, advanced: Mapping[str, object]) -> bytes | None:
+    def _packed(
+        self, record: Record, key: Key, advanced: Mapping[str, object], uses: _Uses
+    ) -> bytes | None:
         packed, largest = b"", self._largest
         value: tuple[object, ...] = record.value, record.stdout, record.stderr, record.exit_code
-        if advanced:
-            value += (advanced,)
+        addresses = _addresses_in(record, uses) if uses.services else None
+        if advanced or addresses:
+            value += (advanced, addresses) if addresses else (advanced,)
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickling.packed(value, () if key.used is None else key.used.found.read)
@@ -789,6 +861,36 @@ class Journal:
             self._refused[name] = why
             self._store.refuse(name, why)
             log.warning("task %r is not recorded and will run again on resume: %s", name, why)
+
+
+def _addresses_in(record: Record, uses: _Uses) -> dict[str, list[str]]:
+    """Return the parts of the addresses of services that a result contains, by service name."""
+    texts = texts_of([record.value])
+    if record.files is not None:
+        texts |= texts_in_files(record.files.paths.values())
+    found: dict[str, list[str]] = {}
+    for name, parts in uses.parts():
+        if some := contained(parts, texts):
+            found[name] = sorted({*found.get(name, ()), *some})
+    return found
+
+
+def _other_address(recorded: Mapping[str, Iterable[str]], uses: _Uses) -> str | None:
+    """Return the reason why a result cannot be reused: it contains an address that is not valid.
+
+    Args:
+        recorded: See `_addresses_in`.
+        uses: The services that the call uses.
+    """
+    now: dict[str, set[str]] = {}
+    for name, parts in uses.parts():
+        now.setdefault(name, set()).update(parts)
+    for name, some in recorded.items():
+        known = now.get(name, set())
+        if not known.issuperset(some):
+            how = "has changed" if known else "a dry run does not know"
+            return f"its result contains the address of service {name!r}, which {how}"
+    return None
 
 
 def _only_elsewhere(files: TaskFiles, destinations: Mapping[str, str] | None) -> bool:

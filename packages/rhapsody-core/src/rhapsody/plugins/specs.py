@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol
 
 import pluggy
 
@@ -549,7 +549,7 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """Description of a task whose result is looked up: a mapping with eight additional keys.
+    """Description of a task whose result is looked up: a mapping with additional keys.
 
     The plugin that records the task's result may set `identity` and `watch`, which backends then
     receive.
@@ -575,6 +575,10 @@ class LookupTask(TaskDescription):
         shares_memory: True if the task's backend runs functions in the process of the engine.
         services: The uids of the services that the task, or a block that it was called in, depends
             on. These services have been looked up before.
+        addresses: The readiness information of each service of the engine that was looked up and
+            has become ready: the values of its first start and of its restarts, by the uid of its
+            first attempt. The engine updates the mapping during the run; it must not be modified.
+            There is no such key before the first service was looked up.
         after: The names of the tasks and blocks that the task comes after (`after=` of the task, or
             of a block that it was called in), except services. The value is the latest
             `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
@@ -592,6 +596,7 @@ class LookupTask(TaskDescription):
     texts: Sequence[str]
     shares_memory: bool
     services: Sequence[str]
+    addresses: NotRequired[Mapping[str, Sequence[Any]]]
     after: Mapping[str, float]
     destinations: Mapping[str, str]
 

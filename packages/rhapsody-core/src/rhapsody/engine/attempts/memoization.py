@@ -77,6 +77,8 @@ class Memoization:
         self._stage_out = stage_out
         self._values = values
         self._implicit_data = implicit_data
+        self._services: dict[TaskFuture[Any], str] = {}  # looked up; with the uids of attempts
+        self._addresses: dict[str, tuple[Any, ...]] = {}  # see `LookupTask.addresses`
         self._warned: set[str] = set()  # names of tasks
         self._unrecorded_seconds: dict[str, float] = {}  # by name
         self._unlooked: list[TaskRecord] = []
@@ -131,6 +133,8 @@ class Memoization:
 
     async def _look_up(self) -> None:
         waiting, self._unlooked = self._unlooked, []
+        if self._services:
+            self._find_addresses()
         for hook in self._hooks.lookup_results:
             waiting = [record for record in waiting if record.state.work is _READY]
             if not waiting:
@@ -258,6 +262,8 @@ class Memoization:
 
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
+        if self._services:
+            self._find_addresses()
         records = [
             self._to_record(record, value) for record, value in batch if record.attempt.description
         ]
@@ -327,9 +333,13 @@ class Memoization:
             callers = tuple(_callers(record))
             found["after"] = _predecessors(callers)
             services = _services(callers)
-            found["services"] = [facts_of(service).uid for service in services]
+            found["services"] = [self._uid(service) for service in services]
             if services:
                 self._name_services(services, record, found)
+        if self._services:  # one more item makes the dict grow, which takes time
+            found["addresses"] = self._addresses
+        if call.task.settings.service:
+            self._services[record.future] = attempt.uid
         if call.task.settings.service and call.task.kind == "executable":
             found["function"] = call.task.function
             stands_in = partial(_stands_in, services)
@@ -338,6 +348,18 @@ class Memoization:
                 found["opened"] = record.attempt.command.opened
                 found["interval"] = record.attempt.command.built, record.attempt.command.built
         return cast("LookupTask", found)
+
+    def _uid(self, service: TaskFuture[Any]) -> str | None:
+        """Return the uid of the attempt for which a service was looked up."""
+        return self._services.get(service) or facts_of(service).uid
+
+    def _find_addresses(self) -> None:
+        """Update the addresses of services, which are known once the services are ready."""
+        for service, uid in self._services.items():
+            known = self._addresses.get(uid, ())
+            for value in self._values.of_service(service):
+                if all(value is not each for each in known):
+                    self._addresses[uid] = (*known, value)
 
     def _describe_files(self, record: TaskRecord, files: FileFlow, found: Any) -> None:
         """Add the files of a task to a description for a lookup."""
@@ -370,7 +392,8 @@ class Memoization:
             found["args"], found["kwargs"] = self._values.of(record, stands_in)
             return
         found["args"] = tuple(map(stands_in, services))
-        addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
+        values = [self._values.of_service(each) for each in services]
+        addresses = [text for value in values for text in texts_in(value, numbers=True)]
         # Shorter texts may occur in the command with other meanings.
         addresses = [text for text in addresses if len(text) > 3]
         found["texts"] = tuple(text for text in found["texts"] if text not in addresses)

@@ -238,6 +238,12 @@ class Values:
             values |= record.files.arguments(by_path=by_path)
         return found.fill(record.call.args, record.call.kwargs or {}, values, replaced)
 
+    def of_service(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
+        """Return a tuple with the readiness information of a service, or `()` if there is none."""
+        if not service.done() or service.cancelled() or service._exception is not None:
+            return ()
+        return (self._services.value(service),)
+
     def _value(
         self,
         record: TaskRecord,
