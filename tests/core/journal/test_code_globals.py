@@ -10,6 +10,7 @@ import linecache
 import math
 import operator
 import os
+import py_compile
 import re
 import sys
 import threading
@@ -758,6 +759,22 @@ def test_a_change_of_a_module_that_the_task_imports_first_is_noticed(
             UnhashableError, match=r" has changed since a task imported module 'lz\w*'"
         ):
             keys.require_same_values(changing, changed)
+
+
+def test_stale_compiled_code_of_a_module_that_the_task_imports_first_is_noticed(
+    tmp_path: Path,
+) -> None:
+    main = "def f():\n    import lz\n    return lz.RATE\n"
+    for number in (1, 2):
+        write(tmp_path, {"main.py": main, "lz.py": f"RATE = {number}\n"})
+        os.utime(tmp_path / "lz.py", (1_000_000_000, 1_000_000_000))
+        if number == 1:
+            compiled = py_compile.compile(str(tmp_path / "lz.py"))
+    with loaded(tmp_path) as program:
+        with pytest.raises(UnhashableError, match="__pycache__"):
+            key_of(keys_in(tmp_path), program.f)
+        Path(str(compiled)).unlink()
+        key_of(keys_in(tmp_path), program.f)
 
 
 LAZILY = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.asyncio
 FILES = {
     "tools/tool.py": "import lib.core\nprint(lib.core.value())\n",
     "tools/tool": f"#!{sys.executable}\nfrom lib.core import value\nprint(value())\n",
+    "tools/lib/run.py": "from lib.core import value\nprint(value())\n",
     "tools/lib/core.py": "from .inner import deep\ndef value():\n    return deep.VALUE\n",
     "tools/lib/inner/deep.py": "from ...far import VALUE\n",
     "tools/far.py": "VALUE = 'one'\n",
@@ -72,10 +74,22 @@ def on_a_path(here: Path) -> dict[str, Any]:
     }
 
 
+def a_module_on_a_path(here: Path) -> dict[str, Any]:
+    return {
+        "command": f"{sys.executable} -m lib.run",
+        "environment": {"PYTHONPATH": str(here / "tools")},
+    }
+
+
+def a_module_on_a_path_in_the_command(here: Path) -> dict[str, Any]:
+    return {"command": f"PYTHONPATH={here}/tools {sys.executable} -m lib.run"}
+
+
 @pytest.mark.parametrize(
     "how",
-    [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path],
-)
+    [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path,
+     a_module_on_a_path, a_module_on_a_path_in_the_command],
+)  # fmt: skip
 async def test_modules_that_the_script_of_a_command_imports_count(
     here: Path, how: Callable[[Path], dict[str, Any]]
 ) -> None:
@@ -109,6 +123,10 @@ LOADING = {
     "python": 'cd "$(dirname "$0")" && VALUE="$(python3 tool.py)"',
     "relative": "source tools/lib.sh",
     "two": 'source "${0%/*}/both.sh"',
+    "program": 'HERE="$(dirname "$0")"; VALUE=$($HERE/inner/program)',
+    "program after python": 'HERE="$(dirname "$0")"; VALUE=$(python3 ${HERE}/main)',
+    "lines of python": "VALUE=$(PYTHONPATH=tools python3 - <<'END'\nimport tool\nEND\n)",
+    "code of python": "VALUE=$(PYTHONPATH=tools python3 -c 'import tool')",
 }
 
 
@@ -122,10 +140,13 @@ async def test_scripts_that_a_shell_script_loads_count(here: Path, by: str, how:
     (here / "tools" / "run.sh").write_text(f"{LOADING[how]}\necho $VALUE\n")
     (here / "tools" / "both.sh").write_text("# tools/far.py\n. ${0%/*}/lib.sh\n")
     (here / "tools" / "inner").mkdir()
+    (here / "tools" / "inner" / "program").touch(0o755)
     for text, reused in (("one", 0), ("one", 1), ("another", 0), ("another", 1)):
         (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        (here / "tools" / "inner" / "program").write_text(f"#!/bin/sh\necho {text}\n")
+        (here / "tools" / "main").write_text(f"#!/usr/bin/env python3\nprint({text!r})\n")
         for name in ("lib.sh", "inner/settings"):
-            if how != "python":
+            if "python" not in how and "program" not in how:
                 (here / "tools" / name).write_text(f"VALUE={text}\n")
         async with engine(resume=True) as flow:
             if by == "command":
@@ -304,6 +325,19 @@ async def test_each_module_that_a_search_path_may_lead_to_counts(here: Path, by:
     one = ("one\n", 0), ("one\n", 1)
     last = "one\n", int(by == "command")  # of a function, only the last result is found
     assert found == [*one, ("two\n", 0), ("three\n", 0), last]
+
+
+async def test_a_module_on_a_path_counts_for_the_function_that_starts_it(here: Path) -> None:
+    def call() -> str:
+        words = [sys.executable, "-m", "lib.run"]
+        variables = {**os.environ, "PYTHONPATH": "tools"}
+        return subprocess.run(words, env=variables, capture_output=True, text=True).stdout
+
+    for text, reused in (("one", 0), ("one", 1), ("another", 0)):
+        (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
+        async with engine(resume=True) as flow:
+            assert await flow.function_task(call)() == f"{text}\n"
+            assert flow.stats.recorded == reused
 
 
 async def test_a_new_script_that_a_script_names_counts_for_a_function(here: Path) -> None:

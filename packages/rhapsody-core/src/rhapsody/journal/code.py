@@ -1031,6 +1031,7 @@ class CodeFingerprint:
         for module, taken in names.modules:
             self._imported(module, taken, package)
         if whole is None and self._loaded(name) is None:  # a task will run it
+            self._program.sources.require_current(name, spec, code)
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:

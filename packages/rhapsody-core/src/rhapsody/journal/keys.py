@@ -363,14 +363,19 @@ class Keys:
     def _imported(
         self, task: Mapping[str, Any], found: CodeFingerprint, inputs: Mapping[str, str | None]
     ) -> None:
-        """Collect the files that Python scripts among a task's files import."""
+        """Collect the files that scripts among a task's files, or `python -m`, load."""
         cwd, environment = task.get("cwd"), task.get("environment") or {}
         given = (environment.get(name, "").split(os.pathsep) for name in _SEARCH_PATHS)
         search = [os.path.join(cwd or "", place) for place in itertools.chain(*given) if place]
         search += [cwd] if cwd else []
-        words = map(str, (task["executable"], *task.get("arguments", ())))
+        words = [str(word) for word in (task["executable"], *task.get("arguments", ()))]
         if any(name in word for word in words for name in (*_SEARCH_PATHS, "-I")):
             search += filter(os.path.isdir, found.paths)
+        if modules := files_of_modules(words):
+            inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+            for place in (*search, *inherited):
+                for name in modules:
+                    found.path(os.path.join(place, name))
         named = [path for path, digest in found.paths.items() if digest]
         for script in (*named, *filter(None, inputs.values())):
             for path in self._scripts.loaded(script, search):

@@ -33,6 +33,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -96,6 +97,7 @@ class Sources:
     def __init__(self) -> None:
         self.process_start: int = PROCESS_START
         self._files: dict[str, _File] = {}
+        self._current: set[str | None] = set()
 
     def of_function(self, function: types.FunctionType) -> str:
         """Return the digest of a function's own code."""
@@ -163,6 +165,31 @@ class Sources:
         if file.code is None:
             return None
         return digest_of(file.plain.get(file.code, file.code)), file.code
+
+    def require_current(self, name: str, spec: ModuleSpec | None, code: types.CodeType) -> None:
+        """Raise an error if an import would run other code than that of a module's source.
+
+        Python runs the code in `__pycache__` if the source has the size and the modification time,
+        in whole seconds, of the source from which this code was compiled.
+
+        Args:
+            name: The module's name.
+            spec: The module's spec.
+            code: The code of its source.
+
+        Raises:
+            UnhashableError: The code in `__pycache__` is that of another source.
+        """
+        if spec is None or type(spec.loader) is not SourceFileLoader:
+            return
+        if spec.cached in self._current:
+            return
+        if spec.cached and os.path.exists(spec.cached) and spec.loader.get_code(name) != code:
+            raise UnhashableError(
+                f"Python would run the code in {spec.cached}, which was compiled from another "
+                "version of the source with the same size and modification time; remove this file"
+            )
+        self._current.add(spec.cached)
 
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
         """Return a source file, or raise an error if it was changed after the program started."""

@@ -60,6 +60,9 @@ _NAMED = re.compile(
 )
 """Matches the names of scripts in the text of a script, and of files that a shell sources."""
 
+_WORD = re.compile(r"[\w.+~/-]+")
+"""Matches the words of a script that may be paths."""
+
 _MODULES = {
     ".pl": (re.compile(r"\b(?:use|require)\b([^;]*)"), ".pm"),
     ".m": (re.compile(r"(\b[A-Za-z]\w*)"), ".m"),
@@ -81,11 +84,13 @@ class _Text(NamedTuple):
         search: The paths of the directories that it adds to the search path of modules, as far as
             its text contains them.
         scripts: The paths of scripts that it names. Variables in front of them are left out.
+        words: Its words, which may be the paths of scripts without an ending.
     """
 
     modules: Collection[str] = _NOTHING
     search: Collection[str] = _NOTHING
     scripts: Collection[str] = _NOTHING
+    words: Collection[str] = _NOTHING
 
 
 class Scripts:
@@ -128,9 +133,10 @@ class Scripts:
         near = (directory, *map(os.path.abspath, others))
         # The script of an installed program is next to the Python interpreter that runs it.
         beside = glob.glob(f"{glob.escape(os.path.dirname(directory))}/lib/python*/*-packages")
-        places = dict.fromkeys((*near, *sorted(beside), *map(os.path.abspath, sys.path)))
-        below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
+        # A script in a package is run by `python -m` from a directory above it.
         above = [os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))]
+        places = dict.fromkeys((*near, *above, *sorted(beside), *map(os.path.abspath, sys.path)))
+        below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
@@ -148,9 +154,14 @@ class Scripts:
             inner = {path for name in text.modules
                      for path in self._files_of(name, file, (*extra, *places))}  # fmt: skip
             near_file = dict.fromkeys((os.path.dirname(file), *near, *extra))
-            for place in near_file if text.scripts else ():
+            for place in near_file:
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
                 inner.update(filter(os.path.isfile, paths))
+                entries = {"", os.pardir, *self._program.once(_entries, place)}
+                words = (word for word in text.words if word.partition("/")[0] in entries)
+                paths = (os.path.normpath(os.path.join(place, word)) for word in words)
+                inner.update(path for path in paths if os.path.isfile(path)
+                             and self._program.once(_interpreter, path))  # fmt: skip
             for each in sorted(inner.difference(found)):
                 if each.startswith(below) and self._program.origins.own(each):
                     found[each] = None
@@ -217,10 +228,10 @@ class Scripts:
         search = set()
         for line in lines:
             split = _LITERAL.findall(line) if is_python else _AROUND_DIRECTORIES.split(line)
-            words = [word.strip().lstrip("/") for word in split]
+            paths = [word.strip().lstrip("/") for word in split]
             # What precedes the first slash may be a variable, as in `f"{HERE}/lib"`.
-            words += [word.partition("/")[2] for word in words]
-            search |= {os.path.join("", *words[: len(split)]), *filter(None, words)}
+            inner = [path.partition("/")[2] for path in paths]
+            search |= {os.path.join("", *paths), *filter(None, (*paths, *inner))}
         if not is_python:
             search.add("lib")  # usual for Perl, which may receive it from the command
         names = {each[1] or each[3] for each in _NAMED.finditer(code)}
@@ -228,12 +239,23 @@ class Scripts:
         names |= {name.partition("/")[2] for name in names if "/" in name}
         if not is_python:
             names.update(_modules_in(code, file, self._program.once(_interpreter, file)))
-        modules = imported_names(content) if is_python else _NOTHING
-        return _Text(modules, search, names - {""})
+        words = set(_WORD.findall(code))
+        words |= {word.partition("/")[2] for word in words}
+        if not is_python:  # it may contain lines of Python, as in `python -c "import lib"`
+            content = re.sub(rb"[\"']", b"\n", content) if b"python" in content else b""
+        return _Text(imported_names(content), search, names - {""}, words - {"", "."})
 
 
 def _is_script(name: str) -> bool:
     return _SCRIPT.fullmatch(os.path.splitext(name)[1]) is not None
+
+
+def _entries(directory: str) -> Collection[str]:
+    """Return the names in a directory, or nothing if it cannot be read."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return ()
 
 
 def _modules_in(code: str, file: str, interpreter: bytes) -> Iterator[str]:

@@ -487,14 +487,18 @@ class _Watch:
             else:
                 self.paths.setdefault(path, use)
 
-    def note_command(self, words: Any, cwd: Any = None) -> None:
+    def note_command(self, words: Any, cwd: Any = None, environment: Any = None) -> None:
         """Note the existing files that the command of another process names."""
         if isinstance(words, _NAMES):
             words = [words]
         place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
         texts = [os.fsdecode(word) if isinstance(word, _NAMES) else "" for word in words]
         pieces = {piece for text in texts for piece in (text, *_AROUND_WORDS.split(text))}
-        for piece in pieces.union(files_of_modules(texts)):
+        if modules := files_of_modules(texts):
+            search = str((environment or os.environ).get("PYTHONPATH", "")).split(os.pathsep)
+            pieces |= {os.path.join(each, name) for each in {"", *search, *pieces}
+                       for name in modules}  # fmt: skip
+        for piece in pieces:
             path = os.path.join(place, piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
                 self.note(path, READ, ())
@@ -557,7 +561,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     elif event in _STARTS:
         watch.paths[STARTED] = WRITTEN
         if event == "subprocess.Popen":
-            watch.note_command(args[1], args[2])
+            watch.note_command(*args[1:4])
         elif event == "os.system":
             watch.note_command(args[0])
 
