@@ -167,3 +167,29 @@ async def test_only_strings_and_paths_that_exist_are_paths(here: Path) -> None:
     assert paths_in("a") == ["a"]
     assert paths_in("") == []
     assert paths_in(None) == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_files_that_several_tasks_write_and_return_are_named(
+    here: Path, shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine(resume=True) as flow:
+
+        @flow.function_task
+        def write(text: str) -> str:
+            name = "".join(("scratch", "" if shared else text, ".txt"))
+            Path(name).write_text(text)
+            return name
+
+        @flow.function_task
+        def same(name: str) -> str:
+            return name
+
+        for text in ("a", "bb", "ccc"):
+            name = await write(text)
+            assert await same(name) == name
+    warnings = [text for text in caplog.messages if "scratch" in text]
+    assert len(warnings) == (2 if shared else 0)  # one for each name
+    for text in warnings[:1]:
+        assert "task 'write' returned the path" in text
+        assert "OutputFile('scratch.txt')" in text

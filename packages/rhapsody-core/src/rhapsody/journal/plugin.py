@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from rhapsody.journal.files import (
     has_files,
     is_data_set,
     paths_in,
+    stat_of,
 )
 from rhapsody.journal.keys import (
     Key,
@@ -187,6 +189,9 @@ class Journal:
         self._many: set[str] = set()  # names of tasks that opened too many files
         self._reading: set[str] = set()  # names of commands that read undeclared directories
         self._moved_on: set[str] = set()  # names of tasks whose results contain old addresses
+        # Files whose paths were returned: state, task and its name.
+        self._returned: dict[str, tuple[tuple[int, int], str, str]] = {}
+        self._sharing: set[str] = set()  # names of tasks that returned files of other tasks
         self._now = 0.0, ""  # time and current directory of the current lookup
         self._failed = False
 
@@ -721,6 +726,8 @@ class Journal:
         files, returned = record.files, paths_in(record.value, self._exists)
         if files is None and not returned:
             return None
+        if returned:
+            self._warn_of_shared(record, returned)
         named = files is not None and leads_into(record.value, files.sandbox)
         root = self._program.roots[0]
         return self._outputs.noted(files, named=named, returned=returned, root=root)
@@ -793,6 +800,29 @@ class Journal:
         named = (path for path, digest in paths.items() if digest)
         known = *named, *record.inputs.values(), *written
         return self._opened.noted(task, known, trees, start, directory)
+
+    def _warn_of_shared(self, record: Record, returned: Iterable[str]) -> None:
+        """Warn once for each task name of files that have changed since another task returned them.
+
+        Args:
+            record: The task.
+            returned: The existing paths in its result.
+        """
+        name, call = record.task["name"], call_text(record.task["uid"])
+        for path in map(os.path.abspath, returned):
+            about = stat_of(path)
+            if about is None or not stat.S_ISREG(about.st_mode):
+                continue
+            state = about.st_mtime_ns, about.st_size
+            former, other, of_other = self._returned.setdefault(path, (state, call, name))
+            if former != state and other != call and name not in self._sharing:
+                self._sharing.add(name)
+                log.warning(
+                    "task %r returned the path %s, and so did task %r (%s), but the file has "
+                    "changed since then: if both are reused, tasks that read it find only its last "
+                    "content. Let each task write another file, or pass them OutputFile(%r)",
+                    name, path, of_other, other, os.path.basename(path),
+                )  # fmt: skip
 
     def _warn_of_directories(self, record: Record, directories: Iterable[str], start: int) -> None:
         """Warn once for each task name of directories that a command reads without declaring them.
