@@ -541,8 +541,11 @@ def test_variables_that_the_program_has_set_count_where_a_command_inherits_them(
 
 
 @pytest.mark.parametrize(
-    "words", [["echo $TOOL_MODE"], ['[ "${TOOL_MODE:-1}" = 1 ]'], ["sh", "-c", "cat $TOOL_MODE"]]
-)
+    "words",
+    [["echo $TOOL_MODE"], ['[ "${TOOL_MODE:-1}" = 1 ]'], ["sh", "-c", "cat $TOOL_MODE"],
+     ["echo $((TOOL_MODE+1))"], ["[[ TOOL_MODE -gt 1 ]]"], ["printenv", "TOOL_MODE"],
+     ["V=TOOL_MODE; echo ${!V}"], ["python3", "-c", "print(os.environ['TOOL_MODE'])"]],
+)  # fmt: skip
 def test_variables_that_a_command_names_count_wherever_they_were_set(
     words: list[str], keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
-_NAME = re.compile(r"\$\{?[#!]?([A-Za-z_]\w*)", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Backend-specific settings that change the environment in which a program runs: those of
@@ -641,7 +641,10 @@ def _with_variables(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _inherited(words: Iterable[str], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the variables that a command names and inherits from the program, with their values."""
+    """Yield the variables that a command names and inherits from the program, with their values.
+
+    Each word may be the name of a variable, as in `printenv MODE` or `[[ N -gt 1 ]]`.
+    """
     names = {name for word in words for name in _NAME.findall(word)}
     for name in sorted(names.difference(environment)):
         value = os.environ.get(name)
