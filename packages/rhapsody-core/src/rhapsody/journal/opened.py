@@ -177,6 +177,7 @@ class OpenedFiles:
         root = self._program.roots[0]
         states = json.loads(noted)
         started = _LOADED in states
+        loaded: set[str] = set()  # they follow the scripts that load them
         known = states.keys() | states.pop(_LOADED, "").split("\n")
         for name, state in states.items():
             if name == _DIRECTORY:
@@ -192,10 +193,9 @@ class OpenedFiles:
             if now != state:
                 how = "is missing" if not now else "has changed" if state else "is new"
                 return f"{name!r}, which it opened, {how}"
-            if started:
-                names = map(self._name, self._scripts.loaded(path))
-                new = next((each for each in names if each and each not in known), None)
-                if new is not None:
+            if started and name not in loaded:
+                loaded.update(filter(None, map(self._name, self._scripts.loaded(path))))
+                if new := min(loaded.difference(known), default=None):
                     return f"{new!r}, which {name!r} may load, is new"
         return None
 

@@ -14,7 +14,8 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,13 +85,14 @@ class _Text(NamedTuple):
         search: The paths of the directories that it adds to the search path of modules, as far as
             its text contains them.
         scripts: The paths of scripts that it names. Variables in front of them are left out.
-        words: Its words, which may be the paths of scripts without an ending.
+        words: Its words, which may be the paths of scripts without an ending, by the first part of
+            the path.
     """
 
     modules: Collection[str] = _NOTHING
     search: Collection[str] = _NOTHING
     scripts: Collection[str] = _NOTHING
-    words: Collection[str] = _NOTHING
+    words: Mapping[str, Collection[str]] = types.MappingProxyType({})
 
 
 class Scripts:
@@ -142,6 +144,7 @@ class Scripts:
         found: dict[str, None] = dict.fromkeys(todo)
         extra: dict[str, None] = {}
         records: dict[str, None] = {}
+        specs = functools.cache(self._specs)
         while todo:
             file = todo.pop()
             text = self._text(file)
@@ -152,13 +155,15 @@ class Scripts:
                 todo = list(found)  # modules that were found may be in the new directories as well
                 continue
             inner = {path for name in text.modules
-                     for path in self._files_of(name, file, (*extra, *places))}  # fmt: skip
+                     for path in _files_of(name, file, (*extra, *places), specs)}  # fmt: skip
             near_file = dict.fromkeys((os.path.dirname(file), *near, *extra))
             for place in near_file:
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
                 inner.update(filter(os.path.isfile, paths))
-                entries = {"", os.pardir, *self._program.once(_entries, place)}
-                words = (word for word in text.words if word.partition("/")[0] in entries)
+                entries = self._program.once(_entries, place)
+                words = (
+                    word for first in text.words.keys() & entries for word in text.words[first]
+                )
                 paths = (os.path.normpath(os.path.join(place, word)) for word in words)
                 inner.update(path for path in paths if os.path.isfile(path)
                              and self._program.once(_interpreter, path))  # fmt: skip
@@ -171,37 +176,17 @@ class Scripts:
         del found[script]
         return (*found, *records)
 
-    def _files_of(self, name: str, file: str, places: Iterable[str]) -> Iterator[str]:
-        """Yield the files of a module and of its parent packages.
-
-        Args:
-            name: The name in an import statement, with leading dots if it is relative.
-            file: The file that contains the statement.
-            places: The directories in which Python searches modules, in an unknown order.
-        """
-        words = name.lstrip(".").split(".")
-        if level := len(name) - len(name.lstrip(".")):
-            place = os.path.dirname(file)
-            for _ in range(level - 1):
-                place = os.path.dirname(place)
-            places = [place]
-        for word in filter(None, words):
-            inner: dict[str, None] = {}
-            for spec in self._specs(word, places):
-                if spec.has_location and spec.origin is not None:
-                    yield spec.origin
-                inner |= dict.fromkeys(spec.submodule_search_locations or ())
-            places = inner
-
-    def _specs(self, name: str, places: Iterable[str]) -> Iterator[ModuleSpec]:
-        """Yield the specs of modules with a name, up to the first one that is installed."""
+    def _specs(self, name: str, places: tuple[str, ...]) -> Sequence[ModuleSpec]:
+        """Return the specs of modules with a name, up to the first one that is installed."""
+        specs: list[ModuleSpec] = []
         for place in dict.fromkeys(places):
             finder: Any = pkgutil.get_importer(place)
             spec: ModuleSpec | None = finder and finder.find_spec(name)
             if spec is not None:
-                yield spec
+                specs.append(spec)
                 if spec.loader is not None and not self._program.origins.own(spec.origin):
-                    return
+                    break
+        return specs
 
     def _text(self, file: str) -> _Text:
         digest = self._program.file(file)
@@ -241,21 +226,24 @@ class Scripts:
             names.update(_modules_in(code, file, self._program.once(_interpreter, file)))
         words = set(_WORD.findall(code))
         words |= {word.partition("/")[2] for word in words}
+        by_first: dict[str, list[str]] = {}
+        for word in words - {"", os.curdir}:
+            by_first.setdefault(word.partition("/")[0], []).append(word)
         if not is_python:  # it may contain lines of Python, as in `python -c "import lib"`
             content = re.sub(rb"[\"']", b"\n", content) if b"python" in content else b""
-        return _Text(imported_names(content), search, names - {""}, words - {"", "."})
+        return _Text(imported_names(content), search, names - {""}, by_first)
 
 
 def _is_script(name: str) -> bool:
     return _SCRIPT.fullmatch(os.path.splitext(name)[1]) is not None
 
 
-def _entries(directory: str) -> Collection[str]:
-    """Return the names in a directory, or nothing if it cannot be read."""
+def _entries(directory: str) -> Set[str]:
+    """Return the names in a directory, and those that begin paths of files elsewhere."""
     try:
-        return os.listdir(directory)
+        return {"", os.pardir, *os.listdir(directory)}
     except OSError:
-        return ()
+        return frozenset()
 
 
 def _modules_in(code: str, file: str, interpreter: bytes) -> Iterator[str]:
@@ -283,6 +271,35 @@ def _interpreter(path: str) -> bytes:
     except OSError:
         return b""
     return line if line.startswith(b"#!") else b""
+
+
+def _files_of(
+    name: str,
+    file: str,
+    places: tuple[str, ...],
+    specs: Callable[[str, tuple[str, ...]], Sequence[ModuleSpec]],
+) -> Iterator[str]:
+    """Yield the files of a module and of its parent packages.
+
+    Args:
+        name: The name in an import statement, with leading dots if it is relative.
+        file: The file that contains the statement.
+        places: The directories in which Python searches modules, in an unknown order.
+        specs: The method `Scripts._specs`.
+    """
+    words = name.lstrip(".").split(".")
+    if level := len(name) - len(name.lstrip(".")):
+        place = os.path.dirname(file)
+        for _ in range(level - 1):
+            place = os.path.dirname(place)
+        places = (place,)
+    for word in filter(None, words):
+        inner: dict[str, None] = {}
+        for spec in specs(word, places):
+            if spec.has_location and spec.origin is not None:
+                yield spec.origin
+            inner |= dict.fromkeys(spec.submodule_search_locations or ())
+        places = tuple(inner)
 
 
 def _record_of(module: str) -> str | None:
