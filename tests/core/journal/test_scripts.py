@@ -18,6 +18,8 @@ from tests._support.recorded import LOG, engine, note, ran
 
 pytestmark = pytest.mark.asyncio
 
+BESIDE = "import os, sys\nsys.path.append(os.path.dirname(__file__) + '/../tools')\n"
+
 FILES = {
     "tools/tool.py": "import lib.core\nprint(lib.core.value())\n",
     "tools/tool": f"#!{sys.executable}\nfrom lib.core import value\nprint(value())\n",
@@ -28,6 +30,10 @@ FILES = {
     "package/__init__.py": "from tools.far import VALUE\n",
     "package/__main__.py": "from . import VALUE\nprint(VALUE)\n",
     "package/tool.py": "from package import VALUE\nprint(VALUE)\n",
+    "package_with_main/__main__.py": "from value import VALUE\nprint(VALUE)\n",
+    "package_with_main/value.py": f"{BESIDE}from far import VALUE\n",
+    "elsewhere/run.sh": 'python3 "$(dirname "$0")"/main\n',
+    "links/main": f"#!/usr/bin/env python3\n{BESIDE}from far import VALUE\nprint(VALUE)\n",
     "elsewhere/tool.py": "import far, os, numpy\nprint(far.VALUE)\n",
 }
 
@@ -40,6 +46,7 @@ def written(here: Path) -> None:
         (here / name).write_text(text.replace("...far", "..base") if "deep" in name else text)
     (here / "tools" / "lib" / "base.py").write_text("from far import VALUE\n")
     (here / "tools" / "tool").chmod(0o755)
+    (here / "links" / "run.sh").symlink_to("../elsewhere/run.sh")
 
 
 def in_a_list(here: Path) -> dict[str, Any]:
@@ -56,6 +63,14 @@ def an_executable(here: Path) -> dict[str, Any]:
 
 def below_its_directory(here: Path) -> dict[str, Any]:
     return {"command": f"{sys.executable} tools/tool.py", "cwd": str(here)}
+
+
+def a_directory(here: Path) -> dict[str, Any]:
+    return {"command": f"{sys.executable} {here}/package_with_main"}
+
+
+def a_link(here: Path) -> dict[str, Any]:
+    return {"command": ["bash", str(here / "links" / "run.sh")]}
 
 
 def a_module(here: Path) -> dict[str, Any]:
@@ -88,6 +103,7 @@ def a_module_on_a_path_in_the_command(here: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "how",
     [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path,
+     a_directory, a_link,
      a_module_on_a_path, a_module_on_a_path_in_the_command],
 )  # fmt: skip
 async def test_modules_that_the_script_of_a_command_imports_count(
@@ -238,7 +254,9 @@ def started(*words: str) -> str:
 
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize(
-    "words", [("tools/tool.py",), ("-m", "package"), ("-m", "package.tool")], ids=" ".join
+    "words",
+    [("tools/tool.py",), ("-m", "package"), ("-m", "package.tool"), ("package_with_main",)],
+    ids=" ".join,
 )
 async def test_modules_that_a_script_imports_count_for_the_function_that_starts_it(
     here: Path, words: tuple[str, ...], executor: Any
@@ -284,8 +302,7 @@ async def test_modules_on_a_search_path_that_is_set_before_they_are_imported_cou
     start = '"""Called by run.sh."""\nimport os, sys\nfrom pathlib import Path\n'
     start += f"HERE = Path(__file__).resolve().parents[1]\n{SEARCHING[how]}\n"
     (here / "elsewhere" / "tool.py").write_text(f"{start}{imports}print(VALUE)\n")
-    paths = "import os, sys\nsys.path.append(os.path.dirname(__file__) + '/../tools')\n"
-    (here / "elsewhere" / "paths.py").write_text(paths)
+    (here / "elsewhere" / "paths.py").write_text(BESIDE)
     run = '#!/bin/sh\nHERE="${0%/*}"\nexport PYTHONPATH="$HERE/tools:$PYTHONPATH"\n'
     command = f"{sys.executable} {here}/elsewhere/tool.py"
     if how == "in the command":
@@ -337,6 +354,23 @@ async def test_a_module_on_a_path_counts_for_the_function_that_starts_it(here: P
         (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
         async with engine(resume=True) as flow:
             assert await flow.function_task(call)() == f"{text}\n"
+            assert flow.stats.recorded == reused
+
+
+async def test_the_executable_and_the_arguments_of_a_new_process_count(here: Path) -> None:
+    def by_executable() -> str:
+        return subprocess.run(["x"], executable="./run", capture_output=True, text=True).stdout
+
+    def by_posix_spawn() -> int:
+        process = os.posix_spawn("/bin/sh", ["sh", "run"], os.environ)
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+    for number, reused in ((1, 0), (1, 2), (2, 0)):
+        (here / "run").write_text(f"#!/bin/sh\necho {number}\nexit {number}\n")
+        (here / "run").chmod(0o755)
+        async with engine(resume=True) as flow:
+            assert await flow.function_task(by_executable)() == f"{number}\n"
+            assert await flow.function_task(by_posix_spawn)() == number
             assert flow.stats.recorded == reused
 
 

@@ -376,6 +376,10 @@ class Keys:
             for place in (*search, *inherited):
                 for name in modules:
                     found.path(os.path.join(place, name))
+        if any("python" in word for word in words):
+            for path in list(found.paths):
+                if os.path.isfile(main := os.path.join(path, "__main__.py")):
+                    found.path(main)
         named = [path for path, digest in found.paths.items() if digest]
         for script in (*named, *filter(None, inputs.values())):
             for path in self._scripts.loaded(script, search):

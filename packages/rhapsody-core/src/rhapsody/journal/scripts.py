@@ -122,7 +122,8 @@ class Scripts:
         return self._program.once(self._loaded, script, tuple(search))
 
     def _loaded(self, script: str, search: tuple[str, ...]) -> Sequence[str]:
-        script = os.path.realpath(os.path.expandvars(os.path.expanduser(script)))
+        link = os.path.abspath(os.path.expandvars(os.path.expanduser(script)))
+        script = os.path.realpath(link)
         if not os.path.isfile(script):  # reading a pipe could block
             return ()
         if not (_is_script(script) or self._program.once(_interpreter, script)):
@@ -132,13 +133,14 @@ class Scripts:
         directory = os.path.dirname(script)
         inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         others = (*search, *inherited, os.curdir, self._program.roots[0])
-        near = (directory, *map(os.path.abspath, others))
+        # A shell script may search next to the link by which it was called.
+        near = (directory, os.path.dirname(link), *map(os.path.abspath, others))
         # The script of an installed program is next to the Python interpreter that runs it.
         beside = glob.glob(f"{glob.escape(os.path.dirname(directory))}/lib/python*/*-packages")
         # A script in a package is run by `python -m` from a directory above it.
         above = [os.path.dirname(directory), os.path.dirname(os.path.dirname(directory))]
         places = dict.fromkeys((*near, *above, *sorted(beside), *map(os.path.abspath, sys.path)))
-        below = tuple(f"{place}{os.sep}" for place in (directory, *self._program.roots))
+        below = tuple(f"{place}{os.sep}" for place in (*near[:2], *self._program.roots))
         package = os.path.join(directory, "__init__.py")  # imported by `python -m`
         todo = [script, *([package] if os.path.isfile(package) else [])]
         found: dict[str, None] = dict.fromkeys(todo)
@@ -156,7 +158,8 @@ class Scripts:
                 continue
             inner = {path for name in text.modules
                      for path in _files_of(name, file, (*extra, *places), specs)}  # fmt: skip
-            near_file = dict.fromkeys((os.path.dirname(file), *near, *extra))
+            own = os.path.dirname(file), os.path.dirname(os.path.realpath(file))
+            near_file = dict.fromkeys((*own, *near, *extra))
             for place in near_file:
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
                 inner.update(filter(os.path.isfile, paths))

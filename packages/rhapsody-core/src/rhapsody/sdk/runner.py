@@ -498,6 +498,8 @@ class _Watch:
             search = str((environment or os.environ).get("PYTHONPATH", "")).split(os.pathsep)
             pieces |= {os.path.join(each, name) for each in {"", *search, *pieces}
                        for name in modules}  # fmt: skip
+        if any("python" in text for text in texts):
+            pieces |= {os.path.join(piece, "__main__.py") for piece in pieces if piece}
         for piece in pieces:
             path = os.path.join(place, piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
@@ -561,7 +563,10 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     elif event in _STARTS:
         watch.paths[STARTED] = WRITTEN
         if event == "subprocess.Popen":
-            watch.note_command(*args[1:4])
+            words = [args[1]] if isinstance(args[1], _NAMES) else args[1]
+            watch.note_command([args[0], *words], *args[2:4])
+        elif event == "os.posix_spawn":
+            watch.note_command([args[0], *args[1]], None, args[2])
         elif event == "os.system":
             watch.note_command(args[0])
 
