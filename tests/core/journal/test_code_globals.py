@@ -761,6 +761,61 @@ def test_a_change_of_a_module_that_the_task_imports_first_is_noticed(
             keys.require_same_values(changing, changed)
 
 
+SUBMODULES = {
+    "from the package": "from . import lz\n    return lz.g(a)",
+    "by its name": "import pk.lz\n    return pk.lz.g(a)",
+    "from its name": "from pk import lz\n    return lz.g(a)",
+    "its function": "from .lz import g\n    return g(a)",
+    "in a package": "from .inner import lz\n    return lz.g(a)",
+    "by another module": "from . import uses\n    return uses.h(a)",
+}
+
+
+@pytest.mark.parametrize("how", SUBMODULES)
+def test_a_submodule_that_a_task_imports_first_has_not_changed(how: str, tmp_path: Path) -> None:
+    """The import adds the submodule to the variables of its package."""
+    files = {
+        "pk/__init__.py": "OTHER = 1\n",
+        "pk/main.py": f"def f(a):\n    {SUBMODULES[how]}\n",
+        "pk/lz.py": "RATE = 1\ndef g(a):\n    return a * RATE\n",
+        "pk/uses.py": "def h(a):\n    from . import lz\n    return lz.g(a)\n",
+        "pk/inner/__init__.py": "",
+    }
+    files["pk/inner/lz.py"] = files["pk/lz.py"]
+    edited = "pk/inner/lz.py" if how == "in a package" else "pk/lz.py"
+    digests = []
+    for rate in (1, 2):
+        directory = tmp_path / str(rate)
+        write(directory, files | {edited: files[edited].replace("RATE = 1", f"RATE = {rate}")})
+        keys = keys_in(directory)
+        with loaded(directory, "pk.main") as program:
+            task = described(program.f, 8, shares_memory=True)
+            key = keys.of(task, {}, {})
+            digests.append(key.digest)
+            assert program.f(8) == 8 * rate
+            keys.begin()
+            keys.require_same_values(task, key)
+            assert keys.of(task, {}, {}).digest == key.digest
+    assert len(set(digests)) == 2
+
+
+def test_a_variable_that_a_task_sets_in_a_package_has_changed(tmp_path: Path) -> None:
+    files = {
+        "pk/__init__.py": "RATE = 1\n",
+        "pk/main.py": "import pk\ndef f(a):\n    from . import lz\n    pk.RATE = a\n    return a\n",
+        "pk/lz.py": "X = 1\n",
+    }
+    write(tmp_path, files)
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path, "pk.main") as program:
+        task = described(program.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        program.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"changed in place"):
+            keys.require_same_values(task, key)
+
+
 def test_stale_compiled_code_of_a_module_that_the_task_imports_first_is_noticed(
     tmp_path: Path,
 ) -> None:

@@ -770,6 +770,8 @@ class CodeFingerprint:
                 raise UnhashableError(
                     f"{user} uses the `builtins` module as a whole, so it can import any module"
                 )
+            if depth < len(chain) and self._imports_later(value, chain[depth]):
+                return
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return
@@ -993,6 +995,11 @@ class CodeFingerprint:
             return found
         self.absent.add(name)
         return None
+
+    def _imports_later(self, package: types.ModuleType, name: str) -> bool:
+        """Return True if code imports an attribute of a package, as a submodule, when it runs."""
+        full = f"{package.__name__}.{name}"
+        return full in self._program.unloaded and self._loaded(full) is None
 
     def _module(
         self, name: str, spec: ModuleSpec | None, whole: types.ModuleType | None = None
