@@ -22,6 +22,7 @@ ORDER = [
     "states",
     "identity",
     "compat",
+    "reading",
     "copying",
     "data",
     "undeclared",

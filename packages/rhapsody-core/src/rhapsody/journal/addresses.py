@@ -18,6 +18,8 @@ from collections.abc import Collection, Iterable
 from pathlib import PurePath
 from typing import Any
 
+from rhapsody.reading import pieces
+
 MAX_FILE_SIZE = 1 << 16
 """Maximum size of files that are searched, in bytes."""
 
@@ -81,8 +83,7 @@ def texts_in_files(paths: Iterable[str | None]) -> set[str]:
         with contextlib.suppress(OSError):
             about = os.stat(path)
             if stat.S_ISREG(about.st_mode) and about.st_size <= MAX_FILE_SIZE:
-                with open(path, "rb") as file:
-                    texts.add(file.read().decode(errors="replace"))
+                texts.add(b"".join(pieces(path)).decode(errors="replace"))
     return texts
 
 

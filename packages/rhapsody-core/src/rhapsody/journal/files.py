@@ -27,6 +27,7 @@ from rhapsody.data import RESERVED, File
 from rhapsody.errors import DataError
 from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
+from rhapsody.reading import SQLITE, pieces, start_of
 from rhapsody.staging.fsutil import copy_directory
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
@@ -91,8 +92,8 @@ WITHOUT_CHANGE_TIME = frozenset(
 """File system types on which a file may change without a new time of change."""
 
 
-_SQLITE, _HEADER_SIZE = b"SQLite format 3\0", 20
-"""First bytes of an SQLite database, and the size of the header that includes its mode."""
+_HEADER_SIZE = 20
+"""Size of the start of an SQLite database that includes its mode."""
 
 _EMPTY = hashlib.blake2b(digest_size=DIGEST_SIZE).digest()
 
@@ -246,8 +247,8 @@ class FileDigests:
         if system in WITHOUT_CHANGE_TIME:
             return _read(path)
         if system in NETWORK:  # opening asks the server; `stat` may be a minute old
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno())
+            start_of(path, 1)
+            found = os.stat(path)
         stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         digest = self._known.get(stamp)
         if digest is None and stamp.size >= LARGE_FILE:
@@ -276,25 +277,22 @@ def _mapped_inodes() -> set[int]:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_SIZE)).digest()
+    made = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for piece in pieces(path):
+        made.update(piece)
+    return made.digest()
 
 
 def read_small(path: str) -> tuple[bytes, bool]:
-    """Read a small file with as few system calls as possible.
+    """Read a small file at once.
 
     Returns:
         The file's digest, and the result of `has_log`.
     """
-    made = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    first = b""
-    try:
-        while data := os.read(descriptor, SMALL_FILE + 1):
-            made.update(data)
-            first = first or data
-    finally:
-        os.close(descriptor)
+    made, first = hashlib.blake2b(digest_size=DIGEST_SIZE), b""
+    for piece in pieces(path, SMALL_FILE + 1):
+        made.update(piece)
+        first = first or piece
     return made.digest(), _has_log(first)
 
 
@@ -303,13 +301,12 @@ def has_log(path: str) -> bool:
 
     The last changes to such a database are in the file `NAME-wal`, even if no program uses it.
     """
-    with open(path, "rb", 0) as file:
-        return _has_log(file.read(_HEADER_SIZE))
+    return _has_log(start_of(path, _HEADER_SIZE))
 
 
 def _has_log(first: bytes) -> bool:
     """Return the result of `has_log` for a file with these first bytes."""
-    return first.startswith(_SQLITE) and 2 in first[18:_HEADER_SIZE]
+    return first.startswith(SQLITE) and 2 in first[18:_HEADER_SIZE]
 
 
 def on_network(directory: Path) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rhapsody.journal.files import LARGE_FILE
 from rhapsody.journal.program import Program
+from rhapsody.reading import start_of
 from rhapsody.sdk.modules import imported_names
 
 _PYTHON = (".py", ".pyw")
@@ -202,8 +203,7 @@ class Scripts:
 
     def _read(self, file: str) -> _Text:
         try:
-            with open(file, "rb") as stream:
-                content = stream.read(LARGE_FILE)
+            content = start_of(file, LARGE_FILE)
         except OSError:
             return _Text()
         is_python = file.endswith(_PYTHON) or b"python" in self._program.once(_interpreter, file)
@@ -269,8 +269,7 @@ def _modules_in(code: str, file: str, interpreter: bytes) -> Iterator[str]:
 def _interpreter(path: str) -> bytes:
     """Return the first line of a file if it names an interpreter, otherwise nothing."""
     try:
-        with open(path, "rb") as file:
-            line = file.readline(128)
+        line = start_of(path, 128).partition(b"\n")[0]
     except OSError:
         return b""
     return line if line.startswith(b"#!") else b""

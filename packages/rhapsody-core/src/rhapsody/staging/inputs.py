@@ -23,6 +23,7 @@ from rhapsody.data import (
     staged_as,
 )
 from rhapsody.errors import DataError
+from rhapsody.reading import pieces
 from rhapsody.staging.fsutil import files_in
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import AttemptInfo, Declaration, Written, facts_of
@@ -401,8 +402,7 @@ def is_in_state(path: str, state: FileState) -> bool:
 
 def _digest(path: str) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(), digest_size=16).digest()
+        return hashlib.blake2b(b"".join(pieces(path)), digest_size=16).digest()
     except OSError:
         return None
 
