@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 
 SQLITE = b"SQLite format 3\0"
@@ -26,7 +26,7 @@ _kept: dict[tuple[int, int], int] = {}
 _lock = threading.Lock()
 
 
-def pieces(path: str, size: int = PIECE) -> Iterator[bytes]:
+def pieces(path: str, size: int = PIECE) -> Generator[bytes, None, None]:
     """Yield the content of a regular file in pieces of at most `size` bytes.
 
     Raises:
