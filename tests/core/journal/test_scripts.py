@@ -344,11 +344,17 @@ async def test_each_module_that_a_search_path_may_lead_to_counts(here: Path, by:
     assert found == [*one, ("two\n", 0), ("three\n", 0), last]
 
 
-async def test_a_module_on_a_path_counts_for_the_function_that_starts_it(here: Path) -> None:
+@pytest.mark.parametrize("how", ["module", "script", "command"])
+async def test_modules_on_a_path_count_for_the_function_that_sets_it(here: Path, how: str) -> None:
+    words = ["-m", "lib.run"] if how == "module" else ["elsewhere/tool.py"]
+
     def call() -> str:
-        words = [sys.executable, "-m", "lib.run"]
+        if how == "command":
+            text = f"PYTHONPATH=tools {sys.executable} elsewhere/tool.py"
+            return subprocess.run(text, shell=True, capture_output=True, text=True).stdout
+        command = [sys.executable, *words]
         variables = {**os.environ, "PYTHONPATH": "tools"}
-        return subprocess.run(words, env=variables, capture_output=True, text=True).stdout
+        return subprocess.run(command, env=variables, capture_output=True, text=True).stdout
 
     for text, reused in (("one", 0), ("one", 1), ("another", 0)):
         (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")

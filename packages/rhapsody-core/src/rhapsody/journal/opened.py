@@ -51,6 +51,9 @@ _LOADED = f"{os.sep}loaded"
 """Key, in records of functions that started processes, of the files that scripts may load but that
 are not compared."""
 
+_SEARCHED = f"{os.sep}searched"
+"""Key, in these records, of the directories in which scripts search modules."""
+
 
 class OpenedFiles:
     """Reader and writer of records of the files that functions opened without declaring them.
@@ -134,7 +137,8 @@ class OpenedFiles:
         known |= written
         loaded: set[str] = set()
         if STARTED in opened:
-            loaded.update(*map(self._scripts.loaded, [*opened, *known]))
+            search = list(filter(None, opened[STARTED].split(os.pathsep)))
+            loaded.update(*(self._scripts.loaded(path, search) for path in [*opened, *known]))
             opened |= dict.fromkeys(loaded.difference(opened), READ)
         states = {}
         for path in map(os.path.abspath, trees):
@@ -163,6 +167,8 @@ class OpenedFiles:
         if STARTED in opened:
             names = set(filter(None, map(self._name, loaded)))
             states[_LOADED] = "\n".join(sorted(names.difference(states)))
+            if places := list(filter(None, map(self._name, search))):
+                states[_SEARCHED] = "\n".join(places)
         return json.dumps(states) if states else None
 
     def changed(self, noted: str) -> str | None:
@@ -174,9 +180,10 @@ class OpenedFiles:
         Returns:
             The reason, or `None` if no file has changed.
         """
-        root = self._program.roots[0]
         states = json.loads(noted)
         started = _LOADED in states
+        places = states.pop(_SEARCHED, "").split("\n")
+        search = [self._path(place) for place in places if place]
         loaded: set[str] = set()  # they follow the scripts that load them
         known = states.keys() | states.pop(_LOADED, "").split("\n")
         for name, state in states.items():
@@ -184,8 +191,7 @@ class OpenedFiles:
                 if self._portable_current(current_directory()) != state:
                     return "it used relative paths, and the current directory has changed"
                 continue
-            inside = not name.startswith(_CURRENT)
-            path = os.path.normpath(os.path.join(root if inside else self._current, name))
+            path = self._path(name)
             if name.endswith(os.sep):  # a data set, whose path may be absolute
                 now = self._digests.once(self._tree, path)
             else:
@@ -194,7 +200,7 @@ class OpenedFiles:
                 how = "is missing" if not now else "has changed" if state else "is new"
                 return f"{name!r}, which it opened, {how}"
             if started and name not in loaded:
-                loaded.update(filter(None, map(self._name, self._scripts.loaded(path))))
+                loaded.update(filter(None, map(self._name, self._scripts.loaded(path, search))))
                 if new := min(loaded.difference(known), default=None):
                     return f"{new!r}, which {name!r} may load, is new"
         return None
@@ -228,6 +234,12 @@ class OpenedFiles:
             self._directories[directory] = self._directory(directory)
         place = self._directories[directory]
         return None if place is None else f"{place}{name}"
+
+    def _path(self, name: str) -> str:
+        """Return the path that a recorded name represents."""
+        inside = not name.startswith(_CURRENT)
+        root = self._program.roots[0] if inside else self._current
+        return os.path.normpath(os.path.join(root, name))
 
     def _directory(self, path: str) -> str | None:
         """Return what precedes the names of a directory's entries; `None` if it is ignored."""

@@ -401,7 +401,8 @@ READ, LISTED, UPDATED, WRITTEN = "read", "listed", "updated", "written"
 """Uses of a path; see `watch_files`."""
 
 STARTED = ""
-"""Key in the result of `watch_files` for a call that started other processes."""
+"""Key in the result of `watch_files` for a call that started other processes. The value contains
+the directories in which they search modules, separated as in `PYTHONPATH`."""
 
 RELATIVE = "/./"
 """Text in the result of `watch_files` that separates the current directory from a relative path."""
@@ -488,16 +489,26 @@ class _Watch:
                 self.paths.setdefault(path, use)
 
     def note_command(self, words: Any, cwd: Any = None, environment: Any = None) -> None:
-        """Note the existing files that the command of another process names."""
+        """Note the existing files that the command of another process names.
+
+        Args:
+            words: The words of the command.
+            cwd: The current directory of the process, if it differs from that of this process.
+            environment: The variables of the process, if they differ from those of this process.
+        """
         if isinstance(words, _NAMES):
             words = [words]
         place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
         texts = [os.fsdecode(word) if isinstance(word, _NAMES) else "" for word in words]
         pieces = {piece for text in texts for piece in (text, *_AROUND_WORDS.split(text))}
-        if modules := files_of_modules(texts):
-            search = str((environment or os.environ).get("PYTHONPATH", "")).split(os.pathsep)
-            pieces |= {os.path.join(each, name) for each in {"", *search, *pieces}
-                       for name in modules}  # fmt: skip
+        search = str((environment or os.environ).get("PYTHONPATH", "")).split(os.pathsep)
+        if any("PYTHONPATH=" in text for text in texts):
+            search += [each for piece in pieces for each in piece.split(os.pathsep)]
+        directories = {os.path.join(place, each) for each in search if 0 < len(each) <= _MAX_PATH}
+        directories.update(filter(None, self.paths.get(STARTED, "").split(os.pathsep)))
+        self.paths[STARTED] = os.pathsep.join(sorted(filter(os.path.isdir, directories)))
+        for name in files_of_modules(texts):
+            pieces |= {os.path.join(each, name) for each in ("", *search)}
         if any("python" in text for text in texts):
             pieces |= {os.path.join(piece, "__main__.py") for piece in pieces if piece}
         for piece in pieces:
@@ -561,7 +572,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         if path not in ("", ":memory:"):
             watch.note(path, UPDATED)
     elif event in _STARTS:
-        watch.paths[STARTED] = WRITTEN
+        watch.paths.setdefault(STARTED, "")
         if event == "subprocess.Popen":
             words = [args[1]] if isinstance(args[1], _NAMES) else args[1]
             watch.note_command([args[0], *words], *args[2:4])
