@@ -62,7 +62,8 @@ DISTRIBUTIONS = {
     ),
     "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
     "radical": Distribution("[mpi,testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
-    "wfcommons": Distribution(),
+    "simulated": Distribution("[testing]"),
+    "wfcommons": Distribution(others=["simulated"]),
     "otel": Distribution("[otlp]", ["dask"]),
     "psij": Distribution("[mpi,testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
@@ -221,7 +222,7 @@ def minimums(session: nox.Session, backend: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
-    distributions = ("core", "dask", "otel", "psij", "radical", "wfcommons")
+    distributions = ("core", "dask", "otel", "psij", "radical", "simulated", "wfcommons")
     session.install(*sources(*distributions), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
@@ -239,7 +240,7 @@ def benchmarks(session: nox.Session) -> None:
     `benchmarks/slurm.py` instead, with its options.
     """
     if "--smoke" in session.posargs:
-        session.install(*sources("core", "wfcommons", "otel"), *tools("core"))
+        session.install(*sources("core", "wfcommons", "otel", "simulated"), *tools("core"))
         scripts = "journal observer otel history instructions compare scale"
         for script in scripts.split():
             session.run("python", f"benchmarks/{script}.py", "--smoke")

@@ -17,7 +17,8 @@ import gc
 import time
 from collections.abc import Sequence
 
-from rhapsody import SimulatedExecutionBackend, WorkflowEngine
+from rhapsody import WorkflowEngine
+from rhapsody_simulated import SimulatedExecutionBackend
 
 PER_CORE = 4
 """Number of tasks for each core."""

@@ -37,6 +37,7 @@ DISTRIBUTIONS = (
     "rhapsody-otel",
     "rhapsody-psij",
     "rhapsody-radical",
+    "rhapsody-simulated",
     "rhapsody-wfcommons",
 )
 GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)

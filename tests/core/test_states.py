@@ -58,7 +58,7 @@ def test_a_canonical_state_survives_pickling_as_the_same_member() -> None:
 # Finding a mapper.
 
 
-@pytest.mark.parametrize("name", ["noop", "local", "simulated", "NOOP", "Local"])
+@pytest.mark.parametrize("name", ["noop", "local", "NOOP", "Local"])
 def test_noop_and_local_are_registered_with_the_canonical_states(name: str) -> None:
     mapper = StateMapper(name)
     assert mapper.terminal_states == ("DONE", "FAILED", "CANCELED")

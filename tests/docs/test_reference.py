@@ -23,6 +23,7 @@ PACKAGES = (
     "rhapsody_otel",
     "rhapsody_psij",
     "rhapsody_radical",
+    "rhapsody_simulated",
     "rhapsody_wfcommons",
 )
 

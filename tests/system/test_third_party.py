@@ -163,7 +163,7 @@ def test_both_are_unknown_after_they_are_uninstalled(plugged_in: Path, program: 
     pip = (plugged_in / "python", "-m", "pip", "uninstall", "--yes", "--quiet")
     check(*pip, "rhapsody-mpi", "rhapsody-timing", cwd=program.parent)
     listed = json.loads(check(plugged_in / "rhapsody", "backends", "--json", cwd=program.parent))
-    assert sorted(one["name"] for one in listed) == ["local", "noop", "simulated"]
+    assert sorted(one["name"] for one in listed) == ["local", "noop"]
     done = run(plugged_in / "rhapsody", "run", program, "-b", "mpi", cwd=program.parent)
     assert done.returncode == 2
     assert "Backend 'mpi' not found" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from rhapsody_wfcommons import RecordedFile, RecordedTask
 from rhapsody_wfcommons.replay import Replay
 from rhapsody_wfcommons.schedules import bottom_levels, critical_path, list_schedule, work
 from tests.wfcommons.instances import LARGE, large, older, recent, save
+
+needs_simulated = pytest.mark.skipif(
+    find_spec("rhapsody_simulated") is None, reason="rhapsody-simulated is not installed"
+)
 
 
 def task(name: str, runtime: float, *parents: str, cores: float = 1) -> RecordedTask:
@@ -135,12 +140,13 @@ def test_a_name_moves_nothing_on_the_terminal(
     assert capsys.readouterr().out.startswith("\\x1b[2J\\nÄ: 4 tasks on 1 slot")
 
 
+@needs_simulated
 @pytest.mark.parametrize("order", ["ready", "critical-path"])
 def test_a_simulation_takes_as_long_as_real_tasks_on_two_cores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
 ) -> None:
     path = save(tmp_path / "mosaic.json", large("1.5"))
-    length = ("--scale", "0.2", "--order", order)
+    length = ("--scale", "0.1", "--order", order)
     simulated = replayed(capsys, str(path), *length, "--simulate", "--cores", "2")
     assert simulated["backend"] == "simulated"
     assert simulated["slots"] == 2
@@ -152,6 +158,7 @@ def test_a_simulation_takes_as_long_as_real_tasks_on_two_cores(
     assert 0.95 <= real["makespan"] / simulated["makespan"] <= 1.5
 
 
+@needs_simulated
 def test_copies_of_a_workflow_are_simulated_on_several_nodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,10 +219,11 @@ def test_copies_of_a_workflow_are_simulated_on_several_nodes(
         ({}, ("--simulate", "--slots", "2"), "--simulate: use --nodes and --cores instead of"),
         ({}, ("--simulate", "--files", "1"), "--simulate reads and writes no files: omit --files"),
         ({}, ("--simulate", "-o", "nodes=2"), "-o nodes: use --nodes and --cores; durations are"),
-        (
+        pytest.param(
             {"coreCount": 4},
             ("--simulate", "--nodes", "4"),
             "task 'b' needs 4 cores, but each node has 1: use --cores 4 or more",
+            marks=needs_simulated,
         ),
         ({}, ("-b", "noop"), "backend 'noop' does not run tasks, so there is nothing to measure"),
     ],

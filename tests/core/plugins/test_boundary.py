@@ -27,6 +27,7 @@ USERS = {
     "psij": [*(ROOT / "packages/rhapsody-psij/src").rglob("*.py")],
     "wfcommons": [*(ROOT / "packages/rhapsody-wfcommons/src").rglob("*.py")],
     "radical": [*(ROOT / "packages/rhapsody-radical/src").rglob("*.py")],
+    "simulated": [*(ROOT / "packages/rhapsody-simulated/src").rglob("*.py")],
     "examples": [*(ROOT / "examples").rglob("*.py")],
     "scaffold": [*(CORE / "cli/new_backend/template").glob("*.py.in")],
     "kit": [*(CORE / "testing").rglob("*.py")],

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
-    from rhapsody.backends.simulated import SimulatedExecutionBackend
     from rhapsody.context import current_task
     from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, run, wait
@@ -61,9 +60,9 @@ if TYPE_CHECKING:
         "InsufficientWalltimeError",
         "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
-        "Resources", "RetryPolicy", "RhapsodyError", "SimulatedExecutionBackend", "StateMapper",
-        "SubmissionError", "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError",
-        "TaskSettings", "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
+        "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
+        "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
+        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
         "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
         "own_runs", "reserve_run", "run", "wait",
     ]  # fmt: skip
@@ -77,7 +76,6 @@ else:
             RADICAL: "RadicalExecutionBackend",
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
-            "rhapsody.backends.simulated": "SimulatedExecutionBackend",
             "rhapsody.context": "current_task",
             "rhapsody.data": "InputFile InputFiles OutputDir OutputFile",
             "rhapsody.engine": "WorkflowEngine literal run wait",

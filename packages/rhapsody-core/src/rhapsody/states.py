@@ -126,7 +126,6 @@ _lock = threading.Lock()
 _tables: dict[str, _Table] = {
     "noop": _CANONICAL_TABLE,
     "local": _CANONICAL_TABLE,
-    "simulated": _CANONICAL_TABLE,
 }
 _own: dict[str, Mapping[str, Any]] = {}
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
-    from rhapsody.backends.simulated import SimulatedExecutionBackend
     from rhapsody.environments import in_environment
     from rhapsody.masking import looks_secret
     from rhapsody.plugins.options import BackendOption
@@ -50,9 +49,9 @@ if TYPE_CHECKING:
         "DaskExecutionBackend", "EnvironmentCall", "LocalExecutionBackend", "LocalPrograms",
         "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
-        "SharedSandboxes", "SimulatedExecutionBackend", "StateMapper", "TaskCallback",
-        "TasksMainStates", "backend_from_options", "discover_backends", "get_backend",
-        "in_environment", "looks_secret", "run_command",
+        "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
+        "backend_from_options", "discover_backends", "get_backend", "in_environment",
+        "looks_secret", "run_command",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -73,7 +72,6 @@ else:
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
-            "rhapsody.backends.simulated": "SimulatedExecutionBackend",
             "rhapsody.environments": "in_environment",
             "rhapsody.masking": "looks_secret",
             "rhapsody.plugins.options": "BackendOption",

@@ -51,11 +51,11 @@ __all__ = [
 
 PUBLISHED = {
     "noop": CORE,
-    "simulated": CORE,
     "local": CORE,
     "dask": "rhapsody-dask",
     "radical_pilot": "rhapsody-radical",
     "psij": "rhapsody-psij",
+    "simulated": "rhapsody-simulated",
 }
 """Reserved backend names, each with the only distribution that may use it."""
 

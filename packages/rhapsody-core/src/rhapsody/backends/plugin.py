@@ -10,8 +10,6 @@ def rhapsody_backends() -> list[BackendSpec]:
     """Declare core's backends, `local` with the capabilities of its thread executor."""
     from rhapsody.backends.local.backend import OPTIONS, THREADS
     from rhapsody.backends.noop import NoopExecutionBackend
-    from rhapsody.backends.simulated import OPTIONS as SIMULATED
-    from rhapsody.backends.simulated import SimulatedExecutionBackend
 
     return [
         BackendSpec(
@@ -27,12 +25,5 @@ def rhapsody_backends() -> list[BackendSpec]:
             requires=("cloudpickle>=3.0",),
             capabilities=THREADS,
             options=OPTIONS,
-        ),
-        BackendSpec(
-            name="simulated",
-            import_path="rhapsody.backends.simulated:SimulatedExecutionBackend",
-            summary="simulates a cluster in virtual time, without running tasks",
-            capabilities=SimulatedExecutionBackend.capabilities,
-            options=SIMULATED,
         ),
     ]

@@ -57,6 +57,7 @@ _MACHINERY = (
     "rhapsody_dask.",
     "rhapsody_psij.",
     "rhapsody_radical.",
+    "rhapsody_simulated.",
 )  # fmt: skip
 """Prefixes of the names of Rhapsody's modules that define engines, backends and tasks."""
 

@@ -23,38 +23,24 @@ from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
-from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.noop import DUMMY_OUTPUT
-from rhapsody.errors import (
+from rhapsody import (
     BackendUnavailableError,
     CapabilityError,
     InsufficientWalltimeError,
+    Resources,
+    TaskDescription,
     TaskLostError,
+    TasksMainStates,
 )
-from rhapsody.identity import AttemptId
-from rhapsody.plugins.options import BackendOption
-from rhapsody.resources import Resources, seconds, time_needed
-from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription
+from rhapsody.backends import Capabilities, ManagedBackend
+from rhapsody.plugins import AttemptId
+from rhapsody.sdk import seconds, time_needed
+from rhapsody_simulated.plugin import CAPABILITIES
 
 Duration = float | str | Mapping[str, float | str] | Callable[[TaskDescription], float]
 
-OPTIONS = (
-    BackendOption("nodes", int, 1, "Number of nodes."),
-    BackendOption("cores", int, 1, "Number of cores of each node."),
-    BackendOption("gpus", int, 0, "Number of GPUs of each node."),
-    BackendOption(
-        "duration", float | str | dict, 1.0, "Duration of each task, or a table by task name."
-    ),
-    BackendOption("startup", float | str, 0.0, "Time that is added to each duration."),
-    BackendOption("failure_rate", float, 0.0, "Probability that an attempt is lost."),
-    BackendOption("seed", int, 0, "Number that selects the attempts that are lost."),
-    BackendOption("queue_time", float | str, 0.0, "Time for which each batch job is queued."),
-    BackendOption("walltime", float | str, help="Walltime of each batch job. Default: no limit."),
-    BackendOption("engine_time", bool, False, "Add the processor time of the engine."),
-    BackendOption("name", str, "simulated", "Name of the backend in an engine."),
-)
-"""The options of the backend that can be set in files and on the command line."""
+DUMMY_OUTPUT = "Dummy Output"
+"""Return value and output of every task, as on the noop backend."""
 
 ONE_CORE = Resources()
 
@@ -281,21 +267,7 @@ class SimulatedExecutionBackend(ManagedBackend):
     name = "simulated"
     dry = True
     shares_memory = True
-    capabilities: Capabilities = Capabilities(
-        services=True,
-        function_services=True,
-        function_environments=True,
-        cancel_functions="running",
-        cancel_async_functions="running",
-        cancel_executables="running",
-        cancel_services="running",
-        cwd=True,
-        files=True,
-        shared_file_system=True,
-        mpi_functions=True,
-        resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
-        reports_running=True,
-    )
+    capabilities: Capabilities = CAPABILITIES
 
     def __init__(
         self,

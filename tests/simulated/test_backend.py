@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsody import (
+    BackendUnavailableError,
     CapabilityError,
     InsufficientWalltimeError,
     RetryPolicy,
-    SimulatedExecutionBackend,
     TaskFuture,
     TaskLostError,
     TaskTimeoutError,
     WorkflowEngine,
 )
-from rhapsody.backends.simulated import Nodes
-from rhapsody.errors import BackendUnavailableError
 from rhapsody.testing import BackendConformance, EventRecorder
+from rhapsody_simulated import SimulatedExecutionBackend
+from rhapsody_simulated.backend import Nodes
 from tests._support.scripted import turns
 
 HOUR = 3600.0
@@ -263,7 +263,7 @@ def test_another_event_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         pass
 
-    monkeypatch.setattr("rhapsody.backends.simulated.get_running_loop", Other)
+    monkeypatch.setattr("rhapsody_simulated.backend.get_running_loop", Other)
     asyncio.run(main())
 
 
