@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendRegistry, NoopExecutionBackend, WorkflowEngine
+from rhapsody import BackendRegistry, NoopExecutionBackend, TaskTimeoutError, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
+from rhapsody.testing import EventRecorder
 from tests._support.engine_fixtures import LIMIT, Machine, create, engine
-from tests._support.scripted import Scripted, until
+from tests._support.scripted import ManualClock, Scripted, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -201,6 +202,28 @@ async def test_the_first_of_a_list_is_the_default() -> None:
 async def test_a_list_may_mix_objects_and_names() -> None:
     async with create([Scripted("mine"), "noop"]) as flow:
         assert list(flow.backends) == ["mine", "noop"]
+
+
+async def test_timeouts_and_times_are_on_the_clock_of_the_backend() -> None:
+    backend, recorder = Scripted(), EventRecorder()
+    backend.clock = clock = ManualClock()
+    async with create(backend, observers=[recorder]) as flow:
+        assert flow.clock is clock
+        future = flow.function_task(timeout=60)(lambda: None)()
+        backend.runs(await backend.next())
+        await clock.advance(60)
+        with pytest.raises(TaskTimeoutError):
+            await within(future)
+    assert recorder.events[-1].time - recorder.events[0].time == 60
+    assert flow.summary is not None
+    assert flow.summary.seconds == 60
+
+
+async def test_a_clock_that_is_passed_to_the_engine_comes_first() -> None:
+    backend, clock = Scripted(), ManualClock()
+    backend.clock = ManualClock()
+    async with create(backend, clock=clock) as flow:
+        assert flow.clock is clock
 
 
 @pytest.mark.usefixtures("unregistered")
