@@ -650,10 +650,9 @@ def _inherited(words: Iterable[str], environment: Mapping[str, str]) -> Iterator
     Each word may be the name of a variable, as in `printenv MODE` or `[[ N -gt 1 ]]`.
     """
     names = {name for word in words for name in _NAME.findall(word)}
-    for name in sorted(names.difference(environment)):
-        value = os.environ.get(name)
-        if value is not None and counts(name):
-            yield name, value
+    for name in sorted(names.difference(environment).intersection(os.environ)):
+        if counts(name):
+            yield name, os.environ[name]
 
 
 def _quoted(text: str) -> list[str]:
