@@ -1125,3 +1125,55 @@ async def test_a_run_that_was_killed_without_results_is_continued(tmp_path: Path
         journal._release()
     assert len(set(origins[:3])) == 1
     assert origins[3] not in origins[:3]
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+async def test_a_reused_result_that_is_an_argument_is_this_argument(
+    here: Path, keyword: bool
+) -> None:
+    """So that changes in place by the program or by other tasks have the same effect."""
+    seen = []
+    for _ in range(3):
+        async with engine(resume=True) as flow:
+
+            @flow.function_task
+            def check(table: dict[str, int], ok: bool = True) -> dict[str, int]:
+                note("check")
+                return table
+
+            @flow.function_task
+            def add(table: dict[str, int]) -> int:
+                table["b"] = 2
+                return len(table)
+
+            @flow.function_task
+            def columns(table: dict[str, int]) -> list[str]:
+                return list(table)
+
+            table = {"a": 1}
+            checked = check(table=table) if keyword else check(table)
+            assert await checked is table
+            assert await check(checked, False) is table
+            await add(checked)
+            seen.append(await columns(table))
+    assert seen == [["a", "b"]] * 3
+    assert ran()["check"] == 2
+
+
+async def test_a_random_generator_that_a_reused_task_returns_is_its_argument(here: Path) -> None:
+    seen = []
+    for _ in range(2):
+        async with engine(resume=True) as flow:
+
+            @flow.function_task
+            def warm_up(rng: random.Random) -> random.Random:
+                note("warm_up")
+                rng.random()
+                return rng
+
+            rng = random.Random(1)
+            warm = await warm_up(rng)
+            assert warm is rng
+            seen.append((warm.random(), rng.random()))
+    assert seen[0] == seen[1]
+    assert ran()["warm_up"] == 1

@@ -587,7 +587,10 @@ class Journal:
             content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
             value, stdout, stderr, exit_code, *more = content
             advanced: dict[str, object] = more[0] if more else {}
-            if len(more) > 1 and (why := _other_address(more[1], uses)) is not None:
+            addresses, returned = more[1:] or ({}, None)
+            if returned and key.used is not None:
+                value = {**key.arguments, **key.generators}.get(returned, value)
+            if (why := _other_address(addresses, uses)) is not None:
                 if name not in self._moved_on:
                     self._moved_on.add(name)
                     log.warning("task %r runs again: %s", name, why)
@@ -859,9 +862,10 @@ class Journal:
     ) -> bytes | None:
         packed, largest = b"", self._largest
         value: tuple[object, ...] = record.value, record.stdout, record.stderr, record.exit_code
-        addresses = _addresses_in(record, uses) if uses.services else None
-        if advanced or addresses:
-            value += (advanced, addresses) if addresses else (advanced,)
+        addresses = _addresses_in(record, uses) if uses.services else {}
+        returned = _argument(key, record.value)
+        if advanced or addresses or returned:
+            value += advanced, addresses, returned
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
                 packed = pickling.packed(value, () if key.used is None else key.used.found.read)
@@ -891,6 +895,15 @@ class Journal:
             self._refused[name] = why
             self._store.refuse(name, why)
             log.warning("task %r is not recorded and will run again on resume: %s", name, why)
+
+
+def _argument(key: Key, value: object) -> str | None:
+    """Return the name of the argument that a function in this process has returned, if any."""
+    if key.used is not None:
+        for name, argument in (*key.arguments.items(), *key.generators.items()):
+            if argument is value:
+                return name
+    return None
 
 
 def _addresses_in(record: Record, uses: _Uses) -> dict[str, list[str]]:
