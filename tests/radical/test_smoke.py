@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,10 @@ def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> 
     waits = (": not active after", ": closing, waiting for")
     lines = done.stderr.splitlines()
     assert [line for line in lines if not any(each in line for each in waits)] == []
+    if lines:  # the log of the run contains them as well
+        (run,) = (here / ".rhapsody").glob("2*")
+        assert [each.name for each in run.rglob("*")] == ["log.txt"]
+        shutil.rmtree(here / ".rhapsody")
     assert sorted(tmp_path.rglob("*")) == sorted(places)
     left = working_in(tmp_path)
     assert [process for process in left if process.pid not in before] == []

@@ -11,6 +11,7 @@ import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable, Container, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -408,9 +409,10 @@ class Lifecycle(Suite):
 
     async def _left(self, before: Holdings, kinds: Container[str], mark: str) -> Holdings:
         """Return the leftovers that remain after a wait, and kill the processes among them."""
-        left = await settled(
-            lambda: leftovers(before, self.leaves_behind, kinds, mark), 10 * self.settle
-        )
+        look = partial(leftovers, before, self.leaves_behind, kinds, mark)
+        if left := await settled(look, 10 * self.settle):
+            gc.collect()  # a connection that ended during the wait may be in a reference cycle
+            left = await settled(look, self.settle)
         end_processes(left)
         return left
 
