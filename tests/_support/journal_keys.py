@@ -44,6 +44,8 @@ def described(function: Any, *args: Any, **more: Any) -> dict[str, Any]:
         "task_backend_specific_kwargs": {},
         "metadata": {},
     }
+    if specific := more.get("task_backend_specific_kwargs"):
+        task["result_settings"] = sorted(specific)
     return task | more
 
 

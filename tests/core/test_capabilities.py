@@ -37,6 +37,7 @@ SPEC = BackendSpec(name="toy", import_path="toys.backend:Toy")
             TypeError,
             "task_settings must be None or a frozenset of keys",
         ),
+        ({"result_settings": ["flags"]}, TypeError, "result_settings must be None or a frozenset"),
         ({"binds": frozenset({"gpus"})}, ValueError, "must be a subset of resources"),
         ({"mpi_functions": True}, ValueError, "requires 'ranks' in resources"),
     ],

@@ -621,7 +621,7 @@ def test_the_name_and_surroundings_count(keys: Keys) -> None:
         {"uid": "e.task.000002.1"},
         {"environment": {}},
         {"timeout": 3.0, "attempt": 2, "resources": object(), "capture": "quiet"},
-        {"task_backend_specific_kwargs": {"queue": "long", "container": ""}},
+        {"task_backend_specific_kwargs": {"container": ""}},
         {"metadata": {"a": 1}, "scope": "s"},
     ]
     assert {command(keys, "tool", "a", **each) for each in [{}, *same]} == {

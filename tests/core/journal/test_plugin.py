@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import threading
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from rhapsody import (
     OutputFile,
     WorkflowEngine,
 )
-from rhapsody.backends import ManagedBackend
+from rhapsody.backends import Capabilities, ManagedBackend
 from rhapsody.journal import store
 from tests._support.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
@@ -1107,6 +1108,53 @@ async def test_the_identity_of_a_call_is_the_same_in_a_run_that_resumes() -> Non
     assert len(resumed) == 4
     assert set(first_calls(resumed)) < set(first_calls(first))
     assert set(first_calls(fresh)).isdisjoint(first_calls(first))
+
+
+@pytest.mark.parametrize(
+    ("declared", "repeated"),
+    [(None, ["queue", "flags"]), (frozenset({"flags"}), ["flags"]), (frozenset(), [])],
+)
+async def test_settings_of_a_backend_count_if_they_may_change_results(
+    declared: frozenset[str] | None, repeated: list[str]
+) -> None:
+    async def calls(flow: WorkflowEngine) -> None:
+        double, _ = tasks(flow)
+        await double.options(task_description=settings)(1)
+
+    found, settings = [], {"queue": "short", "flags": "-O2"}
+    for changed in (None, "queue", "flags"):
+        if changed is not None:
+            settings = settings | {changed: "other"}
+        backend = Seeing()
+        backend.capabilities = Capabilities(result_settings=declared)
+        await broken_off(calls, backend=backend, resume="auto")
+        if backend.seen:
+            found.append(changed)
+    assert found == [None, *repeated]
+
+
+@dataclass
+class Holder:
+    """An object of the program that refers to a backend."""
+
+    backend: Seeing
+    factor: int
+
+
+async def test_a_backend_does_not_count_as_a_value() -> None:
+    async def calls(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def double(held: Holder) -> int:
+            note("double")
+            return 2 * held.factor
+
+        backend = Seeing()
+        backend.seen.append(object())  # cannot be compared
+        await double(Holder(backend, 1))
+
+    for _ in range(2):
+        await broken_off(calls, resume="auto")
+    assert ran()["double"] == 1
 
 
 def first_calls(identities: list[tuple[str, object]]) -> list[str]:

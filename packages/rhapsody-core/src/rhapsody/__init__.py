@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rhapsody._exports import DASK, RADICAL, lazy
+from rhapsody._exports import lazy
+from rhapsody.known import CLASSES
 
 if sys.platform.startswith("win"):
     from rhapsody_guard import UNSUPPORTED
@@ -72,8 +73,7 @@ else:
         {
             "rhapsody._version": "__version__",
             "rhapsody.backends.discovery": "BackendRegistry discover_backends get_backend",
-            DASK: "DaskExecutionBackend",
-            RADICAL: "RadicalExecutionBackend",
+            **CLASSES,
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.context": "current_task",

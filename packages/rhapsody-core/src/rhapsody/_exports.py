@@ -10,11 +10,7 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
-DASK = "rhapsody.backends.execution.dask_parallel"
-RADICAL = "rhapsody.backends.execution.radical_pilot"
-
-NEEDED = {DASK: ("rhapsody_dask", "distributed"), RADICAL: ("rhapsody_radical", "radical.pilot")}
-"""For each module that exports the names of a plugin, the modules that must be installed."""
+from rhapsody.known import NEEDED
 
 
 def lazy(

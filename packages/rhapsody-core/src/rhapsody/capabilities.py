@@ -49,6 +49,9 @@ class Capabilities:
             the sandbox of a task that has ended.
         task_settings: The keys that are accepted in `task_backend_specific_kwargs`, which users
             pass as `task_description`; `None` if the engine does not check them.
+        result_settings: The keys among these whose values may change a task's result, such as those
+            for the environment of a program: a resumed run reuses the result only if they are
+            equal. `None`: all keys.
         resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
             `cores` may be a fraction.
         binds: The resources among `resources` that the backend enforces on each task. The others
@@ -82,6 +85,7 @@ class Capabilities:
     shared_file_system: bool = False
     copies_files_out: bool = False
     task_settings: frozenset[str] | None = None
+    result_settings: frozenset[str] | None = None
     resources: frozenset[str] = frozenset()
     binds: frozenset[str] = frozenset()
     captures_output: bool = False

@@ -26,6 +26,7 @@ CLUSTER = Capabilities(
     shared_file_system=True,
     copies_files_out=True,
     task_settings=ANNOTATIONS,
+    result_settings=frozenset(),  # they choose the worker
     resources=frozenset({"cores", "fractional_cores", "gpus", "memory", "walltime"}),
     captures_output=True,
     reports_running=True,

@@ -25,6 +25,7 @@ LOCAL = Capabilities(
     files=True,
     shared_file_system=True,
     task_settings=TASK_SETTINGS,
+    result_settings=frozenset(),  # they choose the nodes
     resources=frozenset({"ranks", "walltime"}),
     captures_output=True,
     reports_running=True,

@@ -26,6 +26,11 @@ _KEYS = (
 TASK_KEYS: frozenset[str] = frozenset(_KEYS.split())
 """The keys of RADICAL-Pilot's task description."""
 
+RESULT_KEYS = frozenset(
+    ("environment", "input_staging", "named_env", "post_exec", "pre_exec", "pre_launch")
+)
+"""The keys among these that change the environment or the files of a task."""
+
 RAPTOR = Capabilities(
     mpi_functions=True,
     services=True,
@@ -38,6 +43,7 @@ RAPTOR = Capabilities(
     files=True,
     shared_file_system=True,
     task_settings=TASK_KEYS,
+    result_settings=RESULT_KEYS,
     resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
     binds=frozenset({"cores", "gpus"}),
     captures_output=True,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rhapsody._exports import DASK, RADICAL, lazy
+from rhapsody._exports import lazy
+from rhapsody.known import CLASSES
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import (
@@ -67,8 +68,7 @@ else:
                 "get_backend"
             ),
             "rhapsody.backends.environment_calls": "EnvironmentCall",
-            DASK: "DaskExecutionBackend",
-            RADICAL: "RadicalExecutionBackend",
+            **CLASSES,
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",

@@ -21,6 +21,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from rhapsody.errors import PluginError, RhapsodyError
+from rhapsody.known import BACKENDS as RESERVED
+from rhapsody.known import BACKENDS_ELSEWHERE
 from rhapsody.plugins.manager import (
     BACKENDS,
     CORE,
@@ -49,21 +51,13 @@ __all__ = [
     "get_backend",
 ]
 
-PUBLISHED = {
-    "noop": CORE,
-    "local": CORE,
-    "dask": "rhapsody-dask",
-    "radical_pilot": "rhapsody-radical",
-    "psij": "rhapsody-psij",
-    "simulated": "rhapsody-simulated",
-}
+PUBLISHED = {"noop": CORE, "local": CORE, **RESERVED}
 """Reserved backend names, each with the only distribution that may use it."""
 
 FORMER = {
     **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
-    **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
-    **dict.fromkeys(("radical", "rp", "radical.pilot", "slurm", "pbs"), "radical_pilot"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
+    **BACKENDS_ELSEWHERE,
 }
 """Names of backends in other projects, and likely guesses, each with the name to use instead."""
 

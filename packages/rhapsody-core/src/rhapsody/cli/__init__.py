@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rhapsody import known
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -67,14 +68,6 @@ MIXED = {"status", "show", "logs", "stats", "config"}
 
 PRIVATE = {"trace", "report", "export"}
 """Commands whose files only the user may read, as the record itself."""
-
-PUBLISHED = {
-    "replay": "rhapsody-wfcommons",
-    "submit": "rhapsody-psij",
-    "attach": "rhapsody-psij",
-    "cancel": "rhapsody-psij",
-}
-"""Commands of known plugins, each with the distribution that contains it."""
 
 STARTS_SCRIPTS = {"run", "submit"}
 """Commands whose arguments after `--` are for the script. They are in the attribute `arguments`."""
@@ -207,10 +200,10 @@ class Commands:
         command = self._commands.get(name)
         if command is not None:
             return command
-        if name in PUBLISHED:
+        if owner := known.COMMANDS.get(name):
             raise UsageError(
-                f"command {name!r} not found: it is part of {PUBLISHED[name]}. To install it: "
-                f"{install_command(PUBLISHED[name])}"
+                f"command {name!r} not found: it is part of {owner}. To install it: "
+                f"{install_command(owner)}"
             )
         close = difflib.get_close_matches(name, self._commands, n=1)
         hint = f"did you mean {close[0]!r}?" if close else ""
@@ -277,8 +270,8 @@ def _plugins_text() -> str:
     names = sorted({entry.distribution for entry in installed().entries} - {CORE})
     if not names:
         return ""
-    known = [f"{command} ({owner})" for command, owner in PUBLISHED.items() if owner in names]
-    text = f"Commands of installed plugins: {', '.join(known)}\n" if known else ""
+    added = [f"{command} ({owner})" for command, owner in known.COMMANDS.items() if owner in names]
+    text = f"Commands of installed plugins: {', '.join(added)}\n" if added else ""
     return (
         f"{text}Installed plugins may add commands (list them with --plugins): {', '.join(names)}"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rhapsody.cli.lookup import RUN_HELP, read_record
 from rhapsody.cli.output import CommandError, new_file, note
 from rhapsody.history.values import counts_of
+from rhapsody.known import FORMATS
 from rhapsody.plugins.manager import install_command
 from rhapsody.plugins.specs import UsageError
 
@@ -21,14 +22,11 @@ if TYPE_CHECKING:
 RO_CRATE = "ro-crate"
 FILES = ("reference", "digest", "copy")
 
-PUBLISHED = {"wfcommons": "rhapsody-wfcommons"}
-"""Formats of known plugins, each with the distribution that contains it."""
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
-    text = f"{RO_CRATE} (default), or a format of a plugin, such as wfcommons"
+    text = f"{RO_CRATE} (default), or a format of a plugin"
     parser.add_argument("--format", default=RO_CRATE, metavar="FORMAT", help=text)
     text = "the file to write, or the directory (default: named after the run)"
     parser.add_argument("-o", "--output", metavar="PATH", help=text)
@@ -82,9 +80,8 @@ def _check(arguments: argparse.Namespace, formats: Mapping[str, object]) -> None
     """Raise a `UsageError` if no plugin has the format, or an option is only for RO-Crates."""
     name = arguments.format
     if name not in formats:
-        if name in PUBLISHED:
-            found = f"it is part of {PUBLISHED[name]}. To install it: "
-            found += install_command(PUBLISHED[name])
+        if owner := FORMATS.get(name):
+            found = f"it is part of {owner}. To install it: {install_command(owner)}"
         else:
             found = f"the formats are {', '.join((RO_CRATE, *formats))}"
         raise UsageError(f"format {name!r} not found: {found}")

@@ -76,10 +76,6 @@ _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
-SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
-"""Backend-specific settings that change the environment in which a program runs: those of
-RADICAL-Pilot, and `container` of any backend."""
-
 
 class Key(NamedTuple):
     """Key of a task: its digest, and the parts from which the digest is computed.
@@ -251,7 +247,7 @@ class Keys:
         if "capture" in task and task["capture"] in _OTHER_OUTPUT:
             parts["capture"] = found.value(task["capture"])
         specific = task["task_backend_specific_kwargs"]
-        for name in SURROUNDINGS if specific else ():
+        for name in sorted(task["result_settings"]) if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
         code, used = (None, found) if known is None else (known.digest, known.found)

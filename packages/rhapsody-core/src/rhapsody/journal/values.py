@@ -34,6 +34,7 @@ from pathlib import PurePath
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.sdk.modules import cached_properties
 
@@ -54,12 +55,8 @@ _random = random.seed.__self__  # type: ignore[attr-defined]
 
 _MACHINERY = (
     "rhapsody.engine.engine", "rhapsody.engine.functions.task_function", "rhapsody.backends.",
-    "rhapsody_dask.",
-    "rhapsody_psij.",
-    "rhapsody_radical.",
-    "rhapsody_simulated.",
 )  # fmt: skip
-"""Prefixes of the names of Rhapsody's modules that define engines, backends and tasks."""
+"""Prefixes of the names of core's modules that define engines, backends and tasks."""
 
 _LOCKS = frozenset((
     "_thread", "threading", "asyncio.locks", "multiprocessing.synchronize",
@@ -448,6 +445,7 @@ def _is_machinery(value: object) -> bool:
     numpy = sys.modules.get("numpy.random.mtrand")
     return (
         type(value).__module__.startswith(_MACHINERY)
+        or isinstance(value, BaseExecutionBackend)
         or value is _random
         or (numpy is not None and value is numpy._rand)
     )

@@ -30,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 import pluggy
 
 from rhapsody.errors import PluginError, describe_error
+from rhapsody.known import PYTHONS
 from rhapsody.plugins import specs
 from rhapsody.plugins.options import closest
 from rhapsody_guard import ConflictError
@@ -294,8 +295,10 @@ def install_command(distribution: str) -> str:
     """
     source = _sibling(_origin(CORE), distribution) or distribution
     command = f"pip install {shlex.quote(source)}"
-    if distribution == "rhapsody-radical" and sys.version_info >= (3, 14):
-        return f"RADICAL-Pilot requires Python 3.11 to 3.13; with one of them, run: {command}"
+    library, first, last = PYTHONS.get(distribution, ("", (), ()))
+    if library and sys.version_info[:2] > last:
+        between = " to ".join(".".join(map(str, each)) for each in (first, last))
+        return f"{library} requires Python {between}; with one of them, run: {command}"
     return command
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import keyword
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -579,6 +579,9 @@ class LookupTask(TaskDescription):
             has become ready: the values of its first start and of its restarts, by the uid of its
             first attempt. The engine updates the mapping during the run; it must not be modified.
             There is no such key before the first service was looked up.
+        result_settings: The keys in `task_backend_specific_kwargs` that may change the result; see
+            `Capabilities.result_settings`. There is no such key if there are no backend-specific
+            settings.
         after: The names of the tasks and blocks that the task comes after (`after=` of the task, or
             of a block that it was called in), except services. The value is the latest
             `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
@@ -597,6 +600,7 @@ class LookupTask(TaskDescription):
     shares_memory: bool
     services: Sequence[str]
     addresses: NotRequired[Mapping[str, Sequence[Any]]]
+    result_settings: NotRequired[Collection[str]]
     after: Mapping[str, float]
     destinations: Mapping[str, str]
 

@@ -497,6 +497,7 @@ _MEANINGS = {
     "shared_file_system": "shares the engine's file system",
     "copies_files_out": "copies files out of sandboxes",
     "task_settings": "keys of `task_description`",
+    "result_settings": "keys that may change results",
     "resources": "supported resources",
     "binds": "enforced resources",
     "captures_output": "captures the output of functions",
@@ -521,6 +522,8 @@ def capability_table(backend: Any) -> str:
         raise TypeError(f"backend must have `capabilities`, got {backend!r}")
     rows = [("capability", "meaning", "declared"), ("---", "---", "---")]
     for key, value in capabilities.as_dict().items():
+        if key == "result_settings" and value is None:
+            value = ["all"]
         rows.append((f"`{key}`", _MEANINGS.get(key, ""), _word(value)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

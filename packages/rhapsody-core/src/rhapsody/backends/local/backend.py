@@ -39,6 +39,7 @@ from rhapsody.context import TaskContext
 from rhapsody.data import make_sandbox
 from rhapsody.environments import SETTINGS, in_environment
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError
+from rhapsody.known import NODES
 from rhapsody.plugins.options import BackendOption
 from rhapsody.resources import Resources, nodes_of_job, seconds, time_needed
 from rhapsody.sdk.capture import Recorder, streams
@@ -364,9 +365,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._loop = asyncio.get_running_loop()
         if (nodes := nodes_of_job()) > 1:
             log.warning(
-                "the backend 'local' uses one of the %d nodes of this job; to use all, install "
-                "rhapsody-dask and run with -b dask -o launcher=srun (or mpirun, ssh)",
+                "the backend 'local' uses one of the %d nodes of this job; to use all, %s",
                 nodes,
+                NODES,
             )
         walltime = self.machine.walltime
         walltime = super().seconds_left() if walltime is None else walltime

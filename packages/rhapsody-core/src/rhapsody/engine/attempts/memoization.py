@@ -326,6 +326,9 @@ class Memoization:
         found["given"] = found["implicit"] = found["texts"] = found["services"] = ()
         found["inputs"], found["after"], found["destinations"] = {}, {}, {}
         found["shares_memory"] = attempt.backend.shares_memory
+        if specific := found["task_backend_specific_kwargs"]:
+            chosen = attempt.backend.capabilities.result_settings
+            found["result_settings"] = specific if chosen is None else chosen & specific.keys()
         if record.files is not None:
             self._describe_files(record, record.files, found)
         services: list[TaskFuture[Any]] = []

@@ -16,6 +16,7 @@ from rhapsody.capabilities import Capabilities
 from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.environments import SETTINGS, environment_fault, in_environment
 from rhapsody.errors import describe_error
+from rhapsody.known import RANKS
 from rhapsody.resources import Resources
 from rhapsody.staging.stager import Stager
 from rhapsody.states import TasksMainStates
@@ -101,7 +102,8 @@ class BackendHandle:
         if resources is None:
             return None
         if resources.ranks > 1 and "function" in kind and not capabilities.mpi_functions:
-            return f"functions with ranks={resources.ranks}, as 'psij' and 'radical_pilot' do"
+            others = " and ".join(map(repr, RANKS))
+            return f"functions with ranks={resources.ranks}, as {others} do"
         for name in ("cores", "gpus", "memory", "ranks"):
             value = getattr(resources, name)
             if value != getattr(_DEFAULTS, name) and name not in capabilities.resources:

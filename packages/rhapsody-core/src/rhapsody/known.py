@@ -1,0 +1,54 @@
+"""Facts about other distributions, for messages that name the distribution to install.
+
+This module holds data and imports nothing. No other module of core names a plugin, except those
+for the import paths of rhapsody 0.1.
+"""
+
+from __future__ import annotations
+
+BACKENDS = {
+    "dask": "rhapsody-dask",
+    "radical_pilot": "rhapsody-radical",
+    "psij": "rhapsody-psij",
+    "simulated": "rhapsody-simulated",
+}
+"""Reserved names of backends, each with the only distribution that may use it."""
+
+BACKENDS_ELSEWHERE = {
+    **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
+    **dict.fromkeys(("radical", "rp", "radical.pilot", "slurm", "pbs"), "radical_pilot"),
+}
+"""Names of backends in other projects, and likely guesses, each with the name to use instead."""
+
+COMMANDS = {
+    "replay": "rhapsody-wfcommons",
+    "submit": "rhapsody-psij",
+    "attach": "rhapsody-psij",
+    "cancel": "rhapsody-psij",
+}
+"""Commands, each with the distribution that contains it."""
+
+FORMATS = {"wfcommons": "rhapsody-wfcommons"}
+"""Formats of `rhapsody export`, each with the distribution that contains it."""
+
+CLASSES = {
+    "rhapsody.backends.execution.dask_parallel": "DaskExecutionBackend",
+    "rhapsody.backends.execution.radical_pilot": "RadicalExecutionBackend",
+}
+"""Classes of plugins that core exports under the import paths of rhapsody 0.1, by module."""
+
+NEEDED = {
+    "rhapsody.backends.execution.dask_parallel": ("rhapsody_dask", "distributed"),
+    "rhapsody.backends.execution.radical_pilot": ("rhapsody_radical", "radical.pilot"),
+}
+"""The modules that must be installed for each module in `CLASSES`."""
+
+PYTHONS = {"rhapsody-radical": ("RADICAL-Pilot", (3, 11), (3, 13))}
+"""Distributions that support only some versions of Python, each with the library that is the
+reason, and the first and last version."""
+
+RANKS = ("psij", "radical_pilot")
+"""Backends that run functions with several ranks."""
+
+NODES = "install rhapsody-dask and run with -b dask -o launcher=srun (or mpirun, ssh)"
+"""How to use all nodes of a batch job."""
