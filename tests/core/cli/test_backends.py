@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.cli import main
-from tests._support.distributions import install_backend
+from tests._support.distributions import declaration, install, install_backend, unique
 
 # The table of backends.
 
@@ -77,3 +77,26 @@ def test_the_options_of_a_backend_are_shown(site: Path, capsys: pytest.CaptureFi
     assert listed[0]["type"] == "int"
     assert main(["backends", "noop"]) == 0
     assert "OPTIONS" not in capsys.readouterr().out
+
+
+def test_a_backend_whose_class_cannot_be_imported_is_not_usable(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    spec = f"name='toy', import_path='{heavy}:Backend', install_hint='pip install there'"
+    modules = {
+        light: declaration(spec),
+        heavy: "print('importing')\nfrom there import missing",
+        "there": "",
+    }
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    assert main(["backends"]) == 0
+    assert "rhapsody doctor" in capsys.readouterr().out
+    assert main(["backends", "toy"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[1].split()[:2] == ["toy", "no"]
+    assert "cannot import name 'missing' from 'there'" in printed
+    assert "pip install --force-reinstall toys" in printed
+    assert "pip install there" not in printed
+    assert main(["backends", "toy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["usable"] is False

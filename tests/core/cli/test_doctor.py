@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def toy(
     modules = {light: source, heavy: heavy_source or BACKEND.format(name=name)}
     install(site, f"{name}s", backends={name: light}, modules=modules)
     return light
+
+
+def test_the_versions_of_a_plugins_requirements_are_listed(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_backend(site, "toys", "toy")
+    metadata = site / "toys-1.0.dist-info" / "METADATA"
+    needed = "Requires-Dist: pluggy>=1\nRequires-Dist: rhapsody-core\n"
+    metadata.write_text(metadata.read_text() + needed)
+    _, report = doctor(capsys)
+    texts = [one["text"] for one in findings(report, "toys")]
+    assert texts[0] == f"uses pluggy {version('pluggy')}"
 
 
 def test_a_sound_installation_is_reported_as_such(

@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from rhapsody.backends.discovery import get_backend
+from rhapsody.errors import PluginError
 from rhapsody.plugins import manager
 from rhapsody.plugins.manager import Installed, installed
 from tests._support.distributions import install, install_backend, unique
@@ -192,3 +194,43 @@ def test_odd_entries_of_the_path_are_survived(site: Path, monkeypatch: pytest.Mo
     odd = ["", str(site / "missing"), str(site / "file.zip"), site, str(site)]
     monkeypatch.setattr(sys, "path", odd)
     assert isinstance(installed(), Installed)
+
+
+@pytest.mark.parametrize(
+    ("written_for", "core", "remedy"),
+    [
+        ("", 2, "pip install --upgrade observing"),
+        ("rhapsody_api_version = 1\n", 2, "pip install --upgrade observing"),
+        ("rhapsody_api_version = 2\n", 1, "pip install --upgrade rhapsody-core"),
+    ],
+)
+def test_a_plugin_for_another_version_of_the_interface_is_not_used(
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    written_for: str,
+    core: int,
+    remedy: str,
+) -> None:
+    module = unique("observing")
+    source = """
+    from rhapsody import hookimpl
+
+    @hookimpl
+    def rhapsody_workflow_started(engine):
+        raise SystemExit("used")
+    """
+    text = written_for + textwrap.dedent(source)
+    install(site, "observing", plugins={"observing": module}, modules={module: text})
+    monkeypatch.setattr("rhapsody.plugins.specs.API_VERSION", core)
+    entry = next(one for one in installed().entries if one.distribution == "observing")
+    with pytest.raises(PluginError, match=f"of the plugin interface, .* {remedy}"):
+        manager.load(entry)
+
+
+def test_the_version_of_the_interface_is_a_number(site: Path) -> None:
+    module = unique("observing")
+    source = "rhapsody_api_version = '1'"
+    install(site, "observing", plugins={"observing": module}, modules={module: source})
+    entry = next(one for one in installed().entries if one.distribution == "observing")
+    with pytest.raises(PluginError, match="rhapsody_api_version must be a number, got '1'"):
+        manager.load(entry)

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -705,7 +704,7 @@ class DaskExecutionBackend(ManagedBackend):
         Raises:
             DataError: The file does not exist, or its name refers to a place outside the sandbox.
         """
-        await in_thread(partial(copy_out, task, self._own(), name, path))
+        await in_thread(copy_out, task, self._own(), name, path)
 
     def _job_directory(self) -> str | None:
         """Create a directory for the files of batch jobs, if the nodes can read the engine's."""

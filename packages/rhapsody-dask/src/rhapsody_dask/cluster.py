@@ -117,7 +117,7 @@ class Connection:
 
         where = "scheduler_file" if options.way == "scheduler_file" else "address"
         if where == "scheduler_file":
-            await in_thread(partial(_check_scheduler_file, target, options.timeout))
+            await in_thread(_check_scheduler_file, target, options.timeout)
         make: Any = Client  # untyped in Dask
         given = {where: target, "security": security, "set_as_default": False, **options.client}
         self.client = client = make(asynchronous=True, timeout=options.timeout, **given)
@@ -128,7 +128,7 @@ class Connection:
                 async with asyncio.timeout(options.timeout + 1.0):
                     await client
         except Exception as error:  # raised by whatever listens at the address
-            if where == "scheduler_file" and not await in_thread(partial(os.path.exists, target)):
+            if where == "scheduler_file" and not await in_thread(os.path.exists, target):
                 raise BackendUnavailableError(
                     f"scheduler_file {target!r} was not created within {options.timeout:g} s; "
                     "check the path, or start `dask scheduler --scheduler-file "
@@ -305,7 +305,7 @@ class Connection:
 
     async def _start(self, make: Callable[[], Any]) -> Any:
         """Create a cluster in a separate thread."""
-        start = asyncio.ensure_future(in_thread(partial(_in_scratch, make)))
+        start = asyncio.ensure_future(in_thread(_in_scratch, make))
         try:
             return await asyncio.shield(start)
         except asyncio.CancelledError:
@@ -334,7 +334,7 @@ class Connection:
         self.cluster = self._started = None
         for cluster in clusters:
             if cluster is not None:
-                await in_thread(partial(_close_cluster, cluster))
+                await in_thread(_close_cluster, cluster)
         if self._workers is not None:
             await self._workers.close()
         self._settings.close()

@@ -103,7 +103,7 @@ class Workers:
         for key, option in ARGUMENTS.items():
             if self._given.get(key) is not None:
                 worker += [option, str(self._given[key])]
-        commands = await in_thread(partial(_commands, self._launcher, worker))
+        commands = await in_thread(_commands, self._launcher, worker)
         self._log = Path(directory, LOG)
         output = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -487,7 +486,7 @@ class Results:
         task.update(more)
         missing: list[str] = []
         try:
-            missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
+            missing = await in_thread(write_back, task, sandbox, files, call.links)
         except Exception as error:  # raised by the local disk
             call.error = error
         kind = _kind(call, reply)

@@ -510,7 +510,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             files = self._files_of_ranks(task)
             packed = _launch_call(spec, task, settings, self.executor, files)
             await in_thread(partial(files.mkdir, mode=0o700))
-            await in_thread(partial(_write_private, files / "call", packed))
+            await in_thread(_write_private, files / "call", packed)
         elif task["function"] is not None and in_environment(task):
             inside = EnvironmentCall(task, self.sandbox_of(task), cores=cores_of(task))
         elif task["function"] is not None:
@@ -522,7 +522,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         try:
             outcome = await self._outcome(run)
             if files is not None:
-                outcome = await in_thread(partial(_of_ranks, task, files, outcome))
+                outcome = await in_thread(_of_ranks, task, files, outcome)
             return await self._result(task, outcome, inside)
         finally:
             if inside is not None:
@@ -582,7 +582,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             return None
         known = left.tasks[uid]
         unchanged = known["files"].items() <= files.items()
-        outcome = await in_thread(partial(left.outcome, uid, self.executor))
+        outcome = await in_thread(left.outcome, uid, self.executor)
         del left.tasks[uid]
         self._fill_soon()
         if outcome is None:
@@ -631,7 +631,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             raise TaskLostError(f"task {task['name']!r} was lost: {outcome['lost']}")
         called = unpack(outcome["call"]) if "call" in outcome else None
         if inside is not None and "exception" not in outcome:
-            called = await in_thread(partial(inside.result, outcome["exit_code"]))
+            called = await in_thread(inside.result, outcome["exit_code"])
         if called is not None:
             error = finish(task, called)
             if error is not None:
@@ -644,7 +644,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if "exception" in outcome:
             raise outcome["exception"]
         if "stdout" not in outcome:  # PSI/J's launcher or a script has written the output
-            outcome |= await in_thread(partial(_output, task, task["sandbox"]))
+            outcome |= await in_thread(_output, task, task["sandbox"])
         if outcome.get("out_of_memory"):
             raise OutOfMemoryError(
                 f"task {task['name']!r} was killed by the kernel because memory ran out: request "
@@ -684,7 +684,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
     async def _cancel_shared(self, job: _Job, run: _Run) -> None:
         uid = run.uid
         try:
-            await in_thread(partial((job.reports / f"{uid}.started").symlink_to, "canceled"))
+            await in_thread((job.reports / f"{uid}.started").symlink_to, "canceled")
         except FileExistsError:  # the task has started
             await in_thread((job.reports / f"{uid}.cancel").touch)
         else:
@@ -776,7 +776,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         try:
             if self._failure is not None:
                 raise self._unavailable()
-            await in_thread(partial(self._write_orders, specs, jobs, runs))
+            await in_thread(self._write_orders, specs, jobs, runs)
         except Exception as error:  # a full disk, an object that cannot be pickled
             for job in jobs:
                 self._end_job(job, {"exception": error})

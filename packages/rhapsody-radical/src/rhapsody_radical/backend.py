@@ -183,7 +183,7 @@ class RadicalExecutionBackend(ManagedBackend):
         )
         self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
         try:
-            await in_thread(partial(self._start, self._connection, place))
+            await in_thread(self._start, self._connection, place)
         except asyncio.CancelledError:
             log.warning("%s", interrupted)
             raise

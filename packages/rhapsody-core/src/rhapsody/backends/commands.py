@@ -137,7 +137,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     async def run_task(self, task: TaskDescription) -> CompletedExecutable:
         """Run a task as a job. If this call is canceled, cancel the job and wait for its end."""
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        script = await in_thread(partial(write_script, task))
+        script = await in_thread(write_script, task)
         job = _Job(task)
         cancel = partial(self.__cancel, job)
         async with self.__submitting:
@@ -149,7 +149,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         if job.cancelled:
             job.ended.exception()  # marks it as retrieved
             raise asyncio.CancelledError
-        stdout, stderr = await in_thread(partial(output, task))
+        stdout, stderr = await in_thread(output, task)
         return CompletedExecutable(job.ended.result(), stdout, stderr)
 
     def __cancel(self, job: _Job) -> None:

@@ -33,6 +33,7 @@ from rhapsody.plugins.manager import (
     installed,
     load,
     repair_command,
+    wrong_version,
 )
 from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
@@ -461,13 +462,8 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
     """
     from packaging.requirements import InvalidRequirement, Requirement
 
-    if spec.api_version != API_VERSION:
-        upgrade_core = f"pip install --upgrade {CORE}"
-        raise UnusableError(
-            f"{distribution} was written for version {spec.api_version} of the plugin interface, "
-            f"but {CORE} has version {API_VERSION}",
-            repair_command(distribution) if spec.api_version < API_VERSION else upgrade_core,
-        )
+    if wrong := wrong_version(distribution, spec.api_version):
+        raise UnusableError(*wrong)
     for text in spec.requires:
         try:
             requirement = Requirement(text)
@@ -580,8 +576,8 @@ def _import(import_path: str, source: str, remedy: str, install: str) -> type[Ba
     Args:
         import_path: The import path of the class.
         source: The origin of the path, for messages.
-        remedy: The fix if the module or the class does not exist.
-        install: The fix if the import fails for another reason, such as a missing library.
+        remedy: The fix if the module is broken, or the module or the class does not exist.
+        install: The fix if a module of a library does not exist.
 
     Returns:
         The class.
@@ -597,10 +593,11 @@ def _import(import_path: str, source: str, remedy: str, install: str) -> type[Ba
         raise
     except BaseException as error:  # a library's import may raise anything, SystemExit included
         name = error.name if isinstance(error, ImportError) else None
-        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{name}.")
+        own = f"{module}.".startswith(f"{name}.")
+        missing = isinstance(error, ModuleNotFoundError) and not own
         raise ImportError(
             f"{source}: importing {module} raised {type(error).__name__}: {error}. "
-            f"{remedy if missing else install}",
+            f"{install if missing else remedy}",
             name=name,
         ) from error
     try:

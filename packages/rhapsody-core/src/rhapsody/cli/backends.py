@@ -1,17 +1,24 @@
-"""`rhapsody backends`: lists the backends, and shows if each of them can be used."""
+"""`rhapsody backends`: lists the backends, and shows if each of them can be used.
+
+The list is made without importing a backend's class. For one backend, the class is imported.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, say, say_json, say_lines, table
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
+    from rhapsody.backends.discovery import BackendDescription
     from rhapsody.capabilities import Capabilities
     from rhapsody.plugins.options import BackendOption
 
@@ -42,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         described = list(BackendRegistry.describe().values())
     else:
         try:
-            described = [BackendRegistry.describe(arguments.backend)]
+            described = [_checked(BackendRegistry.describe(arguments.backend))]
         except ValueError as error:
             raise UsageError(str(error)) from None
     if arguments.json:
@@ -62,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     for one in described:
         if not one.usable:
             say(f"\n{one.name} cannot be used: {one.reason}")
-            say(f"  to fix it: {one.remedy}")
+            if one.remedy:
+                say(f"  to fix it: {one.remedy}")
         for conflict in one.conflicts:
             say(f"\n{one.name}: {conflict}")
         if arguments.backend is not None and one.capabilities is not None:
@@ -73,7 +81,23 @@ def run(arguments: argparse.Namespace) -> int:
             say("\nOPTIONS, for -o and for profiles")
             for line in _options(one.options):
                 say(line)
+    if arguments.backend is None:
+        say("\nNo backend was imported for this list; `rhapsody doctor` imports all of them.")
     return DONE
+
+
+def _checked(described: BackendDescription) -> BackendDescription:
+    """Import the backend's class, and return the description with the error if there is one."""
+    from rhapsody.backends.discovery import BackendRegistry
+
+    if not described.usable:
+        return described
+    try:
+        with redirect_stdout(sys.stderr):  # a library may print
+            BackendRegistry.get_backend_class(described.name)
+    except (ImportError, TypeError) as error:
+        return replace(described, usable=False, reason=str(error))
+    return described
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:

@@ -169,6 +169,7 @@ def _distributions(found: Installed) -> Iterator[Finding]:
             continue
         if name == CORE:
             yield Finding("ok", CORE, metadata.version)
+        used: list[str] = []
         for text in metadata.requires or ():
             try:
                 requirement = Requirement(text)
@@ -182,6 +183,10 @@ def _distributions(found: Installed) -> Iterator[Finding]:
                 yield Finding("broken", name, problem, f"pip install '{requirement}'")
             elif name == CORE:
                 yield Finding("ok", requirement.name, version(requirement.name))
+            elif requirement.name != CORE:
+                used.append(f"{requirement.name} {version(requirement.name)}")
+        if used:
+            yield Finding("ok", name, f"uses {', '.join(used)}")
 
 
 def _environment(found: Installed) -> Iterator[Finding]:

@@ -280,6 +280,20 @@ def _report(found: Installed) -> None:
             logger.warning(message)
 
 
+def wrong_version(distribution: str, version: int) -> tuple[str, str] | None:
+    """Return why a plugin does not fit this version of core and the fix; `None` if it fits."""
+    if version == specs.API_VERSION:
+        return None
+    remedy = f"pip install --upgrade {CORE}"
+    if version < specs.API_VERSION:
+        remedy = repair_command(distribution)
+    return (
+        f"{distribution} was written for version {version} of the plugin interface, but {CORE} has "
+        f"version {specs.API_VERSION}",
+        remedy,
+    )
+
+
 def install_command(distribution: str) -> str:
     """Return the command that installs another of Rhapsody's distributions from core's origin.
 
@@ -605,6 +619,12 @@ def _load(entry: PluginEntry) -> LoadedPlugin:
             reason += f"; correct the value of the entry point in the group {entry.group!r}"
         raise PluginError(reason) from error
     seconds = time.perf_counter() - start
+    if entry.group == PLUGINS:  # backends declare the version in their specs
+        version = getattr(plugin, "rhapsody_api_version", 1)
+        if type(version) is not int:
+            raise PluginError(f"{entry}: rhapsody_api_version must be a number, got {version!r}")
+        if wrong := wrong_version(entry.distribution, version):
+            raise PluginError(f"{entry}: {'; to fix it: '.join(wrong)}")
     return register(plugin, entry.distribution, str(entry), seconds)
 
 

@@ -74,7 +74,12 @@ hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 """Decorator that marks a function or method as the implementation of the hook of the same name."""
 
 API_VERSION: int = 1
-"""The version of the plugin interface: these hooks and the backend classes."""
+"""The version of the plugin interface: these hooks and the backend classes.
+
+A plugin that was written for another version is not used. A backend declares its version in
+`BackendSpec.api_version`, and a plugin in the group `rhapsody.plugins` in the attribute
+`rhapsody_api_version` of its module or object. Without a declaration, it is version 1.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,8 @@ class BackendSpec:
             case-insensitive, and `-` and `_` are equivalent.
         import_path: The class to import when the backend is requested, as `"package.module:Class"`.
         summary: A one-line summary, for tables.
-        api_version: The version of the plugin interface that the plugin was written for.
+        api_version: The version of the plugin interface that the plugin was written for. The
+            default is 1, not the installed version: a plugin that does not say it fits no other.
         requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
             the backend to be usable. The metadata of the installed distributions is checked;
             nothing is imported.
@@ -105,7 +111,7 @@ class BackendSpec:
     name: str
     import_path: str
     summary: str = ""
-    api_version: int = API_VERSION
+    api_version: int = 1
     requires: Sequence[str] = ()
     capabilities: Capabilities | None = None
     install_hint: str = ""

@@ -145,7 +145,7 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
     try:
         if is_async(ready):
             return await ready(task)
-        value = await in_thread(partial(ready, task))
+        value = await in_thread(ready, task)
         return await value if inspect.isawaitable(value) else value
     except (SystemExit, asyncio.CancelledError) as error:
         if is_cancelling():
@@ -389,12 +389,12 @@ class TaskService(TaskProgram):
             return await call_ready(ready.value, self._task)
         if ready.kind == "stdout":
             path = self._stdout_path(self._task)
-            return await in_thread(partial(search_output, path, ready.value, self._stop))
+            return await in_thread(search_output, path, ready.value, self._stop)
         if ready.kind == "file":
             path = os.path.join(self._task["sandbox"], ready.value)
-            await in_thread(partial(wait_until, partial(os.path.exists, path), self._stop))
+            await in_thread(wait_until, partial(os.path.exists, path), self._stop)
             return path
-        await in_thread(partial(wait_until, partial(accepts, HOST, ready.value), self._stop))
+        await in_thread(wait_until, partial(accepts, HOST, ready.value), self._stop)
         return HOST, ready.value
 
     @staticmethod

@@ -18,13 +18,14 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, TypeVarTuple
 
 from rhapsody.aio import settable
 
 __all__ = ["Mailbox", "in_thread", "start_thread"]
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
@@ -34,7 +35,9 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
+async def in_thread(
+    function: Callable[[*Arguments], T], *args: *Arguments, or_here: bool = False
+) -> T:
     """Call a blocking function on a separate thread, and return its result.
 
     A backend calls this on its loop for functions that open, close, read or write something.
@@ -46,6 +49,7 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
 
     Args:
         function: The function to call.
+        *args: Its arguments.
         or_here: True to call the function on the loop if no thread can be started, for work that
             must not be skipped at shutdown.
 
@@ -59,12 +63,11 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:
-        thread = start_thread(
-            partial(_call, function, future), getattr(function, "__name__", "rhapsody")
-        )
+        name = getattr(function, "__name__", "rhapsody")
+        thread = start_thread(partial(_call, partial(function, *args), future), name)
     except RuntimeError:  # too many threads
         if or_here:
-            return function()
+            return function(*args)
         raise
     try:
         return await future

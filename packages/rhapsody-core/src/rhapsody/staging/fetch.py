@@ -158,7 +158,7 @@ class Fetcher:
     async def _in_thread(self, url: str, part: Path) -> None:
         stop = threading.Event()
         try:
-            await in_thread(partial(_download, url, part, self._limit, self._timeout, stop))
+            await in_thread(_download, url, part, self._limit, self._timeout, stop)
         except BaseException:
             stop.set()
             raise

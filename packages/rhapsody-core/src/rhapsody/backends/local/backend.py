@@ -222,7 +222,7 @@ class EnvironmentCalls(Executables):
     async def _take(self, job: Job, program: TaskProgram, call: EnvironmentCall) -> None:
         try:
             code = await program.wait(self._grace)
-            job.take(await in_thread(partial(call.result, code)))
+            job.take(await in_thread(call.result, code))
         except Exception as error:  # the environment cannot be used, or the process was killed
             job.error = error
         call.close()

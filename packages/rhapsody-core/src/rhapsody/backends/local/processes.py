@@ -24,7 +24,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
 from queue import SimpleQueue
@@ -244,7 +243,7 @@ class ProcessWorkers(JobRunner):
             await self._changed.wait()
         self._to_packer.put(None)
         for packer in self._packers[-1:]:
-            await in_thread(partial(packer.join, PACKER_GRACE), or_here=True)
+            await in_thread(packer.join, PACKER_GRACE, or_here=True)
         await in_thread(self._context.stop, or_here=True)
         if not any(packer.is_alive() for packer in self._packers):
             self._context.memory.close()
