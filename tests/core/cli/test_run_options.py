@@ -152,7 +152,7 @@ def test_values_are_read_as_toml_and_bare_words_as_strings(text: str, value: Any
     assert parse_options([f"key={text}"]) == {"key": value}
 
 
-@pytest.mark.parametrize("option", ["cores", "=2", "a b=2", "1x=2", "", "a.b=1"])
+@pytest.mark.parametrize("option", ["cores", "=2", "a b=2", "1x=2", "", "a.b.c=1"])
 def test_a_setting_of_another_form_is_refused(option: str) -> None:
     with pytest.raises(UsageError, match="write KEY=VALUE"):
         parse_options([option])

@@ -86,6 +86,34 @@ def test_a_program_that_creates_its_engines_uses_the_profile(run: Run, write: Pa
     assert done.stdout == "local None all\nnoop None results\nlocal 3 all\n", done.stderr
 
 
+NAMES = """
+async def main(flow):
+    local = flow.backends["local"]
+    print(*flow.backends, local.machine.cores, await flow.function_task(f, backend="local")())
+
+def f():
+    return 1
+"""
+
+
+def test_several_backends_of_a_profile_or_the_command_line(run: Run, write: Path) -> None:
+    done = run(NAMES, "-b", "noop", "-b", "local", "-o", "local.cores=3")
+    assert done.stdout == "noop local 3 1\n", done.stderr
+    write.write_text("backend = ['noop', 'local']\n[options.local]\ncores = 2\n")
+    assert run(NAMES).stdout == "noop local 2 1\n"
+    done = run(NAMES, "-b", "local", "-b", "noop", "-o", "local.grace=1")
+    assert done.stdout == "local noop 2 1\n", done.stderr
+    assert run(NAMES, "-b", "local", "-o", "local.cores=1").stdout == "local 1 1\n"
+    for given, said in (
+        ("cores=1", "-o cores: there are several backends; write -o noop.cores or -o local.cores"),
+        ("dask.x=1", "-o dask.x: no such backend is used; the backends are noop, local"),
+        ("local.x=1", "-o x: "),
+    ):
+        done = run(NAMES, "-o", given)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
 def test_a_dry_run_shows_the_graph_whatever_the_backend_of_the_profile(
     run: Run, write: Path
 ) -> None:

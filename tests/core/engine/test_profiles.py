@@ -43,7 +43,7 @@ def sources(values: profiles.Values) -> dict[str, tuple[Any, str]]:
 
 
 def test_without_files_nothing_is_set(write: Write) -> None:
-    assert active_profile() == profiles.Profile()
+    assert active_profile() == profiles.Profile(options={"local": {}})
 
 
 def test_the_project_takes_precedence_over_the_user_and_a_profile_over_the_top(
@@ -132,7 +132,8 @@ def test_options_belong_to_the_backend_of_their_table(write: Write) -> None:
     def options(name: str | None, backend: str | None = None) -> dict[str, Any]:
         chosen = None if backend is None else Value(backend, place="-b")
         found = active_profile(None if name is None else Value(name), chosen)
-        return {name: each.value for name, each in found.options.items()}
+        (merged,) = found.options.values()
+        return {name: each.value for name, each in merged.items()}
 
     assert options(None) == {"cores": 3}
     assert options("processes") == {"cores": 3, "executor": "process", "grace": 3}
@@ -141,9 +142,43 @@ def test_options_belong_to_the_backend_of_their_table(write: Write) -> None:
     assert options("nothing", "local") == {}
 
 
+def test_several_backends_have_options_by_name(write: Write) -> None:
+    write("options.grace = 3\n", user=True)
+    write(
+        """
+        backend = ["Local", "noop"]
+        [options.local]
+        cores = 2
+        [options.local.resources]
+        memory = "2 GB"
+        [profile.one]
+        backend = "local"
+        [profile.one.options]
+        executor = "process"
+        """
+    )
+    with pytest.raises(
+        ProfileError, match=r"'grace' is none of the backends; .* \[options.local\]"
+    ):
+        active_profile()
+    write("[options.local]\ngrace = 3\n", user=True)
+    found = active_profile()
+    assert found.backends == ("Local", "noop")
+    assert found.is_for("NOOP")
+    assert sources(found.options["local"]) == {
+        "grace": (3, "2"),
+        "cores": (2, "4"),
+        "memory": ("2 GB", "6"),
+    }
+    assert found.options["noop"] == {}
+    both = active_profile(None, Value(["noop", "local"], place="-b"))
+    assert list(both.options) == ["noop", "local"]
+    assert both.options["local"] == found.options["local"]
+
+
 def test_options_may_be_in_a_table_of_resources(write: Write) -> None:
     write("[options.resources]\ncores = 3\n[options]\ngrace = 1\n")
-    assert sources(active_profile().options) == {"cores": (3, "2"), "grace": (1, "4")}
+    assert sources(*active_profile().options.values()) == {"cores": (3, "2"), "grace": (1, "4")}
 
 
 # Settings of tasks.
@@ -227,8 +262,11 @@ def test_a_variable_that_is_not_set_is_an_error_only_where_it_is_used(write: Wri
         ("default_profile = 1", ":1: default_profile must be a string, got 1"),
         ("default_profile = 'a'", ":1: unknown profile 'a'; write a table [profile.a] in "),
         ("profile.a = 1", ":1: profile.a must be a table, got 1"),
-        ("backend = 1", ":1: backend must be a name, got 1"),
-        ("backend = ''", ":1: backend must be a name, got ''"),
+        ("backend = 1", ":1: backend must be a name or a list, got 1"),
+        ("backend = ''", ":1: backend must be a name or a list, got ''"),
+        ("backend = []", ":1: backend must be a name or a list, got []"),
+        ("backend = ['local', 1]", ":1: backend must be a name or a list, got ['local', 1]"),
+        ("backend = ['local', 'LOCAL']", ":1: backend names the same backend twice: ['local', "),
         ("[tool.rhapsody]", ":1: unknown key 'tool'; omit [tool.rhapsody], which is only for pypr"),
         ("options = 1", ":1: options must be a table, got 1"),
         ("[profile.a]\noption.x = 1", ":2: unknown key 'option' in [profile.a]; did you mean 'o"),
@@ -304,14 +342,14 @@ def test_options_are_checked_without_importing_the_backend(write: Write, site: P
         with pytest.raises(ProfileError, match=re.escape(f"rhapsody.toml:3: {said}")):
             active_profile()
     write("backend = 'toy'\noptions.speed = 1\n")
-    assert sources(active_profile().options) == {"speed": (1, "2")}
+    assert sources(*active_profile().options.values()) == {"speed": (1, "2")}
     assert heavy not in sys.modules
 
 
 def test_a_backend_that_declares_no_options_accepts_any(write: Write, site: Path) -> None:
     install_backend(site, "toys", "toy")
     write("backend = 'toy'\noptions.anything = 1\n")
-    assert sources(active_profile().options) == {"anything": (1, "2")}
+    assert sources(*active_profile().options.values()) == {"anything": (1, "2")}
 
 
 def test_a_mistake_in_a_pyproject_has_its_line(write: Write, tmp_path: Path) -> None:

@@ -51,4 +51,4 @@ RANKS = ("psij", "radical_pilot")
 """Backends that run functions with several ranks."""
 
 NODES = "install rhapsody-dask and run with -b dask -o launcher=srun (or mpirun, ssh)"
-"""How to use all nodes of a batch job."""
+"""The way to use all nodes of a batch job."""

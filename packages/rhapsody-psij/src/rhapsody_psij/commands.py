@@ -272,6 +272,10 @@ def _profile(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("the profile cannot be used; see the message above")
     settings = {entry["name"]: entry for entry in json.loads(said.stdout)["settings"]}
     backend = settings["backend"]["value"]
+    if isinstance(backend, list) and arguments.backend is None:
+        raise UsageError(
+            f"the profile sets several backends ({', '.join(backend)}); select one with -b NAME"
+        )
     options: dict[str, Any] = {}
     if arguments.backend in (None, backend):
         options = {

@@ -762,7 +762,8 @@ def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     """Parse `KEY=VALUE` strings into a dict. If a key is repeated, its last value applies.
 
     Args:
-        options: The strings. Each value is TOML, or text without quotes.
+        options: The strings. Each value is TOML, or text without quotes. With the flag `-o`, a key
+            may begin with the name of a backend and a dot.
         flag: The command-line option with which the strings were passed, for messages.
 
     Returns:
@@ -775,7 +776,8 @@ def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         key = key.strip()
-        if not equals or not key.isidentifier():
+        of_several = flag == "-o" and all(map(str.isidentifier, key.split(".", 1)))
+        if not equals or not (key.isidentifier() or of_several):
             such = "cores=2" if flag == "-o" else "retries=2"
             raise UsageError(f"{flag} {option!r}: write KEY=VALUE, such as {flag} {such}")
         parsed[key] = _value(text.strip(), f"{flag} {option!r}")

@@ -74,10 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
         profile = active_profile(selected)
     except ProfileError as error:
         raise UsageError(str(error)) from None
-    try:
-        declared_options(profile.backend_name)
-    except ValueError as error:  # the program may register it at run time
-        complain(f"{profile.backend.source if profile.backend else DEFAULT}: {error}")
+    for name in profile.backends:
+        try:
+            declared_options(name)
+        except ValueError as error:  # the program may register it at run time
+            complain(f"{profile.backend.source if profile.backend else DEFAULT}: {error}")
     files = [short(file.path) for file in profile.files]
     found = list(settings(profile))
     if arguments.json:
@@ -130,13 +131,15 @@ def settings(profile: Profile) -> Iterator[Setting]:
 
     yield _setting("profile", profile.name, None)
     yield _setting("backend", profile.backend, "local")
-    try:
-        declared = declared_options(profile.backend_name)
-    except ValueError:  # not installed
-        declared = {}
-    shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}
-    for key in {**shown, **profile.options}:
-        yield _setting(f"options.{key}", profile.options.get(key), shown.get(key))
+    for name, options in profile.options.items():
+        try:
+            declared = declared_options(name)
+        except ValueError:  # not installed
+            declared = {}
+        table = "options" if len(profile.options) == 1 else f"options.{_key(name)}"
+        shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}
+        for key in {**shown, **options}:
+            yield _setting(f"{table}.{key}", options.get(key), shown.get(key))
     of_the_run = {**IMPLIED, "journal": True}
     for key in ENGINE:
         setting = _setting(f"engine.{key}", profile.engine.get(key), OPTIONS[key].default)

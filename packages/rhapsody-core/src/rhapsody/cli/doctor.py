@@ -225,12 +225,13 @@ def _trial(arguments: argparse.Namespace) -> list[Finding]:
     if arguments.profile is None:
         backend = make_backend(name, options)
     else:
-        from rhapsody.engine.configuration.defaults import EngineDefaults, backend_of
+        from rhapsody.engine.configuration.defaults import EngineDefaults, backends_of
 
         try:
-            profile = EngineDefaults(profile=arguments.profile, backend=name).active_profile()
-            name = profile.backend_name
-            backend = backend_of(profile, options) or make_backend(name, options)
+            chosen = () if name is None else (name,)
+            profile = EngineDefaults(profile=arguments.profile, backends=chosen).active_profile()
+            name = profile.backends[0]
+            backend = (backends_of(profile, options) or [make_backend(name, options)])[0]
         except ProfileError as error:
             raise UsageError(str(error)) from None
     subject = f"backend {normalize_name(name)}"

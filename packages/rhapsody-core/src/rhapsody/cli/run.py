@@ -50,7 +50,7 @@ IMPLIED = {"keep_going": True, "progress": True, "record": True}
 
 ALTERNATIVES = {
     "backend": "use -b NAME",
-    "backends": "use -b NAME for one backend, or create the engine in the script",
+    "backends": "use -b NAME for each backend",
     "observers": "set it in the script: WorkflowEngine.create(observers=[...])",
     "dry_run": "use --dry-run",
     "clock": "set it in the script: WorkflowEngine.create(clock=...)",
@@ -80,10 +80,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE[:FUNC]",
         help="a module instead of a script, as with python -m",
     )
-    parser.add_argument("-b", "--backend", metavar="NAME", help="the backend (default: local)")
+    text = "the backend (default: local); repeat it for further backends after the default one"
+    parser.add_argument("-b", "--backend", action="append", default=[], metavar="NAME", help=text)
     text = "the profile in rhapsody.toml that sets the backend and other options"
     parser.add_argument("--profile", metavar="NAME", help=text)
-    text = "a setting of the backend, with a TOML value; may be repeated"
+    text = "a setting of the backend, with a TOML value; NAME.KEY=VALUE if there are several"
     keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("-o", "--option", **keys, help=text)
     text = "an option of WorkflowEngine.create, such as retries=2; may be repeated"
@@ -273,7 +274,7 @@ def _code(
         defaults = EngineDefaults(
             options=_engine_options(arguments),
             implied={**IMPLIED, "progress": not arguments.dry_run},
-            backend=arguments.backend,
+            backends=tuple(arguments.backend),
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),
             profile=arguments.profile,
@@ -380,7 +381,7 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         progress = Progress(lines=shown == "lines", account=False)
         at_end.callback(progress.print_account)
         options["progress"] = progress
-    name = profile.backend_name
+    name = " and ".join(map(repr, profile.backends))
     started = False
     try:
         with engine_defaults(replace(defaults, options=options)):
@@ -394,10 +395,10 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         if isinstance(error, JournalError | DataError | ProfileError):
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
-            what = "-e: " if options.keys() - ALTERNATIVES.keys() else f"backend {name!r}: "
+            what = "-e: " if options.keys() - ALTERNATIVES.keys() else f"backend {name}: "
             raise UsageError(f"{what}{str(error).removeprefix(what)}") from error
         raise CommandError(
-            f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
+            f"backend {name} cannot be started: {type(error).__name__}: {error}"
         ) from error
     refused = warn_of_coroutines(flow)
     if refused:

@@ -17,7 +17,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.backends.discovery import make_backend
+from rhapsody.backends.discovery import make_backend, normalize_name
 from rhapsody.engine.configuration.options import OPTIONS
 from rhapsody.engine.configuration.profiles import Profile, Value, active_profile, overlay
 from rhapsody.errors import ProfileError
@@ -36,8 +36,9 @@ class EngineDefaults:
     Attributes:
         options: Options of the command line by name.
         implied: Options that apply if neither the command line nor the profile sets them.
-        backend: The name of the backend that engines use if the program chooses none.
-        backend_options: Options of that backend, which replace those of the profile.
+        backends: The names of the backends that engines use if the program chooses none.
+        backend_options: Options of these backends, which replace those of the profile. Those of
+            several backends are named as in `dask.workers`.
         stand_in: Function that creates the backend for a dry run.
         profile: The name of the profile.
         observers: Observers that every engine has in addition to its own.
@@ -48,7 +49,7 @@ class EngineDefaults:
 
     options: Mapping[str, Any] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
-    backend: str | None = None
+    backends: tuple[str, ...] = ()
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     stand_in: Callable[[], BaseExecutionBackend] | None = None
     profile: str | None = None
@@ -74,8 +75,8 @@ class EngineDefaults:
             name = Value(given, place="the program")
         elif self.profile is not None:
             name = Value(self.profile, place="--profile")
-        backend = None if self.backend is None else Value(self.backend, place="-b")
-        return active_profile(name, backend)
+        backends = Value(list(self.backends), place="-b") if self.backends else None
+        return active_profile(name, backends)
 
     def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments for `create`: the given ones, and these defaults for the others.
@@ -95,46 +96,68 @@ class EngineDefaults:
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         if self.options.get("dry_run"):
             filled["dry_run"] = True
-        backend = None
+        backends: list[BaseExecutionBackend] = []
         if all(given.get(name) is None for name in ("backend", "backends")):
             if not filled.get("dry_run"):
-                backend = backend_of(profile, self.backend_options)
+                backends = backends_of(profile, self.backend_options)
             elif self.stand_in is not None:
-                backend = self.stand_in()
+                backends = [self.stand_in()]
         elif profile.is_for(given.get("backend")) and not filled.get("dry_run"):
-            backend = backend_of(profile, {})
-        if backend is not None:
-            filled["backend"] = backend
+            backends = [_backend_of(profile, given["backend"], {})]
+        if len(backends) == 1:
+            filled["backend"] = backends[0]
+        elif backends:
+            filled["backends"] = backends
         # Last, because it prints how many results will be reused.
         return filled | dict(self.recording(filled, given.keys()))
 
 
-def backend_of(profile: Profile, more: Mapping[str, Any]) -> BaseExecutionBackend | None:
-    """Create a profile's backend, if the profile sets the backend or any of its options.
+def backends_of(profile: Profile, more: Mapping[str, Any]) -> list[BaseExecutionBackend]:
+    """Create a profile's backends, if the profile sets a backend or any of its options.
 
     Args:
         profile: The profile.
-        more: Further options of the backend, which replace those of the profile.
+        more: Further options of the backends, which replace those of the profile; see
+            `EngineDefaults.backend_options`.
 
     Returns:
-        The backend, not started, or `None`.
+        The backends, not started.
 
     Raises:
-        ProfileError: The backend cannot be used, or does not accept an option of the profile.
-        UsageError: The backend does not accept a further option.
+        ProfileError: A backend cannot be used, or does not accept an option of the profile.
+        UsageError: A backend does not accept a further option, or a further option is for none
+            of the backends.
     """
-    options = {name: each.value for name, each in profile.options.items()} | dict(more)
-    if profile.backend is None and not options:
-        return None
+    if profile.backend is None and not any(profile.options.values()) and not more:
+        return []
+    names = {normalize_name(name): name for name in profile.backends}
+    further: dict[str, dict[str, Any]] = {key: {} for key in names}
+    for full, value in more.items():
+        key, _, option = full.rpartition(".")
+        if not key and len(names) > 1:
+            such = " or ".join(f"-o {name}.{option}" for name in names.values())
+            raise UsageError(f"-o {full}: there are several backends; write {such}")
+        key = normalize_name(key) or next(iter(names))
+        if key not in names:
+            used = ", ".join(names.values())
+            raise UsageError(f"-o {full}: no such backend is used; the backends are {used}")
+        further[key][option] = value
+    return [_backend_of(profile, name, further[key]) for key, name in names.items()]
+
+
+def _backend_of(profile: Profile, name: str, more: Mapping[str, Any]) -> BaseExecutionBackend:
+    """Create one backend of a profile, with further options; raises as `backends_of`."""
+    of_profile = profile.options.get(normalize_name(name), {})
+    options = {option: each.value for option, each in of_profile.items()} | dict(more)
     try:
-        return make_backend(profile.backend_name, options)
+        return make_backend(name, options)
     except UsageError as error:
         # The first option that the message names is the wrong one; others may be in a hint.
         words = re.findall(r"\w+", str(error))
         first = next((word for word in words if word in options), None)
         if first in more:
             raise UsageError(f"-o {first}: {error}") from None
-        place = profile.backend if first is None else profile.options[first]
+        place = profile.backend if first is None else of_profile[first]
         if place is None or place.file is None:
             raise
         raise ProfileError(f"{place.source}: {error}") from None

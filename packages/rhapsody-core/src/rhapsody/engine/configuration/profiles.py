@@ -5,8 +5,8 @@ is selected:
 
     default_profile = "laptop"   # only at the top
 
-    backend = "dask"
-    [options]        # options of the backend
+    backend = "dask" # or several: ["local", "dask"]
+    [options]        # options of the backend; of several, [options.local] and [options.dask]
     [engine]         # options of the engine
     [defaults]       # settings for tasks that do not set them in the code
     [tasks.align]    # settings for tasks named "align", which replace those in the code
@@ -53,7 +53,7 @@ TABLES = ("backend", "options", "engine", "defaults", "tasks")
 
 NOT_IN_FILES = {
     "backend": "write it above the table",
-    "backends": "create the engine with several backends in the program",
+    "backends": "write backend = [...] above the table",
     "dry_run": "use rhapsody run --dry-run",
     "observers": "set it in the program",
     "clock": "set it in the program",
@@ -147,8 +147,8 @@ class Profile:
         files: The files.
         known: The names of all profiles in the files.
         name: The name of the selected profile, or `None`.
-        backend: The name of the backend, or `None` if it is not set.
-        options: The options of the backend.
+        backend: The name of the backend or a list of names, or `None` if it is not set.
+        options: The options of each backend, by its normalized name.
         engine: The options of the engine.
         defaults: The settings for tasks that do not set them in the code.
         tasks: Patterns of task names with the settings that replace those in the code; later
@@ -159,22 +159,22 @@ class Profile:
     known: tuple[str, ...] = ()
     name: Value | None = None
     backend: Value | None = None
-    options: Values = field(default_factory=dict)
+    options: Mapping[str, Values] = field(default_factory=dict)
     engine: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
     tasks: tuple[tuple[str, Values], ...] = ()
 
     @property
-    def backend_name(self) -> str:
-        """The name of the backend, or of the default backend if it is not set."""
-        return "local" if self.backend is None else self.backend.value
+    def backends(self) -> tuple[str, ...]:
+        """The names of the backends; the first one is the engine's default backend."""
+        return _names(self.backend)
 
     def is_for(self, backend: object) -> bool:
-        """Return True if the program names the same backend as the profile."""
+        """Return True if the program names a backend that the profile sets."""
         return (
             isinstance(backend, str)
             and self.backend is not None
-            and normalize_name(backend) == normalize_name(self.backend.value)
+            and normalize_name(backend) in map(normalize_name, self.backends)
         )
 
     def engine_options(self) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
 
     Args:
         name: The name of the profile, if the program or the command line selects one.
-        backend: The name of the backend, if the command line selects one. Options in the files
-            apply only if they are for the same backend.
+        backend: The name of the backend or a list of names, if the command line selects any.
+            Options in the files apply only if they are for one of these backends.
 
     Returns:
         The merged settings.
@@ -241,7 +241,8 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
         tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
     )
     _check_engine(merged)
-    _check_options(merged, options)
+    for one in merged.backends:
+        _check_options(merged, one, options[normalize_name(one)])
     return merged
 
 
@@ -271,19 +272,39 @@ def _unknown_profile(name: Value, known: Mapping[str, None]) -> str:
     return f"{who}; write a table [profile.{name.value}] in {' or in '.join(places)}"
 
 
-def _options(layers: Iterable[_Layer], backend: Value | None) -> dict[str, Value]:
-    """Merge the options of those layers that are for the chosen backend."""
+def _names(backend: Value | None) -> tuple[str, ...]:
+    """Return the names in a value of `backend`, or that of the default backend."""
+    if backend is None:
+        return ("local",)
+    return (backend.value,) if isinstance(backend.value, str) else tuple(backend.value)
+
+
+def _options(layers: Iterable[_Layer], backend: Value | None) -> dict[str, dict[str, Value]]:
+    """Merge the options of those layers that are for the chosen backends."""
     layers = list(layers)
-    named = [normalize_name(each.backend.value) for each in layers if each.backend is not None]
-    in_files = named[0] if named else "local"
-    chosen = in_files if backend is None else normalize_name(backend.value)
-    merged: dict[str, Value] = {}
+    in_files = next((each.backend for each in layers if each.backend is not None), None)
+    merged: dict[str, dict[str, Value]] = {
+        normalize_name(name): {} for name in _names(backend or in_files)
+    }
     for layer in reversed(layers):
-        own = in_files if layer.backend is None else normalize_name(layer.backend.value)
-        for name, each in layer.options.items() if own == chosen else ():
-            is_table = name == "resources" and isinstance(each.value, dict)
-            merged.update(_table(each) if is_table else {name: each})
+        own = tuple(map(normalize_name, _names(layer.backend or in_files)))
+        tables = {own[0]: layer.options} if len(own) == 1 else _by_backend(layer.options, own)
+        for key in tables.keys() & merged.keys():
+            for name, each in tables[key].items():
+                is_table = name == "resources" and isinstance(each.value, dict)
+                merged[key].update(_table(each) if is_table else {name: each})
     return merged
+
+
+def _by_backend(options: Values, backends: tuple[str, ...]) -> dict[str, Values]:
+    """Return the options of several backends, which are in a table for each backend."""
+    found: dict[str, Values] = {}
+    for name, each in options.items():
+        if normalize_name(name) not in backends:
+            tables = " or ".join(f"[{'.'.join((*each.keys[:-1], one))}]" for one in backends)
+            raise _error(each, f"{name!r} is none of the backends; write options in {tables}")
+        found[normalize_name(name)] = _table(each)
+    return found
 
 
 def _ordered(tasks: Mapping[str, Values]) -> list[tuple[str, Values]]:
@@ -325,8 +346,12 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
     table = _table(value)
     _check_names(table, known, ELSEWHERE)
     backend = table.get("backend")
-    if backend is not None and not (isinstance(backend.value, str) and backend.value.strip()):
-        raise _error(backend, f"backend must be a name, got {backend.value!r}")
+    if backend is not None:
+        names = _names(backend) if isinstance(backend.value, str | list) else ()
+        if not names or not all(isinstance(name, str) and name.strip() for name in names):
+            raise _error(backend, f"backend must be a name or a list, got {backend.value!r}")
+        if len(set(map(normalize_name, names))) < len(names):
+            raise _error(backend, f"backend names the same backend twice: {backend.value!r}")
     tables = {
         name: _table(table[name]) if name in table else {}
         for name in ("options", "engine", "defaults", "tasks")
@@ -445,11 +470,10 @@ def _check_engine(profile: Profile) -> None:
         raise ProfileError(f"{sources}: {error}") from None
 
 
-def _check_options(profile: Profile, options: dict[str, Value]) -> None:
-    """Check the options of the backend against its declaration, and resolve their paths."""
+def _check_options(profile: Profile, backend: str, options: dict[str, Value]) -> None:
+    """Check the options of a backend against its declaration, and resolve their paths."""
     if not options:
         return
-    backend = profile.backend_name
     default = "" if profile.backend else f"; no backend is set, so these are options of {backend!r}"
     try:
         known = declared_options(backend)
