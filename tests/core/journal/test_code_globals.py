@@ -6,6 +6,7 @@ import abc
 import ast
 import enum
 import functools
+import importlib
 import linecache
 import math
 import operator
@@ -27,6 +28,7 @@ from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.journal.code import CodeFingerprint
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError
+from rhapsody.plugins.manager import PluginEntry, load
 from tests._support.journal_keys import described, key_of, keys_in, loaded, write
 from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
 
@@ -930,6 +932,23 @@ def test_a_module_that_cannot_be_inspected_is_imported(
         assert program.f() == 1
         keys.require_same_values(task, key)
     assert "module 'lz' cannot be inspected" in caplog.text
+
+
+def test_modules_that_are_imported_for_plugins_are_not_inspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = "from rhapsody import hookimpl\n@hookimpl\ndef rhapsody_workflow_started(): pass\n"
+    write(tmp_path, {"main.py": "", "plugged.py": f"import under\n{hook}", "under.py": ""})
+    keys = keys_in(tmp_path)
+    monkeypatch.setattr(CodeFingerprint, "module", lambda *_: 1 / 0)
+    with loaded(tmp_path):
+        keys.begin()
+        load(PluginEntry("rhapsody.plugins", "plugged", "plugged", "mine", "1"))
+        assert "plugged" not in caplog.text
+        assert "under" not in caplog.text
+        del sys.modules["under"]
+        importlib.import_module("under")  # by the program
+    assert "module 'under' cannot be inspected" in caplog.text
 
 
 def test_large_values_of_a_module_that_a_task_imports_are_not_compared(tmp_path: Path) -> None:

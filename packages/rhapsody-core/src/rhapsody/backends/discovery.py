@@ -29,6 +29,7 @@ from rhapsody.plugins.manager import (
     DISABLE,
     PluginEntry,
     hidden_entries,
+    importing,
     install_command,
     installed,
     load,
@@ -588,7 +589,8 @@ def _import(import_path: str, source: str, remedy: str, install: str) -> type[Ba
     """
     module, qualname = split_import_path(import_path)
     try:
-        found: Any = import_module(module)
+        with importing(module):
+            found: Any = import_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a library's import may raise anything, SystemExit included

@@ -21,6 +21,7 @@ from weakref import WeakSet
 from rhapsody.errors import describe_error
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.program import Program
+from rhapsody.plugins.manager import is_importing
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -97,7 +98,8 @@ class _Finder(MetaPathFinder):
 
     It is the first finder, finds modules with the other finders, and stays until the program ends.
     Modules that are imported by another module are reported together with it, because the other
-    one may set their variables.
+    one may set their variables. Modules that the engine imports for plugins are not reported: this
+    ends before the keys of tasks are computed.
     """
 
     def __init__(self) -> None:
@@ -131,7 +133,7 @@ class _Finder(MetaPathFinder):
                 local.depth -= 1
                 if not local.depth:
                     ended, local.ended = local.ended, []
-                    for each in ended:
+                    for each in () if is_importing() else ended:
                         for listener in list(self.listeners):
                             listener.note(each)
 

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -402,7 +402,15 @@ _HOOKS = tuple(
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 
-_loading = threading.local()
+
+class _Imports(threading.local):
+    """What this thread is importing for plugins, by import path."""
+
+    def __init__(self) -> None:
+        self.active: set[str] = set()
+
+
+_imports = _Imports()
 _reported: set[tuple[str, str]] = set()
 
 
@@ -573,6 +581,21 @@ def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginH
     return tuple(implementation for implementation, _ in found)
 
 
+@contextmanager
+def importing(path: str) -> Iterator[None]:
+    """Return a context manager in which this thread imports a module for a plugin."""
+    _imports.active.add(path)
+    try:
+        yield
+    finally:
+        _imports.active.discard(path)
+
+
+def is_importing() -> bool:
+    """Return True if this thread is importing a module for a plugin, not for the program."""
+    return bool(_imports.active)
+
+
 def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
     """Import and register the plugin that an entry point names, once per module or object.
 
@@ -589,16 +612,13 @@ def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
     outcomes = (installed() if found is None else found).outcomes
     outcome = outcomes.get(entry.value)
     if outcome is None:
-        active: set[str] = _loading.__dict__.setdefault("values", set())
-        if entry.value in active:
+        if entry.value in _imports.active:
             raise PluginError(f"{entry}: the plugin was requested while it was being imported")
-        active.add(entry.value)
         try:
-            outcome = _load(entry)
+            with importing(entry.value):
+                outcome = _load(entry)
         except PluginError as error:
             outcome = error
-        finally:
-            active.discard(entry.value)
         outcomes[entry.value] = outcome
     if isinstance(outcome, PluginError):
         # A new object, because the traceback of one that is raised repeatedly would grow.
