@@ -404,7 +404,7 @@ _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 
 
 class _Imports(threading.local):
-    """What this thread is importing for plugins, by import path."""
+    """Import paths of the modules that this thread is importing for plugins."""
 
     def __init__(self) -> None:
         self.active: set[str] = set()
