@@ -450,3 +450,40 @@ async def test_one_raising_observer_does_not_silence_the_next() -> None:
             await within(part())
     assert before.events
     assert before.events == after.events
+
+
+async def test_the_end_waits_for_the_last_hooks(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Sends:
+        @hookimpl
+        async def rhapsody_workflow_finished(self, summary: Any) -> None:
+            await asyncio.sleep(0)
+            said.append(summary.outcome)
+
+    class Fails:
+        @hookimpl
+        async def rhapsody_workflow_finished(self) -> None:
+            await asyncio.sleep(0)
+            raise OSError("no route to host")
+
+    class Hangs:
+        @hookimpl
+        async def rhapsody_workflow_finished(self) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                said.append("canceled")
+
+    monkeypatch.setattr("rhapsody.plugins.manager.LAST_SECONDS", 0.05)
+    observers = [Sends(), Fails(), Hangs()]
+    async with WorkflowEngine.create(Inline(), observers=observers) as flow:
+        pass
+    assert said == ["done", "canceled"]
+    await within(flow.shutdown())
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "Fails: rhapsody_workflow_finished raised OSError: no route to host" in messages[0]
+    assert "Hangs: rhapsody_workflow_finished raised TimeoutError: still running" in messages[1]

@@ -338,6 +338,10 @@ def test_observers_receive_the_end_last(start: Start) -> None:
             def rhapsody_workflow_finished(self, summary):
                 stats = summary.stats
                 say("finished", stats.tasks, stats.done, stats.failed, stats.cancelled)
+                return self.send(summary)
+            async def send(self, summary):
+                await asyncio.sleep(0.01)
+                say("sent", summary.outcome)
         async def main():
             async with WorkflowEngine.create(Inline(), observers=[Observer()]) as flow:
                 @flow.function_task
@@ -356,8 +360,8 @@ def test_observers_receive_the_end_last(start: Start) -> None:
     code, lines, err = program.end()
     lines = lines[lines.index("ready") + 1 :]
     assert code == 0, err
-    assert lines[-1] == "finished 2 0 0 2", lines
-    assert sorted(lines[:-1]) == ["stopped inline", "task.000001 CANCELED", "task.000002 CANCELED"]
+    assert lines[-2:] == ["finished 2 0 0 2", "sent interrupted"], lines
+    assert sorted(lines[:-2]) == ["stopped inline", "task.000001 CANCELED", "task.000002 CANCELED"]
 
 
 @pytest.mark.parametrize("number", GRACEFUL)

@@ -130,6 +130,7 @@ class WorkflowEngine(OlderNames):
         self._options = options
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._finishing: list[asyncio.Task[None]] = []
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
         self._left_by_error = self._reader_has_exited = self._well = False
@@ -683,6 +684,7 @@ class WorkflowEngine(OlderNames):
             RuntimeError: Called on an event loop other than the engine's.
         """
         if self._closed.done():
+            await self._last_hooks()
             return
         if asyncio.get_running_loop() is not self._loop:
             remedy = "call it on the loop on which the engine was created"
@@ -694,6 +696,12 @@ class WorkflowEngine(OlderNames):
             )
         await end_of(self._ending)
         await signal_registry.delivered()
+        await self._last_hooks()
+
+    async def _last_hooks(self) -> None:
+        """Wait for awaitables that `rhapsody_workflow_finished` has returned."""
+        for task in self._finishing:
+            await end_of(task)
 
     async def _end(self, skip: bool) -> None:
         if skip:
@@ -782,7 +790,11 @@ class WorkflowEngine(OlderNames):
             ),
         )
         for hook in runtime.hooks.workflow_finished:
-            runtime.hooks.call(hook, engine=self, summary=self._summary)
+            result = runtime.hooks.call(hook, engine=self, summary=self._summary)
+            if inspect.isawaitable(result):
+                self._finishing.append(
+                    self._loop.create_task(runtime.hooks.finish(hook, result), name=hook.plugin)
+                )
         self.prof.event("workflow_finished", self.uid)
         self._built_in.close(self._summary.outcome)
         signal_registry.remove(self)

@@ -20,7 +20,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -400,7 +400,12 @@ _HOOKS = tuple(
     name for name, value in vars(specs).items() if hasattr(value, f"{specs.PROJECT}_spec")
 )
 
-_AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
+_AWAITABLE = frozenset(
+    {"rhapsody_lookup_results", "rhapsody_record_results", "rhapsody_workflow_finished"}
+)
+
+LAST_SECONDS = 10.0
+"""Number of seconds for which the end of an engine waits for `rhapsody_workflow_finished`."""
 
 
 class _Imports(threading.local):
@@ -527,6 +532,17 @@ class EngineHooks:
         except BaseException as error:  # an error of a plugin must not end a workflow
             self.report(hook, error)
             return None
+
+    async def finish(self, hook: PluginHook, result: Awaitable[object]) -> None:
+        """Wait for what one plugin's `rhapsody_workflow_finished` has returned."""
+        from asyncio import timeout  # not imported by all commands
+
+        try:
+            async with timeout(LAST_SECONDS) as limit:
+                await result
+        except Exception as raised:  # an error of a plugin must not end a workflow
+            late = TimeoutError(f"still running after {LAST_SECONDS:g} s, and canceled")
+            self.report(hook, late if limit.expired() else raised)
 
     def report(self, hook: PluginHook, error: BaseException) -> None:
         """Log an implementation's exception, once per plugin and hook."""

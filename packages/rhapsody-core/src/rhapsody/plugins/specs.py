@@ -703,7 +703,9 @@ def rhapsody_workflow_started(engine: ObservedEngine) -> None:
 
 
 @hookspec
-def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None:
+def rhapsody_workflow_finished(
+    engine: ObservedEngine, summary: Summary
+) -> Awaitable[object] | None:
     """Observe that an engine has been shut down; the engine reports no further events.
 
     Called once per engine, on its loop, even if the workflow failed.
@@ -711,6 +713,10 @@ def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None
     Args:
         engine: The engine.
         summary: The summary of the run.
+
+    Returns:
+        `None`, or an awaitable, for example of a request to a server. The end of `async with` and
+        `shutdown()` wait for it for at most 10 seconds; then it is canceled.
     """
 
 
