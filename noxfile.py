@@ -54,18 +54,20 @@ NOT_STARTED = (
 )
 ONCE_MORE = ("--reruns=1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR")
 
+KIT = ["testing"]  # the conformance kit, which the tests of backends use
 # To add a distribution, add it here. Its tests run in an environment with only core, that
 # distribution and the others that it names.
 DISTRIBUTIONS = {
     "core": Distribution(
-        "[completion,dashboard,files,provenance,testing]", (), "core", ("-n4", "--dist=worksteal")
+        "[completion,dashboard,files,provenance]", KIT, "core", ("-n4", "--dist=worksteal")
     ),
-    "dask": Distribution("[dashboard,jobqueue,testing]", ["wfcommons"], options=BY_FILE),
-    "radical": Distribution("[mpi,testing]", (), "radical", (*BY_FILE, *ONCE_MORE)),
-    "simulated": Distribution("[testing]"),
+    "dask": Distribution("[dashboard,jobqueue]", [*KIT, "wfcommons"], options=BY_FILE),
+    "radical": Distribution("[mpi]", KIT, "radical", (*BY_FILE, *ONCE_MORE)),
+    "simulated": Distribution(others=KIT),
+    "testing": Distribution(options=("-n4", "--dist=worksteal")),
     "wfcommons": Distribution(others=["simulated"]),
     "otel": Distribution("[otlp]", ["dask"]),
-    "psij": Distribution("[mpi,testing]", options=(*BY_FILE, *ONCE_MORE), group="radical"),
+    "psij": Distribution("[mpi]", KIT, options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
 # Tests of what depends on Python's version: asyncio, compiled code, imports and processes.
 VERSION_DEPENDENT = [
@@ -75,7 +77,8 @@ VERSION_DEPENDENT = [
         "cli/test_spawned.py", "engine", "journal", "sdk", "test_aio.py", "test_tracebacks.py",
     )
 ]  # fmt: skip
-LONG = ["core", "dask", "psij", "radical"]  # the distributions with tests that are marked `long`
+# The distributions with tests that are marked `long`.
+LONG = ["core", "dask", "psij", "radical", "testing"]
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "prose", "types", f"tests-{RUNNING}", "system"]
@@ -179,7 +182,7 @@ def long(session: nox.Session, backend: str) -> None:
 @nox.session
 def slurm(session: nox.Session) -> None:
     """Run the tests of all distributions that need a Slurm, which they start."""
-    distributions = ("core", "dask", "psij", "radical", "wfcommons")
+    distributions = ("core", "dask", "psij", "radical", "testing", "wfcommons")
     session.install(*sources(*distributions), "--compile", *tools("radical"))
     places = ("core/backends/test_commands.py", "dask", "psij", "radical")
     selected = session.posargs or ["-m", "slurm", *(f"tests/{place}" for place in places)]
@@ -205,7 +208,7 @@ def minimums(session: nox.Session, backend: str) -> None:
     Without tests that are marked `long`, unless others are requested: `-- tests/core`.
     """
     bounds: dict[str, str] = {}
-    for name in ("core", backend):
+    for name in ("core", backend, *DISTRIBUTIONS[backend].others):
         project = nox.project.load_toml(f"packages/rhapsody-{name}/pyproject.toml")["project"]
         extras = project.get("optional-dependencies", {}).values()
         for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
@@ -222,8 +225,7 @@ def minimums(session: nox.Session, backend: str) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation in strict mode, and run all code blocks."""
-    distributions = ("core", "dask", "otel", "psij", "radical", "simulated", "wfcommons")
-    session.install(*sources(*distributions), *tools("docs"))
+    session.install(*sources(*DISTRIBUTIONS), *tools("docs"))
     site = str((session.cache_dir / "site").absolute())
     strict = ["--fail-on-warning", "--keep-going", "--nitpicky"]
     trees = str((session.cache_dir / "doctrees").absolute())
@@ -275,6 +277,7 @@ def ci(session: nox.Session) -> None:
     session.notify("minimums(backend='core')", ["-m", "minimums", "tests/core"])
     session.notify("long(backend='core')")
     session.notify("long(backend='dask')")
+    session.notify("long(backend='testing')")
     session.notify("system", ["-m", "long", "tests/system"])
     session.notify("docs")
     session.notify("benchmarks", ["--smoke"])
@@ -294,5 +297,5 @@ def release(session: nox.Session) -> None:
         session.notify(f"minimums(backend='{backend}')", [f"tests/{backend}"])
     session.notify("system", ["tests/system"])
     session.notify("audit")
-    session.install(*sources("core"), *tools("core", "coverage"))
+    session.install(*sources("core", *KIT), *tools("core", "coverage"))
     session.run("bash", ".ci/coverage", external=True)

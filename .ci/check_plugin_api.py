@@ -21,7 +21,12 @@ from pathlib import Path
 import griffe
 from packaging.version import InvalidVersion, Version
 
-SOURCE = "packages/rhapsody-core/src"
+SOURCES = {
+    "rhapsody": "packages/rhapsody-core/src",
+    "rhapsody_testing": "packages/rhapsody-testing/src",
+}
+"""The packages with the interface, and the directories that contain them."""
+
 TAG = "rhapsody-core-v"
 SPECS = "rhapsody.plugins.specs"
 
@@ -33,7 +38,7 @@ ROOTS = [
     "rhapsody.backends",
     "rhapsody.plugins",
     "rhapsody.sdk",
-    "rhapsody.testing",
+    "rhapsody_testing",
 ]
 """Packages whose names in `__all__` all belong to the interface."""
 
@@ -65,27 +70,28 @@ def last_release(repository: Path) -> str | None:
     return max(releases)[1] if releases else None
 
 
-def load(source: Path) -> griffe.Object:
-    """Return the package below a directory."""
-    loader = griffe.GriffeLoader(search_paths=[source], allow_inspection=False)
-    package = loader.load("rhapsody")
+def load(repository: Path) -> griffe.ModulesCollection:
+    """Return the packages of a tree."""
+    paths = [repository / source for source in SOURCES.values()]
+    loader = griffe.GriffeLoader(search_paths=paths, allow_inspection=False)
+    for package in SOURCES:
+        loader.load(package)
     loader.resolve_aliases(implicit=True, external=False)
-    assert isinstance(package, griffe.Object)
-    return package
+    return loader.modules_collection
 
 
-def find(package: griffe.Object, path: str) -> griffe.Object | None:
+def find(packages: griffe.ModulesCollection, path: str) -> griffe.Object | None:
     """Return the module with a name."""
     try:
-        found = package if path == "rhapsody" else package[path.removeprefix("rhapsody.")]
+        found = packages[path]
     except KeyError:
         return None
     return found.final_target if isinstance(found, griffe.Alias) else found
 
 
-def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
+def offered(packages: griffe.ModulesCollection, path: str) -> dict[str, griffe.Object]:
     """Return the public names of a module that belong to the interface."""
-    module = find(package, path)
+    module = find(packages, path)
     found = {}
     for name in (module.exports if module is not None else None) or ():
         member = module.members.get(str(name)) if module is not None else None
@@ -98,7 +104,7 @@ def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
     return found
 
 
-def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
+def breaks(old: griffe.ModulesCollection, new: griffe.ModulesCollection) -> Iterator[str]:
     """Yield each change that would break a plugin, in words."""
     for path in MODULES:
         before, after = find(old, path), find(new, path)
@@ -150,9 +156,9 @@ def abstract(thing: griffe.Object) -> dict[str, set[str]]:
     }
 
 
-def api_version(package: griffe.Object) -> int:
+def api_version(packages: griffe.ModulesCollection) -> int:
     """Return the version that the interface declares."""
-    return int(str(package[f"{SPECS.removeprefix('rhapsody.')}.API_VERSION"].value))
+    return int(str(packages[f"{SPECS}.API_VERSION"].value))
 
 
 def main() -> int:
@@ -165,12 +171,12 @@ def main() -> int:
     if tag is None:
         print(f"plugin interface: there is no release tag {TAG}* to compare with")
         return 0
-    new = load(options.repository / SOURCE)
+    new = load(options.repository)
     with tempfile.TemporaryDirectory() as directory:
-        archive = git(options.repository, "archive", "--format=tar", tag, SOURCE)
+        archive = git(options.repository, "archive", "--format=tar", tag, *SOURCES.values())
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(directory, filter="data")
-        old = load(Path(directory) / SOURCE)
+        old = load(Path(directory))
         found = sorted(set(breaks(old, new)))
         before, now = api_version(old), api_version(new)
     for line in found:

@@ -29,7 +29,7 @@ from rhapsody.cli import Commands
 from rhapsody.engine.configuration.options import OPTIONS
 from rhapsody.plugins import specs
 from rhapsody.plugins.specs import PROJECT
-from rhapsody.testing import capability_table
+from rhapsody_testing import capability_table
 
 DISTRIBUTIONS = (
     "rhapsody-core",
@@ -38,6 +38,7 @@ DISTRIBUTIONS = (
     "rhapsody-psij",
     "rhapsody-radical",
     "rhapsody-simulated",
+    "rhapsody-testing",
     "rhapsody-wfcommons",
 )
 GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)

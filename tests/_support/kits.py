@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support.faulty_backends import use_library
 from tests._support.small_backend import SmallBackend
 

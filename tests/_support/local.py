@@ -11,7 +11,7 @@ from rhapsody.backends.local.jobs import ONE_FUNCTION, Job, JobRunner
 from rhapsody.resources import Resources
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
 CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING

@@ -1,7 +1,7 @@
 """A program that runs one check of the kit in a process which stops itself in the middle.
 
 What runs it has to make it go on after a while, as a machine that pauses does: see
-`tests.core.testing.test_pauses`. It prints what the kit found.
+`tests.testing.test_pauses`. It prints what the kit found.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest_asyncio
 from rhapsody import WorkflowEngine
 from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.accounts import accounts
 from tests._support.command_line import run
 
@@ -75,16 +75,12 @@ collect_ignore = [] if (HERE.parents[1] / "packages").exists() else WHOLE
 
 LONG = {
     "engine/test_background_idle",
-    "testing/test_faults",
-    "testing/test_run",
-    "testing/test_pauses",
     "engine/test_scheduler_histories",
     "engine/test_record_memory",
     "engine/test_state_properties",
 }
-"""Modules that take long for what they find beyond the others: the kit on planted faults and on a
-machine that pauses, tests that an idle engine uses no processor time, random histories, and tests
-of memory."""
+"""Modules that take long for what they find beyond the others: tests that an idle engine uses no
+processor time, random histories, and tests of memory."""
 
 
 ONE_PYTHON = {
@@ -133,12 +129,10 @@ MINIMUMS = {
     "staging/test_files",
     "staging/test_fetch",
     "backends/test_noop_conformance",
-    "testing/test_conformance",
-    "testing/test_tools",
 }
 """Modules that test the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
-pluggy, rich, typeguard, shtab, Bokeh, Jinja, Starlette, uvicorn or fsspec, and the conformance kit,
-which uses pytest and psutil."""
+pluggy, rich, typeguard, shtab, Bokeh, Jinja, Starlette, uvicorn or fsspec, and a run of the
+conformance kit, which uses pytest and psutil."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

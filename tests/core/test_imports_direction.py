@@ -46,7 +46,6 @@ ORDER = [
     "provenance",
     "observers",
     "engine",
-    "testing",
     "dashboard",
     "cli",
 ]
@@ -54,9 +53,6 @@ ORDER = [
 
 BESIDE = {"__init__", "__main__", "_exports", "_version"}
 """Modules with the names of the package itself, which import lazily or nothing of ours."""
-
-USES_THE_PACKAGE = {"testing"}
-"""Parts that import names of the package itself, as everybody does; all else is above them."""
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
@@ -90,9 +86,9 @@ def wrong_imports(path: Path, source: str) -> list[str]:
     package = ".".join(["rhapsody", *path.parts[:-1]])
     wrong = []
     for line, module in imports(ast.parse(source), package):
+        if module.split(".")[0] == "rhapsody_testing":
+            wrong.append(f"{path}:{line} imports {module}, which is another distribution")
         if module.split(".")[0] != "rhapsody" or part(module) in BESIDE:
-            continue
-        if part(module) not in ORDER and own in USES_THE_PACKAGE:
             continue
         if part(module) not in ORDER:
             wrong.append(f"{path}:{line} imports the lazy name {module}; import where it is from")

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import Driver
 
 VARIABLES = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
 

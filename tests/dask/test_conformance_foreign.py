@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import BackendConformance
 from tests.dask.clusters import CannotStart, foreign, uses_dask
 
 

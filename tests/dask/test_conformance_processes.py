@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import BackendConformance
 from tests.dask.clusters import CannotStart, uses_dask
 
 RESOURCES = {"n_workers": 2, "threads": 1, "gpus": 1, "memory_limit": "1 GiB"}

@@ -13,8 +13,8 @@ import pytest
 from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import CapabilityError, DataError, TaskFailedError
-from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import Driver
 from tests._support.environments import PREFIX, make_environment, working_podman
 
 pytestmark = pytest.mark.asyncio

@@ -10,8 +10,8 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.errors import CapabilityError, SubmissionError
 from rhapsody.states import TasksMainStates
-from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import Driver
 
 pytestmark = pytest.mark.asyncio
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import Driver
 from tests._support.burning import burn, burn_async
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

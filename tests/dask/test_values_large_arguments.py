@@ -9,8 +9,8 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.states import TasksMainStates
-from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_testing import Driver
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.asyncio

@@ -14,7 +14,7 @@ import rhapsody.sdk
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities, ManagedBackend
 from rhapsody.plugins import specs
 from rhapsody.task import TaskDescription
-from rhapsody.testing._suite import Suite
+from rhapsody_testing._suite import Suite
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "docs" / "plugins"

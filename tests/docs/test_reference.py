@@ -18,12 +18,12 @@ PACKAGES = (
     "rhapsody.backends",
     "rhapsody.plugins",
     "rhapsody.sdk",
-    "rhapsody.testing",
     "rhapsody_dask",
     "rhapsody_otel",
     "rhapsody_psij",
     "rhapsody_radical",
     "rhapsody_simulated",
+    "rhapsody_testing",
     "rhapsody_wfcommons",
 )
 

@@ -19,8 +19,8 @@ from rhapsody import (
     TasksMainStates,
     WorkflowEngine,
 )
-from rhapsody.testing import EventRecorder
 from rhapsody_psij import PsijExecutionBackend
+from rhapsody_testing import EventRecorder
 from tests._support.machine import until_gone
 
 pytestmark = pytest.mark.asyncio

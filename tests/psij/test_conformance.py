@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 
-from rhapsody.testing import BackendConformance
 from rhapsody_psij import PsijExecutionBackend
+from rhapsody_testing import BackendConformance
 
 
 class TestPsijShared(BackendConformance):

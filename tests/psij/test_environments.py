@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from rhapsody import CapabilityError, InputFile, OutputFile, TaskLostError, WorkflowEngine
-from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
+from rhapsody_testing._tools import python_environment
 from tests._support.environments import (
     PREFIX,
     Podman,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-from rhapsody.testing import capability_table
 from rhapsody_psij import PsijExecutionBackend
 from rhapsody_psij.plugin import LOCAL, OPTIONS, capabilities_of
+from rhapsody_testing import capability_table
 from tests._support.pages import readme
 
 

@@ -25,8 +25,8 @@ from rhapsody import (
     WorkflowEngine,
 )
 from rhapsody.history.reader import read_run
-from rhapsody.testing._tools import python_environment
 from rhapsody_psij import PsijExecutionBackend
+from rhapsody_testing._tools import python_environment
 from tests._support.slurm import until_no_jobs
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slurm, pytest.mark.usefixtures("cluster")]

@@ -23,8 +23,8 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 import zmq
 
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, cleanup
+from rhapsody_testing import Driver
 
 HERE = Path.cwd()
 LOCAL = {"resource": "local.localhost", "cores": 2, "runtime": 15}

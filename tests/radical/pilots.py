@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_testing import Driver
 
 FUNCTION_CORES = 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests.radical.pilots import backend
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests.radical.calls import Block
 from tests.radical.pilots import backend
 

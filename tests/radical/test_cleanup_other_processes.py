@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from rhapsody.errors import TaskLostError
-from rhapsody.testing import Driver
 from rhapsody_radical import cleanup
+from rhapsody_testing import Driver
 from tests._support.machine import alive, gone
 from tests.radical.busy import BUSY, six, sleeping
 from tests.radical.pilots import backend

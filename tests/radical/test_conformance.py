@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests.radical.pilots import FUNCTION_CORES, backend, resources
 
 pytestmark = [pytest.mark.timeout(3000), pytest.mark.long]

@@ -15,8 +15,8 @@ import pytest
 
 from rhapsody import Resources, WorkflowEngine
 from rhapsody.errors import TaskLostError
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_testing import Driver
 from tests._support.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 

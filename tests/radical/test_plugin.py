@@ -6,9 +6,9 @@ import re
 
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
-from rhapsody.testing import capability_table
 from rhapsody_radical import plugin
 from rhapsody_radical.pilot import rp
+from rhapsody_testing import capability_table
 from tests._support.declared_options import check_options
 from tests._support.pages import readme
 

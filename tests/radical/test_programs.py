@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 NO_SHUTDOWN = """
 import asyncio
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
 
 async def main():
@@ -39,7 +39,7 @@ print("ended")
 PROFILED = """
 import asyncio
 from pathlib import Path
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
 
 async def main():

@@ -13,7 +13,7 @@ import pytest
 
 from rhapsody.errors import TaskLostError
 from rhapsody.resources import Resources
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.slurm import why_not
 from tests.radical import cluster, kills
 from tests.radical.pilots import backend
@@ -31,7 +31,7 @@ INSIDE = """
 import asyncio, json, os, sys
 from pathlib import Path
 from rhapsody.sdk import OUTPUT_FILES
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests.radical import cluster
 from tests.radical.pilots import backend
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rhapsody.errors import TaskLostError
-from rhapsody.testing import Driver
 from rhapsody_radical.pilot import PilotException
+from rhapsody_testing import Driver
 from tests._support.slurm import why_not
 from tests.radical import cluster, kills
 from tests.radical.pilots import backend

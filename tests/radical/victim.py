@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rhapsody.testing import Driver
 from rhapsody_radical.states import FINAL, PMGR_ACTIVE
+from rhapsody_testing import Driver
 from tests.radical.pilots import backend
 
 FAMILY = "(setsid sleep 600 >/dev/null 2>&1 &); nohup sleep 600 >/dev/null 2>&1 & sleep 600"

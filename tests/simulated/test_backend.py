@@ -23,9 +23,9 @@ from rhapsody import (
     TaskTimeoutError,
     WorkflowEngine,
 )
-from rhapsody.testing import BackendConformance, EventRecorder
 from rhapsody_simulated import SimulatedExecutionBackend
 from rhapsody_simulated.backend import Nodes
+from rhapsody_testing import BackendConformance, EventRecorder
 from tests._support.scripted import turns
 
 HOUR = 3600.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 
 from rhapsody import StateMapper, TasksMainStates, get_backend
-from rhapsody.testing import capability_table
 from rhapsody_simulated import SimulatedExecutionBackend
 from rhapsody_simulated.plugin import CAPABILITIES, OPTIONS
+from rhapsody_testing import capability_table
 from tests._support.pages import readme
 
 

@@ -98,6 +98,13 @@ def build_wheels(tmp_path_factory: pytest.TempPathFactory) -> BuildWheels:
     return build
 
 
+@pytest.fixture(scope="session")
+def kit(build_wheels: BuildWheels) -> Path:
+    """The wheel of rhapsody-testing."""
+    (wheel,) = build_wheels(ROOT / "packages" / "rhapsody-testing")
+    return wheel
+
+
 # The hook that every build tool calls (PEP 517). What hatchling prints goes elsewhere.
 BUILD_ALL = """
 import contextlib, os, sys

@@ -80,10 +80,10 @@ BREAKS = {
         "rhapsody.sdk.start_thread: no longer exported",
     ),
     "a name is not exported": (
-        "testing/__init__.py",
+        "../../../rhapsody-testing/src/rhapsody_testing/__init__.py",
         '    "BackendConformance",\n',
         "",
-        "rhapsody.testing.BackendConformance: no longer exported",
+        "rhapsody_testing.BackendConformance: no longer exported",
     ),
 }
 
@@ -114,7 +114,9 @@ class Repository:
         self.root = root
         self.source = root / CORE.relative_to(ROOT) / "src" / "rhapsody"
         skip = shutil.ignore_patterns("__pycache__", ".*_cache")
-        shutil.copytree(CORE / "src" / "rhapsody", self.source, ignore=skip)
+        for source in ("rhapsody-core/src/rhapsody", "rhapsody-testing/src/rhapsody_testing"):
+            path = Path("packages", source)
+            shutil.copytree(ROOT / path, root / path, ignore=skip)
         self.git("init", "--quiet")
         self.commit()
 

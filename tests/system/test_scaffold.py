@@ -26,10 +26,10 @@ class Scaffold(NamedTuple):
 
 @pytest.fixture(scope="module")
 def scaffold(
-    built: Built, make_venv: MakeVenv, tmp_path_factory: pytest.TempPathFactory
+    built: Built, kit: Path, make_venv: MakeVenv, tmp_path_factory: pytest.TempPathFactory
 ) -> Scaffold:
     """The commands that the scaffold itself says come next, up to `pytest`."""
-    programs = make_venv(built.wheel)
+    programs = make_venv(built.wheel, kit)  # pip would look for the kit in an index
     place = tmp_path_factory.mktemp("author")
     told = check(programs / "rhapsody", "new-backend", "demo", cwd=place)
     assert re.findall(r"^  (.+)$", told, re.MULTILINE) == [

@@ -65,12 +65,14 @@ def test_an_sdist_contains_all_tests_and_what_they_import(
 
 
 def test_tests_pass_in_an_sdist(
-    unpacked: dict[str, Path], built: Built, build_wheels: BuildWheels, make_venv: MakeVenv
+    unpacked: dict[str, Path],
+    built: Built,
+    kit: Path,
+    build_wheels: BuildWheels,
+    make_venv: MakeVenv,
 ) -> None:
     (wheel,) = build_wheels(unpacked["rhapsody-wfcommons"])
-    programs = make_venv(
-        f"rhapsody-core[testing] @ {built.wheel.as_uri()}", wheel, "hypothesis>=6.100"
-    )
+    programs = make_venv(built.wheel, kit, wheel, "hypothesis>=6.100")
     for name, tests in {
         "rhapsody-core": ["tests/core/test_resources.py", "tests/core/engine/test_submission.py"],
         "rhapsody-wfcommons": ["tests/wfcommons"],

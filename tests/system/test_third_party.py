@@ -61,10 +61,9 @@ def wheels(build_wheels: BuildWheels) -> Wheels:
 
 
 @pytest.fixture(scope="module")
-def plugged_in(built: Built, wheels: Wheels, make_venv: MakeVenv) -> Path:
-    """The programs of an environment with core, the backend, and an MPI to run it on."""
-    kit = f"rhapsody-core[testing] @ {built.wheel.as_uri()}"
-    return make_venv(kit, wheels.mpi, wheels.timing, "mpich")
+def plugged_in(built: Built, kit: Path, wheels: Wheels, make_venv: MakeVenv) -> Path:
+    """The programs of an environment with core, the kit, the backend, and an MPI to run it on."""
+    return make_venv(built.wheel, kit, wheels.mpi, wheels.timing, "mpich")
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_the_backend_passes_the_conformance_kit(plugged_in: Path, tmp_path: Path
 
 def test_its_readme_has_its_capabilities(plugged_in: Path, tmp_path: Path) -> None:
     show = (
-        "from rhapsody.testing import capability_table\n"
+        "from rhapsody_testing import capability_table\n"
         "from rhapsody_mpi.plugin import CAPABILITIES\nprint(capability_table(CAPABILITIES))\n"
     )
     table = check(plugged_in / "python", "-c", show, cwd=tmp_path)

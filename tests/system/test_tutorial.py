@@ -38,9 +38,9 @@ def test_dots_stand_for_anything_and_the_rest_for_itself() -> None:
 
 
 def test_every_step_of_the_tutorial_works(
-    built: Built, make_venv: MakeVenv, tmp_path: Path
+    built: Built, kit: Path, make_venv: MakeVenv, tmp_path: Path
 ) -> None:
-    programs, where, output = make_venv(built.wheel), tmp_path, ""
+    programs, where, output = make_venv(built.wheel, kit), tmp_path, ""
     path = f"PATH={programs}{os.pathsep}{os.environ['PATH']}"
     steps = 0
     for block in BLOCK.finditer(PAGE.read_text()):

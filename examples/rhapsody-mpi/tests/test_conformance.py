@@ -9,7 +9,7 @@ import pytest
 from mpi4py import MPI
 from rhapsody_mpi.backend import MPIBackend
 
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 
 if MPI.COMM_WORLD.size < 2:
     pytest.exit("run these tests with: mpiexec -n 3 python -m mpi4py.futures -m pytest", 2)

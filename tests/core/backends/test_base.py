@@ -19,7 +19,7 @@ from rhapsody.backends.base import (
 from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.sdk import Runner, finish, pack, unpack
 from rhapsody.task import TaskDescription
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.scripted import ManualClock, turns, until, within
 
 pytestmark = pytest.mark.asyncio

@@ -23,7 +23,7 @@ from rhapsody.backends.programs import write_script
 from rhapsody.data import make_sandbox
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.sdk.threads import in_thread
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support import slurm
 from tests._support.batch_system import documented, install
 from tests._support.machine import alive

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rhapsody.backends.commands import CommandBackend
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support.batch_system import documented, install
 
 

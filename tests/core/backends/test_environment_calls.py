@@ -27,7 +27,7 @@ from rhapsody import (
     hookimpl,
 )
 from rhapsody.task import TaskDescription
-from rhapsody.testing._tools import python_environment
+from rhapsody_testing._tools import python_environment
 from tests._support.engine_fixtures import Machine, local_processes, local_threads
 from tests._support.environments import (
     Podman,

@@ -11,7 +11,7 @@ import pytest
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.states import TasksMainStates
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 pytestmark = pytest.mark.asyncio
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 
 
 class TestNoop(BackendConformance):

@@ -16,8 +16,8 @@ from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.sdk.processes import group_alive
 from rhapsody.task import TaskDescription, is_async
-from rhapsody.testing import BackendConformance, Driver
-from rhapsody.testing._suite import until
+from rhapsody_testing import BackendConformance, Driver
+from rhapsody_testing._suite import until
 
 
 class Short(LocalPrograms, ManagedBackend):

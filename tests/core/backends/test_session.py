@@ -11,7 +11,7 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.backends.base import Session
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.scripted import within
 
 

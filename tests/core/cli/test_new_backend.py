@@ -13,7 +13,7 @@ import pytest
 from rhapsody.cli import main
 from rhapsody.cli.new_backend import LICENSES, core_range
 from rhapsody.plugins.specs import API_VERSION
-from rhapsody.testing import capability_table
+from rhapsody_testing import capability_table
 from tests._support.distributions import install_backend
 
 
@@ -66,7 +66,7 @@ def test_its_metadata_name_the_entry_point_and_a_bounded_range_of_core() -> None
     assert project["name"] == "rhapsody-demo"
     assert project["entry-points"] == {"rhapsody.backends": {"demo": "rhapsody_demo.plugin"}}
     assert project["dependencies"] == [f"rhapsody-core{core_range()}"]
-    assert project["optional-dependencies"]["test"] == [f"rhapsody-core[testing]{core_range()}"]
+    assert project["optional-dependencies"]["test"] == [f"rhapsody-testing~={API_VERSION}.0"]
     assert project["license"] == "MIT"
 
 

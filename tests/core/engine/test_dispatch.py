@@ -28,7 +28,7 @@ from rhapsody import (
 )
 from rhapsody.plugins.specs import Recorded
 from rhapsody.task import TaskDescription
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.scripted import (
     RUNS_ALL,
     ManualClock,

@@ -13,7 +13,7 @@ import pytest
 
 from rhapsody import BackendRegistry, NoopExecutionBackend, TaskTimeoutError, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.engine_fixtures import LIMIT, Machine, create, engine
 from tests._support.scripted import ManualClock, Scripted, until, within
 

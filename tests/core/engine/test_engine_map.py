@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.scripted import Crowd, Inline, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio

@@ -14,7 +14,7 @@ import pytest
 from rhapsody import NoopExecutionBackend, StateMapper, TasksMainStates, WorkflowEngine, hookimpl
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import TaskEvent
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.scripted import Inline, ManualClock, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio

@@ -24,7 +24,7 @@ from rhapsody import (
     TasksMainStates,
     WorkflowEngine,
 )
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.engine_fixtures import engine
 from tests._support.machine import alive
 from tests._support.scripted import (

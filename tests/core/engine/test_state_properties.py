@@ -27,7 +27,7 @@ from rhapsody import (
     WorkflowEngine,
 )
 from rhapsody.task import TaskFuture
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.scripted import RUNS_ALL, ManualClock, Scripted, in_thread, turns, within
 
 TERMINAL = ("DONE", "FAILED", "CANCELED")

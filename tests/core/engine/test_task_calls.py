@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody import OutputFile, RetryPolicy, TasksMainStates, WorkflowEngine, hookimpl
 from rhapsody.plugins.specs import TaskCall
-from rhapsody.testing import EventRecorder
+from rhapsody_testing import EventRecorder
 from tests._support.scripted import Inline, Scripted, turns, within
 
 pytestmark = pytest.mark.asyncio

@@ -1,8 +1,7 @@
-"""Plugins, including ours, import nothing of core but the public names of five packages.
+"""Plugins, including ours, import nothing but the public names of five packages.
 
-Checked in the sources of our plugins, the examples, the scaffold of `rhapsody new-backend`, the
-conformance kit, which uses the same interface as the backends that it tests, and the
-documentation for plugin authors.
+Checked in the sources of our plugins and of the conformance kit, the examples, the scaffold of
+`rhapsody new-backend`, and the documentation for plugin authors.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 CORE = ROOT / "packages/rhapsody-core/src/rhapsody"
+KIT = ROOT / "packages/rhapsody-testing/src/rhapsody_testing"
 PAGES = sorted((ROOT / "docs/plugins").glob("*.md"))
 
 USERS = {
@@ -30,12 +30,12 @@ USERS = {
     "simulated": [*(ROOT / "packages/rhapsody-simulated/src").rglob("*.py")],
     "examples": [*(ROOT / "examples").rglob("*.py")],
     "scaffold": [*(CORE / "cli/new_backend/template").glob("*.py.in")],
-    "kit": [*(CORE / "testing").rglob("*.py")],
+    "testing": [*KIT.rglob("*.py")],
 }
 """Distributions that use the interface, and their sources."""
 
-OWN = {"kit": "rhapsody.testing"}
-"""A package of core whose modules belong to a user itself."""
+PACKAGES = {"rhapsody": CORE, "rhapsody_testing": KIT}
+"""The packages with the interface, and their sources."""
 
 SELF = ("self", "cls", "super()")
 
@@ -50,7 +50,7 @@ ROOTS = {
         "rhapsody.backends",
         "rhapsody.plugins",
         "rhapsody.sdk",
-        "rhapsody.testing",
+        "rhapsody_testing",
     )
 }
 """The packages that plugins may import, and nothing deeper."""
@@ -74,27 +74,26 @@ class Import(NamedTuple):
 
 
 def imports(tree: ast.AST) -> Iterator[Import]:
-    """Yield all imports of core, including those for type checkers and inside functions."""
+    """Yield all imports of the interface, also those for type checkers and inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split(".")[0] == "rhapsody":
+                if alias.name.split(".")[0] in PACKAGES:
                     yield Import(node.lineno, alias.name, None)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rhapsody":
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
             for alias in node.names:
                 yield Import(node.lineno, str(node.module), alias.name)
 
 
-def wrong_imports(tree: ast.AST, own: str | None = None) -> Iterator[tuple[int, str]]:
+def wrong_imports(tree: ast.AST, user: str = "") -> Iterator[tuple[int, str]]:
     """Yield each import of anything but a public name of a root, with its line.
 
-    A user that is part of core itself may name the module that defines a public name.
+    The kit may import its own modules.
     """
     for line, module, name in imports(tree):
-        if own is not None:
-            if name is not None and not module.startswith(own) and name not in EVERYTHING:
-                yield line, f"{module}.{name}"
-        elif module not in ROOTS:
+        if user == "testing" and module.split(".")[0] == KIT.name:
+            continue
+        if module not in ROOTS:
             yield line, module
         elif name is not None and name not in offered(module):
             yield line, f"{module}.{name}"
@@ -123,15 +122,16 @@ def base_classes() -> dict[str, frozenset[str]]:
     for module in ROOTS:
         for name in offered(module):
             thing = getattr(import_module(module), name, None)
-            if isinstance(thing, type) and thing.__module__.split(".")[0] == "rhapsody":
-                ours = [one for one in thing.__mro__ if one.__module__.startswith("rhapsody.")]
+            if isinstance(thing, type) and thing.__module__.split(".")[0] in PACKAGES:
+                ours = [one for one in thing.__mro__ if one.__module__.split(".")[0] in PACKAGES]
                 found[name] = frozenset(name for one in ours for name in of_class(one))
     return found
 
 
 def of_class(cls: type) -> Iterator[str]:
-    """The names with one underscore that a class of core's and its methods define."""
-    source = parsed(CORE.parent / f"{cls.__module__.replace('.', '/')}.py")
+    """The names with one underscore that a class and its methods define."""
+    package, _, module = cls.__module__.partition(".")
+    source = parsed(PACKAGES[package] / f"{module.replace('.', '/')}.py")
     for node in ast.walk(source):
         if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
             yield from (name for name in defined(node) if re.match("_[^_]", name))
@@ -141,9 +141,9 @@ def of_class(cls: type) -> Iterator[str]:
 def subclasses(user: str) -> dict[str, frozenset[str]]:
     """The user's classes that derive from core's, with the private names that those have.
 
-    The kit is in core itself, and derives from nothing but its own classes.
+    The kit derives from nothing but its own classes.
     """
-    found = {} if user in OWN else dict(base_classes())
+    found = {} if user == "testing" else dict(base_classes())
     classes = [
         node
         for path in USERS[user]
@@ -188,7 +188,7 @@ def test_plugins_import_public_names_of_the_roots_alone(user: str) -> None:
     assert [
         f"{path.name}:{line} imports {what}"
         for path in USERS[user]
-        for line, what in wrong_imports(parsed(path), OWN.get(user))
+        for line, what in wrong_imports(parsed(path), user)
     ] == []
 
 
@@ -200,9 +200,11 @@ def test_programs_in_the_documentation_import_public_names_of_the_roots_alone(pa
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_documentation_for_plugin_authors_names_no_deeper_module(page: Path) -> None:
-    dotted = re.findall(r"\b(rhapsody\.(?:backends|plugins|sdk|testing))\.(\w+)", page.read_text())
+    dotted = re.findall(
+        r"\b(rhapsody\.(?:backends|plugins|sdk)|rhapsody_testing)\.(\w+)", page.read_text()
+    )
     names = [f"{root}.{name}" for root, name in dotted if name not in offered(root)]
-    assert set(names) <= {"rhapsody.testing.plugin"}, "a module, which pytest loads"
+    assert names == []
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -250,6 +252,7 @@ def test_every_user_has_sources() -> None:
         "from rhapsody.sdk import runner",
         "from rhapsody.data import make_sandbox",
         "import rhapsody.plugins.specs",
+        "from rhapsody_testing._suite import Suite",
     ],
 )
 def test_the_check_itself_finds_deeper_imports(source: str) -> None:

@@ -21,7 +21,7 @@ from rhapsody.sdk.capture import MAX_CAPTURED, TruncatedText
 from rhapsody.sdk.runner import MAX_TEXT, PROTOCOL_VERSION, CallSpec, Captured
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 

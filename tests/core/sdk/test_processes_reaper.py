@@ -17,7 +17,7 @@ import pytest
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.sdk.processes import Reaper
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.machine import alive, gone
 from tests._support.programs import Program
 from tests.core.backends.test_programs import Short

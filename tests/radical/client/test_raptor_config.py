@@ -15,8 +15,8 @@ import pytest
 
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.resources import Resources
-from rhapsody.testing import Driver
 from rhapsody_radical.pilot import rp
+from rhapsody_testing import Driver
 from tests._support.machine import working_in
 from tests.radical.pilots import backend, customise, resources
 

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from rhapsody import WorkflowEngine
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_testing import Driver
 from tests.radical.pilots import active, backend
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -25,9 +25,9 @@ from rhapsody.errors import (
     TaskTimeoutError,
 )
 from rhapsody.states import TasksMainStates
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.pilot import rp
+from rhapsody_testing import Driver
 from tests._support.direct import check_direct_use
 from tests._support.environments import PREFIX, make_environment, working_podman
 from tests._support.machine import alive

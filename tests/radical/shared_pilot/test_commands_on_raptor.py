@@ -13,8 +13,8 @@ import pytest
 
 from rhapsody import InputFile, OutputFile, TaskLostError, WorkflowEngine
 from rhapsody.resources import Resources
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_testing import Driver
 from tests._support.machine import alive, exists
 from tests.radical.busy import BUSY, six
 

@@ -13,8 +13,8 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import TaskLostError, TaskTimeoutError
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_testing import Driver
 from tests.radical.pilots import FUNCTION_CORES
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]

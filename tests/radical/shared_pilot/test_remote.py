@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from rhapsody.errors import BackendUnavailableError
-from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.remote import Remote
+from rhapsody_testing import Driver
 from tests.radical.pilots import backend
 
 pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(300)]

@@ -45,7 +45,7 @@ LATE = 5.0
 a registration uses another connection.
 """
 
-EXCLUDED = ("rhapsody/cli/", "rhapsody/history/", "rhapsody/observers/", "rhapsody/testing/")
+EXCLUDED = ("rhapsody/cli/", "rhapsody/history/", "rhapsody/observers/")
 """Parts of `rhapsody` that no worker needs."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 
 @pytest_asyncio.fixture

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
 from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError, DataError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests._support.scripted import until
 

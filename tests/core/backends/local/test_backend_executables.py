@@ -20,7 +20,7 @@ import pytest_asyncio
 from rhapsody.backends.local import LocalExecutionBackend, backend
 from rhapsody.data import make_sandbox
 from rhapsody.sdk import processes, threads
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests._support.machine import alive, exists, until_gone
 

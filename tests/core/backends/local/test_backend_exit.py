@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(90)
 START = """
 import asyncio, os, pathlib, signal, subprocess, sys, threading, time
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 def note(name, text=""):
     part = pathlib.Path(name + ".part")

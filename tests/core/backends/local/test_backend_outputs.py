@@ -15,7 +15,7 @@ import pytest_asyncio
 from rhapsody import TaskFailedError, current_task
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.engine_fixtures import engine
 from tests._support.local import DONE, FAILED
 

@@ -22,7 +22,7 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import TaskFailedError
 from rhapsody.sdk import services
 from rhapsody.sdk.services import Ready, parse_ready
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING
 from tests._support.machine import alive, free_port
 

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.sdk.capture import Recorder, Tee, recording, streams
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 

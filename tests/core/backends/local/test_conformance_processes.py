@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support.local import CannotStart
 
 RESOURCES = {"cores": 2, "gpus": 2, "memory": "1 GiB"}

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support.local import CannotStart
 
 RESOURCES = {"cores": 2, "gpus": 2, "memory": "1 GiB"}

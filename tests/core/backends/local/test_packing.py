@@ -13,7 +13,7 @@ import pytest
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import TaskFailedError
 from rhapsody.sdk.calls import RemoteTraceback
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.engine_fixtures import engine
 from tests._support.local import DONE, FAILED
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rhapsody.context import current_task
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import needing
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.engine_fixtures import engine
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, exit_at_once, needing
 from tests._support.machine import exists, until_gone

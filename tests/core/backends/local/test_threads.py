@@ -19,7 +19,7 @@ from rhapsody import WorkflowEngine, hookimpl
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING, in_each_way, needing
 from tests._support.scripted import within
 

@@ -13,7 +13,7 @@ import pytest
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
 from rhapsody.sdk import loops
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, RUNNING, in_each_way, needing
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

@@ -17,7 +17,7 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.local.jobs import available_cores
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import CANCELED, DONE, RUNNING, exit_at_once
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from rhapsody import TaskTimeoutError, WorkflowEngine
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.burning import burn, burn_async, touch
 from tests._support.local import CANCELED, DONE, FAILED, needing
 from tests._support.machine import exists

@@ -15,7 +15,7 @@ import pytest_asyncio
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.local.worker import CallVariables
 from rhapsody.sdk.runner import Environment
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import TaskLostError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.engine_fixtures import engine
 from tests._support.local import CANCELED, DONE, FAILED, RUNNING
 from tests._support.machine import exists

@@ -17,7 +17,7 @@ import pytest
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import TaskLostError
-from rhapsody.testing import Driver
+from rhapsody_testing import Driver
 from tests._support.local import DONE
 from tests._support.programs import PATIENCE
 from tests._support.scripted import until

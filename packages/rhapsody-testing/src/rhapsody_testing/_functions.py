@@ -16,12 +16,17 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from rhapsody.context import current_task
-from rhapsody.errors import CapabilityError, TaskLostError
-from rhapsody.task import Resources, TaskDescription, TaskKind
-from rhapsody.testing import _work
-from rhapsody.testing._suite import (
+from rhapsody import (
+    CapabilityError,
+    Resources,
+    TaskDescription,
+    TaskLostError,
+    WorkflowEngine,
+    current_task,
+)
+from rhapsody.sdk import TaskKind
+from rhapsody_testing import _work
+from rhapsody_testing._suite import (
     COPIES,
     DONE,
     FAILED,
@@ -33,9 +38,9 @@ from rhapsody.testing._suite import (
     each_function_kind,
     each_kind,
 )
-from rhapsody.testing._system import NEIGHBOR
-from rhapsody.testing._tools import Driver, Finished, python_environment
-from rhapsody.testing._work import KitError, collect, process_and_memory, put_first
+from rhapsody_testing._system import NEIGHBOR
+from rhapsody_testing._tools import Driver, Finished, python_environment
+from rhapsody_testing._work import KitError, collect, process_and_memory, put_first
 
 _VARIABLE = "RHAPSODY_KIT_ROUTE"
 _CALLS = 300

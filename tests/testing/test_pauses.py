@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
 PAUSE = 2.0  # longer than the time limit of the kit that runs
 
 CASES: tuple[tuple[str, str, str, str, str], ...] = (
@@ -112,7 +114,7 @@ def _stops(pid: int) -> bool:
 
 STARVED = """
 import asyncio, os, sys, time
-from rhapsody.testing._system import Clock, Heartbeat
+from rhapsody_testing._system import Clock, Heartbeat
 
 async def main():
     os.sched_setaffinity(0, {int(sys.argv[1])})

@@ -24,14 +24,13 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import pytest_asyncio
 
-from rhapsody import WorkflowEngine
-from rhapsody.backends.base import CancelLevel, Capabilities
-from rhapsody.identity import AttemptId
-from rhapsody.states import TasksMainStates
-from rhapsody.task import Resources, TaskDescription, TaskKind
-from rhapsody.testing import _work
-from rhapsody.testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
-from rhapsody.testing._tools import Driver, Finished, started
+from rhapsody import Resources, TaskDescription, TasksMainStates, WorkflowEngine
+from rhapsody.backends import CancelLevel, Capabilities
+from rhapsody.plugins import AttemptId
+from rhapsody.sdk import TaskKind
+from rhapsody_testing import _work
+from rhapsody_testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
+from rhapsody_testing._tools import Driver, Finished, started
 
 CONTRACT = "https://rhapsody.example/docs/reference/backend-contract.html"
 """Address of the page whose sections state the rules."""

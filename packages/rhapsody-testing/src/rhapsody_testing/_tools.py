@@ -23,11 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
-from rhapsody.backends.base import Capabilities
-from rhapsody.plugins import AttemptId, TaskId
-from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
-from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription, TasksMainStates, hookimpl
+from rhapsody.backends import Capabilities
+from rhapsody.plugins import AttemptId, TaskCall, TaskEvent, TaskId
 
 if TYPE_CHECKING:
     from rhapsody import WorkflowEngine

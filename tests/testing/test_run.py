@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+import rhapsody_testing
+from rhapsody_testing import API_VERSION
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
 
 CLASS = """
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support import faulty_backends
 from tests._support.small_backend import SmallBackend
 
@@ -83,22 +88,27 @@ def test_a_failed_check_gives_the_next_one_a_new_backend(tmp_path: Path) -> None
     assert "The rule: https://rhapsody.example/docs/reference/backend-contract.html#states" in shown
 
 
-@pytest.mark.parametrize("missing", ["psutil", "pytest_asyncio", "pytest_timeout"])
-def test_without_its_requirements_the_error_says_what_to_install(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "outdated"),
+    [(API_VERSION + 1, "rhapsody-testing"), (API_VERSION - 1, "rhapsody-core")],
+)
+def test_with_another_interface_the_error_says_what_to_upgrade(version: int, outdated: str) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
-        "try:\n    from rhapsody.testing import BackendConformance\n"
-        "except ModuleNotFoundError as error:\n    print(error)"
+        f"import rhapsody.plugins; rhapsody.plugins.API_VERSION = {version}\n"
+        "try:\n    import rhapsody_testing\n"
+        "except ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == (
-        f"rhapsody.testing needs {missing}: pip install 'rhapsody-core[testing]'\n"
-    )
+    assert done.stdout.endswith(f"has version {version}: pip install --upgrade {outdated}\n")
+
+
+def test_the_version_begins_with_that_of_the_interface() -> None:
+    assert rhapsody_testing.__version__.partition(".")[0] == str(API_VERSION)
 
 
 def test_workers_need_no_pytest() -> None:
     code = (
-        "import rhapsody.testing._work, sys\n"
+        "import rhapsody_testing._work, sys\n"
         "print('pytest' in sys.modules, 'psutil' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -16,12 +16,17 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from rhapsody.data import InputFile, OutputDir, OutputFile
-from rhapsody.errors import CapabilityError, DataError
-from rhapsody.sdk.threads import in_thread
-from rhapsody.task import TaskDescription
-from rhapsody.testing._suite import (
+from rhapsody import (
+    CapabilityError,
+    DataError,
+    InputFile,
+    OutputDir,
+    OutputFile,
+    TaskDescription,
+    WorkflowEngine,
+)
+from rhapsody.sdk import in_thread
+from rhapsody_testing._suite import (
     DONE,
     FAILED,
     RUNNING,
@@ -33,8 +38,8 @@ from rhapsody.testing._suite import (
     check,
     text_of,
 )
-from rhapsody.testing._tools import Driver, Finished
-from rhapsody.testing._work import read
+from rhapsody_testing._tools import Driver, Finished
+from rhapsody_testing._work import read
 
 _FAILING = "echo out; echo err >&2; echo more; exit 3"
 

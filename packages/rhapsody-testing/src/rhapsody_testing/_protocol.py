@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from rhapsody.backends.base import Capabilities
-from rhapsody.context import current_task
-from rhapsody.errors import CapabilityError
-from rhapsody.resources import memory_in_bytes
-from rhapsody.states import StateMapper
-from rhapsody.task import Resources, TaskDescription, TaskKind
-from rhapsody.testing._suite import (
+from rhapsody import (
+    CapabilityError,
+    Resources,
+    StateMapper,
+    TaskDescription,
+    WorkflowEngine,
+    current_task,
+)
+from rhapsody.backends import Capabilities
+from rhapsody.sdk import TaskKind, memory_in_bytes
+from rhapsody_testing._suite import (
     CANCELED,
     DONE,
     FAILED,
@@ -37,8 +40,8 @@ from rhapsody.testing._suite import (
     quick,
     until,
 )
-from rhapsody.testing._tools import Driver
-from rhapsody.testing._work import variable
+from rhapsody_testing._tools import Driver
+from rhapsody_testing._work import variable
 
 
 def _is_usage(key: str, value: object) -> bool:

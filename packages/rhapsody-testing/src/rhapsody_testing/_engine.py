@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from rhapsody.context import current_task
-from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
-from rhapsody.task import TaskKind
-from rhapsody.testing._suite import (
+from rhapsody import (
+    DependencyFailureError,
+    TaskFailedError,
+    TaskTimeoutError,
+    WorkflowEngine,
+    current_task,
+)
+from rhapsody.sdk import TaskKind
+from rhapsody_testing._suite import (
     FUNCTIONS,
     RUNNING,
     NewEngine,
@@ -27,8 +31,8 @@ from rhapsody.testing._suite import (
     text_of,
     until,
 )
-from rhapsody.testing._tools import Driver
-from rhapsody.testing._work import KitError
+from rhapsody_testing._tools import Driver
+from rhapsody_testing._work import KitError
 
 
 class Engine(Suite):

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-try:
-    import psutil  # noqa: F401
-    import pytest
-    import pytest_asyncio  # noqa: F401
-    import pytest_timeout  # type: ignore[import-untyped]  # noqa: F401
-except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        f"rhapsody.testing needs {_error.name}: pip install 'rhapsody-core[testing]'",
-        name=_error.name,
-    ) from _error
+import pytest
 
 _TOPICS = "engine executables functions lifecycle protocol"
-pytest.register_assert_rewrite(*(f"rhapsody.testing._{topic}" for topic in _TOPICS.split()))
+pytest.register_assert_rewrite(*(f"rhapsody_testing._{topic}" for topic in _TOPICS.split()))
 
-from rhapsody.testing._engine import Engine
-from rhapsody.testing._executables import Executables, Files, Services
-from rhapsody.testing._functions import Functions
-from rhapsody.testing._lifecycle import Lifecycle
-from rhapsody.testing._protocol import Cancellation, Reports, ResourceRequests
-from rhapsody.testing._suite import require_unchanged
+from rhapsody_testing._engine import Engine
+from rhapsody_testing._executables import Executables, Files, Services
+from rhapsody_testing._functions import Functions
+from rhapsody_testing._lifecycle import Lifecycle
+from rhapsody_testing._protocol import Cancellation, Reports, ResourceRequests
+from rhapsody_testing._suite import require_unchanged
 
 
 # pytest runs the checks of the last base class first: those of starting and stopping.

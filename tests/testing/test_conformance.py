@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from rhapsody.testing import BackendConformance
+from rhapsody_testing import BackendConformance
 from tests._support.small_backend import SmallBackend
 
 

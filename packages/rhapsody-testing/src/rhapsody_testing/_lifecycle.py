@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pytest
 
-from rhapsody.testing._suite import (
+from rhapsody_testing._suite import (
     DONE,
     FUNCTIONS,
     NewBackend,
@@ -28,7 +28,7 @@ from rhapsody.testing._suite import (
     quick,
     state_of,
 )
-from rhapsody.testing._system import (
+from rhapsody_testing._system import (
     Gap,
     Heartbeat,
     Holdings,
@@ -41,8 +41,8 @@ from rhapsody.testing._system import (
     marked,
     settled,
 )
-from rhapsody.testing._tools import Driver, started
-from rhapsody.testing._work import process_and_memory
+from rhapsody_testing._tools import Driver, started
+from rhapsody_testing._work import process_and_memory
 
 _TRIES = 3
 _SUBMISSIONS = 4

@@ -12,6 +12,8 @@ from rhapsody.task import TaskDescription
 from tests._support.kits import Hurried, Patient, kit_on, run
 from tests._support.small_backend import SmallBackend
 
+pytestmark = pytest.mark.long
+
 
 class Counting(SmallBackend):
     """Counts the tasks that it starts."""

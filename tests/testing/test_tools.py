@@ -12,10 +12,10 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
-from rhapsody.testing import Driver, EventRecorder, capability_table
-from rhapsody.testing._suite import until
-from rhapsody.testing._system import Clock, Heartbeat
-from rhapsody.testing._work import tick
+from rhapsody_testing import Driver, EventRecorder, capability_table
+from rhapsody_testing._suite import until
+from rhapsody_testing._system import Clock, Heartbeat
+from rhapsody_testing._work import tick
 from tests._support.faulty_backends import CallsBackTwice, ReportsTasksNobodySubmitted
 from tests._support.small_backend import SmallBackend
 

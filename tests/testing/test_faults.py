@@ -14,6 +14,8 @@ from tests._support import faulty_backends as faulty
 from tests._support.kits import Hurried, Kit, Lingering, Patient, Quick, kit_on, run
 from tests._support.small_backend import SmallBackend
 
+pytestmark = pytest.mark.long
+
 FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
     # The limits, the backend, the check that finds its fault, and what the failure says.
     (
