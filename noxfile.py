@@ -58,11 +58,10 @@ KIT = ["testing"]  # the conformance kit, which the tests of backends use
 # To add a distribution, add it here. Its tests run in an environment with only core, that
 # distribution and the others that it names.
 DISTRIBUTIONS = {
-    "core": Distribution(
-        "[completion,dashboard,files,provenance]", KIT, "core", ("-n4", "--dist=worksteal")
-    ),
+    "core": Distribution("[completion,files]", KIT, "core", ("-n4", "--dist=worksteal")),
     "dask": Distribution("[dashboard,jobqueue]", [*KIT, "wfcommons"], options=BY_FILE),
     "radical": Distribution("[mpi]", KIT, "radical", (*BY_FILE, *ONCE_MORE)),
+    "report": Distribution(group="report", options=BY_FILE),
     "simulated": Distribution(others=KIT),
     "testing": Distribution(options=("-n4", "--dist=worksteal")),
     "wfcommons": Distribution(others=["simulated"]),
@@ -274,7 +273,8 @@ def ci(session: nox.Session) -> None:
     for python in others[-1:]:
         selected = ["-m", "not long and not one_python", *VERSION_DEPENDENT]
         session.notify(f"tests-{python}(backend='core')", selected)
-    session.notify("minimums(backend='core')", ["-m", "minimums", "tests/core"])
+    for backend in ("core", "report"):
+        session.notify(f"minimums(backend='{backend}')", ["-m", "minimums", f"tests/{backend}"])
     session.notify("long(backend='core')")
     session.notify("long(backend='dask')")
     session.notify("long(backend='testing')")

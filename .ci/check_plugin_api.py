@@ -36,6 +36,7 @@ MODULES = [SPECS]
 ROOTS = [
     "rhapsody",
     "rhapsody.backends",
+    "rhapsody.history",
     "rhapsody.plugins",
     "rhapsody.sdk",
     "rhapsody_testing",

@@ -37,6 +37,7 @@ DISTRIBUTIONS = (
     "rhapsody-otel",
     "rhapsody-psij",
     "rhapsody-radical",
+    "rhapsody-report",
     "rhapsody-simulated",
     "rhapsody-testing",
     "rhapsody-wfcommons",
@@ -93,6 +94,7 @@ def constant(module: str, name: str) -> str:
 def command_line() -> str:
     """Return a section for each command, with its arguments and options."""
     commands = Commands()
+    commands.add_from_plugins()
     overview, parsers = commands.overview()
     (group,) = (each for each in overview._actions if each.nargs == argparse.PARSER)
     help_texts = {each.dest: each.help for each in group._get_subactions()}

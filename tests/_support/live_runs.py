@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from rhapsody.dashboard.server import serve
-from rhapsody.history.reader import RunRecord
+from rhapsody.history import RunRecord
+from rhapsody_report.dashboard.server import serve
 from tests._support.programs import PATIENCE
 
 PROGRAM = """

@@ -118,8 +118,6 @@ MINIMUMS = {
     "cli/test_runs",
     "cli/test_status",
     "cli/test_config",
-    "report/test_report",
-    "dashboard/test_server",
     "observers/test_progress",
     "observers/test_display_notebook",
     "backends/local/test_packing",
@@ -131,8 +129,8 @@ MINIMUMS = {
     "backends/test_noop_conformance",
 }
 """Modules that test the code that uses cloudpickle, importlib-metadata, packaging, platformdirs,
-pluggy, rich, typeguard, shtab, Bokeh, Jinja, Starlette, uvicorn or fsspec, and a run of the
-conformance kit, which uses pytest and psutil."""
+pluggy, rich, typeguard, shtab or fsspec, and a run of the conformance kit, which uses pytest and
+psutil."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,11 +42,8 @@ ORDER = [
     "staging",
     "journal",
     "history",
-    "report",
-    "provenance",
     "observers",
     "engine",
-    "dashboard",
     "cli",
 ]
 """Top to bottom: a part imports from itself and from those above it."""

@@ -1,4 +1,4 @@
-"""RO-Crates of runs meet the requirements of their profiles.
+"""The distribution `rhapsody-report` as users get it, and its RO-Crates meet their profiles.
 
 The validator has a separate environment, because it does not support the newest `rich`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.support import Built, MakeVenv, check
+from tests.system.support import ROOT, BuildWheels, Built, MakeVenv, check, check_wheel, run
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -60,11 +60,51 @@ for profile in profiles:
 """
 
 
-def test_crates_meet_the_requirements_of_their_profiles(
-    built: Built, make_venv: MakeVenv, tmp_path: Path
+PACKAGE = Path("packages", "rhapsody-report")
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, build_wheels: BuildWheels) -> Path:
+    (found,) = build_wheels(checkout / PACKAGE)
+    return found
+
+
+@pytest.fixture(scope="module")
+def programs(built: Built, wheel: Path, make_venv: MakeVenv) -> Path:
+    """The programs of an environment with core, rhapsody-report and the validator."""
+    return make_venv(built.wheel, wheel, "roc-validator>=0.13")
+
+
+def test_the_wheel_holds_its_package_and_nothing_else(checkout: Path, wheel: Path) -> None:
+    check_wheel(wheel, checkout / PACKAGE)
+
+
+def test_the_changelog_has_the_version_that_is_built(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    assert f"\n## {version} " in (ROOT / PACKAGE / "CHANGELOG.md").read_text()
+
+
+def test_a_run_is_shown_in_the_dashboard_and_reported(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("async def main(flow):\n    pass\n")
+    done = run(programs / "rhapsody", "run", "-q", "--dashboard", "program.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "rhapsody: dashboard: http://127.0.0.1:" in done.stderr
+    check(programs / "rhapsody", "report", "-o", "report.html", cwd=tmp_path)
+    assert "program.py: done" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("report",), ("export",), ("run", "--dashboard", "program.py")]
+)
+def test_without_it_the_error_ends_with_the_command_that_installs_it(
+    core_alone: Path, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    core = f"rhapsody-core[provenance] @ {built.wheel.as_uri()}"
-    programs = make_venv(core, "roc-validator>=0.13")
+    done = run(core_alone / "rhapsody", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("pip install rhapsody-report")
+
+
+def test_crates_meet_the_requirements_of_their_profiles(programs: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
 

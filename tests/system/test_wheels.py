@@ -60,7 +60,7 @@ def test_the_metadata_names_the_license_the_pythons_and_the_extras(built: Built)
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) >= {
-        "completion", "dashboard", "files", "report"
+        "completion", "files"
     }  # fmt: skip
     assert "Programming Language :: Python :: 3.13" in metadata.get_all("Classifier", [])
     assert "# rhapsody-core" in str(metadata.get_payload())

@@ -21,7 +21,6 @@ COMMANDS = {
     "stats": (),
     "graph": (),
     "trace": ("-o", "-"),
-    "report": ("-o", "-"),
 }
 """Arguments of each command after the name of the run."""
 

@@ -18,6 +18,7 @@ import rhapsody
 import rhapsody_guard
 import rhapsody_guard.command
 from rhapsody.cli import main
+from rhapsody.plugins.manager import install_command
 from tests._support.distributions import install, install_backend, python, unique
 
 # Commands.
@@ -76,6 +77,31 @@ def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[
     )
     assert main(["zzz"]) == 2
     assert "the commands are run, runs, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "distribution"),
+    [
+        ("report", "command 'report'", "rhapsody-report"),
+        ("replay run.json", "command 'replay'", "rhapsody-wfcommons"),
+        ("run --dashboard wf.py", "option --dashboard", "rhapsody-report"),
+        ("run --dashboard-port=8787 wf.py", "option --dashboard-port", "rhapsody-report"),
+        ("export", "format 'ro-crate'", "rhapsody-report"),
+        ("export --format wfcommons", "format 'wfcommons'", "rhapsody-wfcommons"),
+    ],
+)
+def test_the_command_that_installs_a_missing_distribution_is_shown(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    what: str,
+    distribution: str,
+) -> None:
+    monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "all")
+    assert main(arguments.split()) == 1
+    error = capsys.readouterr().err.rstrip()
+    assert error.startswith(f"rhapsody: {what} not found: it is part of {distribution}.")
+    assert error.endswith(install_command(distribution))
 
 
 @pytest.mark.parametrize("arguments", [["backends", "local", "extra"], ["doctor", "--nonsense"]])

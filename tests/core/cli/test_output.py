@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from rhapsody.cli.output import complain, new_file, note, say, shortened, table, text_width, wrapped
+from rhapsody.cli.output import complain, note, say, shortened, table, text_width, wrapped
 from rhapsody.history.values import printable
 from rhapsody.masking import escaped
 
@@ -103,17 +102,3 @@ def test_characters_that_the_output_cannot_encode_are_escaped(
     say("\u00e9 \u20ac")
     output.seek(0)
     assert output.read() == "\u00e9 \\u20ac\n"
-
-
-def test_a_new_file_is_not_written_through_a_link_instead_of_its_directory(tmp_path: Path) -> None:
-    """A user who can write to the directory creates it while the file is written."""
-    target = tmp_path / "bashrc"
-    target.write_text("mine")
-    with new_file(tmp_path / "run.html") as new:
-        (private,) = tmp_path.glob(".rhapsody-*")
-        private.rename(tmp_path / "aside")
-        private.mkdir()
-        (private / "run.html").symlink_to(target)
-        new.write_text("page")
-    assert target.read_text() == "mine"
-    assert (tmp_path / "run.html").read_text() == "page"

@@ -1,4 +1,4 @@
-"""Plugins, including ours, import nothing but the public names of five packages.
+"""Plugins, including ours, import nothing but the public names of six packages.
 
 Checked in the sources of our plugins and of the conformance kit, the examples, the scaffold of
 `rhapsody new-backend`, and the documentation for plugin authors.
@@ -27,6 +27,7 @@ USERS = {
     "psij": [*(ROOT / "packages/rhapsody-psij/src").rglob("*.py")],
     "wfcommons": [*(ROOT / "packages/rhapsody-wfcommons/src").rglob("*.py")],
     "radical": [*(ROOT / "packages/rhapsody-radical/src").rglob("*.py")],
+    "report": [*(ROOT / "packages/rhapsody-report/src").rglob("*.py")],
     "simulated": [*(ROOT / "packages/rhapsody-simulated/src").rglob("*.py")],
     "examples": [*(ROOT / "examples").rglob("*.py")],
     "scaffold": [*(CORE / "cli/new_backend/template").glob("*.py.in")],
@@ -48,6 +49,7 @@ ROOTS = {
     for name in (
         "rhapsody",
         "rhapsody.backends",
+        "rhapsody.history",
         "rhapsody.plugins",
         "rhapsody.sdk",
         "rhapsody_testing",
@@ -201,7 +203,7 @@ def test_programs_in_the_documentation_import_public_names_of_the_roots_alone(pa
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_documentation_for_plugin_authors_names_no_deeper_module(page: Path) -> None:
     dotted = re.findall(
-        r"\b(rhapsody\.(?:backends|plugins|sdk)|rhapsody_testing)\.(\w+)", page.read_text()
+        r"\b(rhapsody\.(?:backends|history|plugins|sdk)|rhapsody_testing)\.(\w+)", page.read_text()
     )
     names = [f"{root}.{name}" for root, name in dotted if name not in offered(root)]
     assert names == []

@@ -34,6 +34,8 @@ ALL_HOOKS = {
     "rhapsody_backends": [],
     "rhapsody_commands": ["cli"],
     "rhapsody_observers": ["observers"],
+    "rhapsody_run_options": [],
+    "rhapsody_run_started": ["run"],
 }
 
 PLUGIN = """

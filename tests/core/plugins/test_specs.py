@@ -291,9 +291,121 @@ def test_rhapsody_commands_adds_an_export_format(
         assert int(written.read_text()) > 0
         assert main(["export", "--format", "lines"]) == 1
         assert f"{written} already exists" in capsys.readouterr().err
-        assert main(["export", "--format", "lines", "--files", "copy"]) == 2
-        assert "--files can only be used with --format ro-crate" in capsys.readouterr().err
         assert main(["export", "--format", "broken", "-o", "x"]) == 1
         assert "cannot write x: No space left on device" in capsys.readouterr().err
         assert main(["export", "--format", "line"]) == 2
-        assert "the formats are ro-crate, " in capsys.readouterr().err
+        assert "lines, broken" in capsys.readouterr().err
+
+
+def test_rhapsody_commands_adds_an_export_format_with_options(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Installed(
+        site,
+        "def rhapsody_commands(cli):\n"
+        "    from typing import Literal\n"
+        "    from rhapsody.plugins import CommandOption\n"
+        "    options = [CommandOption('line_end', Literal['lf', 'crlf'], 'the end of lines')]\n"
+        "    cli.add_export_format('text', '.txt', write, options)\n"
+        "    cli.add_export_format('other', '.txt', write)\n\n"
+        "def write(record, output, line_end):\n"
+        "    output.write_text(str(line_end))\n"
+        "    return 'a description'\n",
+    )
+    with Records(tmp_path) as records:
+        records.write("20260101T000000-align-00a1")
+        assert main(["export", "--format", "text", "-o", "a"]) == 0
+        assert "wrote a, a description" in capsys.readouterr().err
+        assert main(["export", "--format", "text", "-o", "b", "--line-end", "crlf"]) == 0
+        assert [Path(name).read_text() for name in "ab"] == ["None", "crlf"]
+        assert main(["export", "--format", "other", "--line-end", "lf"]) == 2
+        assert "--line-end can only be used with --format text" in capsys.readouterr().err
+
+
+MARKED = """def rhapsody_run_options():
+    return [CommandOption("mark", str, "text to print"), CommandOption("twice", bool, "twice")]
+
+from contextlib import contextmanager
+from rhapsody.plugins import CommandOption, UsageError
+
+class Observer:
+    @hookimpl
+    def rhapsody_workflow_started(self):
+        seen.append("engine")
+
+@contextmanager
+def marked(run):
+    seen.append((run.program, run.dry_run, dict(run.options)))
+    try:
+        yield Observer()
+    finally:
+        seen.append("ended")
+
+@hookimpl
+def rhapsody_run_started(run):
+    if run.options["mark"] == "refused":
+        raise UsageError("no such mark")
+    if run.options["mark"] == "broken":
+        raise KeyError("mark")
+    return marked(run) if run.options["mark"] else None
+"""
+"""Plugin with two options of `rhapsody run`."""
+
+
+@pytest.fixture
+def marked(site: Path, tmp_path: Path) -> Installed:
+    (tmp_path / "wf.py").write_text("async def main(flow):\n    print('ran')\n")
+    return Installed(site, MARKED)
+
+
+def test_rhapsody_run_options_adds_options_that_rhapsody_run_started_receives(
+    marked: Installed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "--mark MARK" in capsys.readouterr().out
+    assert main(["run", "-q", "wf.py"]) == 0
+    assert marked.seen == []
+    assert main(["run", "-q", "--mark", "x", "--twice", "wf.py"]) == 0
+    options = {"mark": "x", "twice": True}
+    assert marked.seen == [("wf.py", False, options), "engine", "ended"]
+
+
+def test_rhapsody_run_started_is_left_after_an_error_of_the_script(
+    marked: Installed, tmp_path: Path
+) -> None:
+    (tmp_path / "wf.py").write_text("raise ValueError('wrong')\n")
+    assert main(["run", "-q", "--mark=x", "wf.py"]) == 1
+    assert marked.seen[-1] == "ended"
+
+
+@pytest.mark.usefixtures("marked")
+def test_rhapsody_run_started_may_refuse_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-q", "--mark", "refused", "wf.py"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "rhapsody: no such mark\n")
+
+
+@pytest.mark.usefixtures("marked")
+def test_an_error_in_rhapsody_run_started_does_not_end_the_run(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["run", "-q", "--mark", "broken", "wf.py"]) == 0
+    assert "ran" in capsys.readouterr().out
+    assert "rhapsody_run_started raised KeyError" in caplog.text
+
+
+def test_an_option_that_rhapsody_run_has_is_ignored(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_run_options():\n"
+        "    from rhapsody.plugins import CommandOption\n"
+        "    return [CommandOption('fresh', bool)]\n\n@hookimpl\n"
+        "def rhapsody_run_started(run):\n    seen.append(dict(run.options))\n",
+    )
+    (tmp_path / "wf.py").write_text("async def main(flow): pass\n")
+    assert main(["run", "-q", "--fresh", "wf.py"]) == 0
+    assert "ignoring the option --fresh of " in capsys.readouterr().err
+    assert plugin.seen == [{"fresh": None}]

@@ -2,7 +2,7 @@
 
 The names below are the public interface for users. Each is imported on first use, so that
 `import rhapsody` is quick and imports no backend's library. Plugin authors use four more packages:
-`rhapsody.backends`, `rhapsody.plugins` and `rhapsody.sdk`.
+`rhapsody.backends`, `rhapsody.history`, `rhapsody.plugins` and `rhapsody.sdk`.
 """
 
 from __future__ import annotations

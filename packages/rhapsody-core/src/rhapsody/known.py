@@ -21,6 +21,7 @@ BACKENDS_ELSEWHERE = {
 """Names of backends in other projects, and likely guesses, each with the name to use instead."""
 
 COMMANDS = {
+    "report": "rhapsody-report",
     "replay": "rhapsody-wfcommons",
     "submit": "rhapsody-psij",
     "attach": "rhapsody-psij",
@@ -28,8 +29,11 @@ COMMANDS = {
 }
 """Commands, each with the distribution that contains it."""
 
-FORMATS = {"wfcommons": "rhapsody-wfcommons"}
+FORMATS = {"ro-crate": "rhapsody-report", "wfcommons": "rhapsody-wfcommons"}
 """Formats of `rhapsody export`, each with the distribution that contains it."""
+
+RUN_OPTIONS = {"--dashboard": "rhapsody-report", "--dashboard-port": "rhapsody-report"}
+"""Options of `rhapsody run`, each with the distribution that contains it."""
 
 CLASSES = {
     "rhapsody.backends.execution.dask_parallel": "DaskExecutionBackend",

@@ -2,8 +2,9 @@
 
 Each built-in command is a module of this package with `configure` and `run`, which is imported when
 the command is used. Plugins add commands through the hook `rhapsody_commands`. They are imported
-only for what they may provide: for a command that is not built in, for a format of `rhapsody
-export`, and for `--plugins`. The console script calls `rhapsody_guard.command`.
+only for what they may provide: for a command that is not built in, for the options of `rhapsody
+run` and the formats of `rhapsody export`, and for `--plugins`. The console script calls
+`rhapsody_guard.command`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody import known
@@ -33,9 +32,10 @@ from rhapsody.cli.output import (
     complain,
     flush,
 )
+from rhapsody.cli.plugin_options import require_known
 from rhapsody.errors import RhapsodyError
-from rhapsody.plugins.manager import CORE, install_command, installed
-from rhapsody.plugins.specs import UsageError
+from rhapsody.plugins.manager import CORE, installed
+from rhapsody.plugins.specs import CommandOption, UsageError
 
 __all__ = ["main"]
 
@@ -51,8 +51,7 @@ COMMANDS = {
     "stats": "show durations and used resources by task name, or compare two runs",
     "graph": "print the graph of a run, grouped by task name",
     "trace": "write the timeline of a run as a trace for ui.perfetto.dev",
-    "report": "write an HTML report about a run",
-    "export": "write a run as an RO-Crate, or in a format of a plugin",
+    "export": "write a run in a format for publication or for other tools",
     "backends": "list the backends, and show if they can be used",
     "config": "show the settings of a profile, and the files that set them",
     "doctor": "check the installation and every plugin",
@@ -66,8 +65,8 @@ COMMANDS = {
 MIXED = {"status", "show", "logs", "stats", "config"}
 """Commands whose options may be between their arguments."""
 
-PRIVATE = {"trace", "report", "export"}
-"""Commands whose files only the user may read, as the record itself."""
+EXTENDED = {"run", "export"}
+"""Built-in commands to which plugins add options."""
 
 STARTS_SCRIPTS = {"run", "submit"}
 """Commands whose arguments after `--` are for the script. They are in the attribute `arguments`."""
@@ -79,18 +78,34 @@ class _Command(NamedTuple):
     run: Run
 
 
+class ExportFormat(NamedTuple):
+    """Export format of a plugin; see `rhapsody.plugins.specs.CommandLine.add_export_format`.
+
+    Attributes:
+        suffix: The end of the default file name.
+        write: Callable that writes the format.
+        options: The options of the format.
+    """
+
+    suffix: str
+    write: Callable[..., str | None]
+    options: tuple[CommandOption, ...] = ()
+
+
 class Commands:
     """Commands by name. Passed to the hook `rhapsody_commands`, in which plugins add commands.
 
     Attributes:
-        formats: The export formats of plugins by name, each with its suffix and its writer.
+        formats: The export formats by name.
+        run_options: The options of `rhapsody run` that plugins have declared, by plugin.
     """
 
     def __init__(self) -> None:
-        self.formats: dict[str, tuple[str, Callable[[Path, Path], None]]] = {}
+        self.formats: dict[str, ExportFormat] = {}
+        self.run_options: dict[str, tuple[CommandOption, ...]] = {}
         self._with_plugins = False
         self._commands = {
-            name: _Command(help, partial(_configure, name), partial(_run_built_in, name))
+            name: _Command(help, partial(self._configure, name), partial(_run_built_in, name))
             for name, help in COMMANDS.items()
         }
 
@@ -100,16 +115,18 @@ class Commands:
         self._commands[name] = _Command(help, configure, run)
 
     def add_export_format(
-        self, name: str, suffix: str, write: Callable[[Path, Path], None]
+        self,
+        name: str,
+        suffix: str,
+        write: Callable[..., str | None],
+        options: Sequence[CommandOption] = (),
     ) -> None:
         """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
-        from rhapsody.cli.export import RO_CRATE
-
-        _check_name("format", name, (RO_CRATE, *self.formats))
-        self.formats[name] = suffix, write
+        _check_name("format", name, self.formats)
+        self.formats[name] = ExportFormat(suffix, write, _checked(options))
 
     def add_from_plugins(self) -> None:
-        """Import the plugins, and call `rhapsody_commands` of each; a second call has no effect.
+        """Import the plugins, and add their commands and options; a second call has no effect.
 
         Plugins that raise exceptions are reported.
 
@@ -121,9 +138,14 @@ class Commands:
         if self._with_plugins:
             return
         self._with_plugins = True
-        for hook in implementations("rhapsody_commands", loaded_plugins()):
+        plugins = loaded_plugins()
+        adding = implementations("rhapsody_commands", plugins)
+        for hook in (*adding, *implementations("rhapsody_run_options", plugins)):
             try:
-                hook.call(cli=self)
+                if hook in adding:
+                    hook.call(cli=self)
+                else:
+                    self.run_options[hook.plugin] = _checked(hook.call() or ())
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a plugin may raise anything
@@ -137,6 +159,7 @@ class Commands:
 
         Raises:
             UsageError: The command does not exist, or an argument is invalid.
+            CommandError: The command or an option is part of a distribution that is not installed.
             SystemExit: argparse has printed help or an error.
         """
         if not arguments or arguments[0].startswith("-"):
@@ -148,6 +171,8 @@ class Commands:
             parser.print_help(sys.stderr)
             return USAGE
         name, command = arguments[0], self._find(arguments[0])
+        if name in EXTENDED:
+            self.add_from_plugins()
         parser = HelpParser(prog=f"rhapsody {name}", description=command.help, allow_abbrev=False)
         self.configure(name, parser)
         parsed, given = argparse.Namespace(commands=self), list(arguments[1:])
@@ -158,13 +183,15 @@ class Commands:
         if name in MIXED:
             parse = parser.parse_known_intermixed_args
         parsed, unknown = parse(given, parsed)
+        for word in unknown if name == "run" else ():
+            flag = word.partition("=")[0]
+            require_known(known.RUN_OPTIONS, flag, f"option {flag}")
         if unknown and name in STARTS_SCRIPTS:
             raise UsageError(_misplaced(unknown, parser))
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         _require_directory()
-        with _private_files() if name in PRIVATE else nullcontext():
-            result = command.run(parsed)
+        result = command.run(parsed)
         return DONE if result is None else result
 
     def overview(self) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -194,17 +221,20 @@ class Commands:
         if configure is not None:
             configure(parser)
 
+    def _configure(self, name: str, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of a built-in command, and the options of plugins."""
+        module = _module(name)
+        module.configure(parser)
+        if name in EXTENDED:
+            module.extend(parser, self)
+
     def _find(self, name: str) -> _Command:
         if name not in self._commands:
             self.add_from_plugins()
         command = self._commands.get(name)
         if command is not None:
             return command
-        if owner := known.COMMANDS.get(name):
-            raise UsageError(
-                f"command {name!r} not found: it is part of {owner}. To install it: "
-                f"{install_command(owner)}"
-            )
+        require_known(known.COMMANDS, name, f"command {name!r}")
         close = difflib.get_close_matches(name, self._commands, n=1)
         hint = f"did you mean {close[0]!r}?" if close else ""
         hint = hint or f"the commands are {', '.join(self._commands)}"
@@ -216,13 +246,18 @@ def _module(name: str) -> Any:
     return import_module(f"rhapsody.cli.{name.replace('-', '_')}")
 
 
-def _configure(name: str, parser: argparse.ArgumentParser) -> None:
-    _module(name).configure(parser)
-
-
 def _run_built_in(name: str, parsed: argparse.Namespace) -> int | None:
     result: int | None = _module(name).run(parsed)
     return result
+
+
+def _checked(options: Iterable[CommandOption]) -> tuple[CommandOption, ...]:
+    """Return the options of a plugin, or raise a `TypeError` if they are something else."""
+    found = tuple(options)
+    for option in found:
+        if not isinstance(option, CommandOption):
+            raise TypeError(f"options must be CommandOptions, got {option!r}")
+    return found
 
 
 def _check_name(kind: str, name: str, taken: Container[str]) -> None:
@@ -230,16 +265,6 @@ def _check_name(kind: str, name: str, taken: Container[str]) -> None:
         raise ValueError(f"{kind} name {name!r} must be one word that does not begin with '-'")
     if name in taken:
         raise ValueError(f"a {kind} named {name!r} already exists")
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Return a context manager in which new files are readable only by the user."""
-    former = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(former)
 
 
 def _require_directory() -> None:

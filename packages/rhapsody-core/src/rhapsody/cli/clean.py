@@ -7,7 +7,6 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, FAILED, complain, say
@@ -46,10 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: The age or the directory is invalid.
         DataError: Another user could replace the runs.
     """
+    from rhapsody.history.selection import runs_directory
     from rhapsody.staging.runs import jobs_lists, left_runs, require_trusted, tidy
 
     before = time.time() - (0 if arguments.older is None else age(arguments.older))
-    base = base_of(arguments.directory)
+    base = runs_directory(arguments.directory)
     require_trusted(base)
     found = left_runs(base)
     if not found:
@@ -154,20 +154,6 @@ def _clean(run: LeftRun, total: _Total, *, results: bool, dry: bool) -> None:
 
 def _several(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' * (count != 1)}"
-
-
-def base_of(directory: str) -> Path:
-    """Return the directory if its name is `.rhapsody`, otherwise the path of `.rhapsody` in it.
-
-    Raises:
-        UsageError: The directory does not exist.
-    """
-    from rhapsody.staging.runs import BASE
-
-    path = Path(os.path.abspath(directory))
-    if not path.is_dir():
-        raise UsageError(f"directory {directory!r} does not exist (looked in {os.getcwd()})")
-    return path if path.name == BASE else path / BASE
 
 
 def age(text: str) -> float:

@@ -1,43 +1,40 @@
-"""`rhapsody export`: writes a run in a format for publication."""
+"""`rhapsody export`: writes a run in a format of a plugin."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import CommandError, new_file, note
+from rhapsody.cli.lookup import read_record
+from rhapsody.cli.output import CommandError, note
+from rhapsody.cli.plugin_options import add_options, option_values, require_known
+from rhapsody.history import RUN_HELP
+from rhapsody.history.files import new_file
 from rhapsody.history.values import counts_of
 from rhapsody.known import FORMATS
-from rhapsody.plugins.manager import install_command
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
-    from rhapsody.history.reader import RunHistory
+    from rhapsody.cli import Commands
 
-
-RO_CRATE = "ro-crate"
-FILES = ("reference", "digest", "copy")
+DEFAULT = "ro-crate"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
-    text = f"{RO_CRATE} (default), or a format of a plugin"
-    parser.add_argument("--format", default=RO_CRATE, metavar="FORMAT", help=text)
+    text = f"{DEFAULT} (default), or a format of another plugin"
+    parser.add_argument("--format", default=DEFAULT, metavar="FORMAT", help=text)
     text = "the file to write, or the directory (default: named after the run)"
     parser.add_argument("-o", "--output", metavar="PATH", help=text)
-    crates = parser.add_argument_group("RO-Crates", "The output is a directory, or a .zip file.")
-    text = "the license of the crate, as URL or text"
-    crates.add_argument("--license", metavar="LICENSE", help=text)
-    text = (
-        "reference data files, also compute their digests, or also copy them into the crate "
-        "(default: digest)"
-    )
-    crates.add_argument("--files", choices=FILES, help=text)
+
+
+def extend(parser: argparse.ArgumentParser, commands: Commands) -> None:
+    """Add the options of the formats."""
+    for name, format in commands.formats.items():
+        add_options(parser, f"format {name}", format.options)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,62 +42,43 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         UsageError: There is no such format, or it has no such option.
-        CommandError: The record cannot be read, a library is missing, or the output cannot be
-            written.
+        CommandError: The format is part of a distribution that is not installed, or the output
+            exists.
+        RhapsodyError: The record cannot be read, or the output cannot be written.
     """
-    formats = arguments.commands.formats
-    name = arguments.format
-    if name != RO_CRATE:
-        arguments.commands.add_from_plugins()
-        _check(arguments, formats)
+    formats, name = arguments.commands.formats, arguments.format
+    if name not in formats:
+        require_known(FORMATS, name, f"format {name!r}")
+        raise UsageError(f"format {name!r} not found: the formats are {', '.join(formats)}")
+    format, values = formats[name], _values(arguments)
     history = read_record(arguments.run)
-    suffix, write = ("-crate", None) if name == RO_CRATE else formats[name]
-    path = Path(arguments.output or f"{history.run.name}{suffix}")
+    path = Path(arguments.output or f"{history.run.name}{format.suffix}")
     if os.path.lexists(path):
         raise CommandError(f"{path} already exists; remove it, or choose another path with -o")
     with new_file(path) as new:
-        if write is None:
-            wrote = _write_crate(history, new, arguments)
-        else:
-            write(history.run.path, new)
-            wrote = f"in the format {name}"
+        wrote = format.write(history.run.path, new, **values) or f"in the format {name}"
     note(f"wrote {path}, {wrote}")
     reused = counts_of(history)["reused"]
     if reused:
-        how = (
-            "have no times in this format" if name == RO_CRATE else "may be missing in this format"
-        )
         note(
-            f"tasks whose results were reused from earlier runs: {reused}; they {how}. Export "
-            "those runs as well"
+            f"tasks whose results were reused from earlier runs: {reused}; they have no times in "
+            "this format, or are missing. Export those runs as well"
         )
 
 
-def _check(arguments: argparse.Namespace, formats: Mapping[str, object]) -> None:
-    """Raise a `UsageError` if no plugin has the format, or an option is only for RO-Crates."""
-    name = arguments.format
-    if name not in formats:
-        if owner := FORMATS.get(name):
-            found = f"it is part of {owner}. To install it: {install_command(owner)}"
-        else:
-            found = f"the formats are {', '.join((RO_CRATE, *formats))}"
-        raise UsageError(f"format {name!r} not found: {found}")
-    for option in ("license", "files"):
-        if getattr(arguments, option) is not None:
-            raise UsageError(f"--{option} can only be used with --format {RO_CRATE}")
+def _values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the format's options.
 
-
-def _write_crate(history: RunHistory, path: Path, arguments: argparse.Namespace) -> str:
-    """Write an RO-Crate, and return a description of it."""
-    try:
-        from rhapsody.provenance import ro_crate
-    except ImportError as error:
-        raise CommandError(str(error)) from None
-    crate = ro_crate(history, license=arguments.license, files=arguments.files or "digest")
-    if path.suffix == ".zip":
-        crate.write_zip(path)
-    else:
-        crate.write(path)
-    if crate.mainEntity is not None:
-        return "a Provenance Run Crate"
-    return "a Process Run Crate without the program, which is not available"
+    Raises:
+        UsageError: An option of another format was given.
+    """
+    found = {}
+    for name, format in arguments.commands.formats.items():
+        values = option_values(arguments, f"format {name}", format.options)
+        if name == arguments.format:
+            found = values
+            continue
+        for option in format.options:
+            if values[option.name] not in (None, False):
+                raise UsageError(f"{option.flag} can only be used with --format {name}")
+    return found

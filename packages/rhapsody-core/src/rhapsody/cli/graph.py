@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.lookup import RUN_HELP, read_record
+from rhapsody.cli.lookup import read_record
 from rhapsody.cli.output import CommandError, say
+from rhapsody.history import RUN_HELP
 from rhapsody.history.values import printable
 from rhapsody.plugins.specs import UsageError
 

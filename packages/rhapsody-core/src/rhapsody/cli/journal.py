@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from rhapsody.cli.clean import age, base_of
+from rhapsody.cli.clean import age
 from rhapsody.cli.output import DONE, FAILED, complain, note, say, table
 from rhapsody.cli.recording import END_PHRASES
 from rhapsody.errors import JournalError
@@ -60,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _directory() -> Path:
+    from rhapsody.history.selection import runs_directory
     from rhapsody.journal.store import DIRECTORY
 
-    return base_of(".") / DIRECTORY
+    return runs_directory() / DIRECTORY
 
 
 def _journals(given: str | None) -> list[Path]:

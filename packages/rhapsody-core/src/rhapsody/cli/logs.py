@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli.lookup import (
-    RUN_HELP,
     TASK_HELP,
     chosen_task,
     open_record,
@@ -24,6 +23,7 @@ from rhapsody.cli.lookup import (
     shown,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
+from rhapsody.history import RUN_HELP
 from rhapsody.history.reader import open_recorded
 from rhapsody.history.values import may_run
 from rhapsody.masking import escaped

@@ -9,18 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.clean import base_of
 from rhapsody.cli.output import CommandError, complain
+from rhapsody.history import values
 from rhapsody.history.values import printable
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, RecordReader, RunHistory, RunRecord, TaskRun
 
-RUN_HELP = (
-    "the name of a run, the beginning of its name, its last four digits, or the path of a record "
-    "(default: your newest run)"
-)
 TASK_HELP = "the uid, number or name of a task, or the beginning of its name"
 
 LISTED = 20
@@ -41,20 +37,14 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
 
     Raises:
         SelectionError: The user's text selects no recorded run, or several.
-        CommandError: The record cannot be read.
-        RecordError: It is damaged.
+        RecordError: The record cannot be read.
     """
-    from rhapsody.history.reader import RecordReader
-    from rhapsody.history.selection import select_run
+    from rhapsody.history.selection import open_run
 
-    path = select_run(run, base_of("."))
-    reader = RecordReader(path)
-    with readable(reader.path):
-        reader.update()
+    reader = open_run(run)
     history = reader.history()
-    if history.run.owner is not None:
-        complain(f"{shown(path)} is the record of user {printable(history.run.owner)}")
-    report_damage(history)
+    for warning in history.warnings:
+        complain(warning)
     return reader, history
 
 
@@ -63,8 +53,7 @@ def read_record(run: str | None) -> RunHistory:
 
     Raises:
         SelectionError: The user's text selects no recorded run, or several.
-        CommandError: The record cannot be read.
-        RecordError: It is damaged.
+        RecordError: The record cannot be read.
     """
     return open_record(run)[1]
 
@@ -76,31 +65,21 @@ def chosen_task(run: str | None, task: str, history: RunHistory) -> TaskRun:
         SelectionError: `task` selects no task, or several.
         UsageError: `task` selects a run, and `run` is `None`.
     """
-    from rhapsody.history.selection import SelectionError, select_run, select_task
+    from rhapsody.history.selection import SelectionError, runs_directory, select_run, select_task
 
     try:
         return select_task(task, history)
     except SelectionError as error:
         if run is None and not error.candidates:
             with contextlib.suppress(SelectionError):
-                name = select_run(task, base_of(".")).parent.name
+                name = select_run(task, runs_directory()).parent.name
                 raise UsageError(f"{task!r} is the run {name}; name a task of it as well") from None
         raise
 
 
-def report_damage(history: RunHistory) -> None:
-    """Print a warning if lines of a record are damaged."""
-    found = history.problems
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        complain(f"{shown(history.run.path)} is damaged: {found[0]}{more}")
-
-
 def shown(path: str | os.PathLike[str]) -> str:
     """Return a path as given or relative to the current directory, whichever is shorter."""
-    from rhapsody.observers.account import shown
-
-    return printable(shown(path))
+    return printable(values.shown(path))
 
 
 # Values as JSON.

@@ -8,9 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rhapsody.history.values import printable
@@ -119,42 +118,6 @@ def _write(stream: TextIO | None, text: str, *, end: str = "\n") -> None:
         encoding = stream.encoding
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         stream.write(f"{text}{end}")
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a file or directory to create, which then replaces `path`.
-
-    Nothing is written through a link that another user may have created at `path`. A pipe or device
-    is not replaced.
-
-    Raises:
-        CommandError: The path is a link, or the file cannot be written.
-    """
-    if path.is_symlink():
-        raise CommandError(
-            f"{path} is a link, and nothing is written through links; remove it, or choose another "
-            "path with -o"
-        )
-    from rhapsody.staging.fsutil import as_path, open_directory, private_directory
-
-    try:
-        if path.exists() and not path.is_file():
-            file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                yield as_path(file, path)
-            finally:
-                os.close(file)
-            return
-        name = f".rhapsody-{os.urandom(4).hex()}"
-        with (
-            open_directory(path.parent) as parent,
-            private_directory(name, parent) as private,
-        ):
-            yield as_path(private, path.with_name(name)) / path.name
-            os.replace(path.name, path.name, src_dir_fd=private, dst_dir_fd=parent)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def flush() -> bool:

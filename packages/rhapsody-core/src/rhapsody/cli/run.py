@@ -13,8 +13,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,17 +31,31 @@ from rhapsody.cli.output import (
     USAGE,
     CommandError,
     complain,
-    note,
 )
+from rhapsody.cli.plugin_options import add_options, option_values
 from rhapsody.cli.recording import Recording
-from rhapsody.errors import DataError, JournalError, ProfileError, RhapsodyError, is_closed_pipe
-from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
+from rhapsody.errors import (
+    DataError,
+    JournalError,
+    PluginError,
+    ProfileError,
+    RhapsodyError,
+    is_closed_pipe,
+)
+from rhapsody.plugins.manager import (
+    PluginHook,
+    implementations,
+    loaded_plugins,
+    register,
+    report,
+)
+from rhapsody.plugins.specs import ObservedEngine, StartedRun, Summary, UsageError, hookimpl
 from rhapsody.resources import duration_text
 from rhapsody.staging.runs import PrintableLines, note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.dashboard.process import Dashboard
+    from rhapsody.cli import Commands
     from rhapsody.engine.configuration.defaults import EngineDefaults
 
 
@@ -103,15 +117,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "cancel all other tasks when N have failed"
     failing.add_argument("--max-failures", type=int, metavar="N", help=text)
     recording.configure(parser)
-    text = "serve the report of the run while it is in progress, for a browser on this machine"
-    parser.add_argument("--dashboard", action="store_true", help=text)
-    text = "the port of the dashboard (default: a free one); implies --dashboard"
-    parser.add_argument("--dashboard-port", type=int, metavar="PORT", help=text)
     shown = parser.add_mutually_exclusive_group()
     text = "show neither progress nor the summary, but still the failures that were not awaited"
     shown.add_argument("-q", "--quiet", action="store_true", help=text)
     text = "log the start and end of each task, and show the output of tasks"
     shown.add_argument("-v", "--verbose", action="store_true", help=text)
+
+
+def extend(parser: argparse.ArgumentParser, commands: Commands) -> None:
+    """Add the options of plugins."""
+    for owner, options in commands.run_options.items():
+        add_options(parser, owner, options)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -123,7 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The script, the function, the backend or an option is invalid, or the script
             or a module that the script imports is missing or has a syntax error.
-        CommandError: The backend or the dashboard could not be started.
+        CommandError: The backend could not be started.
+        RhapsodyError: A plugin refuses the run.
         SystemExit: The script raised it, or a signal ended the run.
         BrokenPipeError: The reader of standard output has exited.
     """
@@ -131,14 +148,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     _take_script(arguments)
     with ExitStack() as at_end:  # runs after the traceback has been printed
-        dashboard = _dashboard(arguments, at_end)
+        observers = _start_plugins(arguments, at_end)
         recorded = Recording(arguments)
         at_end.callback(recorded.end)
         hold_records()
         code = INTERRUPTED
         at_end.callback(lambda: end_records(recorded.outcome, code))  # before the journal
         try:
-            code = _code(arguments, recorded, dashboard, at_end)
+            code = _code(arguments, recorded, observers, at_end)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else FAILED if end.code else DONE
             if end.code not in ENDED_BY:
@@ -169,66 +186,65 @@ def _take_script(arguments: argparse.Namespace) -> None:
     arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 
 
-def _dashboard(arguments: argparse.Namespace, at_end: ExitStack) -> Dashboard | None:
-    """Start the dashboard if it was requested, and print its address.
+def _start_plugins(arguments: argparse.Namespace, at_end: ExitStack) -> list[object]:
+    """Call `rhapsody_run_started` of the plugins, and let them take part until the end of the run.
 
     Returns:
-        The dashboard, or `None` if it was not requested.
+        The observers of the run's engines.
 
     Raises:
-        UsageError: The options contradict each other, or the port is invalid.
-        CommandError: The dashboard cannot be started.
+        RhapsodyError: A plugin refuses the run.
+        KeyboardInterrupt: The user pressed Ctrl-C.
     """
-    port = arguments.dashboard_port
-    if port is None and not arguments.dashboard:
-        return None
-    from rhapsody.dashboard.process import Dashboard, DashboardError
+    program, declared = arguments.module or arguments.script, arguments.commands.run_options
+    observers = []
+    for hook in implementations("rhapsody_run_started", loaded_plugins()):
+        options = option_values(arguments, hook.plugin, declared.get(hook.plugin, ()))
+        run = StartedRun(program, arguments.dry_run, options)
+        try:
+            context = hook.call(run=run)
+            if context is None:
+                continue
+            observer = context.__enter__()
+            at_end.callback(_leave, hook, context)
+            if observer is not None:
+                register(observer, hook.plugin, f"observer of {hook.plugin}")
+                observers.append(observer)
+        except PluginError as error:  # of an invalid observer
+            report(hook, error)
+        except (KeyboardInterrupt, RhapsodyError):
+            raise
+        except BaseException as error:  # a plugin may raise anything
+            report(hook, error)
+    return observers
 
-    if port is not None and not 0 < port < 65536:
-        raise UsageError(f"--dashboard-port must be between 1 and 65535, got {port}")
-    if arguments.dry_run:
-        raise UsageError("--dashboard shows tasks that run, but --dry-run runs none; omit one")
+
+def _leave(hook: PluginHook, context: AbstractContextManager[object]) -> None:
+    """Leave the context of a plugin, and report its error."""
     try:
-        dashboard = Dashboard(arguments.module or arguments.script, port)
-    except DashboardError as error:
-        raise CommandError(f"the dashboard cannot be started: {error}") from None
-    at_end.callback(_close, dashboard)
-    note(f"rhapsody: dashboard: {dashboard.url}", masked=False)  # it contains the token
-    return dashboard
-
-
-def _close(dashboard: Dashboard) -> None:
-    """End the dashboard, and report an error that has ended it before."""
-    problem = dashboard.close()
-    if problem is not None:
-        complain(f"the dashboard ended before the run: {problem}")
+        context.__exit__(None, None, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
+        report(hook, error)
 
 
 class _Engines:
     """Observer that records the program's engines, and logs when they start and end.
-
-    Args:
-        dashboard: The dashboard, which then shows the record of the engines.
 
     Attributes:
         started: Number of engines that have started.
         summaries: Summaries of the engines that have finished.
     """
 
-    def __init__(self, dashboard: Dashboard | None) -> None:
-        self._dashboard = dashboard
+    def __init__(self) -> None:
         self.started: int = 0
         self.summaries: list[Summary] = []
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
-        """Count the engine, log its start, and show its record in the dashboard."""
-        from rhapsody.history.recorder import open_records
-
+        """Count the engine, and log its start."""
         self.started += 1
-        if self._dashboard is not None:
-            for record in open_records():
-                self._dashboard.follow(record)
         if not engine.dry_run:
             name = engine.options.get("profile")
             profile = "" if name is None else f" with profile {name!r}"
@@ -257,13 +273,13 @@ class _Engines:
 def _code(
     arguments: argparse.Namespace,
     recorded: Recording,
-    dashboard: Dashboard | None,
+    observers: Sequence[object],
     at_end: ExitStack,
 ) -> int:
     """Run the program, print its errors, and return the exit code."""
     from rhapsody.engine.configuration.defaults import EngineDefaults
 
-    engines, dry, program = _Engines(dashboard), None, None
+    engines, dry, program = _Engines(), None, None
     recorded.summaries = engines.summaries
     if arguments.dry_run:
         from rhapsody.cli.dry_run import DryRun
@@ -278,7 +294,7 @@ def _code(
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),
             profile=arguments.profile,
-            observers=(engines,) if dry is None else (engines, dry),
+            observers=(engines, *observers) if dry is None else (engines, dry, *observers),
             recording=partial(recorded.settings, program),
         )
         _check_profile(defaults)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.clean import base_of
 from rhapsody.cli.lookup import run_json
 from rhapsody.cli.output import DONE, complain, say, say_json, say_lines, table
 from rhapsody.errors import RhapsodyError
@@ -44,10 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: The directory does not exist, or the number is negative.
     """
     from rhapsody.history.reader import list_runs
+    from rhapsody.history.selection import runs_directory
 
     if arguments.number < 0:
         raise UsageError(f"invalid number of runs {arguments.number}; it must be 0 or more")
-    base = base_of(arguments.directory)
+    base = runs_directory(arguments.directory)
     runs = list_runs(base)
     found = [_counted(each) for each in runs[: arguments.number or None]]
     if arguments.json:

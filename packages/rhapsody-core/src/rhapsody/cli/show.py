@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import (
     LISTED,
-    RUN_HELP,
     TASK_HELP,
     attempt_json,
     chosen_task,
@@ -20,6 +19,7 @@ from rhapsody.cli.lookup import (
     task_json,
 )
 from rhapsody.cli.output import DONE, say_json, say_lines, wrapped
+from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
     call_of,
     clock,

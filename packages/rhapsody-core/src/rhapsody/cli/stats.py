@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import LISTED, RUN_HELP, read_record, run_json
+from rhapsody.cli.lookup import LISTED, read_record, run_json
 from rhapsody.cli.output import DONE, say_json, say_lines, table
+from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
     call_of,
     counts_from,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import LISTED, RUN_HELP, open_record, readable, run_json
+from rhapsody.cli.lookup import LISTED, open_record, readable, run_json
 from rhapsody.cli.output import (
     DONE,
     flush_stdout,
@@ -22,6 +22,7 @@ from rhapsody.cli.output import (
     table,
     terminal_width,
 )
+from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
     OUTCOMES,
     call_of,

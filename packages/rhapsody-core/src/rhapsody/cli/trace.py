@@ -16,8 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.lookup import RUN_HELP, read_record
-from rhapsody.cli.output import new_file, note
+from rhapsody.cli.lookup import read_record
+from rhapsody.cli.output import note
+from rhapsody.history import RUN_HELP
+from rhapsody.history.files import new_file
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the trace.
 
     Raises:
-        CommandError: The record cannot be read, or the file cannot be written.
+        RhapsodyError: The record cannot be read, or the file cannot be written.
     """
     history = read_record(arguments.run)
     pieces = trace(history, dependencies=arguments.dependencies)

@@ -1,11 +1,128 @@
 """Records of runs: what ran, when, where, and with which outcome.
 
-`recorder` is an observer that writes the record of a run while it happens, `lines` defines the form
-of each line, `reader` reads records, also during the run, and `selection` finds runs and tasks by
-the names that users type. docs/reference/run-record.md describes the format.
+This is a public package for programs and plugins that read records. Its names are imported on first
+use. A record is a file of JSON lines; docs/reference/run-record.md describes the format, whose
+version is `FORMAT`.
+
+`reader` reads records, also during the run, and `selection` finds runs and tasks by the names that
+users type. `statistics`, `timeline` and `graph` derive figures from the content, `values` formats
+them, and `files` creates the files of commands. `recorder` is the observer that writes the record
+of a run while it happens; `lines` defines the form of each line, and `outputs` stores long outputs.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from rhapsody._exports import lazy
+
 FORMAT: int = 1
-"""Version of the format, increased by changes after which older readers would be wrong."""
+"""Version of the format of records, increased by changes after which older readers would be wrong.
+The first line of a record contains the version of the record. `RecordReader` raises `RecordError`
+for a record with a higher version than this one."""
+
+RUN_HELP: str = (
+    "the name of a run, the beginning of its name, its last four digits, or the path of a record "
+    "(default: your newest run)"
+)
+"""Description of the texts that `open_run` and `select_run` accept, for the help of a command."""
+
+if TYPE_CHECKING:
+    from rhapsody.history.files import new_file
+    from rhapsody.history.graph import Graph, Node, graph_of
+    from rhapsody.history.reader import (
+        Attempt,
+        BackendRecord,
+        EngineRecord,
+        ErrorRecord,
+        FileRecord,
+        RecordError,
+        RecordReader,
+        RunHistory,
+        RunRecord,
+        TaskRun,
+        list_runs,
+        no_collection,
+        other_owner,
+        read_run,
+    )
+    from rhapsody.history.recorder import open_records
+    from rhapsody.history.selection import (
+        SelectionError,
+        open_run,
+        runs_directory,
+        select_run,
+        select_task,
+    )
+    from rhapsody.history.statistics import (
+        Durations,
+        NameStatistics,
+        Step,
+        by_name,
+        critical_path,
+        failure_key,
+        most_unused_memory,
+    )
+    from rhapsody.history.timeline import (
+        BLOCKS,
+        Busy,
+        Lane,
+        Slice,
+        lanes,
+        last_time,
+        origin,
+        utilization,
+    )
+    from rhapsody.history.values import (
+        call_of,
+        clock,
+        counts_from,
+        counts_of,
+        counts_text,
+        duration,
+        may_run,
+        percent,
+        program_of,
+        resources_text,
+        size,
+        where,
+    )
+
+    __all__ = [
+        "BLOCKS", "FORMAT", "RUN_HELP", "Attempt", "BackendRecord", "Busy", "Durations",
+        "EngineRecord", "ErrorRecord", "FileRecord", "Graph", "Lane", "NameStatistics", "Node",
+        "RecordError", "RecordReader", "RunHistory", "RunRecord", "SelectionError", "Slice", "Step",
+        "TaskRun", "by_name", "call_of", "clock", "counts_from", "counts_of", "counts_text",
+        "critical_path", "duration", "failure_key", "graph_of", "lanes", "last_time", "list_runs",
+        "may_run", "most_unused_memory", "new_file", "no_collection", "open_records", "open_run",
+        "origin", "other_owner", "percent", "program_of", "read_run", "resources_text",
+        "runs_directory", "select_run", "select_task", "size", "utilization", "where",
+    ]  # fmt: skip
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            __name__: "FORMAT RUN_HELP",
+            "rhapsody.history.files": "new_file",
+            "rhapsody.history.graph": "Graph Node graph_of",
+            "rhapsody.history.reader": (
+                "Attempt BackendRecord EngineRecord ErrorRecord FileRecord RecordError "
+                "RecordReader RunHistory RunRecord TaskRun list_runs no_collection other_owner "
+                "read_run"
+            ),
+            "rhapsody.history.recorder": "open_records",
+            "rhapsody.history.selection": (
+                "SelectionError open_run runs_directory select_run select_task"
+            ),
+            "rhapsody.history.statistics": (
+                "Durations NameStatistics Step by_name critical_path failure_key most_unused_memory"
+            ),
+            "rhapsody.history.timeline": (
+                "BLOCKS Busy Lane Slice lanes last_time origin utilization"
+            ),
+            "rhapsody.history.values": (
+                "call_of clock counts_from counts_of counts_text duration may_run percent "
+                "program_of resources_text size where"
+            ),
+        },
+    )

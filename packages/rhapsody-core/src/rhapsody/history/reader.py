@@ -28,9 +28,10 @@ from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError, user_name
 from rhapsody.history import FORMAT
 from rhapsody.history.outputs import Place
+from rhapsody.history.values import printable, shown
 from rhapsody.identity import split_label, without_engine
 from rhapsody.staging.fsutil import open_file, state_of
-from rhapsody.staging.runs import LOCK, NAME, RECORD, runs_in
+from rhapsody.staging.runs import BASE, LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Usage
 
@@ -132,6 +133,12 @@ class RunRecord:
         """
         uid = other_owner(self.path)
         return None if uid is None else user_name(uid)
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory whose `.rhapsody` contains the run; `None` if the record is elsewhere."""
+        path = Path(os.path.abspath(self.path))
+        return path.parents[2] if path.parent.parent.name == BASE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +420,16 @@ class RunHistory:
     engines: Mapping[str, EngineRecord]
     tasks: Mapping[str, TaskRun]
     problems: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings for readers: the record is that of another user, or lines are damaged."""
+        path, owner, found = printable(shown(self.run.path)), self.run.owner, self.problems
+        warnings = [] if owner is None else [f"{path} is the record of user {printable(owner)}"]
+        if found:
+            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+            warnings.append(f"{path} is damaged: {found[0]}{more}")
+        return warnings
 
 
 def read_run(path: str | os.PathLike[str]) -> RunHistory:

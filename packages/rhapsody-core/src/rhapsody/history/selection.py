@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rhapsody.history.reader import RunHistory, TaskRun, other_owner
+from rhapsody.history.reader import RecordError, RecordReader, RunHistory, TaskRun, other_owner
 from rhapsody.history.values import call_of
 from rhapsody.identity import label
 from rhapsody.plugins.specs import UsageError
-from rhapsody.staging.runs import LATEST, RECORD, runs_in
+from rhapsody.staging.runs import BASE, LATEST, RECORD, runs_in
 
 LISTED = 10
 """Maximum number of candidates in an error."""
@@ -31,6 +31,36 @@ class SelectionError(UsageError):
     def __init__(self, message: str, candidates: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.candidates: tuple[str, ...] = tuple(candidates)
+
+
+def runs_directory(directory: str = ".") -> Path:
+    """Return the directory if its name is `.rhapsody`, otherwise the path of `.rhapsody` in it.
+
+    Raises:
+        UsageError: The directory does not exist.
+    """
+    path = Path(os.path.abspath(directory))
+    if not path.is_dir():
+        raise UsageError(f"directory {directory!r} does not exist (looked in {os.getcwd()})")
+    return path if path.name == BASE else path / BASE
+
+
+def open_run(text: str | None) -> RecordReader:
+    """Return the reader of the record that `text` selects, which has read the present content.
+
+    Args:
+        text: The text of the user; see `select_run`. The runs are those in the current directory.
+
+    Raises:
+        SelectionError: The text selects no recorded run, or several.
+        RecordError: The file cannot be read, is not a record, or was written by a newer version.
+    """
+    reader = RecordReader(select_run(text, runs_directory()))
+    try:
+        reader.update()
+    except OSError as error:
+        raise RecordError(f"cannot read {reader.path}: {error.strerror or error}") from None
+    return reader
 
 
 def select_run(text: str | None, base: Path) -> Path:

@@ -146,3 +146,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as given or relative to the current directory, whichever is shorter."""
+    try:
+        return min(os.path.relpath(path), os.fspath(path), key=len)
+    except OSError:  # the current directory was removed
+        return os.fspath(path)

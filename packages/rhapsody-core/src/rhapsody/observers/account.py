@@ -20,6 +20,7 @@ from rhapsody.errors import (
     first_call,
     text_of,
 )
+from rhapsody.history.values import shown
 from rhapsody.plugins.specs import Summary, TaskEvent
 from rhapsody.resources import duration_text, size_text
 from rhapsody.staging.runs import BASE, LOG, RECORD
@@ -208,14 +209,6 @@ class FailureGroups:
         lines = [line for group in groups[:MAX_LISTED] for line in group.lines()]
         more = sum(group.count for group in groups[MAX_LISTED:]) + self._ungrouped
         return lines + [f"... and {more} more"] * (more > 0)
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path as given or relative to the current directory, whichever is shorter."""
-    try:
-        return min(os.path.relpath(path), os.fspath(path), key=len)
-    except OSError:  # the current directory was removed
-        return os.fspath(path)
 
 
 def _here() -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Protocol, get_origin
 
 import pluggy
 
@@ -32,6 +32,7 @@ from rhapsody.task import TaskDescription, Usage
 
 if TYPE_CHECKING:
     import argparse
+    from contextlib import AbstractContextManager
 
     from rich.table import Table
 
@@ -41,10 +42,12 @@ __all__ = [
     "AttemptFiles",
     "BackendSpec",
     "CommandLine",
+    "CommandOption",
     "LookupTask",
     "ObservedEngine",
     "Record",
     "Recorded",
+    "StartedRun",
     "Stats",
     "Summary",
     "TaskCall",
@@ -59,6 +62,8 @@ __all__ = [
     "rhapsody_observers",
     "rhapsody_prepare_task",
     "rhapsody_record_results",
+    "rhapsody_run_options",
+    "rhapsody_run_started",
     "rhapsody_select_backend",
     "rhapsody_task_calls",
     "rhapsody_task_events",
@@ -615,6 +620,55 @@ class UsageError(RhapsodyError, ValueError):
     """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
 
 
+@dataclass(frozen=True, slots=True)
+class CommandOption:
+    """Option that a plugin adds to `rhapsody run` or to one of its export formats.
+
+    Attributes:
+        name: The name, an identifier. The option on the command line is `--` with this name, in
+            which `-` replaces `_`.
+        type: The type of the value: `str`, `int`, `float`, a `Literal` of strings, or `bool` for an
+            option without a value. The value is `None`, or `False` for `bool`, if the option is not
+            given.
+        help: A description.
+        metavar: The name of the value in the help.
+
+    Raises:
+        TypeError: The name is not an identifier, or the type is none of the types above.
+    """
+
+    name: str
+    type: Any = str
+    help: str = ""
+    metavar: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise TypeError(f"CommandOption: name must be an identifier, got {self.name!r}")
+        if self.type not in (str, int, float, bool) and get_origin(self.type) is not Literal:
+            raise TypeError(f"CommandOption {self.name!r}: unsupported type {self.type!r}")
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line, such as `--dashboard-port`."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """Call of `rhapsody run`, passed to `rhapsody_run_started`.
+
+    Attributes:
+        program: The script or module, as on the command line.
+        dry_run: True if tasks are not run.
+        options: The values of the options that the plugin has declared, by name.
+    """
+
+    program: str
+    dry_run: bool
+    options: Mapping[str, Any]
+
+
 class CommandLine(Protocol):
     """Command line, passed to `rhapsody_commands` so that plugins can add commands and formats."""
 
@@ -642,7 +696,11 @@ class CommandLine(Protocol):
         ...
 
     def add_export_format(
-        self, name: str, suffix: str, write: Callable[[Path, Path], None]
+        self,
+        name: str,
+        suffix: str,
+        write: Callable[..., str | None],
+        options: Sequence[CommandOption] = (),
     ) -> None:
         """Add a format, written by `rhapsody export RUN --format NAME`.
 
@@ -650,9 +708,11 @@ class CommandLine(Protocol):
             name: The format's name.
             suffix: The end of the default file name, such as `".json"`; the rest is the run's name.
             write: Callable that receives the path of the run's record and the path to write, which
-                does not exist. docs/reference/run-record.md describes the record. If `write` raises
-                a `RhapsodyError` or an `OSError`, the error is shown without a traceback, and the
-                exit code is 1.
+                does not exist, and the values of the options as keyword arguments. It may return a
+                description of what it has written. `rhapsody.history` reads the record. If `write`
+                raises a `RhapsodyError` or an `OSError`, the error is shown without a traceback,
+                and the exit code is 1.
+            options: Options of `rhapsody export` that only this format has.
 
         Raises:
             ValueError: The name is invalid, or a format with this name exists.
@@ -845,8 +905,39 @@ def rhapsody_commands(cli: CommandLine) -> None:
     """Add commands to the command line.
 
     Called if the command line needs the commands or export formats of plugins: for a command that
-    is not built in, for `rhapsody export --format` and for `--plugins`. The hook must be quick.
+    is not built in, for `rhapsody run` and `rhapsody export`, and for `--plugins`. The hook must be
+    quick.
 
     Args:
         cli: The command line.
+    """
+
+
+@hookspec
+def rhapsody_run_options() -> Iterable[CommandOption] | None:
+    """Declare options of `rhapsody run`.
+
+    Called when the command line is parsed. The hook must be quick.
+
+    Returns:
+        The options, whose values `rhapsody_run_started` receives.
+    """
+
+
+@hookspec
+def rhapsody_run_started(run: StartedRun) -> AbstractContextManager[object] | None:
+    """Take part in a call of `rhapsody run`.
+
+    Called once, before the script starts. If the hook raises a `RhapsodyError`, the script does not
+    start: the error is shown without a traceback, and the exit code is 2 for a `UsageError` and 1
+    for all others.
+
+    Args:
+        run: The call with the values of the options.
+
+    Returns:
+        A context manager, or `None`. It is entered before the script starts, and left when the run
+        has ended, also after an error, and its record is complete. If entering it returns an object
+        other than `None`, the hooks of this object observe each engine of the run. An error when it
+        is entered is treated as one of the hook.
     """

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.history.reader import RunHistory, read_run
-from rhapsody.report.content import EXAMPLES, MAX_TEXT, contents, failure_groups, tail
+from rhapsody.history import RunHistory, read_run
+from rhapsody_report.content import EXAMPLES, MAX_TEXT, contents, failure_groups, tail
 from tests._support.histories import Records, call, end, finish
 
 NAME = "20260101T000000-align-00a1"

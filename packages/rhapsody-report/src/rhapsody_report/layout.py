@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rhapsody.history.graph import Graph, Node
+    from rhapsody.history import Graph, Node
 
 SWEEPS = 8
 """Number of times that the layers are ordered, from the top and from the bottom alternately."""

@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.dashboard import process
 from tests._support.command_line import Run
 from tests._support.live_runs import Browser, LiveRun, until
 from tests._support.programs import PATIENCE
@@ -116,30 +115,20 @@ def test_a_dry_run_has_no_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--dry-run runs none" in failed(capsys, "--dashboard", "--dry-run", code=2)
 
 
-def test_missing_libraries_are_named_with_the_command_that_installs_them(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "LIBRARIES", ("json", "no_such_library"))
-    error = failed(capsys, "--dashboard", code=1)
-    assert error == (
-        "rhapsody: the dashboard cannot be started: it needs no_such_library; to install: "
-        "pip install 'rhapsody-core[dashboard]'\n"
-    )
-
-
 def test_a_mistake_ends_the_dashboard_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = failed(capsys, "--dashboard", code=2).splitlines()
     assert "none.py" in second
     assert refuses(Browser(first.removeprefix("rhapsody: dashboard: ")))
 
 
-def test_without_the_option_no_library_of_the_dashboard_is_imported(run: Run) -> None:
+def test_without_the_option_no_library_is_imported(run: Run) -> None:
     done = run(
         """
         import sys
 
         async def main(flow):
-            print([name for name in ("starlette", "uvicorn", "bokeh") if name in sys.modules])
+            libraries = ("starlette", "uvicorn", "bokeh", "rocrate")
+            print([name for name in libraries if name in sys.modules])
         """,
         "-q",
     )

@@ -11,26 +11,38 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.history.graph import graph_of
-from rhapsody.history.statistics import by_name, critical_path, failure_key, most_unused_memory
-from rhapsody.history.timeline import BLOCKS, lanes, last_time, origin, utilization
-from rhapsody.history.values import (
+from rhapsody.history import (
+    BLOCKS,
+    by_name,
     call_of,
     clock,
     counts_from,
     counts_of,
     counts_text,
+    critical_path,
+    failure_key,
+    graph_of,
+    lanes,
+    last_time,
     may_run,
+    most_unused_memory,
+    origin,
     resources_text,
+    utilization,
 )
-from rhapsody.report import charts
-from rhapsody.report.layout import drawing
+from rhapsody_report import charts
+from rhapsody_report.layout import drawing
 
 if TYPE_CHECKING:
-    from rhapsody.history.graph import Graph
-    from rhapsody.history.reader import Attempt, RunHistory, TaskRun
-    from rhapsody.history.statistics import NameStatistics, Step
-    from rhapsody.history.timeline import Lane
+    from rhapsody.history import (
+        Attempt,
+        Graph,
+        Lane,
+        NameStatistics,
+        RunHistory,
+        Step,
+        TaskRun,
+    )
 
 LIMIT = 20_000
 """Maximum number of attempts, and of nodes or arrows of a full graph, that are drawn one by one."""

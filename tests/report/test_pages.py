@@ -6,9 +6,6 @@ import base64
 import hashlib
 import itertools
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ import pytest
 
 from rhapsody import RetryPolicy, WorkflowEngine
 from rhapsody.backends import LocalExecutionBackend
-from rhapsody.history.reader import RunHistory, read_run
-from rhapsody.report import SECTIONS, content, page, sections
+from rhapsody.history import RunHistory, read_run
 from rhapsody.staging.fsutil import FileLock
+from rhapsody_report import content, page, sections
+from rhapsody_report.pages import SECTIONS
 from tests._support.histories import BEGIN, Records, call, end, finish, many, start
 from tests._support.pages import Element, parsed, row
-from tests._support.programs import PATIENCE
 
 NAME = "20260101T000000-align-00a1"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -276,23 +273,3 @@ def test_a_run_without_tasks(records: Records) -> None:
     assert charts(found) == []
     for text in ("No task has failed.", "No task was called.", "No task has ended."):
         assert text in found.text
-
-
-@pytest.mark.parametrize("library", ["bokeh", "jinja2"])
-def test_a_missing_library_is_named_with_the_extra(records: Records, library: str) -> None:
-    records.write(NAME, call(1, "a"), end(1, 0, 0, 1), *finish(1))
-    program = (
-        f"import sys; sys.modules[{library!r}] = None; from rhapsody.cli import main; "
-        "sys.exit(main(['report']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=records.path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install 'rhapsody-core[report]'" in done.stderr
-    assert not re.search("Traceback", done.stderr)

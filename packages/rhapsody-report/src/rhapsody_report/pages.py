@@ -22,28 +22,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-try:
-    import bokeh
-    import jinja2
-except ModuleNotFoundError as _error:
-    if _error.name not in ("bokeh", "jinja2"):
-        raise
-    raise ImportError(
-        "the report needs Bokeh and Jinja; to install them: pip install 'rhapsody-core[report]'"
-    ) from None
-
+import bokeh
+import jinja2
 from markupsafe import Markup
 
-from rhapsody._version import __version__
-from rhapsody.history.reader import no_collection
-from rhapsody.history.values import clock, duration, percent, program_of, size, where
-from rhapsody.report.content import contents
+from rhapsody.history import clock, duration, no_collection, percent, program_of, size, where
+from rhapsody_report import __version__
+from rhapsody_report.content import contents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rhapsody.history.graph import Node
-    from rhapsody.history.reader import RunHistory, RunRecord
+    from rhapsody.history import Node, RunHistory, RunRecord
 
 __all__ = ["SECTIONS", "content_security_policy", "page", "sections", "title"]
 
@@ -96,14 +86,14 @@ def page(
 
     Args:
         history: The content of the run's record.
-        live: True for a page that a server updates during the run, see `rhapsody.dashboard`.
+        live: True for a page that a server updates during the run, see `rhapsody_report.dashboard`.
         version: The version of a live report.
         built: The sections, if they have been built before.
     """
     built = sections(history) if built is None else built
     return _template("page.html").render(
         live=live,
-        made_by=f"rhapsody-core {__version__}",
+        made_by=f"rhapsody-report {__version__}",
         name=_clean(history.run.name),
         now=time.time(),
         policy=content_security_policy(live=live),

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from rhapsody.history.graph import Graph, Node
-from rhapsody.report.layout import BOX, drawing, layers_of, ordered, shortened
+from rhapsody.history import Graph, Node
+from rhapsody_report.layout import BOX, drawing, layers_of, ordered, shortened
 
 
 @pytest.mark.parametrize(

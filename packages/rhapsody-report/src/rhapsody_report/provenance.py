@@ -23,32 +23,21 @@ import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-try:
-    from rocrate.model import ComputerLanguage, ContextEntity, DataEntity, Preview
-    from rocrate.rocrate import ROCrate
-except ModuleNotFoundError as _error:
-    if str(_error.name).partition(".")[0] != "rocrate":
-        raise
-    raise ImportError(
-        "RO-Crates need the library rocrate; to install it: pip install 'rhapsody-core[provenance]'"
-    ) from None
+from rocrate.model import ComputerLanguage, ContextEntity, DataEntity, Preview
+from rocrate.rocrate import ROCrate
 
-from rhapsody.history.reader import other_owner
-from rhapsody.history.timeline import last_time
-from rhapsody.history.values import counts_of, counts_text, program_of
-from rhapsody.staging.runs import BASE
-from rhapsody.states import TasksMainStates
+from rhapsody import TasksMainStates
+from rhapsody.history import counts_of, counts_text, last_time, other_owner, program_of
 
 if TYPE_CHECKING:
-    from rhapsody.history.reader import Attempt, FileRecord, RunHistory, TaskRun
+    from rhapsody.history import Attempt, FileRecord, RunHistory, TaskRun
 
 __all__ = ["Files", "ro_crate"]
 
-log: logging.Logger = logging.getLogger("rhapsody")
+log: logging.Logger = logging.getLogger("rhapsody.report")
 
 Files = Literal["reference", "digest", "copy"]
 """Treatment of data files: reference them, also compute digests, or also copy them."""
@@ -326,9 +315,8 @@ def _time(seconds: float | None) -> str | None:
 def _directories(history: RunHistory) -> list[str]:
     """Return the directories of a run: those in which it ran, and those that it was given."""
     run, places = history.run, []
-    path = Path(os.path.abspath(run.path))
-    if path.parent.parent.name == BASE:
-        places.append(str(path.parents[2]))
+    if run.directory is not None:
+        places.append(str(run.directory))
     if other_owner(run.path) is None:
         places += [run.cwd] if run.cwd else []
         for engine in history.engines.values():

@@ -15,7 +15,6 @@ The server writes to its standard output when it is ready.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import secrets
 import select
@@ -24,14 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("starlette", "uvicorn", "bokeh", "jinja2")
-"""Packages of the extra `dashboard`."""
-
-INSTALL = "pip install 'rhapsody-core[dashboard]'"
+from rhapsody import RhapsodyError, hookimpl
+from rhapsody.history import open_records
+from rhapsody_report.command import note
 
 HOST = "127.0.0.1"
 
@@ -39,8 +38,11 @@ GRACE = 15.0
 """Maximum number of seconds that the end of the run waits for the server to end."""
 
 
-class DashboardError(Exception):
+class DashboardError(RhapsodyError):
     """The dashboard cannot be started."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the dashboard cannot be started: {why}")
 
 
 class Dashboard:
@@ -54,14 +56,10 @@ class Dashboard:
         url: The address to open, with the token.
 
     Raises:
-        DashboardError: Libraries are missing, the port cannot be used, or the process cannot be
-            started.
+        DashboardError: The port cannot be used, or the process cannot be started.
     """
 
     def __init__(self, program: str, port: int | None = None) -> None:
-        missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise DashboardError(f"it needs {', '.join(missing)}; to install: {INSTALL}")
         token = secrets.token_urlsafe(32)
         with _listener(port) as listener:
             self.url: str = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
@@ -79,6 +77,12 @@ class Dashboard:
             except OSError as error:
                 raise DashboardError(f"its process cannot be started: {error}") from None
         self._send({"token": token, "program": program, "started": time.time()})
+
+    @hookimpl
+    def rhapsody_workflow_started(self) -> None:
+        """Show the record of the first engine."""
+        for record in open_records():
+            self.follow(record)
 
     def follow(self, record: Path) -> None:
         """Show a record. Only the first call has an effect."""
@@ -113,6 +117,30 @@ class Dashboard:
         assert stdin is not None
         with suppress(BrokenPipeError):  # reported by `close`
             stdin.write(json.dumps(message).encode() + b"\n")
+
+
+@contextmanager
+def shown(program: str, port: int | None) -> Iterator[Dashboard]:
+    """Show a run in the dashboard, and print the address at the start and an error at the end.
+
+    Args:
+        program: The program of the run.
+        port: The port; `None` for a free one.
+
+    Yields:
+        The dashboard, which observes the engines of the run.
+
+    Raises:
+        DashboardError: The dashboard cannot be started.
+    """
+    dashboard = Dashboard(program, port)
+    try:
+        note(f"rhapsody: dashboard: {dashboard.url}", masked=False)  # it contains the token
+        yield dashboard
+    finally:
+        problem = dashboard.close()
+        if problem is not None:
+            note(f"rhapsody: the dashboard ended before the run: {problem}")
 
 
 def _listener(port: int | None) -> socket.socket:

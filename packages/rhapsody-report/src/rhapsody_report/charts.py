@@ -16,15 +16,12 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, PlainText, Range1d
 from bokeh.plotting import figure
 
-from rhapsody.history import timeline as timelines
-from rhapsody.history.values import call_of, duration, size
-from rhapsody.report.layout import layers_of, ordered, shortened
+from rhapsody.history import call_of, duration, size
+from rhapsody.history import utilization as parts_of
+from rhapsody_report.layout import layers_of, ordered, shortened
 
 if TYPE_CHECKING:
-    from rhapsody.history.graph import Graph
-    from rhapsody.history.reader import Attempt
-    from rhapsody.history.statistics import NameStatistics, Step
-    from rhapsody.history.timeline import Busy, Lane
+    from rhapsody.history import Attempt, Busy, Graph, Lane, NameStatistics, Step
 
 COLORS = {
     "done": "#2da44e",
@@ -244,7 +241,7 @@ def timeline_aggregated(found: Sequence[Lane], end: float) -> Chart | None:
     firsts = [row * len(found) // rows for row in range(rows)]  # the first lane of each row
     share = np.zeros((rows, CELLS))
     for row, (first, stop) in enumerate(itertools.pairwise([*firsts, len(found)])):
-        parts = timelines.utilization(found[first:stop], end, CELLS)
+        parts = parts_of(found[first:stop], end, CELLS)
         share[row] = [each.attempts / (stop - first) for each in parts]
     plot = _figure(
         _rows_height(rows),

@@ -1,4 +1,4 @@
-"""`rhapsody export`: where the crate is written, and errors. `test_provenance.py` tests it."""
+"""`rhapsody export`: where the crate is written, and errors. `test_provenance.py` tests crates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def test_a_zip_file_can_be_written() -> None:
     ("command", "written"),
     {
         "report": f"{NAME}.html",
-        "trace": f"{NAME}.trace.json",
         "export": f"{NAME}-crate",
         "export -o crate.zip": "crate.zip",
     }.items(),

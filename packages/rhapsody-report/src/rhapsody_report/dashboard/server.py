@@ -42,9 +42,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rhapsody import report
-from rhapsody.errors import RhapsodyError
-from rhapsody.history.reader import RecordReader, RunHistory, RunRecord
+from rhapsody import RhapsodyError
+from rhapsody.history import RecordReader, RunHistory, RunRecord
+from rhapsody_report import pages
 
 INTERVAL = 1.0
 """Minimum number of seconds between two updates."""
@@ -143,7 +143,7 @@ class LiveReport:
         if time.monotonic() - self._built > INTERVAL:
             await self._update()
         async with self._building:
-            return report.page(self._history, live=True, version=self.version, built=self._sections)
+            return pages.page(self._history, live=True, version=self.version, built=self._sections)
 
     async def events(self, seen: int) -> AsyncIterator[str]:
         """Yield an event after each change, the last one after the end of the run.
@@ -180,7 +180,7 @@ class LiveReport:
         data = {
             "sections": changed,
             "run": run.name,
-            "title": report.title(run),
+            "title": pages.title(run),
             "outcome": run.outcome,
             "ended": self.ended,
         }
@@ -203,7 +203,7 @@ class LiveReport:
         if not (grown or final or now - self._built > IDLE):
             return False
         self._built = now
-        built = report.sections(self._history)
+        built = pages.sections(self._history)
         changed = {
             name
             for name, html in built.items()
@@ -269,7 +269,7 @@ class Guard:
         self._app = app
         self._connections = connections
         self._token = token.encode()
-        policy = f"{report.content_security_policy(live=True)}; frame-ancestors 'none'"
+        policy = f"{pages.content_security_policy(live=True)}; frame-ancestors 'none'"
         self._headers = {**HEADERS, "content-security-policy": policy}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from rhapsody import report
-from rhapsody.dashboard import server
-from rhapsody.history.reader import RunRecord
+from rhapsody.history import RunRecord
 from rhapsody.staging.fsutil import FileLock
+from rhapsody_report import pages
+from rhapsody_report.dashboard import server
 from tests._support.histories import Records, call, end, finish
 from tests._support.live_runs import Server, until
 from tests._support.programs import PATIENCE
@@ -218,7 +218,7 @@ async def test_the_report_is_built_only_while_a_browser_waits(
         built.append(arguments)
         return {"summary": str(len(built))}
 
-    monkeypatch.setattr(report, "sections", sections)
+    monkeypatch.setattr(pages, "sections", sections)
     monkeypatch.setattr(server, "INTERVAL", 0.0)
     monkeypatch.setattr(server, "REST", 0.0)
     live = server.LiveReport(RunRecord(tmp_path / "run.jsonl", ""))

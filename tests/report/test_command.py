@@ -1,4 +1,4 @@
-"""`rhapsody report`: where the page is written, and errors. `report/` tests the page."""
+"""`rhapsody report`: where the page is written, and errors. `test_pages.py` tests the page."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_the_default_file_is_named_after_the_run(
 
 
 def test_the_report_can_be_written_to_standard_output(
-    records: Records, capsysbinary: pytest.CaptureFixture[bytes]
+    records: Records, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     records.write(NAME, call(1, "\N{GREEK SMALL LETTER ALPHA}"), end(1, 0, 1, 2), *finish(2))
     assert main(["report", "-o", "-"]) == 0
-    found = capsysbinary.readouterr().out.decode()
+    found = capfdbinary.readouterr().out.decode()
     assert found.startswith("<!DOCTYPE html>")
     assert "\N{GREEK SMALL LETTER ALPHA}" in found
     assert not list(records.path.glob("*.html"))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.history.reader import read_run
-from rhapsody.report import page
+from rhapsody.history import read_run
+from rhapsody_report import page
 from tests._support.browser import IDLE, Browser, chromium
 from tests._support.histories import Records, call, end, finish, many
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
-from rhapsody.history.reader import RunHistory, read_run
-from rhapsody.provenance import Files, ro_crate
+from rhapsody.history import RunHistory, read_run
+from rhapsody_report.provenance import Files, ro_crate
 from tests._support.histories import BEGIN, Records, call, end, finish, start
-from tests._support.programs import PATIENCE
 
 NAME = "20260101T000000-align-00a1"
 FAILED = "http://schema.org/FailedActionStatus"
@@ -170,18 +168,6 @@ def test_an_unfinished_run_has_actions_without_an_end(records: Records, tmp_path
     assert "endTime" not in found["#task.000001.1"]
     assert "actionStatus" not in found["#task.000001.1"]
     assert "#task.000002.1" not in found
-
-
-def test_a_missing_library_is_named_with_the_command_that_installs_it() -> None:
-    program = "import sys; sys.modules['rocrate'] = None; import rhapsody.provenance"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert "pip install 'rhapsody-core[provenance]'" in done.stderr
 
 
 def test_an_attempt_that_the_fallback_replaced_is_a_failed_action(

@@ -1,0 +1,63 @@
+"""Options that plugins add to built-in commands, and what to install for those of known plugins."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from rhapsody.cli.output import CommandError, complain
+from rhapsody.plugins.manager import install_command
+from rhapsody.plugins.specs import CommandOption
+
+
+def add_options(
+    parser: argparse.ArgumentParser, owner: str, options: Iterable[CommandOption]
+) -> None:
+    """Add options to a command. Options that the command already has are reported and left out.
+
+    Args:
+        parser: The parser of the command.
+        owner: The plugin or format that declares the options.
+        options: The options.
+    """
+    for option in options:
+        keys: dict[str, Any] = {"type": option.type, "metavar": option.metavar or None}
+        if option.type is bool:
+            keys = {"action": "store_true"}
+        elif get_origin(option.type) is Literal:
+            keys = {"choices": get_args(option.type), "metavar": option.metavar or None}
+        elif not option.metavar:
+            keys["metavar"] = option.name.upper()
+        try:
+            parser.add_argument(option.flag, dest=_dest(owner, option), help=option.help, **keys)
+        except argparse.ArgumentError:
+            complain(f"ignoring the option {option.flag} of {owner}: {parser.prog} has another one")
+
+
+def option_values(
+    arguments: argparse.Namespace, owner: str, options: Iterable[CommandOption]
+) -> dict[str, Any]:
+    """Return the values of options by name."""
+    return {option.name: getattr(arguments, _dest(owner, option), None) for option in options}
+
+
+def _dest(owner: str, option: CommandOption) -> str:
+    return f"{owner}: {option.name}"
+
+
+def require_known(owners: Mapping[str, str], name: str, what: str) -> None:
+    """Raise an error if the distribution that contains a known feature is not installed.
+
+    Args:
+        owners: The distributions of features by name; see `rhapsody.known`.
+        name: The name of the feature, which was not found.
+        what: The feature in messages.
+
+    Raises:
+        CommandError: A known distribution contains the feature.
+    """
+    if owner := owners.get(name):
+        raise CommandError(
+            f"{what} not found: it is part of {owner}. To install it: {install_command(owner)}"
+        )
