@@ -268,7 +268,8 @@ def without_private(
     result: str | None,
 ) -> tuple[str, str | None] | None:
     """Remove the signature of a class that programs do not call."""
-    return ("", result) if signature and "**__" in signature else None
+    hidden = signature and ("**__" in signature or "<factory>" in signature)
+    return ("", result) if hidden else None
 
 
 def leave_out_decisions(_app: Sphinx, env: BuildEnvironment) -> None:

@@ -360,7 +360,7 @@ class TaskRun(NamedTuple):
 
     @property
     def state(self) -> TasksMainStates:
-        """The state of the task: that of the last attempt, or PENDING before the next one."""
+        """The state of the last attempt, or PENDING before the first or next one."""
         if not self.attempts or self.attempts[-1].retried:
             return PENDING
         return self.attempts[-1].state
@@ -423,7 +423,7 @@ class RunHistory:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings for readers: the record is that of another user, or lines are damaged."""
+        """Warnings about the record of another user, and about damaged lines."""
         path, owner, found = printable(shown(self.run.path)), self.run.owner, self.problems
         warnings = [] if owner is None else [f"{path} is the record of user {printable(owner)}"]
         if found:

@@ -14,6 +14,7 @@ import asyncio
 import keyword
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +33,6 @@ from rhapsody.task import TaskDescription, Usage
 
 if TYPE_CHECKING:
     import argparse
-    from contextlib import AbstractContextManager
 
     from rich.table import Table
 
