@@ -35,7 +35,8 @@ nitpick_ignore_regex = [
     # Types in signatures that are private, and names of the standard library's private modules.
     ("py:class", r"rhapsody(_\w+)?\..*|_asyncio\..*|asyncio\.events\..*|concurrent\..*\._base\..*"),
     ("py:class", r"opentelemetry\..*"),
-    ("py:class", "Arguments|BackendLike|Clock|Files|Journal|KeepSandboxes|P|Place|Progress|Starting"),
+    ("py:class", "Arguments|BackendLike|Clock|Files|Journal|KeepSandboxes"),
+    ("py:class", "P|Place|Progress|Starting"),
     ("py:exc", "NotStartedError|PilotException"),
 ]
 
