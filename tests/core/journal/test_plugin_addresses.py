@@ -6,7 +6,9 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -231,7 +233,80 @@ async def asked_through_service(flow: WorkflowEngine, service: Any) -> Any:
     return await ask_task(flow)(proxy(endpoint_task(flow)(service, "text")))
 
 
+def ask_at(url: str) -> str:
+    note("ask")
+    descriptor = os.open(MODEL, os.O_RDONLY)  # not noticed, unlike `open`
+    answer = os.read(descriptor, 100).decode()
+    os.close(descriptor)
+    return answer if url else ""
+
+
+def called(function: Callable[[], str]) -> str:
+    return function()
+
+
+@dataclass
+class Asking(Client):
+    def ask(self) -> str:
+        return ask_at(self.url)
+
+    def __call__(self) -> str:
+        return ask_at(self.url)
+
+
+async def asked_by_partial(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(partial(ask_at, await service))()
+
+
+async def asked_by_default(flow: WorkflowEngine, service: Any) -> Any:
+    url = await service
+
+    @flow.function_task
+    def asks(url: str = url) -> str:
+        return ask_at(url)
+
+    return await asks()
+
+
+async def asked_by_keyword_default(flow: WorkflowEngine, service: Any) -> Any:
+    url = await service
+
+    @flow.function_task
+    def asks(*, url: str = url) -> str:
+        return ask_at(url)
+
+    return await asks()
+
+
+async def asked_by_method(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(Asking(await service).ask)()
+
+
+async def asked_by_callable(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(name="asking")(Asking(await service))()
+
+
+async def asked_by_argument_with_closure(flow: WorkflowEngine, service: Any) -> Any:
+    url = await service
+    return await flow.function_task(called)(lambda: ask_at(url) if flow else "")
+
+
+async def asked_by_argument_with_default(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(called)(lambda url=await service: ask_at(url))
+
+
+async def asked_by_view(flow: WorkflowEngine, service: Any) -> Any:
+    return await ask_task(flow)(MappingProxyType({"url": await service}))
+
+
+async def asked_by_partial_argument(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(called)(partial(ask_at, await service))
+
+
 WAYS = [
+    asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
+    asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
+    asked_by_view, asked_by_partial_argument,
     asked_for_result, asked_for_port, asked_for_object, asked_for_awaited, asked_in_block,
     asked_through_closure, asked_by_command, asked_for_input_file, asked_through_service,
 ]  # fmt: skip

@@ -14,11 +14,20 @@ import os
 import pickle
 import re
 import stat
+import types
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 from rhapsody.reading import pieces
+from rhapsody.sdk.modules import content_of
+
+PLAIN = (
+    str, int, bytes, PurePath, list, tuple, dict, set, frozenset, types.MappingProxyType,
+    types.FunctionType, types.MethodType, partial,
+)  # fmt: skip
+"""Types of the variables of code in which addresses of services are found."""
 
 MAX_FILE_SIZE = 1 << 16
 """Maximum size of files that are searched, in bytes."""
@@ -40,12 +49,13 @@ def texts_of(values: Iterable[object]) -> set[str]:
     """Return the strings, bytes, paths and integers in values, as text.
 
     Containers and the attributes of objects are searched at any depth, as far as objects can be
-    pickled.
+    pickled, and so are the defaults and closures of functions, where they are of one of the types
+    in `PLAIN`.
     """
-    texts = _Texts()
-    for value in values:
+    texts = _Texts(values)
+    while texts.left:
         with contextlib.suppress(Exception):  # any error raised by a user's class
-            texts.dump(value)
+            texts.dump(texts.left.pop())
     return texts.found
 
 
@@ -101,10 +111,25 @@ class _Sink:
 class _Texts(pickle.Pickler):
     """Collector of the texts and integers in values, which pickle visits."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: Iterable[object]) -> None:
         # Large buffers, as of arrays, are not copied.
         super().__init__(_Sink(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
         self.found: set[str] = set()
+        self.left: list[object] = [*values]
+        self._functions: set[int] = set()
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, types.MappingProxyType):
+            return dict, (dict(value),)
+        if not isinstance(value, types.FunctionType):
+            return NotImplemented
+        if id(value) not in self._functions:
+            self._functions.add(id(value))
+            inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            inside += map(content_of, value.__closure__ or ())
+            # One after the other, because pickle ends at an object that it does not support.
+            self.left += [each for each in inside if isinstance(each, PLAIN)]
+        return tuple, ()
 
     def persistent_id(self, value: Any) -> None:
         kind = type(value)

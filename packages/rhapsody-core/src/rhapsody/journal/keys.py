@@ -18,12 +18,11 @@ import sysconfig
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.environments import SETTINGS
-from rhapsody.journal.addresses import texts_of
+from rhapsody.journal.addresses import PLAIN, texts_of
 from rhapsody.journal.code import CodeFingerprint, Known
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
@@ -45,9 +44,6 @@ _CODE = (types.FunctionType, type)
 _IMMUTABLE = frozenset((int, float, bool, str, bytes, type(None), complex, range))
 
 _BUILTIN = frozenset((list, tuple, dict, set, frozenset, bytearray))
-
-_SEARCHED = str, int, bytes, PurePath, list, tuple, dict, set, frozenset
-"""Types of the variables of code in which addresses of services are found."""
 
 _VARIABLES = "variables set by the program"
 
@@ -532,7 +528,7 @@ class Keys:
         if former is not known:
             found = known.found
             values = [value for *_, value in found.read] + [value for _, value in found.cells]
-            texts = frozenset(texts_of(value for value in values if isinstance(value, _SEARCHED)))
+            texts = frozenset(texts_of(value for value in values if isinstance(value, PLAIN)))
             self._texts[function] = known, texts
         return texts
 

@@ -88,6 +88,7 @@ class OpenedFiles:
             f"{each}{os.sep}" for each in above if _is_of_project(each)
         )
         self._places = (*places, *self._above)  # from the inner to the outer ones
+        self._linked = _linked_directory()
 
     def watched(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return the directories to watch for a function; see `rhapsody.sdk.watch_files`.
@@ -100,7 +101,8 @@ class OpenedFiles:
         if not paths <= self._arguments:
             self._arguments |= paths
             self._directories.clear()
-        return (*self._places, *(f"{path}{os.sep}" for path in sorted(paths - {os.sep})))
+        others = (f"{path}{os.sep}" for path in sorted(paths - {os.sep}))
+        return (*self._places, *filter(None, [self._linked]), *others)
 
     def noted(
         self,
@@ -126,9 +128,9 @@ class OpenedFiles:
         uses = sorted(
             task.get("opened", {}).items(), key=itemgetter(1)
         )  # `WRITTEN` replaces others
-        opened = {_resolved(path): use for path, use in uses}
-        relative = {_resolved(path) for path, _ in uses if RELATIVE in path}
-        known = {os.path.abspath(path) for path in declared if path}
+        opened = {self._resolved(path): use for path, use in uses}
+        relative = {self._resolved(path) for path, _ in uses if RELATIVE in path}
+        known = {self._resolved(os.path.abspath(path)) for path in declared if path}
         written = {
             path
             for path, use in opened.items()
@@ -219,6 +221,13 @@ class OpenedFiles:
         states = [about for about in map(stat_of, [path, *inner]) if about is not None]
         return bool(inner) and all(about.st_ctime_ns < start for about in states)
 
+    def _resolved(self, path: str) -> str:
+        """Return a path without `.`, `..` and the links in the name of the current directory."""
+        path = _resolved(path)
+        if self._linked and path.startswith(self._linked):
+            return f"{self._current}{path.removeprefix(self._linked)}"
+        return path
+
     def _name(self, path: str) -> str | None:
         """Return the recorded form of a path; `None` if it is ignored."""
         if path in self._program.roots:
@@ -257,11 +266,13 @@ class OpenedFiles:
 
     def _portable(self, path: str) -> str:
         """Return a path relative to the program's directory or to the current directory."""
+        if path.startswith(self._roots):  # whose names in the key are relative to it, too
+            return self._program.portable(path).removeprefix(TOP)
         if path.startswith(self._elsewhere):
             return f"{_CURRENT}{path.removeprefix(self._current)}"
         if self._is_beside(path):
             return f"{os.path.relpath(path, self._program.roots[0])}{os.sep}"
-        if path.startswith(self._above) and not path.startswith(self._roots):
+        if path.startswith(self._above):
             return f"{_CURRENT}{os.path.relpath(path, self._current)}{os.sep}"
         return self._program.portable(path).removeprefix(TOP)
 
@@ -380,6 +391,18 @@ def current_directory() -> str:
     """Return the current directory, or an empty string if it was removed."""
     with contextlib.suppress(FileNotFoundError):
         return os.getcwd()
+    return ""
+
+
+def _linked_directory() -> str:
+    """Return the name of the current directory that contains symbolic links, if there is one.
+
+    Shells store it in `PWD`, and users copy it into their programs.
+    """
+    linked = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if os.path.isabs(linked) and linked != os.getcwd() and os.path.samefile(linked, os.curdir):
+            return os.path.join(os.path.normpath(linked), "")
     return ""
 
 

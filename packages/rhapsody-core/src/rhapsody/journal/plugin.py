@@ -423,9 +423,10 @@ class Journal:
         if not others:
             return []
         command = [task["executable"], *task.get("arguments", ())]
-        values = command if task["function"] is None else (task["args"], task["kwargs"])
+        function = task["function"]
+        values = command if function is None else (function, task["args"], task["kwargs"])
         texts = {*key.paths, *texts_of(values), *texts_in_files(task["inputs"].values())}
-        texts |= self._keys.texts_of_code(task["function"])
+        texts |= self._keys.texts_of_code(function)
         found = []
         for uid in others:
             parts = parts_of(task["addresses"][uid])
