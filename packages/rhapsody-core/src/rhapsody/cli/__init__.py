@@ -133,19 +133,20 @@ class Commands:
         Raises:
             KeyboardInterrupt: The user pressed Ctrl-C.
         """
-        from rhapsody.plugins.manager import implementations, loaded_plugins, report
+        from rhapsody.plugins.manager import (
+            implementations,
+            loaded_plugins,
+            plugin_options,
+            report,
+        )
 
         if self._with_plugins:
             return
         self._with_plugins = True
-        plugins = loaded_plugins()
-        adding = implementations("rhapsody_commands", plugins)
-        for hook in (*adding, *implementations("rhapsody_run_options", plugins)):
+        self.run_options = plugin_options()
+        for hook in implementations("rhapsody_commands", loaded_plugins()):
             try:
-                if hook in adding:
-                    hook.call(cli=self)
-                else:
-                    self.run_options[hook.plugin] = _checked(hook.call() or ())
+                hook.call(cli=self)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a plugin may raise anything

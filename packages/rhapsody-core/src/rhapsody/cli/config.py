@@ -156,6 +156,9 @@ def settings(profile: Profile) -> Iterator[Setting]:
             default = getattr(plain, key)
         default = None if default in (NO_FALLBACK, ()) else default
         yield _setting(f"defaults.{key}", profile.defaults.get(key), default)
+    for plugin, options in profile.plugins.items():
+        for key, value in options.items():
+            yield _setting(f"plugins.{_key(plugin)}.{key}", value, None)
     for pattern, values in profile.tasks:
         for key, value in values.items():
             yield _setting(f"tasks.{_key(pattern)}.{key}", value, None)

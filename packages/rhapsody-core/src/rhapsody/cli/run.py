@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
     from rhapsody.cli import Commands
     from rhapsody.engine.configuration.defaults import EngineDefaults
+    from rhapsody.engine.configuration.profiles import Profile
 
 
 IMPLIED = {"keep_going": True, "progress": True, "record": True}
@@ -193,14 +194,22 @@ def _start_plugins(arguments: argparse.Namespace, at_end: ExitStack) -> list[obj
         The observers of the run's engines.
 
     Raises:
+        UsageError: The profile cannot be used.
         RhapsodyError: A plugin refuses the run.
         KeyboardInterrupt: The user pressed Ctrl-C.
     """
-    program, declared = arguments.module or arguments.script, arguments.commands.run_options
+    from rhapsody.engine.configuration.defaults import EngineDefaults
+    from rhapsody.engine.configuration.profiles import Profile
+
+    program, options = arguments.module or arguments.script, {}
+    if arguments.commands.run_options:
+        profile = Profile()
+        if not arguments.dry_run:
+            profile = _active_profile(EngineDefaults(profile=arguments.profile))
+        options = profile.plugin_options(_plugin_options(arguments))
     observers = []
     for hook in implementations("rhapsody_run_started", loaded_plugins()):
-        options = option_values(arguments, hook.plugin, declared.get(hook.plugin, ()))
-        run = StartedRun(program, arguments.dry_run, options)
+        run = StartedRun(program, arguments.dry_run, options.get(hook.plugin, {}))
         try:
             context = hook.call(run=run)
             if context is None:
@@ -217,6 +226,14 @@ def _start_plugins(arguments: argparse.Namespace, at_end: ExitStack) -> list[obj
         except BaseException as error:  # a plugin may raise anything
             report(hook, error)
     return observers
+
+
+def _plugin_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the values of the options of plugins on the command line."""
+    return {
+        plugin: option_values(arguments, plugin, options)
+        for plugin, options in arguments.commands.run_options.items()
+    }
 
 
 def _leave(hook: PluginHook, context: AbstractContextManager[object]) -> None:
@@ -294,10 +311,11 @@ def _code(
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),
             profile=arguments.profile,
+            plugin_options=_plugin_options(arguments),
             observers=(engines, *observers) if dry is None else (engines, dry, *observers),
             recording=partial(recorded.settings, program),
         )
-        _check_profile(defaults)
+        _active_profile(defaults)  # raises if it cannot be used
         _run(program, defaults, engines, at_end)
     except (UsageError, CommandError):
         raise
@@ -345,10 +363,10 @@ def _stand_in(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBacken
     return DryRunBackend
 
 
-def _check_profile(defaults: EngineDefaults) -> None:
-    """Raise a `UsageError` if the profile cannot be used, before the program starts."""
+def _active_profile(defaults: EngineDefaults) -> Profile:
+    """Return the profile, or raise a `UsageError` if it cannot be used."""
     try:
-        defaults.active_profile()
+        return defaults.active_profile()
     except ProfileError as error:
         raise UsageError(str(error)) from None
 

@@ -146,7 +146,8 @@ class WorkflowEngine(OlderNames):
         )
         uid = options.uid or f"engine.{uuids.uuid4().hex[:8]}"
         try:
-            hooks = EngineHooks(options.observers, self._built_in.observers)
+            plugins = {} if options.profile is None else options.profile.plugins
+            hooks = EngineHooks(options.observers, self._built_in.observers, plugins)
             stager = Stager(
                 options.work_dir or runs_directory(BASE),
                 options.keep_sandboxes,

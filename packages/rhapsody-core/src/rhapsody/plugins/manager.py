@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -463,6 +464,7 @@ class EngineHooks:
     Args:
         observers: Objects or modules whose functions are marked with `rhapsody.hookimpl`.
         own: The engine's own observers, which come after `observers`.
+        options: The values of the options of plugins, by the plugin's distribution.
 
     Attributes:
         push_down: True if tasks may be sent to their backend before their dependencies have
@@ -486,10 +488,15 @@ class EngineHooks:
     lookup_results: tuple[PluginHook, ...]
     record_results: tuple[PluginHook, ...]
 
-    def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
+    def __init__(
+        self,
+        observers: Iterable[object] = (),
+        own: Iterable[object] = (),
+        options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         self._reported: set[tuple[str, str]] = set()
         given = _observers(observers)
-        installed = self._installed([one.plugin for one in given])
+        installed = self._installed([one.plugin for one in given], options)
         plugins = _unique([*given, *_observers(own), *installed])
         self.workflow_started = implementations("rhapsody_workflow_started", plugins)
         self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
@@ -505,13 +512,16 @@ class EngineHooks:
         limits = [getattr(plugin, "max_value", None) for plugin in per_task]
         self.max_value: int | None = min((n for n in limits if n is not None), default=None)
 
-    def _installed(self, observers: Sequence[object]) -> Iterator[LoadedPlugin]:
+    def _installed(
+        self, observers: Sequence[object], options: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[LoadedPlugin]:
         """Yield each installed plugin, followed by the observers that it adds."""
         for plugin in loaded_plugins():
             yield plugin
             for hook in implementations("rhapsody_observers", [plugin]):
                 try:
-                    for observer in self.call(hook, observers=observers) or ():
+                    values = options.get(plugin.label, {})
+                    for observer in self.call(hook, observers=observers, options=values) or ():
                         yield register(observer, plugin.label, f"observer of {plugin.label}")
                 except (PluginError, TypeError) as error:
                     self.report(hook, error)
@@ -588,6 +598,32 @@ def loaded_plugins() -> list[LoadedPlugin]:
             extra = {"plugin": entry.distribution}
             logger.error("skipping plugin: %s%s", error, remedy, extra=extra)
     return _unique(loaded)
+
+
+def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
+    """Return the options that each installed plugin declares, by the plugin's distribution.
+
+    A plugin that raises an exception or returns something else is reported, once per process.
+
+    Raises:
+        KeyboardInterrupt: A plugin was interrupted.
+    """
+    found: dict[str, tuple[specs.CommandOption, ...]] = {}
+    for hook in implementations("rhapsody_run_options", loaded_plugins()):
+        try:
+            options = tuple(hook.call() or ())
+            for option in options:
+                if not isinstance(option, specs.CommandOption):
+                    raise TypeError(f"options must be CommandOptions, got {option!r}")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
+            if (key := (hook.plugin, hook.hook)) not in _reported:
+                _reported.add(key)
+                report(hook, error)
+        else:
+            found[hook.plugin] = (*found.get(hook.plugin, ()), *options)
+    return found
 
 
 def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginHook, ...]:

@@ -622,11 +622,11 @@ class UsageError(RhapsodyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CommandOption:
-    """Option that a plugin adds to `rhapsody run` or to one of its export formats.
+    """Option of a plugin, or of one of its export formats.
 
     Attributes:
         name: The name, an identifier. The option on the command line is `--` with this name, in
-            which `-` replaces `_`.
+            which `-` replaces `_`. In a profile, the name is a key of the plugin's table.
         type: The type of the value: `str`, `int`, `float`, a `Literal` of strings, or `bool` for an
             option without a value. The value is `None`, or `False` for `bool`, if the option is not
             given.
@@ -649,6 +649,11 @@ class CommandOption:
             raise TypeError(f"CommandOption {self.name!r}: unsupported type {self.type!r}")
 
     @property
+    def default(self) -> bool | None:
+        """The value if the option is not given: `False` for `bool`, otherwise `None`."""
+        return False if self.type is bool else None
+
+    @property
     def flag(self) -> str:
         """The option on the command line, such as `--dashboard-port`."""
         return f"--{self.name.replace('_', '-')}"
@@ -661,7 +666,8 @@ class StartedRun:
     Attributes:
         program: The script or module, as on the command line.
         dry_run: True if tasks are not run.
-        options: The values of the options that the plugin has declared, by name.
+        options: The values of the options that the plugin has declared, by name, from the command
+            line or the profile.
     """
 
     program: str
@@ -736,7 +742,9 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
 
 @hookspec
-def rhapsody_observers(observers: Sequence[object]) -> Sequence[object] | None:
+def rhapsody_observers(
+    observers: Sequence[object], options: Mapping[str, Any]
+) -> Sequence[object] | None:
     """Add observers to an engine that is being created.
 
     Called once per engine. Use this hook if a plugin has a state for each engine, or has something
@@ -744,6 +752,8 @@ def rhapsody_observers(observers: Sequence[object]) -> Sequence[object] | None:
 
     Args:
         observers: The observers that were passed to the engine.
+        options: The values of the options that the plugin has declared, by name; see
+            `rhapsody_run_options`.
 
     Returns:
         Objects or modules whose functions are marked with `hookimpl`. They are called as if they
@@ -915,12 +925,15 @@ def rhapsody_commands(cli: CommandLine) -> None:
 
 @hookspec
 def rhapsody_run_options() -> Iterable[CommandOption] | None:
-    """Declare options of `rhapsody run`.
+    """Declare options of the plugin.
 
-    Called when the command line is parsed. The hook must be quick.
+    An option is set by a flag of `rhapsody run`, or in a profile in the table
+    `[plugins.DISTRIBUTION]` with the name of the plugin's distribution. The flag takes precedence.
+
+    Called when the command line is parsed, and when an engine is created. The hook must be quick.
 
     Returns:
-        The options, whose values `rhapsody_run_started` receives.
+        The options, whose values `rhapsody_run_started` and `rhapsody_observers` receive.
     """
 
 

@@ -41,6 +41,7 @@ class EngineDefaults:
             several backends are named as in `dask.workers`.
         stand_in: Function that creates the backend for a dry run.
         profile: The name of the profile.
+        plugin_options: Options of plugins, by the plugin's distribution.
         observers: Observers that every engine has in addition to its own.
         recording: Function that returns values of `journal` and `resume` to replace those of an
             engine. Its arguments are the engine's options and the names of those that the program
@@ -53,6 +54,7 @@ class EngineDefaults:
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     stand_in: Callable[[], BaseExecutionBackend] | None = None
     profile: str | None = None
+    plugin_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observers: tuple[object, ...] = ()
     recording: Callable[[Mapping[str, Any], Set[str]], Mapping[str, Any]] = lambda _, names: {}
 
@@ -92,7 +94,7 @@ class EngineDefaults:
         if "fail_fast" in chosen:
             implied.pop("keep_going", None)
         filled = overlay(given, implied | chosen)
-        filled["profile"] = profile.task_defaults()
+        filled["profile"] = profile.task_defaults(self.plugin_options)
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         if self.options.get("dry_run"):
             filled["dry_run"] = True

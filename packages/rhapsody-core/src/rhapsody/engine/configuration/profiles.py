@@ -10,6 +10,7 @@ is selected:
     [engine]         # options of the engine
     [defaults]       # settings for tasks that do not set them in the code
     [tasks.align]    # settings for tasks named "align", which replace those in the code
+    [plugins.rhapsody-report]  # options of a plugin, by its distribution
 
 `active_profile` merges the tables in the order of their precedence: the profile and the top level
 of the project's file, then those of the user's file. `rhapsody.engine.configuration.defaults`
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,14 +42,15 @@ from rhapsody.engine.configuration.options import OPTIONS, EngineOptions
 from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefaults
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
-from rhapsody.plugins.options import closest, option_hint
+from rhapsody.plugins.manager import installed, normalize_distribution, plugin_options
+from rhapsody.plugins.options import BackendOption, closest, option_hint
 from rhapsody.resources import ALIASES, Resources
 from rhapsody.task import RetryPolicy
 
 VARIABLE = "RHAPSODY_PROFILE"
 """Environment variable that selects a profile."""
 
-TABLES = ("backend", "options", "engine", "defaults", "tasks")
+TABLES = ("backend", "options", "engine", "defaults", "tasks", "plugins")
 """Keys of a profile; they may also be at the top level of a file."""
 
 NOT_IN_FILES = {
@@ -137,6 +139,7 @@ class _Layer:
     engine: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
     tasks: Mapping[str, Values] = field(default_factory=dict)
+    plugins: Mapping[str, Values] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ class Profile:
         defaults: The settings for tasks that do not set them in the code.
         tasks: Patterns of task names with the settings that replace those in the code; later
             ones take precedence.
+        plugins: The options of plugins, by the plugin's distribution.
     """
 
     files: tuple[ConfigFile, ...] = ()
@@ -163,6 +167,7 @@ class Profile:
     engine: Values = field(default_factory=dict)
     defaults: Values = field(default_factory=dict)
     tasks: tuple[tuple[str, Values], ...] = ()
+    plugins: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -182,8 +187,30 @@ class Profile:
         values = {**self.engine, **{n: v for n, v in self.defaults.items() if n in OF_THE_ENGINE}}
         return {name: _converted(name, each.value) for name, each in values.items()}
 
-    def task_defaults(self) -> TaskDefaults:
-        """Return the settings of tasks, for the engine."""
+    def plugin_options(self, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return the values of the options of all installed plugins, by distribution.
+
+        Args:
+            given: Values of the command line, which replace those of the files.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for plugin, options in plugin_options().items():
+            values, flags = self.plugins.get(plugin, {}), given.get(plugin, {})
+            found[plugin] = {option.name: option.default for option in options}
+            found[plugin] |= {name: each.value for name, each in values.items()}
+            found[plugin] |= {
+                name: value
+                for name, value in flags.items()
+                if value is not None and value is not False
+            }
+        return found
+
+    def task_defaults(self, plugins: Mapping[str, Mapping[str, Any]]) -> TaskDefaults:
+        """Return the settings of tasks, for the engine.
+
+        Args:
+            plugins: Options of plugins that the command line sets.
+        """
         defaults = {n: v for n, v in self.defaults.items() if n not in OF_THE_ENGINE}
         return TaskDefaults(
             None if self.name is None else self.name.value,
@@ -193,6 +220,7 @@ class Profile:
                 for pattern, values in self.tasks
                 if values
             ),
+            self.plugin_options(plugins),
         )
 
 
@@ -239,6 +267,7 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
         {key: _resolved(each) if key in PATHS else each for key, each in engine.items()},
         defaults,
         tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
+        _plugins(layers),
     )
     _check_engine(merged)
     for one in merged.backends:
@@ -307,6 +336,30 @@ def _by_backend(options: Values, backends: tuple[str, ...]) -> dict[str, Values]
     return found
 
 
+def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
+    """Merge the options of plugins, and check them against the plugins' declarations."""
+    merged: dict[str, dict[str, Value]] = {}
+    for layer in reversed(layers):
+        for name, values in layer.plugins.items():
+            merged.setdefault(normalize_distribution(name), {}).update(values)
+    disabled = {entry.distribution for entry in installed().disabled} if merged else set()
+    declared = plugin_options() if merged else {}
+    for plugin, values in merged.items():
+        options = {option.name: option for option in declared.get(plugin, ())}
+        for name, each in () if plugin in disabled else values.items():
+            if not options:
+                text = f"no plugin with options named {plugin!r} is installed{_inside(each)}"
+                hint = f"; {closest(plugin, declared, every='plugins')}" if declared else ""
+                raise _error(each, f"{text}{hint}")
+            if name not in options:
+                hint = closest(name, options, every="options")
+                raise _error(each, f"plugin {plugin!r} has no option {name!r}; {hint}")
+            described = BackendOption(name, options[name].type)
+            if not described.accepts(each.value):
+                raise _error(each, f"{name} must be {described.expected}, got {each.value!r}")
+    return merged
+
+
 def _ordered(tasks: Mapping[str, Values]) -> list[tuple[str, Values]]:
     """Return the tables of tasks with patterns in the order of the file, then those with names."""
     return sorted(tasks.items(), key=lambda item: not set(item[0]) & set("*?["))
@@ -354,7 +407,7 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
             raise _error(backend, f"backend names the same backend twice: {backend.value!r}")
     tables = {
         name: _table(table[name]) if name in table else {}
-        for name in ("options", "engine", "defaults", "tasks")
+        for name in ("options", "engine", "defaults", "tasks", "plugins")
     }
     _check_names(tables["engine"], ENGINE, {**ELSEWHERE, **NOT_IN_FILES})
     for name, each in tables["engine"].items():
@@ -367,6 +420,7 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
         tables["engine"],
         _settings(tables["defaults"], DEFAULTS),
         {name: _settings(_table(each), TASK) for name, each in tables["tasks"].items()},
+        {name: _table(each) for name, each in tables["plugins"].items()},
     )
 
 
