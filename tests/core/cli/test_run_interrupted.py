@@ -228,7 +228,7 @@ def test_a_second_signal_ends_programs_that_do_not_want_to(start: Start, tmp_pat
             @flow.executable_task
             def stubborn():
                 wait = "while :; do wait || :; done"
-                return f"trap 'touch told' TERM; sleep 1000 & touch started; {wait}"
+                return f"trap 'touch told || :' TERM; sleep 1000 & touch started; {wait}"
 
             await function(1)
             call = stubborn()

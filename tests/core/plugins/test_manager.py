@@ -33,7 +33,7 @@ ALL_HOOKS = {
     **ENGINE_HOOKS,
     "rhapsody_backends": [],
     "rhapsody_commands": ["cli"],
-    "rhapsody_observers": ["observers"],
+    "rhapsody_observers": ["observers", "options"],
     "rhapsody_run_options": [],
     "rhapsody_run_started": ["run"],
 }

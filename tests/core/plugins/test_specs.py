@@ -408,4 +408,4 @@ def test_an_option_that_rhapsody_run_has_is_ignored(
     (tmp_path / "wf.py").write_text("async def main(flow): pass\n")
     assert main(["run", "-q", "--fresh", "wf.py"]) == 0
     assert "ignoring the option --fresh of " in capsys.readouterr().err
-    assert plugin.seen == [{"fresh": None}]
+    assert plugin.seen == [{"fresh": False}]
