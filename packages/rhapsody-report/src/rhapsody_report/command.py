@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rhapsody.history import RUN_HELP, new_file, open_run
+from rhapsody.history import RUN_HELP, new_file, open_run, warnings_of
 from rhapsody.sdk import escaped, mask
 
 HELP = "write an HTML report about a run"
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         BrokenPipeError: The reader of standard output has exited.
     """
     history = open_run(arguments.run).history()
-    for warning in history.warnings:
+    for warning in warnings_of(history):
         note(f"rhapsody: {warning}")
     from rhapsody_report.pages import page
 

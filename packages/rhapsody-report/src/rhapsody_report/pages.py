@@ -18,6 +18,7 @@ import hashlib
 import re
 import shlex
 import time
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,6 @@ import jinja2
 from markupsafe import Markup
 
 from rhapsody.history import clock, duration, no_collection, percent, program_of, size, where
-from rhapsody_report import __version__
 from rhapsody_report.content import contents
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def page(
     built = sections(history) if built is None else built
     return _template("page.html").render(
         live=live,
-        made_by=f"rhapsody-report {__version__}",
+        made_by=f"rhapsody-report {metadata.version('rhapsody-report')}",
         name=_clean(history.run.name),
         now=time.time(),
         policy=content_security_policy(live=live),

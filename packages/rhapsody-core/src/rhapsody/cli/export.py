@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.cli.lookup import read_record
 from rhapsody.cli.output import CommandError, note
 from rhapsody.cli.plugin_options import add_options, option_values, require_known
-from rhapsody.history import RUN_HELP
 from rhapsody.history.files import new_file
-from rhapsody.history.values import counts_of
+from rhapsody.history.values import RUN_HELP, counts_of
 from rhapsody.known import FORMATS
 from rhapsody.plugins.specs import UsageError
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from rhapsody.cli.lookup import read_record
 from rhapsody.cli.output import CommandError, say
-from rhapsody.history import RUN_HELP
-from rhapsody.history.values import printable
+from rhapsody.history.values import RUN_HELP, printable
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ from rhapsody.cli.lookup import (
     shown,
 )
 from rhapsody.cli.output import DONE, FAILED, CommandError, complain, flush_stdout, say_json, write
-from rhapsody.history import RUN_HELP
 from rhapsody.history.reader import open_recorded
-from rhapsody.history.values import may_run
+from rhapsody.history.values import RUN_HELP, may_run
 from rhapsody.masking import escaped
 from rhapsody.plugins.specs import UsageError
 from rhapsody.states import TasksMainStates

@@ -43,7 +43,7 @@ def open_record(run: str | None) -> tuple[RecordReader, RunHistory]:
 
     reader = open_run(run)
     history = reader.history()
-    for warning in history.warnings:
+    for warning in values.warnings_of(history):
         complain(warning)
     return reader, history
 

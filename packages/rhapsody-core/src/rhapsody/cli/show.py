@@ -19,8 +19,8 @@ from rhapsody.cli.lookup import (
     task_json,
 )
 from rhapsody.cli.output import DONE, say_json, say_lines, wrapped
-from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
+    RUN_HELP,
     call_of,
     clock,
     duration,

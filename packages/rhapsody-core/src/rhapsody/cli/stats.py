@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import LISTED, read_record, run_json
 from rhapsody.cli.output import DONE, say_json, say_lines, table
-from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
+    RUN_HELP,
     call_of,
     counts_from,
     counts_of,

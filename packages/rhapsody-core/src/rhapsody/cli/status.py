@@ -22,9 +22,9 @@ from rhapsody.cli.output import (
     table,
     terminal_width,
 )
-from rhapsody.history import RUN_HELP
 from rhapsody.history.values import (
     OUTCOMES,
+    RUN_HELP,
     call_of,
     clock,
     counts_of,

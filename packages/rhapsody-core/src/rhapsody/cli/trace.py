@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import read_record
 from rhapsody.cli.output import note
-from rhapsody.history import RUN_HELP
 from rhapsody.history.files import new_file
+from rhapsody.history.values import RUN_HELP
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RunHistory

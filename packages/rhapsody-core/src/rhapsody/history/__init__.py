@@ -16,20 +16,10 @@ from typing import TYPE_CHECKING
 
 from rhapsody._exports import lazy
 
-FORMAT: int = 1
-"""Version of the format of records, increased by changes after which older readers would be wrong.
-The first line of a record contains the version of the record. `RecordReader` raises `RecordError`
-for a record with a higher version than this one."""
-
-RUN_HELP: str = (
-    "the name of a run, the beginning of its name, its last four digits, or the path of a record "
-    "(default: your newest run)"
-)
-"""Description of the texts that `open_run` and `select_run` accept, for the help of a command."""
-
 if TYPE_CHECKING:
     from rhapsody.history.files import new_file
     from rhapsody.history.graph import Graph, Node, graph_of
+    from rhapsody.history.lines import FORMAT
     from rhapsody.history.reader import (
         Attempt,
         BackendRecord,
@@ -74,6 +64,7 @@ if TYPE_CHECKING:
         utilization,
     )
     from rhapsody.history.values import (
+        RUN_HELP,
         call_of,
         clock,
         counts_from,
@@ -85,6 +76,7 @@ if TYPE_CHECKING:
         program_of,
         resources_text,
         size,
+        warnings_of,
         where,
     )
 
@@ -96,15 +88,16 @@ if TYPE_CHECKING:
         "critical_path", "duration", "failure_key", "graph_of", "lanes", "last_time", "list_runs",
         "may_run", "most_unused_memory", "new_file", "no_collection", "open_records", "open_run",
         "origin", "other_owner", "percent", "program_of", "read_run", "resources_text",
-        "runs_directory", "select_run", "select_task", "size", "utilization", "where",
+        "runs_directory", "select_run", "select_task", "size", "utilization", "warnings_of",
+        "where",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            __name__: "FORMAT RUN_HELP",
             "rhapsody.history.files": "new_file",
             "rhapsody.history.graph": "Graph Node graph_of",
+            "rhapsody.history.lines": "FORMAT",
             "rhapsody.history.reader": (
                 "Attempt BackendRecord EngineRecord ErrorRecord FileRecord RecordError "
                 "RecordReader RunHistory RunRecord TaskRun list_runs no_collection other_owner "
@@ -121,8 +114,8 @@ else:
                 "BLOCKS Busy Lane Slice lanes last_time origin utilization"
             ),
             "rhapsody.history.values": (
-                "call_of clock counts_from counts_of counts_text duration may_run percent "
-                "program_of resources_text size where"
+                "RUN_HELP call_of clock counts_from counts_of counts_text duration may_run percent "
+                "program_of resources_text size warnings_of where"
             ),
         },
     )

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
 from rhapsody.errors import DependencyFailureError, text_of
-from rhapsody.history import FORMAT
 from rhapsody.history.outputs import OutputStore
 from rhapsody.masking import (
     MIN_SECRET_LENGTH,
@@ -45,6 +44,11 @@ from rhapsody.plugins.specs import (
 from rhapsody.sdk.capture import TruncatedText
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames
+
+FORMAT: int = 1
+"""Version of the format of records, increased by changes after which older readers would be wrong.
+The first line of a record contains the version of the record. `RecordReader` raises `RecordError`
+for a record with a higher version than this one."""
 
 PRINTED = 2000
 """Maximum number of characters that are recorded from the end of each output stream."""

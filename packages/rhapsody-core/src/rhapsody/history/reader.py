@@ -26,9 +26,8 @@ from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError, user_name
-from rhapsody.history import FORMAT
+from rhapsody.history.lines import FORMAT
 from rhapsody.history.outputs import Place
-from rhapsody.history.values import printable, shown
 from rhapsody.identity import split_label, without_engine
 from rhapsody.staging.fsutil import open_file, state_of
 from rhapsody.staging.runs import BASE, LOCK, NAME, RECORD, runs_in
@@ -420,16 +419,6 @@ class RunHistory:
     engines: Mapping[str, EngineRecord]
     tasks: Mapping[str, TaskRun]
     problems: tuple[str, ...] = ()
-
-    @property
-    def warnings(self) -> list[str]:
-        """Warnings about the record of another user, and about damaged lines."""
-        path, owner, found = printable(shown(self.run.path)), self.run.owner, self.problems
-        warnings = [] if owner is None else [f"{path} is the record of user {printable(owner)}"]
-        if found:
-            more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-            warnings.append(f"{path} is damaged: {found[0]}{more}")
-        return warnings
 
 
 def read_run(path: str | os.PathLike[str]) -> RunHistory:

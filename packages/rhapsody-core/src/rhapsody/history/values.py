@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from rhapsody.history.reader import Attempt, RunHistory, RunRecord, TaskRun
 
 
+RUN_HELP: str = (
+    "the name of a run, the beginning of its name, its last four digits, or the path of a record "
+    "(default: your newest run)"
+)
+"""Description of the texts that `open_run` and `select_run` accept, for the help of a command."""
+
+
 def counts_of(history: RunHistory) -> dict[str, int]:
     """Return the number of tasks and blocks by outcome, from the tasks of a record."""
     found = dict.fromkeys(COUNTED, 0)
@@ -154,3 +161,14 @@ def shown(path: str | os.PathLike[str]) -> str:
         return min(os.path.relpath(path), os.fspath(path), key=len)
     except OSError:  # the current directory was removed
         return os.fspath(path)
+
+
+def warnings_of(history: RunHistory) -> list[str]:
+    """Return warnings for readers: the record is that of another user, or lines are damaged."""
+    run, found = history.run, history.problems
+    path = printable(shown(run.path))
+    warnings = [] if run.owner is None else [f"{path} is the record of user {printable(run.owner)}"]
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        warnings.append(f"{path} is damaged: {found[0]}{more}")
+    return warnings

@@ -607,7 +607,7 @@ def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
 
     Raises:
         KeyboardInterrupt: A plugin was interrupted.
-    """
+    """  # noqa: DOC501 - the TypeError is caught here
     found: dict[str, tuple[specs.CommandOption, ...]] = {}
     for hook in implementations("rhapsody_run_options", loaded_plugins()):
         try:
