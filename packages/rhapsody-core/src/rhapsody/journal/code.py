@@ -51,6 +51,7 @@ from importlib.machinery import (
 )
 from typing import Any, Protocol, cast
 
+from rhapsody.journal.files import Stamp
 from rhapsody.journal.program import (
     CALLS,
     ROLES,
@@ -61,6 +62,7 @@ from rhapsody.journal.program import (
     constants_in,
     is_cache,
     names_in,
+    source_changed,
 )
 from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import (
@@ -205,6 +207,8 @@ class CodeFingerprint:
         reads_arguments: True if the code uses a library that reads command-line arguments.
         absent: Names of modules whose variables do not count, because they were not loaded when
             the code was inspected first.
+        sources: The source files of the program's modules among `absent`, by the module's name,
+            each with its state when it was read; `None` if it was not read.
     """
 
     def __init__(self, program: Program) -> None:
@@ -241,6 +245,7 @@ class CodeFingerprint:
         self.may_open: bool = False
         self.reads_arguments: bool = False
         self.absent: set[str] = set()
+        self.sources: dict[str, tuple[str, Stamp | None]] = {}
         self._stored: set[tuple[int, str]] = set()
         self._roles: set[tuple[str, int, str]] = set()  # a role, the namespace's id, and a name
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
@@ -1026,19 +1031,28 @@ class CodeFingerprint:
             return
         if not variables and spec is not None:  # its loader can read it from a zip file
             variables = {"__name__": name, "__loader__": spec.loader, "__spec__": spec}
-        source = self._program.sources.of_module(file, variables)
-        if source is None and part not in self.parts and self._loaded(name) is None:
-            raise UnhashableError(f"the source of module {name} cannot be read")
-        if source is None or part in self.parts:
-            self.parts.setdefault(part, "no source")
+        if part in self.parts:
+            return
+        program, sources = self._program, self._program.sources
+        imported_later = whole is None and self._loaded(name) is None
+        if imported_later:
+            self.sources[name] = file, None
+            source, stamp = sources.of_import(file, variables, program.imported_from(name))
+            self.sources[name] = file, stamp
+        else:
+            source = sources.of_module(file, variables)
+        if source is None:
+            if self._loaded(name) is None:
+                raise UnhashableError(f"the source of module {name} cannot be read")
+            self.parts[part] = "no source"
             return
         self.parts[part], code = source
         package = (None if spec is None else spec.parent) or ""
         names = names_in(code)
         for module, taken in names.modules:
             self._imported(module, taken, package)
-        if whole is None and self._loaded(name) is None:  # a task will run it
-            self._program.sources.require_current(name, spec, code)
+        if imported_later:  # a task will run it
+            sources.require_current(name, spec, code)
             self._runs(names, {**constants_in(code), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
@@ -1080,10 +1094,7 @@ class CodeFingerprint:
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
-                raise UnhashableError(
-                    f"{os.path.basename(file)} was changed after the program started; run the "
-                    "program again"
-                )
+                raise UnhashableError(source_changed(file))
             if file.endswith(tuple(EXTENSION_SUFFIXES)):
                 self.parts[f"module {program.place(file)}"] = (program.file(file) or b"").hex()
             return True

@@ -249,7 +249,7 @@ class FileDigests:
         if system in NETWORK:  # opening asks the server; `stat` may be a minute old
             start_of(path, 1)
             found = os.stat(path)
-        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+        stamp = _stamp(found)
         digest = self._known.get(stamp)
         if digest is None and stamp.size >= LARGE_FILE:
             digest = self._earlier(stamp)
@@ -628,6 +628,16 @@ def stat_of(path: str) -> os.stat_result | None:
         return os.stat(path)
     except (OSError, ValueError):  # missing, or a name with a NUL byte
         return None
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """Return the attributes of a file that change with its content; `None` if there is no file."""
+    about = stat_of(path)
+    return None if about is None else _stamp(about)
+
+
+def _stamp(about: os.stat_result) -> Stamp:
+    return Stamp(about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns)
 
 
 def is_data_set(path: str) -> bool:

@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from rhapsody.errors import describe_error
 from rhapsody.journal.code import CodeFingerprint, Known
+from rhapsody.journal.files import stamp_of
 from rhapsody.journal.program import Program
 from rhapsody.plugins.manager import is_importing
 
@@ -57,8 +58,11 @@ class ImportedModules:
 
     def note(self, module: types.ModuleType) -> None:
         """Note the state of a module, on the thread that has imported it."""
-        if not self._program.origins.own(getattr(module, "__file__", None)):
+        file = getattr(module, "__file__", None)
+        if not self._program.origins.own(file):
             return
+        if (stamp := stamp_of(file)) is not None:  # later than the import has read the file
+            self._program.imported[module.__name__] = stamp
         try:
             self._states[module.__name__] = self._state(module)
         except Exception as error:  # any error raised by an object that is inspected

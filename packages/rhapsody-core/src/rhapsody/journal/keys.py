@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.environments import SETTINGS
 from rhapsody.journal.addresses import PLAIN, texts_of
 from rhapsody.journal.code import CodeFingerprint, Known
+from rhapsody.journal.files import Stamp
 from rhapsody.journal.imported import ImportedModules
 from rhapsody.journal.program import Program
 from rhapsody.journal.scripts import Scripts
@@ -48,6 +49,8 @@ _BUILTIN = frozenset((list, tuple, dict, set, frozenset, bytearray))
 _VARIABLES = "variables set by the program"
 
 _NO_PARTS: Mapping[str, str] = types.MappingProxyType({})
+
+_NO_SOURCES: Mapping[str, tuple[str, Stamp | None]] = types.MappingProxyType({})
 
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
@@ -98,6 +101,8 @@ class Key(NamedTuple):
         cells: The cells of the closure of a function with a `version` that runs in this process, by
             the names of their parts in `watched`.
         absent: Names of modules that a function in this process may be the first one to import.
+        sources: The source files of modules that the function may be the first one to import. See
+            `CodeFingerprint.sources`.
         portable: True if runs with other command-line arguments may use the result. False if the
             function uses a library that reads these arguments.
     """
@@ -114,6 +119,7 @@ class Key(NamedTuple):
     used: Known | None = None
     cells: Mapping[str, types.CellType] = _NO_CELLS
     absent: Collection[str] = ()
+    sources: Mapping[str, tuple[str, Stamp | None]] = _NO_SOURCES
     portable: bool = True
 
 
@@ -274,8 +280,10 @@ class Keys:
             or not (plain or all(map(_is_builtin, shared.values())))
         )
         absent: Collection[str] = ()
+        sources = _NO_SOURCES
         if found.absent or used.absent:
-            absent = found.absent | used.absent
+            absent, sources = found.absent | used.absent, found.sources | used.sources
+            self.program.require_same_sources(sources, sent=shares_memory is False)
         if not shares_memory:  # it receives copies, but perhaps not yet
             generators, known, cells, absent = _NOTHING, None, _NO_CELLS, ()
         watched = parts if shared or cells or inputs or _VARIABLES in parts else _NO_PARTS
@@ -287,7 +295,7 @@ class Keys:
         portable = not (found.reads_arguments or used.reads_arguments)
         key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
-            None if known is None else function, known, cells, absent, portable,
+            None if known is None else function, known, cells, absent, sources, portable,
         )  # fmt: skip
         return tuple.__new__(Key, key)  # calling the class takes twice as long
 
@@ -469,8 +477,9 @@ class Keys:
     def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:
         """Raise an error if values that a function uses have changed meanwhile.
 
-        These are its arguments and their classes and, if it runs in this process, its code with all
-        values in its closure, its defaults and the globals that it reads. A function that changes
+        These are its arguments and their classes, the source files of modules that it imports and,
+        if it runs in this process, its code with all values in its closure, its defaults and the
+        globals that it reads. A function that changes
         them has an effect that is not repeated when its result is reused; if something else changes
         them, it may have used either value.
 
@@ -481,6 +490,9 @@ class Keys:
         Raises:
             UnhashableError: A value has changed since the key was computed.
         """
+        if key.sources:
+            sent = task.get("shares_memory") is False
+            self.program.require_same_sources(key.sources, sent=sent)
         used = key.used
         if (
             used is not None
@@ -589,9 +601,17 @@ class Keys:
         """Return True if what a function uses is unchanged. It is compared once per batch."""
         unchanged = self._checked.get(known)
         if unchanged is None:
-            unchanged = known.is_unchanged()
+            unchanged = known.is_unchanged() and not self._has_reloaded(known)
             self._checked[known] = unchanged
         return unchanged
+
+    def _has_reloaded(self, known: Known) -> bool:
+        """Return True if the program has imported another version of a module that is used."""
+        imported_from = self.program.imported_from
+        return any(
+            imported_from(name) not in (None, stamp)
+            for name, (_, stamp) in known.found.sources.items()
+        )
 
     def _looked_at(self, function: Any) -> Known:
         found = CodeFingerprint(self.program)

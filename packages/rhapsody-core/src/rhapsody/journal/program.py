@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from rhapsody.journal.files import FileDigests
+from rhapsody.journal.files import FileDigests, Stamp, stamp_of
 from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
@@ -68,7 +68,7 @@ class _File:
     """Source file and the code that was compiled from it when it was first read.
 
     Attributes:
-        changed: The time of the file's last change in nanoseconds, or 0 if there is no file.
+        stamp: The state of the file when it was read, or `None` if there is no file.
         code: The file's code as Python compiles it, or `None` if there is no valid source.
         plain: For each code object of the file, its counterpart compiled from the syntax tree that
             `_normalize` has changed.
@@ -77,7 +77,7 @@ class _File:
         chains: The names in the body of each class, by qualified name. See `_chains`.
     """
 
-    changed: int = 0
+    stamp: Stamp | None = None
     code: types.CodeType | None = None
     plain: dict[types.CodeType, types.CodeType] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
@@ -161,10 +161,40 @@ class Sources:
         Raises:
             UnhashableError: The file was changed after the program started.
         """
-        file = self._unchanged(name, variables)
-        if file.code is None:
-            return None
-        return digest_of(file.plain.get(file.code, file.code)), file.code
+        return _whole(self._unchanged(name, variables))
+
+    def of_import(
+        self, name: str, variables: dict[str, Any], imported: Stamp | None
+    ) -> tuple[tuple[str, types.CodeType] | None, Stamp | None]:
+        """Return the digest of the source of a module that a task imports.
+
+        The source is read again if the program has imported another version of it meanwhile.
+
+        Args:
+            name: The path of the source file.
+            variables: The variables of the module, which may include the loader of its source.
+            imported: The state of the file when the loaded module was imported; `None` if the
+                module is not loaded, or if this state is unknown.
+
+        Returns:
+            The digest and the code, or `None` if there is no valid source; and the state of the
+            file when it was read.
+
+        Raises:
+            UnhashableError: The file was changed after the module was imported or, if this time is
+                unknown, after the program started.
+        """
+        if imported is None:
+            file = self._unchanged(name, variables)
+            return _whole(file), file.stamp
+        file = self._file(name, variables)
+        if file.stamp != imported:
+            linecache.cache.pop(name, None)
+            file = self._files[name] = _read(name, variables)
+            self._current.clear()
+            if file.stamp != imported:
+                raise UnhashableError(source_changed(name))
+        return _whole(file), file.stamp
 
     def require_current(self, name: str, spec: ModuleSpec | None, code: types.CodeType) -> None:
         """Raise an error if an import would run other code than that of a module's source.
@@ -194,11 +224,8 @@ class Sources:
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
         """Return a source file, or raise an error if it was changed after the program started."""
         file = self._file(name, variables)
-        if file.changed > self.process_start:
-            raise UnhashableError(
-                f"{os.path.basename(name)} was changed after the program started; run the program "
-                "again"
-            )
+        if file.stamp is not None and file.stamp.changed > self.process_start:
+            raise UnhashableError(source_changed(name))
         return file
 
     def _file(self, name: str, variables: dict[str, Any]) -> _File:
@@ -208,10 +235,20 @@ class Sources:
         return found
 
 
+def source_changed(file: str) -> str:
+    """Return the reason why a task that uses a changed source file has no key."""
+    return f"{os.path.basename(file)} was changed after the program started; run the program again"
+
+
+def _whole(file: _File) -> tuple[str, types.CodeType] | None:
+    """Return the digest of a whole source file, and its code; `None` without valid source."""
+    if file.code is None:
+        return None
+    return digest_of(file.plain.get(file.code, file.code)), file.code
+
+
 def _read(name: str, variables: dict[str, Any]) -> _File:
-    file = _File()
-    with contextlib.suppress(OSError):  # a cell of a notebook has no file
-        file.changed = os.stat(name).st_ctime_ns
+    file = _File(stamp_of(name))  # a cell of a notebook has no file
     source = "".join(linecache.getlines(name, variables))
     if not source and os.path.exists(name) and os.path.getsize(name):
         return file  # the file is not text, or cannot be read
@@ -682,6 +719,8 @@ class Program:
         caches_of: The attributes of classes that may be caches. See `caches_in`.
         loaded: Names of the modules that were loaded when this object was created.
         unloaded: Names of modules that are treated as not loaded; see `CodeFingerprint`.
+        imported: The states of the source files of modules, by the name of the module, when they
+            were last imported or reloaded. See `ImportedModules`.
     """
 
     def __init__(self, directory: Path, files: FileDigests) -> None:
@@ -700,6 +739,34 @@ class Program:
         self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
         self.unloaded: set[str] = set()
+        self.imported: dict[str, Stamp] = {}
+
+    def imported_from(self, module: str) -> Stamp | None:
+        """Return the state of a module's source file when the loaded module was imported.
+
+        Return `None` if the module is not loaded, or if this state is unknown.
+        """
+        return self.imported.get(module) if module in sys.modules else None
+
+    def require_same_sources(
+        self, sources: Mapping[str, tuple[str, Stamp | None]], *, sent: bool
+    ) -> None:
+        """Raise an error if a task imports another version of a module than its key represents.
+
+        Args:
+            sources: The sources that the key represents. See `CodeFingerprint.sources`.
+            sent: True if the task runs in another process. It receives the first version of a
+                module that this process has not imported.
+
+        Raises:
+            UnhashableError: A file has changed since it was read.
+        """
+        for name, (file, stamp) in sources.items():
+            imported = self.imported_from(name)
+            if imported is None and sent and name not in sys.modules:
+                continue
+            if stamp != (imported or self._files.once(stamp_of, file)):
+                raise UnhashableError(source_changed(file))
 
     def names(self, code: types.CodeType) -> Names:
         """Return the names that code uses but does not define."""

@@ -1,0 +1,99 @@
+"""Modules that tasks are the first to import, and whose sources change while the program runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from rhapsody.journal.values import UnhashableError
+from tests._support.journal_keys import described, key_in, keys_in, loaded, write
+
+IMPORTS = [
+    "def f(x):\n    import lz\n    return lz.g(x)\n",
+    "def f(x):\n    from lz import RATE\n    return RATE + x\n",
+    "def f(x):\n    import over\n    return over.lz.g(x)\n",
+]
+
+OVER = "import lz\n"
+
+
+def source(rate: int) -> str:
+    return f"RATE = {rate}\ndef g(x):\n    return x + {rate}\n"
+
+
+@pytest.mark.parametrize("main", IMPORTS)
+def test_a_module_that_is_reloaded_counts_with_its_new_source(main: str, tmp_path: Path) -> None:
+    files = {"main.py": main, "over.py": OVER}
+    one, two = (key_in(tmp_path, files | {"lz.py": source(rate)})[0] for rate in (1, 100))
+    write(tmp_path, files | {"lz.py": source(1)})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 1, shares_memory=True)
+        assert keys.of(task, {}, {}).digest == one
+        assert program.f(1) == 2
+        write(tmp_path, {"lz.py": source(100)})
+        keys.begin()
+        assert keys.of(task, {}, {}).digest == one
+        assert program.f(1) == 2  # not reloaded yet
+        importlib.reload(sys.modules["lz"])
+        keys.begin()
+        key = keys.of(task, {}, {})
+        assert key.digest == two
+        assert program.f(1) == 101
+        keys.begin()
+        keys.require_same_values(task, key)
+
+
+@pytest.mark.parametrize("main", IMPORTS)
+def test_a_module_that_changes_before_a_task_imports_it_is_noticed(
+    main: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {"main.py": main, "over.py": OVER, "lz.py": source(1)})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 1, shares_memory=True)
+        key = keys.of(task, {}, {})
+        write(tmp_path, {"lz.py": source(100)})
+        assert program.f(1) == 101
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"lz\.py was changed after the program started"):
+            keys.require_same_values(task, key)
+        again = keys.of(task, {}, {})
+        assert again.digest != key.digest  # the loaded version counts from now on
+        keys.require_same_values(task, again)
+
+
+def test_a_module_that_changes_after_a_task_imported_it_makes_no_difference(tmp_path: Path) -> None:
+    write(tmp_path, {"main.py": IMPORTS[0], "lz.py": source(1)})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 1, shares_memory=True)
+        key = keys.of(task, {}, {})
+        assert program.f(1) == 2
+        write(tmp_path, {"lz.py": source(100)})
+        keys.begin()
+        keys.require_same_values(task, key)
+
+
+def test_a_module_that_is_not_imported_counts_as_workers_receive_it(tmp_path: Path) -> None:
+    write(tmp_path, {"main.py": IMPORTS[0], "lz.py": source(1)})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as program:
+        here = described(program.f, 1, shares_memory=True)
+        elsewhere = described(program.f, 1, shares_memory=False)
+        keys.of(here, {}, {})
+        before = keys.of(elsewhere, {}, {})
+        write(tmp_path, {"lz.py": source(100)})
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"lz\.py was changed"):
+            keys.of(here, {}, {})
+        assert keys.of(elsewhere, {}, {}).digest == before.digest
+        keys.require_same_values(elsewhere, before)
+        importlib.import_module("lz")  # workers receive this version from now on
+        keys.begin()
+        assert keys.of(elsewhere, {}, {}).digest != before.digest
+        with pytest.raises(UnhashableError, match=r"lz\.py was changed"):
+            keys.require_same_values(elsewhere, before)
