@@ -132,6 +132,11 @@ def test_classifiers_name_what_the_tests_run_on(name: str, matrix: list[str]) ->
     assert systems == ["Operating System :: POSIX :: Linux"]
 
 
+def test_the_extra_all_names_every_distribution() -> None:
+    listed = project("rhapsody-core")["optional-dependencies"]["all"]
+    assert {re.split("[; ]", each)[0] for each in listed} == {*DISTRIBUTIONS} - {"rhapsody-core"}
+
+
 def test_the_citation_has_the_license_and_the_addresses_of_the_project() -> None:
     citation, core = load("CITATION.cff"), project("rhapsody-core")
     assert citation["license"] == core["license"]
