@@ -9,6 +9,7 @@ import threading
 import tracemalloc
 import types
 from collections.abc import Iterator
+from multiprocessing.shared_memory import ShareableList, SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import UnhashableError
-from tests._support.journal_keys import key_of, twice, work
+from tests._support.journal_keys import described, key_of, twice, work
 from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
 
 OPEN = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
@@ -105,6 +106,32 @@ def test_a_file_that_a_text_of_numpy_names_counts_by_its_content(
     assert key_of(keys, work, make("d.txt")).digest == first
     data.write_text("two!")
     assert key_of(keys, work, make("d.txt")).digest != first
+
+
+@pytest.mark.parametrize("kind", ["memory", "list"])
+def test_shared_memory_counts_by_its_content(kind: str, keys: Keys) -> None:
+    def make() -> Any:
+        if kind == "list":
+            return ShareableList([1, "a"])
+        return SharedMemory(create=True, size=100)
+
+    one, other = make(), make()
+    try:
+        first = key_of(keys, work, one).digest
+        assert key_of(keys, work, other).digest == first
+        task = described(work, one, shares_memory=True)
+        key = keys.of(task, {}, {})
+        (one.buf if kind == "memory" else one)[0] = 7
+        assert key_of(keys, work, one).digest != first
+        with pytest.raises(UnhashableError, match="changed in place"):
+            keys.require_same_values(task, key)
+    finally:
+        for each in (one, other):
+            memory = each if kind == "memory" else each.shm
+            memory.close()
+            memory.unlink()
+    with pytest.raises(UnhashableError):
+        key_of(keys, work, one)
 
 
 def test_tables_count_by_all_that_is_in_them(keys: Keys) -> None:

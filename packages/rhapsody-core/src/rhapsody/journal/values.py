@@ -302,6 +302,8 @@ class Values:
         if parts is not None:
             feed(_framed(b"A", kind.__qualname__))
             self._items(b"A", parts, feed)
+        elif (content := _shared_memory(value)) is not None:
+            self._items(b"m", (kind, content), feed)
         elif isinstance(value, AbstractSet):  # the order of sets changes with the hash seed
             self._feed(kind, feed)
             self._sorted(b"S", value, feed)
@@ -477,6 +479,24 @@ def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
     if library == "pandas":
         return _parts_of_table(value)
     return _parts_of_numpy(value) if library == "numpy" else None
+
+
+def _shared_memory(value: Any) -> object:
+    """Return the content of shared memory, which pickle represents by its name, or `None`.
+
+    Raises:
+        UnhashableError: The shared memory was closed, so its content cannot be read.
+    """
+    module = sys.modules.get("multiprocessing.shared_memory")
+    if module is None:
+        return None
+    if isinstance(value, module.ShareableList):
+        return list(value)
+    if not isinstance(value, module.SharedMemory):
+        return None
+    if value.buf is None:
+        raise UnhashableError("an object of type SharedMemory was closed")
+    return value.buf
 
 
 def _omits_attributes(value: object) -> bool:
