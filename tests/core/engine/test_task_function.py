@@ -39,6 +39,21 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+async def test_a_setting_that_is_passed_as_an_argument_is_explained() -> None:
+    async with engine() as flow:
+
+        @flow.function_task
+        def work(number: int) -> int:
+            return number
+
+        with pytest.raises(TypeError) as caught:
+            work(1, after=[])
+        assert "work.options(after=...)" in "".join(caught.value.__notes__)
+        with pytest.raises(TypeError) as caught:
+            work(1, other=[])
+        assert not hasattr(caught.value, "__notes__")
+
+
 def decorate(flow: WorkflowEngine, kind: str, *args: Any, **settings: Any) -> Any:
     return getattr(flow, kind)(*args, **settings)
 
@@ -307,7 +322,7 @@ async def test_options_refuse_what_they_do_not_know() -> None:
         async def job() -> None: ...
 
         with pytest.raises(TypeError, match=r"retires.*retries"):
-            job.options(retires=2)  # type: ignore[call-arg]
+            job.options(retires=2)
 
 
 async def test_options_keep_name_doc_and_signature() -> None:

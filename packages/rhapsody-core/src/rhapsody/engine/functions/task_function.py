@@ -197,7 +197,14 @@ class TaskFunction(Generic[P, R]):
                 **self.settings.specific,
                 **specific_settings(kwargs.pop("task_description")),
             }
-        self._check(*args, **kwargs)
+        try:
+            self._check(*args, **kwargs)
+        except TypeError as error:
+            for name in sorted(kwargs.keys() & TaskSettings.__optional_keys__):
+                if f"unexpected keyword argument '{name}'" in str(error):
+                    shown = f"{_name(self.function)}.options({name}=...)(...)"
+                    add_note(error, f"{name} is a setting of the task: call {shown}")
+            raise
         return engine.call(self, args, kwargs, specific)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
