@@ -322,7 +322,7 @@ async def test_options_refuse_what_they_do_not_know() -> None:
         async def job() -> None: ...
 
         with pytest.raises(TypeError, match=r"retires.*retries"):
-            job.options(retires=2)
+            job.options(retires=2)  # type: ignore[call-arg]
 
 
 async def test_options_keep_name_doc_and_signature() -> None:

@@ -201,7 +201,7 @@ class TaskFunction(Generic[P, R]):
             self._check(*args, **kwargs)
         except TypeError as error:
             for name in sorted(kwargs.keys() & TaskSettings.__optional_keys__):
-                if f"unexpected keyword argument '{name}'" in str(error):
+                if repr(name) in str(error):  # Python's message names the unexpected argument
                     shown = f"{_name(self.function)}.options({name}=...)(...)"
                     add_note(error, f"{name} is a setting of the task: call {shown}")
             raise
