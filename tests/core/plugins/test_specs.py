@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -353,7 +353,16 @@ def rhapsody_run_started(run):
 
 
 @pytest.fixture
-def marked(site: Path, tmp_path: Path) -> Installed:
+def runs_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what `rhapsody run` leaves in its process, which normally ends."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+    yield
+    sys.modules.pop("__rhapsody_script__", None)
+
+
+@pytest.fixture
+def marked(site: Path, tmp_path: Path, runs_here: None) -> Installed:
     (tmp_path / "wf.py").write_text("async def main(flow):\n    print('ran')\n")
     return Installed(site, MARKED)
 
@@ -395,6 +404,7 @@ def test_an_error_in_rhapsody_run_started_does_not_end_the_run(
     assert "rhapsody_run_started raised KeyError" in caplog.text
 
 
+@pytest.mark.usefixtures("runs_here")
 def test_an_option_that_rhapsody_run_has_is_ignored(
     site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
