@@ -357,6 +357,7 @@ def runs_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what `rhapsody run` leaves in its process, which normally ends."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", [*sys.argv])
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     yield
     sys.modules.pop("__rhapsody_script__", None)
 

@@ -330,10 +330,8 @@ class _NameOfTheScript:
     [("__main__", True), ("__rhapsody_script__", True), ("math", False), ("unknown", False)],
 )
 def test_a_name_of_the_script_that_a_worker_lacks_is_explained(
-    module: str, *, is_script: bool, monkeypatch: pytest.MonkeyPatch
+    module: str, *, is_script: bool
 ) -> None:
-    if module == "__rhapsody_script__":  # `rhapsody run` in this process would have made it
-        monkeypatch.delitem(sys.modules, module, raising=False)
     error = made(described(len, _NameOfTheScript(module)))["exception"]
     assert isinstance(error, AttributeError | ImportError)
     assert any("into a module" in note for note in error.__notes__) is is_script
