@@ -348,7 +348,7 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
         options = {option.name: option for option in declared.get(plugin, ())}
         for name, each in () if plugin in disabled else values.items():
             if not options:
-                text = f"no plugin with options named {plugin!r} is installed{_inside(each)}"
+                text = f"no plugin with options named {plugin!r} is installed"
                 hint = f"; {closest(plugin, declared, every='plugins')}" if declared else ""
                 raise _error(each, f"{text}{hint}")
             if name not in options:
