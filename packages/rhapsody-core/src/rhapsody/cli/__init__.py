@@ -58,6 +58,7 @@ COMMANDS = {
     "clean": "remove the directories of runs that have ended, except their results",
     "journal": "inspect, prune or verify the recorded results of runs",
     "new-backend": "create the source files of a package for a new backend",
+    "new-plugin": "create the source files of a package for a plugin that observes runs",
     "completion": "print a script that completes commands and options in your shell",
 }
 """Built-in commands, each with its help. The module of a command has the same name."""

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -20,20 +21,30 @@ from rhapsody.plugins.specs import API_VERSION, UsageError
 
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")
 
-_FILES = {
+COMMON = {
     "pyproject.toml": "pyproject.toml",
-    "README.md": "README.md",
     "CHANGELOG.md": "CHANGELOG.md",
     "noxfile.py": "noxfile.py",
     "gitignore": ".gitignore",
     "ci.yml": ".github/workflows/ci.yml",
+}
+"""Paths of the rendered files of every plugin by template. A license and an empty `py.typed` are
+added."""
+
+_FILES = {
+    **COMMON,
+    "README.md": "README.md",
     "init.py": "src/{package}/__init__.py",
     "plugin.py": "src/{package}/plugin.py",
     "backend.py": "src/{package}/backend.py",
     "test_conformance.py": "tests/test_conformance.py",
     "test_plugin.py": "tests/test_plugin.py",
 }
-"""Paths of the rendered files by template. A license and an empty `py.typed` are added."""
+"""Paths of the rendered files of a backend by template."""
+
+_TEST = """\
+# The first number is the version of the plugin interface that the kit checks.
+test = ["rhapsody-testing~={}.0"]"""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
@@ -41,6 +52,11 @@ _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("name", metavar="NAME", help="the backend's name, such as demo")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every plugin."""
     text = "the target directory, new or empty (default: rhapsody-NAME)"
     parser.add_argument("--dir", metavar="DIR", help=text)
     text = "the license (default: MIT)"
@@ -59,22 +75,53 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: The name or the author is invalid, or the target cannot be written.
     """
     name = checked_name(arguments.name)
-    distribution = f"rhapsody-{name.replace('_', '-')}"
-    author = (arguments.author or f"The {distribution} authors").strip()
-    if not author.isprintable() or not author:
-        raise UsageError(f"--author must be one line of printable text, got {arguments.author!r}")
-    target = distribution if arguments.dir is None else arguments.dir
-    write(render(name, arguments.license, author), target)
-    say(f"Created {target}, which contains a working backend. Next:\n")
+    more = {
+        "kind": "backend",
+        "test_requirements": _TEST.format(API_VERSION),
+        "pytest_options": 'asyncio_default_fixture_loop_scope = "function"',
+        "entry_point": "The key is the backend's name",
+    }
+    target = create(arguments, name, _FILES, more)
     steps = [f"cd {shlex.quote(target)}", "pip install -e '.[test]'", "pytest"]
+    say(f"Created {target}, which contains a working backend. Next:\n")
     for command in (*steps, "rhapsody backends"):
         say(f"  {command}")
     say(f"\nThen implement your backend in src/rhapsody_{name}/backend.py.")
     return DONE
 
 
-def checked_name(given: str) -> str:
-    """Check and normalize a backend's name.
+def create(
+    arguments: argparse.Namespace, name: str, sources: Mapping[str, str], more: Mapping[str, str]
+) -> str:
+    """Write the source files of a plugin.
+
+    Args:
+        arguments: The command's arguments.
+        name: The plugin's name, as returned by `checked_name`.
+        sources: Paths of the rendered files by template.
+        more: Further values for the templates.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UsageError: The author is invalid, or the target cannot be written.
+    """
+    distribution = f"rhapsody-{name.replace('_', '-')}"
+    author = (arguments.author or f"The {distribution} authors").strip()
+    if not author.isprintable() or not author:
+        raise UsageError(f"--author must be one line of printable text, got {arguments.author!r}")
+    target: str = distribution if arguments.dir is None else arguments.dir
+    write(render(name, arguments.license, author, sources, more), target)
+    return target
+
+
+def checked_name(given: str, command: str = "new-backend") -> str:
+    """Check and normalize a name.
+
+    Args:
+        given: The name of a backend or another plugin.
+        command: The command that creates it.
 
     Returns:
         The name in lower case, with `_` between its words.
@@ -88,7 +135,7 @@ def checked_name(given: str) -> str:
     name = given.strip().lower()
     if not _NAME.fullmatch(name) or not name.isascii():
         raise UsageError(
-            f"{given!r} is not a valid backend name: use letters and digits, with a letter first "
+            f"{given!r} is not a valid name: use letters and digits, with a letter first "
             "and single - or _ between words, such as my-cluster"
         )
     name = name.replace("-", "_")
@@ -96,8 +143,10 @@ def checked_name(given: str) -> str:
         alone = name.removeprefix("rhapsody").lstrip("_") or "demo"
         raise UsageError(
             f"omit the prefix 'rhapsody', which the command adds to {alone!r}: "
-            f"rhapsody new-backend {alone.replace('_', '-')}"
+            f"rhapsody {command} {alone.replace('_', '-')}"
         )
+    if command != "new-backend":
+        return name
     claims = installed().group(BACKENDS)
     owners = [one.distribution for one in claims if normalize_name(one.name) == name]
     if name in PUBLISHED:
@@ -107,13 +156,17 @@ def checked_name(given: str) -> str:
     return name
 
 
-def render(name: str, license: str, author: str) -> dict[str, str]:
+def render(
+    name: str, license: str, author: str, sources: Mapping[str, str], more: Mapping[str, str]
+) -> dict[str, str]:
     """Render the package's source files.
 
     Args:
-        name: The backend's name, as returned by `checked_name`.
+        name: The plugin's name, as returned by `checked_name`.
         license: The name of the license, which is also the name of a template.
         author: The copyright holder.
+        sources: Paths of the rendered files by template.
+        more: Further values for the templates.
 
     Returns:
         The contents of the files, by path.
@@ -132,8 +185,9 @@ def render(name: str, license: str, author: str) -> dict[str, str]:
         "year": time.strftime("%Y"),
         "api_version": str(API_VERSION),
         "core_range": core_range(),
+        **more,
     }
-    sources = {**_FILES, license: "LICENSE"}
+    sources = {**sources, license: "LICENSE"}
     made = {
         path.format(package=package): Template(_template(source)).substitute(values)
         for source, path in sources.items()
