@@ -413,6 +413,8 @@ def test_the_settings_of_a_profile_are_checked_too(place: Path) -> None:
     )
     words = ["submit", "steps.py", "--executor=local", "--profile=site"]
     assert "max_jobs" in rhapsody(*words, code=2)
+    (place / "rhapsody.toml").write_text('[profile.site]\nbackend = ["local", "psij"]\n')
+    assert "several backends (local, psij); select one" in rhapsody(*words, code=2)
 
 
 def test_leaving_leaves_the_run_and_canceling_ends_it_like_ctrl_c(place: Path) -> None:
