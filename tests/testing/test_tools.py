@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
 from rhapsody_testing import Driver, EventRecorder, capability_table
+from rhapsody_testing.__main__ import main as write_table
 from rhapsody_testing._suite import until
 from rhapsody_testing._system import Clock, Heartbeat
 from rhapsody_testing._work import tick
@@ -153,6 +154,26 @@ async def test_a_capability_table_is_markdown_with_every_capability() -> None:
     assert len(table) == 2 + len(Capabilities().as_dict())
     assert all(line.count("|") == 4 and "|  |" not in line for line in table)
     assert capability_table(SmallBackend) == capability_table(SmallBackend())
+
+
+async def test_a_command_writes_the_table_into_a_readme(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    before, after = "# Backend\n\n", "\n\nText | with a bar\n"
+    readme.write_text(f"{before}| capability | meaning | declared |\n| --- |\n| old |{after}")
+    for _ in range(2):
+        assert write_table(["noop", str(readme)]) == 0
+        assert readme.read_text() == f"{before}{capability_table(NoopExecutionBackend)}{after}"
+    for name, file, said in (
+        ("nop", readme, "Did you mean 'noop'?"),
+        ("noop", tmp_path / "none.md", "No such file"),
+        ("noop", Path(__file__).with_name("test_rules.py"), "does not contain the first line"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            write_table([name, str(file)])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 async def test_a_capability_table_of_something_else_is_an_error() -> None:
