@@ -650,7 +650,7 @@ class CommandOption:
 
     @property
     def default(self) -> bool | None:
-        """The value if the option is not given: `False` for `bool`, otherwise `None`."""
+        """The value of an option that is not given, `False` for `bool` and `None` for others."""
         return False if self.type is bool else None
 
     @property
