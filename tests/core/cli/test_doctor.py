@@ -450,3 +450,25 @@ def test_a_backend_that_stale_metadata_hide_is_broken(
     assert str(checkout) in broken["remedy"]
     with pytest.raises(ValueError, match=f"toys .*{checkout}"):
         get_backend("toy")
+
+
+def test_a_backend_that_logs_leaves_no_run_behind(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = (
+        "    async def stop(self):\n"
+        "        import logging\n"
+        "        logging.getLogger('rhapsody.toy').warning('closing')\n"
+    )
+    toy(site, heavy_source=BACKEND.format(name="toy") + stop)
+    place = tmp_path / "here"
+    earlier = place / ".rhapsody" / "20260101T000000-mine-0001"
+    earlier.mkdir(parents=True, mode=0o700)
+    (earlier / "log.txt").write_text("mine")
+    monkeypatch.chdir(place)
+    code, report = doctor(capsys, "-b", "toy", "--run")
+    assert code == 0
+    assert any("ran a task in" in one["text"] for one in report["findings"])
+    runs = [each for each in (place / ".rhapsody").iterdir() if not each.is_symlink()]
+    assert runs == [earlier]
+    assert (earlier / "log.txt").read_text() == "mine"

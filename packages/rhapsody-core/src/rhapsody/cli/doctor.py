@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import rhapsody_guard
@@ -246,6 +247,7 @@ async def _try_backend(
     from rhapsody.engine import WorkflowEngine
 
     findings: list[Finding] = []
+    place: Path | None = None
     try:
         begin = time.perf_counter()
         try:
@@ -261,6 +263,7 @@ async def _try_backend(
                 begin = time.perf_counter()
                 engine = WorkflowEngine.create(backend, profile=profile, journal=False)
                 async with engine as flow:
+                    place = flow.work_dir
                     if backend.capabilities.executables:
                         await flow.executable_task(_command)()
                     else:
@@ -273,7 +276,21 @@ async def _try_backend(
         failed = "cannot run a task" if findings else "cannot be started"
         text = f"{failed}: {type(error).__name__}: {error}"
         findings.append(Finding("broken", subject, text))
+    else:
+        if place is not None:
+            _remove_log(place.parent)
     return findings
+
+
+def _remove_log(run: Path) -> None:
+    """Remove the log of the trial, which exists if the backend has logged something."""
+    from rhapsody.staging.runs import BASE, LOG, tidy
+
+    if run.parent == Path(os.path.abspath(BASE)):  # not in a `work_dir` of the profile
+        with contextlib.suppress(OSError):  # there is no log, or other files as well
+            (run / LOG).unlink()
+            run.rmdir()
+            tidy(run.parent)
 
 
 async def _command() -> str:
