@@ -596,10 +596,10 @@ def _import(import_path: str, source: str, remedy: str, install: str) -> type[Ba
     except BaseException as error:  # a library's import may raise anything, SystemExit included
         name = error.name if isinstance(error, ImportError) else None
         own = f"{module}.".startswith(f"{name}.")
-        missing = isinstance(error, ModuleNotFoundError) and not own
+        of_library = isinstance(error, ModuleNotFoundError) and not own
         raise ImportError(
             f"{source}: importing {module} raised {type(error).__name__}: {error}. "
-            f"{install if missing else remedy}",
+            f"{install if of_library else remedy}",
             name=name,
         ) from error
     try:
@@ -778,8 +778,8 @@ def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         key = key.strip()
-        of_several = flag == "-o" and all(map(str.isidentifier, key.split(".", 1)))
-        if not equals or not (key.isidentifier() or of_several):
+        parts = key.split(".", 1) if flag == "-o" else [key]
+        if not equals or not all(map(str.isidentifier, parts)):
             such = "cores=2" if flag == "-o" else "retries=2"
             raise UsageError(f"{flag} {option!r}: write KEY=VALUE, such as {flag} {such}")
         parsed[key] = _value(text.strip(), f"{flag} {option!r}")

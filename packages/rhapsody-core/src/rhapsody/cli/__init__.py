@@ -14,7 +14,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from rhapsody.cli.output import (
 )
 from rhapsody.cli.plugin_options import require_known
 from rhapsody.errors import RhapsodyError
-from rhapsody.plugins.manager import CORE, installed
+from rhapsody.plugins.manager import CORE, checked_options, installed
 from rhapsody.plugins.specs import CommandOption, UsageError
 
 __all__ = ["main"]
@@ -124,7 +124,7 @@ class Commands:
     ) -> None:
         """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
         _check_name("format", name, self.formats)
-        self.formats[name] = ExportFormat(suffix, write, _checked(options))
+        self.formats[name] = ExportFormat(suffix, write, checked_options(options))
 
     def add_from_plugins(self) -> None:
         """Import the plugins, and add their commands and options; a second call has no effect.
@@ -251,15 +251,6 @@ def _module(name: str) -> Any:
 def _run_built_in(name: str, parsed: argparse.Namespace) -> int | None:
     result: int | None = _module(name).run(parsed)
     return result
-
-
-def _checked(options: Iterable[CommandOption]) -> tuple[CommandOption, ...]:
-    """Return the options of a plugin, or raise a `TypeError` if they are something else."""
-    found = tuple(options)
-    for option in found:
-        if not isinstance(option, CommandOption):
-            raise TypeError(f"options must be CommandOptions, got {option!r}")
-    return found
 
 
 def _check_name(kind: str, name: str, taken: Container[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.lookup import read_record
 from rhapsody.cli.output import CommandError, note
-from rhapsody.cli.plugin_options import add_options, option_values, require_known
+from rhapsody.cli.plugin_options import add_options, given_options, require_known
 from rhapsody.history.files import new_file
 from rhapsody.history.values import RUN_HELP, counts_of
 from rhapsody.known import FORMATS
@@ -73,11 +73,11 @@ def _values(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     found = {}
     for name, format in arguments.commands.formats.items():
-        values = option_values(arguments, f"format {name}", format.options)
+        given = given_options(arguments, f"format {name}", format.options)
         if name == arguments.format:
-            found = values
+            found = {option.name: option.default for option in format.options} | given
             continue
         for option in format.options:
-            if values[option.name] not in (None, False):
+            if option.name in given:
                 raise UsageError(f"{option.flag} can only be used with --format {name}")
     return found

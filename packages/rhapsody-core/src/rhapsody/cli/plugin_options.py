@@ -35,11 +35,12 @@ def add_options(
             complain(f"ignoring the option {option.flag} of {owner}: {parser.prog} has another one")
 
 
-def option_values(
+def given_options(
     arguments: argparse.Namespace, owner: str, options: Iterable[CommandOption]
 ) -> dict[str, Any]:
-    """Return the values of options by name."""
-    return {option.name: getattr(arguments, _dest(owner, option), None) for option in options}
+    """Return the values of the options that were given, by name."""
+    found = {option.name: getattr(arguments, _dest(owner, option), None) for option in options}
+    return {name: each for name, each in found.items() if each is not None and each is not False}
 
 
 def _dest(owner: str, option: CommandOption) -> str:

@@ -32,7 +32,7 @@ from rhapsody.cli.output import (
     CommandError,
     complain,
 )
-from rhapsody.cli.plugin_options import add_options, option_values
+from rhapsody.cli.plugin_options import add_options, given_options
 from rhapsody.cli.recording import Recording
 from rhapsody.errors import (
     DataError,
@@ -231,7 +231,7 @@ def _start_plugins(arguments: argparse.Namespace, at_end: ExitStack) -> list[obj
 def _plugin_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the values of the options of plugins on the command line."""
     return {
-        plugin: option_values(arguments, plugin, options)
+        plugin: given_options(arguments, plugin, options)
         for plugin, options in arguments.commands.run_options.items()
     }
 

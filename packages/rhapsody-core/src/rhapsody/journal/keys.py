@@ -479,9 +479,8 @@ class Keys:
 
         These are its arguments and their classes, the source files of modules that it imports and,
         if it runs in this process, its code with all values in its closure, its defaults and the
-        globals that it reads. A function that changes
-        them has an effect that is not repeated when its result is reused; if something else changes
-        them, it may have used either value.
+        globals that it reads. A function that changes them has an effect that is not repeated when
+        its result is reused; if something else changes them, it may have used either value.
 
         Args:
             task: The task's description.

@@ -600,6 +600,20 @@ def loaded_plugins() -> list[LoadedPlugin]:
     return _unique(loaded)
 
 
+def checked_options(options: Iterable[object]) -> tuple[specs.CommandOption, ...]:
+    """Return the options that a plugin has declared.
+
+    Raises:
+        TypeError: One of them is not a `CommandOption`.
+    """
+    found = []
+    for option in options:
+        if not isinstance(option, specs.CommandOption):
+            raise TypeError(f"options must be CommandOptions, got {option!r}")
+        found.append(option)
+    return tuple(found)
+
+
 def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
     """Return the options that each installed plugin declares, by the plugin's distribution.
 
@@ -607,14 +621,11 @@ def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
 
     Raises:
         KeyboardInterrupt: A plugin was interrupted.
-    """  # noqa: DOC501 - the TypeError is caught here
+    """
     found: dict[str, tuple[specs.CommandOption, ...]] = {}
     for hook in implementations("rhapsody_run_options", loaded_plugins()):
         try:
-            options = tuple(hook.call() or ())
-            for option in options:
-                if not isinstance(option, specs.CommandOption):
-                    raise TypeError(f"options must be CommandOptions, got {option!r}")
+            options = checked_options(hook.call() or ())
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything

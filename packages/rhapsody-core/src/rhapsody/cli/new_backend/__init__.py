@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The name or the author is invalid, or the target cannot be written.
     """
-    name = checked_name(arguments.name)
+    name = checked_name(arguments.name, "new-backend")
+    _require_free(name)
     more = {
         "kind": "backend",
         "test_requirements": _TEST.format(API_VERSION),
@@ -116,7 +117,7 @@ def create(
     return target
 
 
-def checked_name(given: str, command: str = "new-backend") -> str:
+def checked_name(given: str, command: str) -> str:
     """Check and normalize a name.
 
     Args:
@@ -127,11 +128,8 @@ def checked_name(given: str, command: str = "new-backend") -> str:
         The name in lower case, with `_` between its words.
 
     Raises:
-        UsageError: The name is malformed or already taken.
+        UsageError: The name is malformed.
     """
-    from rhapsody.backends.discovery import PUBLISHED, normalize_name
-    from rhapsody.plugins.manager import BACKENDS, installed
-
     name = given.strip().lower()
     if not _NAME.fullmatch(name) or not name.isascii():
         raise UsageError(
@@ -145,15 +143,20 @@ def checked_name(given: str, command: str = "new-backend") -> str:
             f"omit the prefix 'rhapsody', which the command adds to {alone!r}: "
             f"rhapsody {command} {alone.replace('_', '-')}"
         )
-    if command != "new-backend":
-        return name
+    return name
+
+
+def _require_free(name: str) -> None:
+    """Raise a `UsageError` if a distribution has a backend with this name."""
+    from rhapsody.backends.discovery import PUBLISHED, normalize_name
+    from rhapsody.plugins.manager import BACKENDS, installed
+
     claims = installed().group(BACKENDS)
     owners = [one.distribution for one in claims if normalize_name(one.name) == name]
     if name in PUBLISHED:
         owners = [PUBLISHED[name]]
     if owners:
         raise UsageError(f"{owners[0]} already has a backend named {name!r}; choose another name")
-    return name
 
 
 def render(

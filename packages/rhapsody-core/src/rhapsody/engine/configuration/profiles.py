@@ -195,14 +195,10 @@ class Profile:
         """
         found: dict[str, dict[str, Any]] = {}
         for plugin, options in plugin_options().items():
-            values, flags = self.plugins.get(plugin, {}), given.get(plugin, {})
+            values = self.plugins.get(plugin, {})
             found[plugin] = {option.name: option.default for option in options}
             found[plugin] |= {name: each.value for name, each in values.items()}
-            found[plugin] |= {
-                name: value
-                for name, value in flags.items()
-                if value is not None and value is not False
-            }
+            found[plugin] |= given.get(plugin, {})
         return found
 
     def task_defaults(self, plugins: Mapping[str, Mapping[str, Any]]) -> TaskDefaults:
