@@ -16,6 +16,7 @@ import pytest
 
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.sdk import processes
 from rhapsody.sdk.processes import Reaper
 from rhapsody_testing import Driver
 from tests._support.machine import alive, gone
@@ -176,6 +177,68 @@ def test_it_kills_a_program_that_could_not_be_reported_yet(number: str) -> None:
     pids = [int(line) for line in done.stdout.split()]
     assert len(pids) == 2
     assert gone(pids)
+
+
+POOL = """
+import os, signal, time
+from concurrent.futures import ProcessPoolExecutor
+from rhapsody.sdk import Reaper
+
+def go_on():
+    os.write(1, b"started\\n")
+    time.sleep(600)
+
+pool, reaper = ProcessPoolExecutor(1), Reaper()
+pool.submit(go_on)
+for pid in pool._processes:
+    reaper.adopt(pid)
+    os.write(1, b"%d\\n" % pid)
+input()
+"""
+
+
+def test_the_workers_of_a_library_end_with_a_program_that_is_killed() -> None:
+    command = [sys.executable, "-u", "-c", POOL]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        lines = {process.stdout.readline().strip() for _ in range(2)}
+        (pid,) = (int(line) for line in lines - {"started"})
+        process.kill()
+        process.wait(20)
+        assert gone([pid])
+
+
+def test_an_adopted_process_is_killed_without_its_group(reaper: Reaper) -> None:
+    first = subprocess.Popen(["sleep", "600"], process_group=0)
+    second = subprocess.Popen(["sleep", "600"], process_group=first.pid)
+    reused = subprocess.Popen(["sleep", "600"])
+    try:
+        reaper.adopt(first.pid)
+        with pytest.MonkeyPatch.context() as patch:  # the time of another process with the number
+            patch.setattr(processes, "_time_of_start", lambda pid: 1)
+            reaper.adopt(reused.pid)
+        reaper.stop()
+        assert first.wait(20) == -signal.SIGKILL
+        assert second.poll() is None
+        assert reused.poll() is None
+    finally:
+        for process in (first, second, reused):
+            process.kill()
+            process.wait()
+
+
+def test_another_reaper_knows_the_adopted_processes(
+    reaper: Reaper, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    reaper.adopt(sleepers[0].pid)
+    (process,) = reapers()
+    process.kill()
+    process.wait(20)
+    reaper.adopt(sleepers[1].pid, sleepers[0].pid)
+    reaper.stop()
+    assert sleepers[0].wait(20) == sleepers[1].wait(20) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["the first", "another"])

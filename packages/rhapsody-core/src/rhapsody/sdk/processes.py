@@ -99,6 +99,9 @@ def group_alive(pid: int) -> bool:
 # Waking for each message would use CPU time that the programs need, so messages are read in
 # batches, while the end of the process is noticed immediately.
 #
+# Processes that a library started (`*`) are not groups, and their ends are not reported. Each is
+# identified by its number and the time of its start, because the system may reuse the number.
+#
 # A process that is killed between the start of a program and the message cannot report it. So each
 # program has its number in its environment, and each message contains the highest number that has
 # been reported. The reaper looks for programs with higher numbers in /proc, several times, because
@@ -108,7 +111,13 @@ import os, select, signal, sys, time
 process, mark, last = int(sys.argv[1]), sys.argv[2].encode(), int(sys.argv[3])
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-live, rest, poll, end = set(), b"", select.poll(), select.poll()
+def began(pid):
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
+live, adopted, rest, poll, end = set(), set(), b"", select.poll(), select.poll()
 poll.register(0, select.POLLIN)
 end.register(0, 0)
 try:
@@ -123,14 +132,23 @@ while 0 in dict(poll.poll()):
         break
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
-        group, last = map(int, line[1:].split())
-        (live.add if line[:1] == b"+" else live.discard)(group)
+        group, *time_of_start, last = map(int, line[1:].split())
+        if line[:1] == b"*":
+            adopted.add((group, *time_of_start))
+        else:
+            (live.add if line[:1] == b"+" else live.discard)(group)
     if rest == b"!":
         break
     end.poll(100)
 for pid in live:
     try:
         os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass
+for pid, start in adopted:
+    try:
+        if began(pid) == start:
+            os.kill(pid, signal.SIGKILL)
     except OSError:
         pass
 if rest != b"!":
@@ -148,9 +166,13 @@ if rest != b"!":
 
 
 class Reaper:
-    """Reaper process: kills the programs that this process has started if this process is killed.
+    """Reaper process: kills the processes of a backend if this process is killed.
 
-    The reaper is started with the first program. All methods may be called from any thread.
+    For programs that the backend starts, pass the reaper to `Program`. For processes that a library
+    starts, such as the workers of a pool, call `adopt`.
+
+    The reaper is started with the first program or the first call of `adopt`. All methods may be
+    called from any thread.
     """
 
     VARIABLE = "RHAPSODY_PROGRAM"
@@ -162,6 +184,7 @@ class Reaper:
         self._pipe: int | None = None
         self._owner = 0
         self._live: set[int] = set()
+        self._adopted: dict[int, int] = {}  # by process: the time of its start
         self._stopped = False
         self._name = os.urandom(8).hex()
         self._count = 0
@@ -210,6 +233,30 @@ class Reaper:
                 self._open()
             self._report(b"+", pid)
 
+    def adopt(self, *pids: int) -> None:
+        """Let the reaper kill processes that a library has started.
+
+        The reaper kills only these processes, not their process groups, which may be that of this
+        process. The ends of the processes need not be reported: a process that has received the
+        number of another one is not killed. Call this when the library has started its workers, and
+        again for workers that it starts later. Processes that were adopted before are ignored.
+
+        Args:
+            pids: The ids of the processes, in this process's PID namespace.
+
+        Raises:
+            OSError: The reaper cannot be started.
+        """
+        with self._lock:
+            self._stopped = False
+            new = {pid: _time_of_start(pid) for pid in pids}
+            new = {pid: start for pid, start in new.items() if self._adopted.get(pid) != start}
+            if new:
+                self._open()
+                self._adopted.update(new)
+                for pid, start in new.items():
+                    self._report(b"*", pid, start)
+
     def ended(self, pid: int) -> None:
         """Inform the reaper that a process group has ended.
 
@@ -221,14 +268,15 @@ class Reaper:
             self._report(b"-", pid)
 
     def stop(self) -> None:
-        """Stop the reaper, which then kills the remaining groups. Blocks briefly.
+        """Stop the reaper, which then kills the remaining groups and processes. Blocks briefly.
 
-        Only `pipe` starts the reaper again.
+        Only `next_program` and `adopt` start the reaper again.
         """
         with self._lock:
             self._stopped = True
             self._close()
             self._live.clear()
+            self._adopted.clear()
 
     def __del__(self) -> None:
         if not sys.is_finalizing():  # on exit, the system closes the pipe
@@ -258,15 +306,18 @@ class Reaper:
                 os.close(reader)
             for pid in self._live:
                 self._report(b"+", pid)
+            for pid, start in self._adopted.items():
+                self._report(b"*", pid, start)
 
     def _reported(self) -> int:
         """Return the highest number up to which the starts of all programs have been reported."""
         return min(self._starting) - 1 if self._starting else self._count
 
-    def _report(self, what: bytes, pid: int) -> None:
+    def _report(self, what: bytes, *numbers: int) -> None:
         if self._pipe is not None:
             with suppress(BrokenPipeError):  # the reaper was killed; the next receives all groups
-                os.write(self._pipe, b"%b%d %d\n" % (what, pid, self._reported()))
+                line = b" ".join(b"%d" % number for number in (*numbers, self._reported()))
+                os.write(self._pipe, what + line + b"\n")
 
     def _close(self) -> None:
         if self._pipe is not None:
@@ -279,6 +330,15 @@ class Reaper:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             self._process = None
+
+
+def _time_of_start(pid: int) -> int:
+    """Return the time at which a process started, in the kernel's unit; 0 if it is unknown."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:  # the process has ended, or the system is not Linux
+        return 0
 
 
 log: logging.Logger = logging.getLogger(__name__)
