@@ -499,6 +499,14 @@ class MapsToNothing(SmallBackend):
         return {"DONE": "DONE"}
 
 
+class HangsOnAThread(SmallBackend):
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.wait)
+
+    def wait(self) -> None:
+        threading.Event().wait(3)  # the loop waits for the thread when it is closed
+
+
 class SetsAVariable(SmallBackend):
     async def start(self) -> None:
         os.environ["OMP_NUM_THREADS"] = "17"

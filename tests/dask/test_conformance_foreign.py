@@ -21,6 +21,7 @@ class TestDaskForeign(BackendConformance):
     memory = 2_000_000_000
     memory_per_task = 1_000_000_000
     separate_processes = True
+    ends_with_program = False  # a task on the cluster runs to its end
     cycles = 4
     fan = 300
     time_limit = 60

@@ -178,7 +178,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Hurried,
         faulty.WaitsForTheEnd,
         "test_submitting_does_not_wait_for_the_end",
-        "did not end within",
+        "did not end within .*`WaitsForTheEnd.submit_tasks` had not returned; it waited in.*wait",
     ),
     (
         Quick,
@@ -292,8 +292,19 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         "test_functions_of_any_origin_run[function]",
         "unhandled error on the event loop: .*ZeroDivisionError",
     ),
-    (Hurried, faulty.HangsAtShutdown, "test_it_starts_and_stops[await]", "did not end within"),
+    (
+        Hurried,
+        faulty.HangsAtShutdown,
+        "test_it_starts_and_stops[await]",
+        r"did not end within .*Other tasks:.* in stop: await asyncio.sleep\(60\)",
+    ),
     (Hurried, faulty.HangsAtShutdown, "test_functions_of_any_origin_run[function]", "TimeoutError"),
+    (
+        Hurried,
+        faulty.HangsOnAThread,
+        "test_it_starts_and_stops[await]",
+        r"Other threads:.*thread asyncio_0.* in wait: threading.Event\(\).wait\(3\)",
+    ),
     (
         Quick,
         faulty.ShutsDownSlowly,
@@ -310,7 +321,7 @@ FAULTS: tuple[tuple[Kit, type[SmallBackend], str, str], ...] = (
         Hurried,
         faulty.LeavesTasksAtShutdown,
         "test_shutdown_ends_work_in_flight",
-        "did not end within",
+        r"did not end within .*The check waited in.*await driver.finished\(task\)",
     ),
     (
         Quick,

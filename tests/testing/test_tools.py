@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ from rhapsody.states import TasksMainStates
 from rhapsody_testing import Driver, EventRecorder, capability_table
 from rhapsody_testing.__main__ import main as write_table
 from rhapsody_testing._suite import until
-from rhapsody_testing._system import Clock, Heartbeat
+from rhapsody_testing._system import Clock, Heartbeat, listed
 from rhapsody_testing._work import tick
 from tests._support.faulty_backends import CallsBackTwice, ReportsTasksNobodySubmitted
 from tests._support.small_backend import SmallBackend
-
-pytestmark = pytest.mark.asyncio
 
 DONE, FAILED, RUNNING = (
     TasksMainStates.DONE,
@@ -29,6 +28,30 @@ DONE, FAILED, RUNNING = (
 )
 
 
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("file socket:[184229]", "file socket:*"),
+        ("file /dev/shm/psm_[1]", "file /dev/shm/psm_*"),
+        ("thread ThreadPoolExecutor-3_0", "thread ThreadPoolExecutor-*_*"),
+        ("temporary tmp_k3x9_ab", "temporary tmp*"),
+        ("temporary what?", "temporary what[?]"),
+        (
+            "task Task-7 (<coroutine object Queue.get at 0x7f3a5c>)",
+            "task Task-* (<coroutine object Queue.get at *>)",
+        ),
+        (
+            "process /usr/bin/python3.11 -c spawn_main(tracker_fd=12, pipe_handle=14)",
+            "process /usr/bin/python3.11 -c spawn_main(tracker_fd=*, pipe_handle=*)",
+        ),
+    ],
+)
+def test_the_pattern_for_a_leftover_matches_in_the_next_run(text: str, pattern: str) -> None:
+    assert f"leaves_behind = ({pattern!r},)" in listed({("file", 1): text})
+    assert fnmatch.fnmatchcase(text, pattern)
+
+
+@pytest.mark.asyncio
 async def test_a_driver_starts_the_backend_and_leaves_it_running() -> None:
     backend = SmallBackend()
     async with asyncio.timeout(20), Driver(backend) as driver:
@@ -42,6 +65,7 @@ async def test_a_driver_starts_the_backend_and_leaves_it_running() -> None:
     await backend.shutdown()
 
 
+@pytest.mark.asyncio
 async def test_a_driver_keeps_what_was_reported_in_order() -> None:
     async with asyncio.timeout(20), SmallBackend() as backend, Driver(backend) as driver:
         good, bad = driver.command("echo out; echo err >&2"), driver.command(["false"])
@@ -59,6 +83,7 @@ async def test_a_driver_keeps_what_was_reported_in_order() -> None:
         assert "ended FAILED with exit_code=1" in str(second)
 
 
+@pytest.mark.asyncio
 async def test_a_driver_notes_what_the_contract_forbids() -> None:
     async with asyncio.timeout(20), CallsBackTwice() as backend, Driver(backend) as driver:
         await driver.run_one(driver.call(divmod, 7, 3))
@@ -73,6 +98,7 @@ async def test_a_driver_notes_what_the_contract_forbids() -> None:
         assert set(driver.strangers) == {"another"}
 
 
+@pytest.mark.asyncio
 async def test_a_driver_takes_reports_as_objects() -> None:
     class Reported:
         def __init__(self, task: dict[str, Any]) -> None:
@@ -89,6 +115,7 @@ async def test_a_driver_takes_reports_as_objects() -> None:
         assert (await driver.run_one(driver.call(divmod, 7, 3))).value == (2, 1)
 
 
+@pytest.mark.asyncio
 async def test_a_driver_says_when_a_task_ended_before_it_ran() -> None:
     async with asyncio.timeout(20), SmallBackend() as backend, Driver(backend) as driver:
         task = driver.command(["sleep", "60"])
@@ -98,6 +125,7 @@ async def test_a_driver_says_when_a_task_ended_before_it_ran() -> None:
         assert (await driver.finished(task)).state is TasksMainStates.CANCELED
 
 
+@pytest.mark.asyncio
 async def test_a_recorder_keeps_the_events_of_a_run() -> None:
     recorder = EventRecorder()
     async with (
@@ -124,6 +152,7 @@ async def test_a_recorder_keeps_the_events_of_a_run() -> None:
     assert [event for batch in recorder.batches for event in batch] == recorder.events
 
 
+@pytest.mark.asyncio
 async def test_what_goes_on_ends_with_the_directory_of_its_check(tmp_path: Path) -> None:
     gate, ticks = tmp_path / "gate", tmp_path / "ticks"
     gate.touch()
@@ -135,6 +164,7 @@ async def test_what_goes_on_ends_with_the_directory_of_its_check(tmp_path: Path)
         await ticking
 
 
+@pytest.mark.asyncio
 async def test_a_heartbeat_measures_how_long_the_loop_was_held_up() -> None:
     with Clock() as clock, Heartbeat(clock) as held:
         await asyncio.sleep(0.01)
@@ -144,6 +174,7 @@ async def test_a_heartbeat_measures_how_long_the_loop_was_held_up() -> None:
     assert held.worst.counted > 0  # not while other programs had the processor
 
 
+@pytest.mark.asyncio
 async def test_a_capability_table_is_markdown_with_every_capability() -> None:
     table = capability_table(Capabilities(resources=frozenset({"gpus", "cores"}))).splitlines()
     assert table[0] == "| capability | meaning | declared |"
@@ -156,6 +187,7 @@ async def test_a_capability_table_is_markdown_with_every_capability() -> None:
     assert capability_table(SmallBackend) == capability_table(SmallBackend())
 
 
+@pytest.mark.asyncio
 async def test_a_command_writes_the_table_into_a_readme(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +208,7 @@ async def test_a_command_writes_the_table_into_a_readme(
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.asyncio
 async def test_a_capability_table_of_something_else_is_an_error() -> None:
     with pytest.raises(TypeError, match="must have `capabilities`, got 'local'"):
         capability_table("local")

@@ -14,6 +14,7 @@ from tests._support.batch_system import documented, install
 class TestCommandBackend(BackendConformance):
     cores = 2
     fan = 40
+    ends_with_program = False  # the batch system runs its jobs to their ends
     names_workers = False  # the batch system of the example does not say
 
     @pytest.fixture(autouse=True, scope="class")

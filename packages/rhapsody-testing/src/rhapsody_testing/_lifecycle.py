@@ -10,21 +10,27 @@ import sys
 import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable, Container, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import pytest
 
+from rhapsody.sdk import TaskKind
+from rhapsody_testing._program import start_program
 from rhapsody_testing._suite import (
     DONE,
+    ENDS_WITH_PROGRAM,
     FUNCTIONS,
+    Need,
     NewBackend,
     NewEngine,
     Suite,
     Ticking,
     call,
     check,
+    each_kind,
     quick,
     state_of,
 )
@@ -32,6 +38,7 @@ from rhapsody_testing._system import (
     Gap,
     Heartbeat,
     Holdings,
+    NamedPipe,
     Program,
     end_processes,
     fork_handlers,
@@ -50,6 +57,10 @@ _BATCH, _ROUNDS = 20, 5
 _ENDS = ("process", "thread", "task", "temporary")
 _HELD = {"threads": "thread", "children": "process", "descriptors": "file"}
 _WORDS = {*_HELD, "sys.path", "at-fork handlers"}
+_FIRST_FUNCTIONS = Need(
+    "ordinary functions run on the same workers",
+    lambda suite, kind: kind != "async_function" or "function" not in suite.kinds,
+)
 Way = Literal["await", "async with", "create"]
 WAYS: tuple[Way, ...] = ("await", "async with", "create")
 
@@ -293,6 +304,48 @@ class Lifecycle(Suite):
                 assert all(still), "work continues after the shutdown"
             left = await self._left(before, _ENDS, mark)
         assert not left, listed(left)
+
+    @check(
+        "tasks-that-outlive-the-program",
+        ENDS_WITH_PROGRAM,
+        _FIRST_FUNCTIONS,
+        "shared_file_system",
+        times=2,
+    )
+    @each_kind
+    async def test_a_task_ends_with_a_killed_program(self, kind: TaskKind) -> None:
+        with marked() as mark, NamedPipe(self.place / "held") as pipe:
+            before = holdings(mark)
+            program = await start_program(self, Suite, kind, pipe.path)
+            ending = asyncio.ensure_future(program.wait())
+            opening = asyncio.ensure_future(pipe.opened.wait())
+            try:
+                await asyncio.wait([ending, opening], return_when=asyncio.FIRST_COMPLETED)
+                text = pipe.path.with_name("program.err").read_text(errors="replace")
+                assert not ending.done(), (
+                    "a new process could not create the backend and run a task, see "
+                    f"`ends_with_program`: {text[-2000:]}"
+                )
+            finally:
+                opening.cancel()
+                with suppress(ProcessLookupError):
+                    program.kill()
+                await ending
+            limit, continues = 10 * self.settle, False
+            try:
+                async with self._current.clock.within(limit):
+                    await pipe.closed.wait()
+            except TimeoutError:
+                continues = True
+            left = await self._left(before, ("process",), mark)
+        running = f"; processes that are still running: {', '.join(left.values())}" if left else ""
+        assert not continues, (
+            f"the {kind.replace('_', ' ')} continued for {limit:g} s after its program was killed "
+            f"by SIGKILL{running}. Pass the processes that run tasks to `rhapsody.sdk.Reaper`; "
+            "`ends_with_program = False` allows it if something else, such as a batch system, "
+            "starts and ends them"
+        )
+        assert not left, f"after its program was killed by SIGKILL, {listed(left)}"
 
     @check("memory", FUNCTIONS, times=2, fan=True)
     async def test_finished_tasks_are_released(self, backend: Any) -> None:

@@ -29,6 +29,7 @@ from rhapsody.backends import CancelLevel, Capabilities
 from rhapsody.plugins import AttemptId
 from rhapsody.sdk import TaskKind
 from rhapsody_testing import _work
+from rhapsody_testing._stacks import describe_wait
 from rhapsody_testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
 from rhapsody_testing._tools import Driver, Finished, started
 
@@ -114,8 +115,15 @@ def check(
         async def test(self: Suite, **fixtures: Any) -> None:
             __tracebackhide__ = True
             shared, limit = self._current, self.time_limit * times
+            current = asyncio.current_task()
+            assert current is not None
+            waits: list[str] = []
+
+            def expired() -> None:
+                waits.append(describe_wait(current))
+
             try:
-                async with shared.clock.within(limit) as timer:
+                async with shared.clock.within(limit, expired) as timer:
                     await body(self, **fixtures)
                     shared.judge()
             except pytest.skip.Exception:
@@ -127,8 +135,9 @@ def check(
                     fewer = f", or lower `fan` (now {self.fan}) for fewer tasks" if fan else ""
                     note = (
                         f"The check did not end within {limit:g} s{shared.status()}\n"
-                        "If the backend is only slow, raise `time_limit` (now "
-                        f"{self.time_limit:g}){fewer}\n{note}"
+                        f"{''.join(waits)}\n"
+                        "If these places make progress, the backend is only slow: raise "
+                        f"`time_limit` (now {self.time_limit:g}){fewer}\n{note}"
                     )
                 error.add_note(note)
                 raise
@@ -173,6 +182,10 @@ COPIES = Need(
     lambda suite, _: (
         suite.separate_processes if suite.shares_memory is None else not suite.shares_memory
     ),
+)
+ENDS_WITH_PROGRAM = Need(
+    "ends_with_program = False: tasks may outlive the program",
+    lambda suite, _: suite.ends_with_program,
 )
 ISOLATED = Need(
     "separate_processes = False: functions share a process",
@@ -308,6 +321,9 @@ class Suite:
             value of glibc's `M_MMAP_THRESHOLD`, memory is returned to the system when it is freed.
         names_workers: True if the description of a finished task names the worker or host that ran
             it. Set it to `False` if the system behind the backend does not report workers.
+        ends_with_program: True if tasks end when the program is killed. The check starts a program
+            with a new backend. Set it to `False` if something else, such as a batch system, a
+            cluster or `mpiexec`, starts and ends the processes of tasks.
         leaves_behind: Patterns (`fnmatch`) of resources that may remain after the shutdown. They
             are matched with `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"`
             and `"temporary NAME"`.
@@ -344,6 +360,7 @@ class Suite:
     shares_memory: ClassVar[bool | None] = None
     closures: ClassVar[int] = 20
     closure_bytes: ClassVar[int] = 34_000_000
+    ends_with_program: ClassVar[bool] = True
     leaves_behind: ClassVar[Sequence[str]] = ()
     adds: ClassVar[Set[str]] = frozenset({"threads", "children", "descriptors"})
     expected_failures: ClassVar[Mapping[str, str]] = {}

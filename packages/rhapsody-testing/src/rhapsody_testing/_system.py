@@ -11,8 +11,10 @@ import asyncio
 import atexit
 import fnmatch
 import functools
+import glob
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -98,8 +100,18 @@ class Clock:
         return self._next()[0]
 
     @asynccontextmanager
-    async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-        """Limit the time of the `with` block like `asyncio.timeout`, but measured by this clock."""
+    async def within(
+        self, seconds: float, expired: Callable[[], object] | None = None
+    ) -> AsyncIterator[asyncio.Timeout]:
+        """Limit the time of the `with` block like `asyncio.timeout`, but measured by this clock.
+
+        Args:
+            seconds: The time limit.
+            expired: Called when the time has passed, before the block is canceled.
+
+        Yields:
+            The timeout.
+        """
         loop = asyncio.get_running_loop()
         end = self.now() + seconds
         timer: asyncio.TimerHandle
@@ -110,6 +122,8 @@ class Clock:
             if left > 0:
                 timer = loop.call_later(left, look)
             else:
+                if expired is not None:
+                    expired()
                 limit.reschedule(loop.time())
 
         async with asyncio.timeout(None) as limit:
@@ -181,6 +195,41 @@ class Heartbeat:
         self._last = now
 
 
+class NamedPipe:
+    """Named pipe whose reader notices when processes open it for writing and when they end.
+
+    A context manager, to be used on a running loop.
+
+    Attributes:
+        path: The path of the pipe.
+        opened: Set when a process has written to the pipe.
+        closed: Set when no process holds the pipe open for writing any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.opened = asyncio.Event()
+        self.closed = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        os.mkfifo(self.path)
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._descriptor, self._read)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+    def _read(self) -> None:
+        if os.read(self._descriptor, 65536):
+            self.opened.set()
+        else:
+            self._loop.remove_reader(self._descriptor)
+            self.closed.set()
+
+
 Holdings = dict[tuple[str, Any], str]
 """Descriptions of held resources, by kind and identity. Each description starts with the kind."""
 
@@ -235,7 +284,18 @@ async def settled(look: Callable[[], Found], within: float) -> Found:
 def listed(left: Holdings) -> str:
     """Return a message about leftovers, with the setting that allows them."""
     texts = list(left.values())
-    return f"left behind: {', '.join(texts)}; to allow it, set `leaves_behind = ({texts[0]!r},)`"
+    pattern = _pattern(texts[0])
+    return f"left behind: {', '.join(texts)}; to allow it, set `leaves_behind = ({pattern!r},)`"
+
+
+# Numbers of descriptors, processes and objects, and random names. Numbers after a letter or a full
+# stop belong to a name or a version.
+_VARIES = re.compile(r"\[\d+\]|0x[0-9a-f]+|(?<![A-Za-z0-9.])\d+|(?<=\btmp)[a-z0-9_]{8}\b")
+
+
+def _pattern(text: str) -> str:
+    """Return a pattern for a description, without the parts that differ in the next run."""
+    return "*".join(glob.escape(part) for part in _VARIES.split(text))
 
 
 @contextmanager
@@ -398,14 +458,19 @@ def scratch() -> Iterator[None]:
         yield
 
 
+def killed_programs_directory() -> Path:
+    """Return the temporary directory of programs that are killed, which cannot remove files."""
+    return _scratch_root() / "k"
+
+
 _numbers = itertools.count(1)
 
 
 @functools.cache
 def _scratch_root() -> Path:
     root = Path(tempfile.mkdtemp(prefix="rk-"))
-    (root / "t").mkdir()
-    (root / "m").mkdir()
+    for name in ("t", "m", "k"):
+        (root / name).mkdir()
     (root / "m" / f"{NEIGHBOR}.py").write_text(_NEIGHBOR_SOURCE)
     owner = os.getpid()
 

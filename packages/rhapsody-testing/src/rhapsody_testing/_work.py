@@ -227,6 +227,27 @@ def tick_command(path: str, gate: str, seconds: float, command: str) -> list[str
     return ["sh", "-c", f"{command}({loop}) & wait", *arguments]
 
 
+def hold(pipe: str) -> None:
+    """Hold a named pipe open for writing, until its reader closes it."""
+    with open(pipe, "wb", buffering=0) as file:
+        while True:
+            file.write(b".")
+            time.sleep(0.01)
+
+
+async def hold_async(pipe: str) -> None:
+    """Hold a named pipe open for writing, until its reader closes it."""
+    with open(pipe, "wb", buffering=0) as file:  # noqa: ASYNC230 - does not block: it has a reader
+        while True:
+            file.write(b".")
+            await asyncio.sleep(0.01)
+
+
+def hold_command(pipe: str) -> list[str]:
+    """Return a command that does the same as `hold`."""
+    return ["sh", "-c", 'exec 3>"$1"; while printf . >&3; do sleep 0.05; done', "hold", pipe]
+
+
 def note_run(path: str) -> None:
     """Append one byte to a file, so that its size is the number of executions."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
