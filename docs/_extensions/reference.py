@@ -65,6 +65,8 @@ def names(module: str, *wanted: str) -> str:
 
 
 def _about(module: str, name: str, thing: object) -> str:
+    if inspect.ismodule(thing):
+        return summary(thing)
     if inspect.isclass(thing) or inspect.isroutine(thing):
         return summary(thing)
     return " ".join(constant(module, name).partition("\n\n")[0].split()).rstrip(".")
@@ -72,6 +74,8 @@ def _about(module: str, name: str, thing: object) -> str:
 
 def _entry(module: str, name: str, thing: object) -> str:
     path = f"{module}.{name}"
+    if inspect.ismodule(thing):
+        return f".. automodule:: {path}\n"
     if inspect.isclass(thing):
         bases = "   :show-inheritance:\n" if issubclass(thing, BaseException) else ""
         return f".. autoclass:: {path}\n   :members:\n{bases}"

@@ -94,6 +94,20 @@ def test_its_types_are_in_order(scaffold: Scaffold) -> None:
     assert "no issues found" in check(*command, cwd=scaffold.root, timeout=300)
 
 
+def test_a_type_checker_compares_the_hooks_of_a_plugin(scaffold: Scaffold, tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    check(scaffold.programs / "rhapsody", "new-plugin", "table", cwd=tmp_path)
+    root = tmp_path / "rhapsody-table"
+    python = scaffold.programs / "python"
+    command = (sys.executable, "-m", "mypy", "--python-executable", python, "src")
+    assert "no issues found" in check(*command, cwd=root, timeout=300)
+    plugin = root / "src" / "rhapsody_table" / "plugin.py"
+    right = "engine: ObservedEngine, events:"
+    plugin.write_text(plugin.read_text().replace(right, "engine: ObservedEngine, event:"))
+    done = run(*command, cwd=root, timeout=300)
+    assert 'Argument 1 to "__call__" of "Hook" has incompatible type' in done.stdout
+
+
 def test_its_nox_sessions_can_be_listed(scaffold: Scaffold) -> None:
     listed = check(sys.executable, "-m", "nox", "--list", cwd=scaffold.root)
     assert {"lint", "types"} <= set(re.findall(r"^\* (\S+)", listed, re.MULTILINE))

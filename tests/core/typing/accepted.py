@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 from rhapsody import (
     InputFile,
@@ -21,6 +22,7 @@ from rhapsody import (
     OutputFile,
     Resources,
     RetryPolicy,
+    TaskDescription,
     TaskFuture,
     TasksMainStates,
     WorkflowEngine,
@@ -29,7 +31,17 @@ from rhapsody import (
     run,
     wait,
 )
-from rhapsody.plugins.specs import ObservedEngine
+from rhapsody.plugins import (
+    BackendSpec,
+    CommandLine,
+    CommandOption,
+    LookupTask,
+    ObservedEngine,
+    Recorded,
+    Summary,
+    TaskEvent,
+    hooks,
+)
 
 
 def what_plugins_read_of_an_engine(flow: WorkflowEngine) -> ObservedEngine:
@@ -258,3 +270,43 @@ def with_several(given: InputFiles) -> None:
     assert_type(given[0], Path)
     assert_type(given.file, InputFile)
     assert_type(os.fspath(given), str)
+
+
+@hooks.backends
+def one_backend() -> BackendSpec:
+    return BackendSpec(name="demo", import_path="demo:Demo")
+
+
+@hooks.run_options
+def options() -> list[CommandOption]:
+    return [CommandOption("notify_url")]
+
+
+@hooks.observers
+def add_observers(observers: Sequence[object], options: Mapping[str, Any]) -> Sequence[object]:
+    return [Observer()]
+
+
+@hooks.commands
+def add_commands(cli: CommandLine) -> None: ...
+
+
+class Observer:
+    @hooks.task_events
+    def events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None: ...
+
+    @hooks.select_backend(tryfirst=True)
+    def select(
+        self, engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]
+    ) -> str:
+        return candidates[0]
+
+    @hooks.lookup_results
+    async def find(self, engine: ObservedEngine, tasks: Sequence[LookupTask]) -> list[Recorded]:
+        return [Recorded(1) for _ in tasks]
+
+    @hooks.workflow_finished
+    async def finish(self, engine: ObservedEngine, summary: Summary) -> None: ...
+
+    def call(self, engine: ObservedEngine, task: TaskDescription) -> None:
+        assert_type(self.select(engine, task, ["local"]), str | None)

@@ -5,7 +5,10 @@ Checked by `nox -s types`, not run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rhapsody import TaskFuture, WorkflowEngine, run, wait
+from rhapsody.plugins import CommandOption, ObservedEngine, Summary, TaskEvent, hooks
 
 
 async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
@@ -44,3 +47,36 @@ async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     run(len)  # type: ignore[arg-type]
     run(print, max_pendign=3)  # type: ignore[call-overload]
     run(print, keep_sandboxes="some")  # type: ignore[call-overload]
+
+
+@hooks.run_options  # type: ignore[arg-type]
+def rhapsody_run_options() -> Sequence[str]:
+    return ["notify_url"]
+
+
+@hooks.task_events  # type: ignore[arg-type]
+def rhapsody_task_events(engine: ObservedEngine, event: Sequence[TaskEvent]) -> None: ...
+
+
+class Observer:
+    @hooks.task_events  # type: ignore[arg-type]
+    def wrong_name(self, engine: ObservedEngine, event: Sequence[TaskEvent]) -> None: ...
+
+    @hooks.task_events  # type: ignore[arg-type]
+    def no_engine(self, events: Sequence[TaskEvent]) -> None: ...
+
+    @hooks.task_events  # type: ignore[arg-type]
+    def of_strings(self, engine: ObservedEngine, events: Sequence[str]) -> None: ...
+
+    @hooks.task_events  # type: ignore[arg-type]
+    async def as_coroutine(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None: ...
+
+    @hooks.workflow_finished  # type: ignore[arg-type]
+    def with_options(self, engine: ObservedEngine, options: Sequence[CommandOption]) -> None: ...
+
+    @hooks.workflow_finished  # type: ignore[arg-type]
+    def with_a_result(self, engine: ObservedEngine, summary: Summary) -> bool:
+        return True
+
+    @hooks.workflow_finished(trylats=True)  # type: ignore[call-overload, untyped-decorator]
+    def last(self, engine: ObservedEngine, summary: Summary) -> None: ...

@@ -1,7 +1,8 @@
 """Plugins: hooks that declare backends, observe workflows and decide about tasks.
 
 This is a public package for plugin authors. The hooks themselves are specified in
-`rhapsody.plugins.specs`; a plugin implements them with functions marked by `hookimpl`.
+`rhapsody.plugins.specs`; a plugin implements them with functions marked by `hookimpl`, or by the
+decorators of `hooks`, which type checkers check.
 
 Plugins are found in three steps. First, `manager` reads the entry points and imports nothing.
 Second, it imports each plugin's small module and checks the hooks, each plugin in isolation. Third,
@@ -11,6 +12,7 @@ A plugin that fails in any step is still listed, with the reason.
 """
 
 from rhapsody.identity import AttemptId, TaskId, split_label
+from rhapsody.plugins import hooks
 from rhapsody.plugins.options import BackendOption
 from rhapsody.plugins.specs import (
     API_VERSION,
@@ -53,5 +55,6 @@ __all__ = [
     "TaskId",
     "UsageError",
     "hookimpl",
+    "hooks",
     "split_label",
 ]

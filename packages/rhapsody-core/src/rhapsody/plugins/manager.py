@@ -747,7 +747,7 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         manager.register(plugin, name=label)
         callers = manager.get_hookcallers(plugin) or []
         hooks = {
-            caller.name: _implementation(caller.get_hookimpls()[0], caller.name, label)
+            caller.name: _implementation(caller.get_hookimpls(), caller.name, label)
             for caller in callers
         }
     except KeyboardInterrupt:
@@ -769,7 +769,13 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
     return LoadedPlugin(label, plugin, hooks, seconds)
 
 
-def _implementation(found: pluggy.HookImpl, hook: str, label: str) -> tuple[PluginHook, int]:
+def _implementation(
+    marked: Sequence[pluggy.HookImpl], hook: str, label: str
+) -> tuple[PluginHook, int]:
+    found, *others = marked
+    if others:  # their names differ
+        functions = ", ".join(one.function.__name__ for one in marked)
+        raise TypeError(f"{hook} must be implemented once, but is implemented by {functions}")
     if found.wrapper or found.hookwrapper:
         raise TypeError(f"{hook} must not be a hook wrapper")
     if inspect.iscoroutinefunction(found.function) and hook not in _AWAITABLE:

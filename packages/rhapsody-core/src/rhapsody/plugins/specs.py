@@ -4,8 +4,8 @@ Hooks declare backends, and observe and change tasks; backend classes define how
 are synchronous, and receive batches where there would be many calls. `rhapsody.plugins.manager`
 calls the hooks and isolates their errors.
 
-To add a hook, write a function here, add an attribute to `rhapsody.plugins.manager.EngineHooks`,
-and call the hook in the engine.
+To add a hook, write a function here, add a decorator to `rhapsody.plugins.hooks` and an attribute
+to `rhapsody.plugins.manager.EngineHooks`, and call the hook in the engine.
 """
 
 from __future__ import annotations
