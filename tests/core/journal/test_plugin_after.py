@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -149,6 +150,44 @@ WAYS = [
     of_task, of_command, of_chain, of_one_of_several, of_block, of_task_in_a_block,
     of_blocks_that_call_no_task, of_block_that_receives_a_future, of_block_in_a_block, of_service,
 ]  # fmt: skip
+
+
+async def of_gathered_tasks(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+    both = asyncio.gather(step("other"), step("first", version))
+    await step.options(after=[both])("last")
+
+
+async def of_coroutine(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    async def prepare() -> None:
+        await step("first", version)
+
+    await step.options(after=[asyncio.create_task(prepare())])("last")
+
+
+async def of_block_after_gathered_tasks(flow: WorkflowEngine, version: int) -> None:
+    step = step_task(flow)
+
+    @flow.block
+    async def barrier() -> None: ...
+
+    both = asyncio.gather(step("other"), step("first", version))
+    await step.options(after=[barrier.options(after=[both])()])("last")
+
+
+FUTURES = [of_gathered_tasks, of_coroutine, of_block_after_gathered_tasks]
+
+
+@pytest.mark.parametrize("program", FUTURES)
+async def test_a_task_after_a_future_of_asyncio_runs_in_each_run(
+    program: Callable[[WorkflowEngine, int], Awaitable[None]],
+) -> None:
+    for version, first, last in ((1, 1, 1), (2, 2, 2), (2, 2, 3)):
+        async with engine(resume=True) as flow:
+            await program(flow, version)
+        assert (ran()["first"], ran()["last"]) == (first, last)
 
 
 @pytest.mark.parametrize("program", WAYS)

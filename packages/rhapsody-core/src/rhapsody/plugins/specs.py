@@ -597,7 +597,8 @@ class LookupTask(TaskDescription):
             of a block that it was called in), except services. The value is the latest
             `Recorded.computed` of the tasks with this name; infinite if one of them has run in this
             run or its result has no such time. For a block, the tasks that it has called or waited
-            for before it began count, and the value is 0 if there are none.
+            for before it began count, and the value is 0 if there are none. A future of asyncio has
+            the name `asyncio future` and the value infinity.
         destinations: The paths to which outputs will be saved, and to which this run has not saved
             anything so far, by name of the output; for a pattern, the directory of the files that
             match it. See `OutputFile`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, cast
@@ -456,11 +457,17 @@ def _callers(record: TaskRecord) -> Iterator[TaskRecord]:
 
 
 def _predecessors(callers: Iterable[TaskRecord]) -> dict[str, float]:
-    """Return the names and times in `LookupTask.after`."""
+    """Return the names and times in `LookupTask.after`.
+
+    It is unknown for which tasks a future of asyncio waits, as that of `asyncio.gather`. Such a
+    future is treated as a task that has run in this run.
+    """
     found: dict[str, float] = {}
     for caller in callers:
         for future in caller.call.task.settings.after:
-            if isinstance(future, TaskFuture) and not is_service(future):
+            if not isinstance(future, TaskFuture):
+                found["asyncio future"] = math.inf
+            elif not is_service(future):
                 found[future.name] = max(computed(future), found.get(future.name, 0.0))
     return found
 

@@ -1092,7 +1092,9 @@ def _note_computed(record: TaskRecord) -> None:
     """Set the time of `computed` for a block that has ended, and update that of its block."""
     if isinstance(record, BlockRecord):
         for future in record.call.dependencies:
-            if isinstance(future, TaskFuture) and not is_service(future):
+            if not isinstance(future, TaskFuture):
+                record.computed = math.inf  # it may wait for tasks that ran in this run
+            elif not is_service(future):
                 record.computed = max(record.computed, computed(future))
         if record.children:
             record.computed = math.inf
