@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody.journal import pickling
+from rhapsody.journal.values import UnhashableError
 
 
 class Empty:
@@ -43,3 +45,21 @@ def test_a_variable_that_has_another_value_when_the_pickle_is_loaded_is_not_used
     (found, slotted), *_ = pickle.loads(packed)
     assert type(found) is Empty
     assert type(slotted) is Slotted
+
+
+def test_objects_that_a_pickle_would_replace_by_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("text")
+    view = memoryview(b"bytes")
+    with path.open() as file:
+        for value in (view, [view], (len, view), (lambda: None, view), file, [lambda: None, file]):
+            with pytest.raises(UnhashableError):
+                pickling.packed((value,), ())
+
+
+def test_functions_and_standard_streams_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    content = pickle.loads(pickling.packed(([lambda: 3, sys.stderr],), ()))
+    (function, stream), *_ = content
+    assert function() == 3
+    assert stream is sys.stderr

@@ -6,20 +6,24 @@ variable of a module, the pickle contains the name of the variable. Its value is
 key, so a later run that reuses the result has an equal object under this name. The same applies to
 an object without attributes that is in a variable of the module that defines its class, such as
 `dataclasses.MISSING`.
+
+pickle refuses a `memoryview` and an open file. cloudpickle, which stores what pickle refuses,
+replaces them by `bytes` and by an `io.StringIO`, so results that contain one are not recorded.
 """
 
 from __future__ import annotations
 
 import copyreg
+import io
 import pickle
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from io import BytesIO
+from functools import cache, cached_property
 from typing import Any
 
 from rhapsody.journal.values import UnhashableError, is_plain_python
+from rhapsody.sdk.runner import pickler
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
@@ -38,14 +42,48 @@ def packed(content: tuple[object, ...], read: Read) -> bytes:
         read: The variables that the task's code reads.
 
     Raises:
-        UnhashableError: The value contains an instance of `object` that has no name.
+        UnhashableError: The value contains an instance of `object` that has no name, or an object
+            that would be replaced by one of another kind.
         Exception: The value cannot be pickled.
     """
     if type(content[0]) in _PLAIN and len(content) == 4:
         return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
-    stream = BytesIO()
-    _Pickler(stream, read).dump(content)
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream, read).dump(content)
+    except UnhashableError:
+        raise
+    except Exception:  # it contains objects that pickle cannot find by name
+        stream = io.BytesIO()
+        _by_value(pickler())(stream).dump(content)
     return stream.getvalue()
+
+
+@cache
+def _by_value(kind: Any) -> Any:
+    """Return a subclass of cloudpickle's pickler that refuses what it would replace."""
+
+    class ByValue(kind):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            _require_same_kind(value)
+            return super().reducer_override(value)
+
+    return ByValue
+
+
+def _require_same_kind(value: Any) -> None:
+    """Raise `UnhashableError` if cloudpickle would replace an object by one of another kind."""
+    kind = type(value)
+    if kind is memoryview:
+        raise UnhashableError(
+            "its result contains a memoryview, and a reused result would contain bytes; return "
+            "view.tobytes() or an array"
+        )
+    if kind is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
+        raise UnhashableError(
+            "its result contains an open file, and a reused result would contain an io.StringIO; "
+            "return the path or the text of the file"
+        )
 
 
 def named(module: str, name: str) -> object:
@@ -64,7 +102,7 @@ def held(kind: type, name: str) -> object:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, stream: BytesIO, read: Read) -> None:
+    def __init__(self, stream: io.BytesIO, read: Read) -> None:
         super().__init__(stream, pickle.HIGHEST_PROTOCOL)
         self._read = read
 
@@ -80,6 +118,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
+        _require_same_kind(value)
         if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
             return NotImplemented
         if id(value) in self._names:

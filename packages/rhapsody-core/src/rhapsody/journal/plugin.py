@@ -53,7 +53,7 @@ from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
-from rhapsody.sdk.runner import MAX_OPENED, dumps
+from rhapsody.sdk.runner import MAX_OPENED
 from rhapsody.staging.outputs import leads_into
 
 T = TypeVar("T")
@@ -873,13 +873,10 @@ class Journal:
         except UnhashableError as error:
             self._refuse(record.task["name"], str(error))
             return None
-        except Exception:  # `dumps` also stores objects that pickle cannot find by name
-            try:
-                packed = dumps(value)
-            except Exception as error:
-                why = f"its result cannot be pickled: {describe_error(error)}"
-                self._refuse(record.task["name"], why)
-                return None
+        except Exception as error:
+            why = f"its result cannot be pickled: {describe_error(error)}"
+            self._refuse(record.task["name"], why)
+            return None
         if largest is None:
             return packed
         name, size = record.task["name"], len(packed) or sys.getsizeof(record.value)
