@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rhapsody.journal.program import Sources
 from rhapsody.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_in, keys_in, loaded, write
 
@@ -64,6 +65,29 @@ def test_a_module_that_changes_before_a_task_imports_it_is_noticed(
         again = keys.of(task, {}, {})
         assert again.digest != key.digest  # the loaded version counts from now on
         keys.require_same_values(task, again)
+
+
+@pytest.mark.parametrize("main", IMPORTS)
+def test_a_module_that_a_later_run_imports_again_counts_with_its_new_source(
+    main: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"main.py": main, "over.py": OVER}
+    one, two = (key_in(tmp_path, files | {"lz.py": source(rate)})[0] for rate in (1, 100))
+    write(tmp_path, files)
+    with loaded(tmp_path) as program:
+        task = described(program.f, 1, shares_memory=True)
+        for rate, digest in ((1, one), (100, two)):
+            write(tmp_path, {"lz.py": source(rate)})
+            for name in ("lz", "over"):
+                sys.modules.pop(name, None)
+            sources = Sources()  # as in a run of its own
+            sources.process_start = sys.maxsize
+            monkeypatch.setattr("tests._support.journal_keys.SOURCES", sources)
+            keys = keys_in(tmp_path)
+            assert keys.of(task, {}, {}).digest == digest
+            assert program.f(1) == 1 + rate
+            keys.begin()
+            assert keys.of(task, {}, {}).digest == digest
 
 
 def test_a_module_that_changes_after_a_task_imported_it_makes_no_difference(tmp_path: Path) -> None:

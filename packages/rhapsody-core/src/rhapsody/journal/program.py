@@ -249,6 +249,7 @@ def _whole(file: _File) -> tuple[str, types.CodeType] | None:
 
 def _read(name: str, variables: dict[str, Any]) -> _File:
     file = _File(stamp_of(name))  # a cell of a notebook has no file
+    linecache.checkcache(name)  # it may contain the lines of a former version
     source = "".join(linecache.getlines(name, variables))
     if not source and os.path.exists(name) and os.path.getsize(name):
         return file  # the file is not text, or cannot be read
