@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import ctypes
 import logging
 import mmap
 import os
@@ -283,6 +284,38 @@ async def test_a_database_that_a_function_writes_does_not_count(here: Path) -> N
         with contextlib.closing(sqlite3.connect(here / "data" / "t.sqlite")) as connection:
             connection.execute("INSERT INTO t VALUES (2)")
             connection.commit()
+
+
+def load_library() -> int:
+    note("library")
+    return int(ctypes.CDLL("data/library.so").value())
+
+
+def load_library_by_name() -> int:
+    note("name")
+    return int(ctypes.cdll.LoadLibrary("./data/library.so").value())
+
+
+def load_system_library() -> int:
+    note("system")
+    return int(ctypes.CDLL(None).abs(-1))
+
+
+def compile_library(value: int) -> None:
+    Path("value.c").write_text(f"int value(void) {{ return {value}; }}")
+    command = ["cc", "-shared", "-fPIC", "-o", "data/library.so", "value.c"]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+async def test_a_shared_library_that_a_function_loads_counts(here: Path) -> None:
+    functions = (load_library, load_library_by_name, load_system_library)
+    for value in (1, 1, 2):
+        compile_library(value)
+        # In new worker processes, because a process keeps a library that it has loaded.
+        results = [await run(each, (), backend=BACKENDS["processes"]()) for each in functions]
+        assert results == [[value], [value], [1]]
+    assert ran() == {"library": 2, "name": 2, "system": 1}
 
 
 def start_python() -> str:

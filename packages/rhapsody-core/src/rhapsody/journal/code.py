@@ -148,7 +148,7 @@ _HIDDEN = frozenset((
 
 _OPENS = re.compile(
     "open|read|load|memmap|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
-    "|input|dataset|mbox|filecmp|^cmp(files)?$|dircmp|[Ff]ile|[Pp]ath|connect"
+    "|input|dataset|mbox|filecmp|^cmp(files)?$|dircmp|[Ff]ile|[Pp]ath|connect|DLL|LoadLibrary"
 )
 """Matches parts of the names of functions in the standard library and NumPy that open files."""
 

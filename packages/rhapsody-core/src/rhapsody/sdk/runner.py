@@ -571,6 +571,9 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path = os.fsdecode(args[0]).removeprefix("file:").partition("?")[0]
         if path not in ("", ":memory:"):
             watch.note(path, UPDATED)
+    elif event == "ctypes.dlopen" and isinstance(args[0], _NAMES):
+        if os.sep in os.fsdecode(args[0]):  # the system searches other names
+            watch.note(args[0], READ, ())
     elif event in _STARTS:
         watch.paths.setdefault(STARTED, "")
         if event == "subprocess.Popen":
@@ -586,7 +589,8 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
     """Note the files and directories that Python opens, for the rest of this `Context`.
 
     Not noted are files that are opened on threads without this context, by other processes, or by
-    libraries that do not open files through Python, except SQLite. In a process with an audit hook,
+    libraries that do not open files through Python, except databases of `sqlite3` and shared
+    libraries that `ctypes` loads. In a process with an audit hook,
     calls of `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the
     first time.
 
