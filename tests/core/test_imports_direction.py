@@ -16,6 +16,7 @@ ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
     "masking",
+    "spelling",
     "errors",
     "config_files",
     "aio",

@@ -239,7 +239,7 @@ async def test_a_mistyped_scheduler_file_is_logged_before_the_wait(
     (tmp_path / "scheduler.json").touch()
     with pytest.raises(BackendUnavailableError):
         await DaskExecutionBackend(scheduler_file=tmp_path / "schedulers.json", timeout=0.2)
-    assert [text for text in caplog.messages if "did you mean scheduler.json" in text]
+    assert [text for text in caplog.messages if "did you mean 'scheduler.json'" in text]
 
 
 async def test_a_scheduler_file_in_a_missing_directory_is_refused_at_once(tmp_path: Path) -> None:

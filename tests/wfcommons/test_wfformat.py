@@ -130,7 +130,7 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
         ),
         (
             in_task(3, "parents", ["b", "cc"]),
-            f'{TASKS}[3].parents[1]: unknown task "cc"; did you mean "c"?',
+            f"{TASKS}[3].parents[1]: unknown task \"cc\"; did you mean 'c'?",
         ),
         (
             in_task(0, "children", ["x"]),

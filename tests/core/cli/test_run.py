@@ -351,8 +351,8 @@ def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "function", "expected"),
     [
-        ("async def main(flow): ...", ":mian", "did you mean script.py:main?"),
-        ("async def work(flow): ...", ":main", "its asynchronous functions are work"),
+        ("async def main(flow): ...", ":mian", "did you mean 'main'?"),
+        ("async def work(flow): ...", ":main", "; the asynchronous functions are work"),
         ("x = 1", ":main", "add `def main(flow): ...` or `async def main(flow): ...`"),
         ("def main(flow, x): ...", "", "must take one argument, the workflow engine"),
         ("main = 3", "", "main in script.py is not a function"),

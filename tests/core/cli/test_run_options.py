@@ -45,7 +45,7 @@ def test_a_tilde_in_a_path_on_the_command_line_is_the_home_directory(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("retry=2", "-e retry: unknown engine option; did you mean retries?"),
+        ("retry=2", "-e retry: unknown engine option; did you mean 'retries'?"),
         ("colour=red", "-e colour: unknown engine option; the options are "),
         ("backend=dask", "-e backend: use -b NAME"),
         ("fail_fast=true", "-e fail_fast: use --fail-fast"),

@@ -428,7 +428,7 @@ def test_another_function_of_a_module(tmp_path: Path) -> None:
     files = {"flow.py": "async def other(flow): print('other')"}
     done = run_module(tmp_path, "flow:other", files=files)
     assert (done.returncode, done.stdout) == (0, "other\n"), done.stderr
-    check_mistake(run_module(tmp_path, "flow:othr", files=files), "did you mean flow:other?")
+    check_mistake(run_module(tmp_path, "flow:othr", files=files), "did you mean 'other'?")
 
 
 def test_a_module_that_makes_its_engine_is_run_as_python_runs_it(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Memory sizes and durations are accepted as users write them, such as `"2 GiB"` a
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import os
@@ -15,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
+
+from rhapsody.spelling import similar
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
 
@@ -205,7 +206,7 @@ class Resources:
             )
         unknown = [key for key in value if key not in cls.__dataclass_fields__]
         if unknown:
-            close = difflib.get_close_matches(str(unknown[0]).lower(), ALIASES, 1)
+            close = similar(str(unknown[0]).lower(), ALIASES)
             hint = f"; did you mean {ALIASES[close[0]]!r}?" if close else ""
             known = ", ".join(cls.__dataclass_fields__)
             raise TypeError(f"resources: unknown name {unknown[0]!r}; valid names: {known}{hint}")

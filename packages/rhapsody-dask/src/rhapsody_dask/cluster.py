@@ -7,7 +7,6 @@ that the user passes is never closed. A cluster of a class that the user names i
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import os
 import pkgutil
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import BackendUnavailableError
-from rhapsody.sdk import in_thread
+from rhapsody.sdk import in_thread, suggestion
 from rhapsody_dask.classes import (
     LOOPBACK,
     Http,
@@ -578,11 +577,9 @@ def _check_scheduler_file(path: str, timeout: float) -> None:
         raise BackendUnavailableError(
             f"scheduler_file {path!r} does not exist, nor does its directory; check the path"
         )
-    close = difflib.get_close_matches(name, os.listdir(directory), n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
     log.warning(
         "dask: waiting up to %g s for the scheduler file %r, which does not exist%s",
-        timeout, path, hint,
+        timeout, path, suggestion(name, os.listdir(directory)),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ Dask's options are looked up in the signatures of its classes.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import numbers
 import os
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rhapsody.sdk import seconds
+from rhapsody.sdk import seconds, suggestion
 from rhapsody_dask.launchers import ACCEPTED, LAUNCHERS
 
 OWN = {
@@ -173,12 +172,10 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
     known = RESERVED.union(*_keywords(resources))
     for key in resources:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise TypeError(
-                f"resources: unknown key {key!r}.{hint} Accepted: "
+                f"resources: unknown key {key!r}; accepted: "
                 f"{', '.join(sorted(RESERVED | OWN_OPTIONS))}, and the keywords of distributed's "
-                "Client, LocalCluster, Nanny and Worker"
+                f"Client, LocalCluster, Nanny and Worker{suggestion(key, known)}"
             )
     return resources
 

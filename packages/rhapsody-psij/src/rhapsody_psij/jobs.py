@@ -9,7 +9,6 @@ that submits the job, which take precedence over the script and the environment.
 from __future__ import annotations
 
 import base64
-import difflib
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rhapsody import CapabilityError, Resources, TaskDescription
-from rhapsody.sdk import OUTPUT_FILES, seconds, task_environment, working_directory
+from rhapsody.sdk import OUTPUT_FILES, seconds, similar, task_environment, working_directory
 
 JobSpec = dict[str, Any]
 
@@ -130,7 +129,7 @@ def cores_of(task: TaskDescription) -> int:
 def _near_prefix(name: str) -> str | None:
     """Return the known prefix that an attribute's unknown prefix resembles, with a dot."""
     prefix = name.partition(".")[0]
-    near = () if prefix in PREFIXES else difflib.get_close_matches(prefix.lower(), PREFIXES, n=1)
+    near = () if prefix in PREFIXES else similar(prefix.lower(), PREFIXES)
     return f"{near[0]}." if near else None
 
 

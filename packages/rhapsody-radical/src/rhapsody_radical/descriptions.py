@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rhapsody.sdk import suggestion
 from rhapsody_radical import pilot
 from rhapsody_radical.plugin import BATCH_WORDS, PILOT_DEFAULTS
 from rhapsody_radical.wire import is_plain
@@ -374,9 +374,8 @@ def described(kind: str, words: Mapping[str, Any], what: str, hints: Iterable[st
     known = getattr(rp, kind)._schema
     for key in words:
         if key not in known:
-            close = difflib.get_close_matches(str(key), [*hints, *known], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise TypeError(f"{what} has no {key!r}; {hint}")
+            hint = suggestion(key, [*hints, *known]) or f"; it has {', '.join(known)}"
+            raise TypeError(f"{what} has no {key!r}{hint}")
     key = "description"
     try:
         for key, value in words.items():  # noqa: B007 - used in the message

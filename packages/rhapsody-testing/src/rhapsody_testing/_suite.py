@@ -9,7 +9,6 @@ additional backends.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import inspect
 import os
@@ -27,7 +26,7 @@ import pytest_asyncio
 from rhapsody import Resources, TaskDescription, TasksMainStates, WorkflowEngine
 from rhapsody.backends import CancelLevel, Capabilities
 from rhapsody.plugins import AttemptId
-from rhapsody.sdk import TaskKind
+from rhapsody.sdk import TaskKind, suggestion
 from rhapsody_testing import _work
 from rhapsody_testing._stacks import describe_wait
 from rhapsody_testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
@@ -567,8 +566,7 @@ def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
             )
     for name, reason in cls.expected_failures.items():
         if name.partition("[")[0] not in checks:
-            close = difflib.get_close_matches(name, checks, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = suggestion(name, checks)
             raise TypeError(f"expected_failures: unknown check {name!r}{hint}")
         if not isinstance(reason, str) or not reason.strip():
             raise TypeError(f"expected_failures: {name!r} needs a reason, got {reason!r}")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import graphlib
 import os
 from collections.abc import Callable, Collection, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
+from rhapsody.sdk import suggestion
 from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
 from rhapsody_wfcommons.values import Value
 
@@ -261,9 +261,7 @@ def _known(named: Value, known: Collection[str]) -> str:
     """
     name = named.text()
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
-        named.fail(f"unknown task {named}{hint}")
+        named.fail(f"unknown task {named}{suggestion(name, known)}")
     return name
 
 

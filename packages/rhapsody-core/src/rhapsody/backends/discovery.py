@@ -9,7 +9,6 @@ create backends from settings in text form.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 import threading
@@ -38,6 +37,7 @@ from rhapsody.plugins.manager import (
 )
 from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, UsageError, split_import_path
+from rhapsody.spelling import similar
 from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
@@ -621,7 +621,7 @@ def _unknown(name: str) -> str:
     for hidden in hidden_entries():
         if hidden.entry.group == BACKENDS and normalize_name(hidden.entry.name) == key:
             return f"{text}. {hidden}; remove or reinstall the copy that comes first"
-    candidates = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
+    candidates = similar(key, {**PUBLISHED, **names})
     meant = FORMER.get(key, candidates[0] if candidates else "")
     if meant in names:
         return f"{text}. Did you mean {names[meant]!r}?"
@@ -830,7 +830,7 @@ def check_option_names(name: str, options: Iterable[str]) -> None:
     for option in options:
         hint = option_hint(option, known) if known and option != "resources" else None
         if hint is not None:
-            raise ValueError(f"backend {name!r} has no option {option!r}; {hint}")
+            raise ValueError(f"backend {name!r} has no option {option!r}{hint}")
 
 
 def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:

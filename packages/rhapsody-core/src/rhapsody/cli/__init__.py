@@ -10,7 +10,6 @@ run` and the formats of `rhapsody export`, and for `--plugins`. The console scri
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
@@ -36,6 +35,7 @@ from rhapsody.cli.plugin_options import require_known
 from rhapsody.errors import RhapsodyError
 from rhapsody.plugins.manager import CORE, checked_options, installed
 from rhapsody.plugins.specs import CommandOption, UsageError
+from rhapsody.spelling import similar, suggestion
 
 __all__ = ["main"]
 
@@ -237,10 +237,8 @@ class Commands:
         if command is not None:
             return command
         require_known(known.COMMANDS, name, f"command {name!r}")
-        close = difflib.get_close_matches(name, self._commands, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else ""
-        hint = hint or f"the commands are {', '.join(self._commands)}"
-        raise UsageError(f"unknown command {name!r}; {hint}")
+        hint = suggestion(name, self._commands, "commands")
+        raise UsageError(f"unknown command {name!r}{hint}")
 
 
 def _module(name: str) -> Any:
@@ -275,7 +273,7 @@ def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the error message for unknown arguments: misspelled, or not placed after `--`."""
     options = [each.removeprefix("--") for each in parser._option_string_actions]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
-    close = [each for word in words for each in difflib.get_close_matches(word, options, 1, 0.75)]
+    close = [each for word in words for each in similar(word, options, cutoff=0.75)]
     meant = f"did you mean --{close[0]}? " if close else ""
     return (
         f"unrecognized arguments: {shlex.join(unknown)}; {meant}put the script's own arguments "

@@ -47,8 +47,8 @@ from rhapsody.plugins.manager import (
     installed,
     repair_command,
 )
-from rhapsody.plugins.options import closest
 from rhapsody.plugins.specs import UsageError
+from rhapsody.spelling import suggestion
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -199,8 +199,8 @@ def _environment(found: Installed) -> Iterator[Finding]:
         remedy = f"remove the copy in {hidden.first}, or install it again"
         yield Finding("broken", hidden.entry.distribution, str(hidden), remedy)
     for entry in found.unknown:
-        hint = closest(entry.group, (BACKENDS, PLUGINS), every="groups")
-        text = f"its entry point {entry.name!r} is in the unknown group {entry.group!r}; {hint}"
+        hint = suggestion(entry.group, (BACKENDS, PLUGINS), "groups")
+        text = f"its entry point {entry.name!r} is in the unknown group {entry.group!r}{hint}"
         yield Finding("broken", _subject(entry), text, repair_command(entry.distribution))
     for entry in found.disabled:
         text = f"its entry point {entry.name!r} is disabled by {DISABLE}"

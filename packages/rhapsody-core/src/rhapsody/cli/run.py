@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import difflib
 import logging
 import os
 import platform
@@ -51,6 +50,7 @@ from rhapsody.plugins.manager import (
 )
 from rhapsody.plugins.specs import ObservedEngine, StartedRun, Summary, UsageError, hookimpl
 from rhapsody.resources import duration_text
+from rhapsody.spelling import suggestion
 from rhapsody.staging.runs import PrintableLines, note_in_log
 
 if TYPE_CHECKING:
@@ -461,9 +461,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         if name in ALTERNATIVES:
             raise UsageError(f"-e {name}: {ALTERNATIVES[name]}")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(known)}"
-            raise UsageError(f"-e {name}: unknown engine option; {hint}")
+            hint = suggestion(name, known, "options")
+            raise UsageError(f"-e {name}: unknown engine option{hint}")
     for name in PATHS & given.keys():
         if isinstance(given[name], str):
             given[name] = os.path.expanduser(given[name])

@@ -9,7 +9,6 @@ run the script again. Any other program is run by `runpy`, as the `python` comma
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import io
 import os
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.cli.output import note
 from rhapsody.errors import DependencyFailureError
 from rhapsody.plugins.specs import UsageError
+from rhapsody.spelling import suggestion
 from rhapsody.tracebacks import SCRIPT_MODULE, format_error
 
 if TYPE_CHECKING:
@@ -343,14 +343,9 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
     function = getattr(module, name, None)
     if function is None:
         own = [key for key, value in vars(module).items() if inspect.iscoroutinefunction(value)]
-        close = difflib.get_close_matches(name, own, n=1)
-        if close:
-            hint = f"did you mean {where}:{close[0]}?"
-        elif own:
-            hint = f"its asynchronous functions are {', '.join(own)}"
-        else:
-            hint = f"add `def {name}(flow): ...` or `async def {name}(flow): ...`"
-        raise UsageError(f"{where} has no function {name!r}; {hint}")
+        hint = f"; add `def {name}(flow): ...` or `async def {name}(flow): ...`"
+        hint = suggestion(name, own, "asynchronous functions") if own else hint
+        raise UsageError(f"{where} has no function {name!r}{hint}")
     problem = "is not a function" if not callable(function) else not_a_main(function)
     if problem is not None:
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rhapsody.history.reader import RecordError, RecordReader, RunHistory, TaskR
 from rhapsody.history.values import call_of
 from rhapsody.identity import label
 from rhapsody.plugins.specs import UsageError
+from rhapsody.spelling import similar
 from rhapsody.staging.runs import BASE, LATEST, RECORD, runs_in
 
 LISTED = 10
@@ -115,7 +115,7 @@ def select_run(text: str | None, base: Path) -> Path:
             f"started yet: run rhapsody attach {waiting[0]}",
             waiting,
         )
-    close = difflib.get_close_matches(text, names, LISTED, 0.5)
+    close = similar(text, names, LISTED, 0.5)
     meant = _meant(close) or "; `rhapsody runs` lists the runs"
     raise SelectionError(f"no recorded run {text!r} in {base}{meant}", close)
 
@@ -148,7 +148,7 @@ def find_tasks(text: str, history: RunHistory) -> list[TaskRun]:
         if found:
             return found
     names = dict.fromkeys(task.name for task in tasks if task.name)
-    close = difflib.get_close_matches(text, [*names, *history.tasks], LISTED, 0.6)
+    close = similar(text, [*names, *history.tasks], LISTED)
     more = ", ..." if len(names) > NAMED else ""
     there = f"; its tasks are named {', '.join([*names][:NAMED])}{more}" if names else ""
     meant = _meant(close) or there

@@ -33,7 +33,7 @@ import pluggy
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.known import PYTHONS
 from rhapsody.plugins import specs
-from rhapsody.plugins.options import closest
+from rhapsody.spelling import suggestion
 from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
@@ -757,8 +757,8 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         raise PluginError(f"{source}: invalid hook: {type(error).__name__}: {text}") from error
     for name in hooks:
         if name not in _HOOKS:
-            hint = closest(name, _HOOKS, every="hooks")
-            raise PluginError(f"{source}: unknown hook {name!r}; {hint}")
+            hint = suggestion(name, _HOOKS, "hooks")
+            raise PluginError(f"{source}: unknown hook {name!r}{hint}")
     if not hooks:
         unmarked = [name for name in _HOOKS if callable(getattr(plugin, name, None))]
         named = ", ".join(unmarked) or "functions such as rhapsody_backends or rhapsody_task_events"

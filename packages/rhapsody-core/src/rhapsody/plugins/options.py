@@ -5,14 +5,15 @@ With these descriptions, options can be documented and checked without importing
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+from rhapsody.spelling import suggestion
 
 _WORDS: Mapping[Any, tuple[str, str]] = {
     Any: ("any", "any value"),
@@ -93,21 +94,8 @@ def option_hint(name: str, options: Mapping[str, BackendOption]) -> str | None:
     option = options.get(name)
     if option is None:
         real = [each.name for each in options.values() if not each.instead]
-        return closest(name, real, every="options")
-    return option.instead or None
-
-
-def closest(name: str, known: Iterable[str], *, every: str) -> str:
-    """Return the hint for an unknown name: the closest match, or all known names.
-
-    Args:
-        name: The unknown name.
-        known: The known names.
-        every: The word for the known names, such as `options`.
-    """
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"the {every} are {', '.join(names)}"
+        return suggestion(name, real, "options")
+    return f"; {option.instead}" if option.instead else None
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

@@ -86,6 +86,7 @@ from rhapsody.sdk.services import (
 )
 from rhapsody.sdk.slurm import SlurmReason, slurm_refusal, slurm_waiting
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
+from rhapsody.spelling import similar, suggestion
 from rhapsody.task import Reference, TaskKind, is_async, task_kind
 from rhapsody.undeclared import copy_all
 
@@ -101,8 +102,9 @@ __all__ = [
     "mask", "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job", "output_of",
     "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler",
     "plain_name", "recording", "require_mpi4py", "require_unused", "require_version", "run_rank",
-    "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "slurm_refusal",
-    "slurm_waiting", "start_thread", "streams", "task_context", "task_environment", "task_kind",
-    "time_needed", "too_early", "trimmed", "unpack", "unpack_error", "wait_until", "watch_files",
-    "watching", "without_own_frames", "working_directory",
+    "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
+    "slurm_refusal", "slurm_waiting", "start_thread", "streams", "suggestion", "task_context",
+    "task_environment", "task_kind", "time_needed", "too_early", "trimmed", "unpack",
+    "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
+    "working_directory",
 ]  # fmt: skip

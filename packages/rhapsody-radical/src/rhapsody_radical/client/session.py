@@ -6,7 +6,6 @@ task manager declares all of its tasks failed when one of its pilots ends.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody.sdk import slurm_waiting, start_thread
+from rhapsody.sdk import similar, slurm_waiting, start_thread
 from rhapsody_radical import cleanup
 from rhapsody_radical.client.health import Progress
 from rhapsody_radical.descriptions import described
@@ -242,7 +241,7 @@ class Session:
             known = [
                 f"{site}.{label}" for site, labels in session.rcfgs.items() for label in labels
             ]
-            close = difflib.get_close_matches(resource, known, 5, 0.3) or ["local.localhost"]
+            close = similar(resource, known, 5, 0.3) or ["local.localhost"]
             raise PilotException(
                 f"{text_of(error)} Similar known resources: {', '.join(close)}"
             ) from error

@@ -8,7 +8,6 @@ on the engine's event loop. Jobs that end on other threads arrive through a mail
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -47,6 +46,7 @@ from rhapsody.sdk.executables import Launch, TaskProgram
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.services import Readiness, TaskService, parse_ready
 from rhapsody.sdk.threads import FAST_FILES, TIME_SLICE, FastCalls, Mailbox, ThreadPool, in_thread
+from rhapsody.spelling import suggestion
 from rhapsody.task import TaskDescription, is_async
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -751,8 +751,7 @@ def _checked(executor: Any) -> str | Executor:
     wanted = "'thread', 'process' or an executor of concurrent.futures"
     if not isinstance(executor, str):
         raise TypeError(f"executor must be {wanted}, got {executor!r}")
-    close = difflib.get_close_matches(executor, EXECUTORS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = suggestion(executor, EXECUTORS)
     raise ValueError(f"executor must be {wanted}, got {executor!r}{hint}")
 
 

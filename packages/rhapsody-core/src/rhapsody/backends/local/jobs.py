@@ -17,7 +17,6 @@ if the next task in the queue needs exactly the same slots, the thread starts it
 from __future__ import annotations
 
 import bisect
-import difflib
 import itertools
 import os
 import re
@@ -38,6 +37,7 @@ from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder
 from rhapsody.sdk.executables import memory_group, task_environment
 from rhapsody.sdk.runner import loads
+from rhapsody.spelling import suggestion
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -125,11 +125,9 @@ def host_resources(
         )
     for key in resources:
         if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(
                 f"resources: unknown key {key!r} for the local backend; accepted keys: "
-                f"{', '.join(KEYS)}{hint}"
+                f"{', '.join(KEYS)}{suggestion(key, KEYS)}"
             )
     given = {key: value for key, value in resources.items() if value is not None}
     if "workers" in given:

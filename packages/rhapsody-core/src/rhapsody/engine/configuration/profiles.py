@@ -43,8 +43,9 @@ from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefault
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.manager import installed, normalize_distribution, plugin_options
-from rhapsody.plugins.options import BackendOption, closest, option_hint
+from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.resources import ALIASES, Resources
+from rhapsody.spelling import suggestion
 from rhapsody.task import RetryPolicy
 
 VARIABLE = "RHAPSODY_PROFILE"
@@ -290,7 +291,7 @@ def _unknown_profile(name: Value, known: Mapping[str, None]) -> str:
     if name.file is not None:
         who = f"{name.source}: unknown profile {name.value!r}"
     if known:
-        return f"{who}; {closest(name.value, known, every='profiles')}"
+        return f"{who}{suggestion(name.value, known, 'profiles')}"
     own = user_file()
     places = [f"{NAME} in the current directory", f"[tool.rhapsody] in {PYPROJECT}"]
     places += [] if own is None else [str(own)]
@@ -345,11 +346,11 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
         for name, each in () if plugin in disabled else values.items():
             if not options:
                 text = f"no plugin with options named {plugin!r} is installed"
-                hint = f"; {closest(plugin, declared, every='plugins')}" if declared else ""
+                hint = suggestion(plugin, declared, "plugins" if declared else "")
                 raise _error(each, f"{text}{hint}")
             if name not in options:
-                hint = closest(name, options, every="options")
-                raise _error(each, f"plugin {plugin!r} has no option {name!r}; {hint}")
+                hint = suggestion(name, options, "options")
+                raise _error(each, f"plugin {plugin!r} has no option {name!r}{hint}")
             described = BackendOption(name, options[name].type)
             if not described.accepts(each.value):
                 raise _error(each, f"{name} must be {described.expected}, got {each.value!r}")
@@ -462,8 +463,8 @@ def _table(value: Value) -> dict[str, Value]:
 def _check_names(table: Values, known: tuple[str, ...], hints: Mapping[str, str]) -> None:
     for name, each in table.items():
         if name not in known:
-            hint = hints.get(name) or closest(name, known, every="keys")
-            raise _error(each, f"unknown key {name!r}{_inside(each)}; {hint}")
+            hint = f"; {hints[name]}" if name in hints else suggestion(name, known, "keys")
+            raise _error(each, f"unknown key {name!r}{_inside(each)}{hint}")
 
 
 def _inside(value: Value) -> str:
@@ -534,7 +535,7 @@ def _check_options(profile: Profile, backend: str, options: dict[str, Value]) ->
             continue
         hint = option_hint(name, known)
         if hint is not None:
-            text = f"backend {backend!r} has no option {name!r}{_inside(each)}; {hint}{default}"
+            text = f"backend {backend!r} has no option {name!r}{_inside(each)}{hint}{default}"
             raise _error(each, text)
         option = known[name]
         if not option.accepts(each.value):

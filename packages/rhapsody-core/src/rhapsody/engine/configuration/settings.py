@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from rhapsody import environments
 from rhapsody.masking import remember
 from rhapsody.resources import Resources, builtin_number, changed_fields, seconds
 from rhapsody.shells import Shell, shell_setting
+from rhapsody.spelling import similar, suggestion
 from rhapsody.task import RetryPolicy, as_policies, is_async
 
 NO_FALLBACK: Any = object()
@@ -390,12 +390,11 @@ class Settings:
         for name, value in given.items():
             check = CHECKS.get(name)
             if check is None:
-                near = difflib.get_close_matches(name, CHECKS, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = suggestion(name, CHECKS)
                 if name in Resources.__dataclass_fields__:
-                    hint = f" (write resources={{{name!r}: ...}})"
+                    hint = f"; write resources={{{name!r}: ...}}"
                 raise TypeError(
-                    f"unknown setting {name!r}{hint}; valid settings: {', '.join(sorted(CHECKS))}"
+                    f"unknown setting {name!r}; valid settings: {', '.join(sorted(CHECKS))}{hint}"
                 )
             changes["specific" if name == "task_description" else name] = check(value)
         return dataclasses.replace(self, **changes)
@@ -472,7 +471,7 @@ class TaskDefaults:
         names = set(names)
         found = []
         for each in self.overrides:
-            close = difflib.get_close_matches(each.pattern, names, n=1, cutoff=0.75)
+            close = similar(each.pattern, names, cutoff=0.75)
             if close and not any(fnmatchcase(name, each.pattern) for name in names):
                 found.append((each, close[0]))
         return found

@@ -9,7 +9,6 @@ with the variables' names.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import os
 import re
 import reprlib
@@ -44,6 +43,7 @@ from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
+from rhapsody.spelling import suggestion
 from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture, failed_call
 from rhapsody.tracebacks import format_error, users_part
@@ -154,8 +154,7 @@ def unknown_setting(
         able: The attached backends that support the setting.
     """
     known = sorted(backend.capabilities.task_settings or ())
-    close = difflib.get_close_matches(str(key), known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = suggestion(key, known)
     own = f"{key}=..." if key in TaskSettings.__annotations__ else ""
     own = f"resources={{{key!r}: ...}}" if key in Resources.__dataclass_fields__ else own
     if own:
