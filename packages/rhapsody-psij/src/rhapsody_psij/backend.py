@@ -460,7 +460,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if stays and (directory / detached.LIST).exists():
                 continue
             remove = partial(shutil.rmtree, directory, ignore_errors=True)
-            await in_thread(remove, or_here=True)
+            await in_thread(remove)
 
     @property
     def _leaving(self) -> bool:
