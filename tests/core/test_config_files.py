@@ -188,14 +188,6 @@ def test_a_parent_without_permissions_ends_the_search(
         assert read(tmp_path / "rhapsody.toml") is None
 
 
-def test_without_a_current_directory_there_is_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found_from(tmp_path / "missing", monkeypatch)
-    (tmp_path / "missing").rmdir()
-    assert project_file() is None
-
-
 def test_a_user_without_a_home_directory_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)

@@ -83,18 +83,16 @@ async def test_a_long_uid_that_is_accepted_can_name_every_sandbox(tmp_path: Path
         assert await flow.executable_task(lambda: "echo here")() == "here\n"
 
 
-async def test_a_removed_current_directory_is_reported_with_the_argument(
+async def test_no_engine_is_created_in_a_removed_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    for relative in (None, "here"):
-        with pytest.raises(FileNotFoundError, match="work_dir"):
-            await create(work_dir=relative)
-    async with create(work_dir=tmp_path / "work") as flow:
-        assert await flow.executable_task(lambda: "echo here")() == "here\n"
+    for work_dir in (None, "here", tmp_path / "work"):
+        with pytest.raises(FileNotFoundError):
+            await create(work_dir=work_dir)
 
 
 async def test_an_unknown_argument_is_a_type_error() -> None:

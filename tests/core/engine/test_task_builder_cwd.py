@@ -252,17 +252,3 @@ async def test_a_hook_may_set_it(place: Path) -> None:
         with pytest.raises(PluginError, match="with a cwd, which only executables have: "):
             await within(flow.function_task(lambda: 1)())
         assert await within(flow.executable_task(lambda: "pwd")()) == f"{place}\n"
-
-
-async def test_an_engine_in_a_removed_directory_accepts_absolute_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    async with WorkflowEngine.create(work_dir=tmp_path / "work") as flow:
-        with pytest.raises(ValueError, match="cwd='data' is relative"):
-            flow.executable_task(cwd="data")(lambda: "pwd")
-        look = flow.executable_task(cwd=tmp_path)(lambda: "pwd")
-        assert await within(look()) == f"{tmp_path}\n"

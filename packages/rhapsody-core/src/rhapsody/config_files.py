@@ -75,10 +75,7 @@ class ConfigFile:
 
 def short(path: Path) -> str:
     """Return a path for messages, relative to the current directory if the file is in it."""
-    try:
-        return path.name if path.parent == Path.cwd() else str(path)
-    except FileNotFoundError:  # the current directory was removed
-        return str(path)
+    return path.name if path.parent == Path.cwd() else str(path)
 
 
 def _numbered(text: str) -> Iterator[tuple[Keys, int]]:
@@ -139,10 +136,7 @@ def project_file() -> ConfigFile | None:
     Raises:
         ProfileError: The file cannot be read, or belongs to another user and is not trusted.
     """
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # the current directory was removed
-        return None
+    here = Path.cwd()
     home = Path(os.path.expanduser("~"))
     for directory in (here, *here.parents):
         private = directory == here or _private(directory)

@@ -49,13 +49,6 @@ __all__ = [
 ]
 
 
-def _current() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # the directory was removed
-        return os.curdir
-
-
 @dataclass(slots=True)
 class Session:
     """Identity of one backend object, and the directory for its files.
@@ -73,7 +66,7 @@ class Session:
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
-    path: str = field(default_factory=_current)
+    path: str = field(default_factory=os.getcwd)
     earlier: str = ""
     journal: str = ""
     signal: int = 0

@@ -18,7 +18,7 @@ from rhapsody.engine.attempts.stage_out import StageOut
 from rhapsody.engine.attempts.task_builder import TaskBuilder
 from rhapsody.engine.calls.blocks import Blocks, enclosing_block
 from rhapsody.engine.calls.services import Services, Values
-from rhapsody.engine.calls.submission import Submission, current_directory
+from rhapsody.engine.calls.submission import Submission
 from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.configuration.settings import TaskDefaults
 from rhapsody.engine.core.backend_handles import BackendHandle
@@ -126,7 +126,6 @@ class Runtime:
             self.pushdown,
             stager,
             options.profile or TaskDefaults(),
-            here=current_directory(),
             implicit_data=options.implicit_data,
             keep=options.dry_run,
         )

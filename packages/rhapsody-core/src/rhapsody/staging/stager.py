@@ -99,7 +99,7 @@ class Stager:
         self._place = WorkDir(work_dir, in_run)
         self._settle_in()
         self._backends = {} if backends is None else backends
-        self.directory: Path = _current(self.work_dir)
+        self.directory: Path = Path.cwd()
         needed = (Path(os.path.abspath(work_dir)), self.directory, Path(os.path.expanduser("~")))
         threads = ThreadPool(_THREADS, "rhapsody-files")
         self.results: SavedFiles = SavedFiles(results_dir or self.directory, needed, threads)
@@ -366,11 +366,3 @@ class Stager:
     def leave(self) -> None:
         """Unregister the engine from its run; see `WorkDir.leave`."""
         self._place.leave()
-
-
-def _current(other: Path) -> Path:
-    """Return the current directory, or `other` if the current directory was removed."""
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        return other

@@ -76,7 +76,6 @@ class Submission:
             new futures are instances of `RemoteFuture`.
         stager: Stager of the engine's files.
         task_defaults: The settings of tasks from the engine's profile.
-        here: The current directory when the engine was created, or `None` if it had been removed.
         implicit_data: True if tasks receive files that dependencies left in their sandboxes.
         keep: True to store each call in `made`, for the graph of a dry run.
 
@@ -98,7 +97,6 @@ class Submission:
         stager: Stager,
         task_defaults: TaskDefaults,
         *,
-        here: str | None,
         implicit_data: bool,
         keep: bool,
     ) -> None:
@@ -108,7 +106,6 @@ class Submission:
         self._backends = backends
         self._pushdown = pushdown
         self.task_defaults: TaskDefaults = task_defaults
-        self._here = here
         self._implicit_data = implicit_data
         self._numbers = {"task": 0, "block": 0}
         self._stager = stager
@@ -311,8 +308,7 @@ class Submission:
 
         Raises:
             ValueError: No backend with this name is attached, a limit has another size in this
-                engine, `implicit_data` is true but not that of the engine, or a path is relative
-                and there was no current directory.
+                engine, `implicit_data` is true but not that of the engine.
         """
         if settings.implicit_data and not self._implicit_data:
             raise ValueError(
@@ -326,7 +322,7 @@ class Submission:
             names = tuple(find(self._backends, name).name for name in settings.other_backends)
             settings = dataclasses.replace(settings, other_backends=names)
         paths: dict[str, Any] = {
-            name: self._absolute(name, value)
+            name: os.path.normpath(os.path.join(self._stager.directory, value))
             for name in ("cwd", *SETTINGS)
             if (value := getattr(settings, name)) and is_path(name, value)
         }
@@ -334,14 +330,6 @@ class Submission:
             settings = dataclasses.replace(settings, **paths)
         self._scheduler.limits.declare(settings.limit)
         return settings
-
-    def _absolute(self, name: str, path: str) -> str:
-        if self._here is None and not os.path.isabs(path):
-            raise ValueError(
-                f"{name}={path!r} is relative, but the current directory had been removed when the "
-                "engine was created; pass an absolute path"
-            )
-        return os.path.normpath(os.path.join(self._here or "/", path))
 
     def foreign_loop_error(self, what: str, remedy: str) -> RuntimeError:
         """Return the error for a call on an event loop other than the engine's.
@@ -409,14 +397,6 @@ def _require_distinct(task: str, outputs: Sequence[Output]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"task {task!r} has two output files named {twice!r}; rename one of them")
-
-
-def current_directory() -> str | None:
-    """Return the current directory, or `None` if it was removed."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
 
 
 @dataclasses.dataclass(slots=True)

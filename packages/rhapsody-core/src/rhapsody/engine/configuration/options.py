@@ -60,14 +60,7 @@ def directory(argument: str, value: object) -> Path:
     text = _text(argument, value)
     if "\0" in text:
         raise ValueError(f"{argument} must not contain a null character, got {value!r}")
-    try:
-        path = Path(os.path.abspath(text))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            error.errno,
-            f"{argument}={value!r} is relative to the current directory, which was removed; pass "
-            "an absolute path or change to an existing directory",
-        ) from error
+    path = Path(os.path.abspath(text))
     if path.exists() and not path.is_dir():
         raise ValueError(f"{argument} must be a directory, but {str(path)!r} is a file")
     return path
