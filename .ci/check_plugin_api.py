@@ -39,6 +39,7 @@ ROOTS = [
     "rhapsody.history",
     "rhapsody.plugins",
     "rhapsody.sdk",
+    "rhapsody.sdk.runs",
     "rhapsody_testing",
 ]
 """Packages whose names in `__all__` all belong to the interface."""

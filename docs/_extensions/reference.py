@@ -26,7 +26,7 @@ from sphinx.util.typing import ExtensionMetadata
 from rhapsody import WorkflowEngine
 from rhapsody.backends import BackendRegistry, Capabilities
 from rhapsody.cli import Commands
-from rhapsody.engine.configuration.options import OPTIONS
+from rhapsody.engine.configuration.options import all_options
 from rhapsody.plugins import specs
 from rhapsody.plugins.specs import PROJECT
 from rhapsody_testing import capability_table
@@ -142,8 +142,8 @@ def engine_options() -> str:
     parameters = inspect.signature(WorkflowEngine.create).parameters
     return "\n".join(
         f"## {name}\n\n`{parameters[name].annotation}`, default `{parameters[name].default!r}`\n\n"
-        f"{option.metadata['help']}\n"
-        for name, option in OPTIONS.items()
+        f"{option.help}\n"
+        for name, option in all_options().items()
     )
 
 

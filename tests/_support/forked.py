@@ -21,9 +21,12 @@ from pathlib import Path
 
 SERVER = """
 import json, os, runpy, sys
+from contextlib import suppress
 import rhapsody.backends.local, rhapsody.backends.noop, rhapsody.backends.plugin
-import rhapsody.cli.dry_run, rhapsody.engine.engine, rhapsody.journal.plugin
-import rhapsody.journal.program, rhapsody.observers.progress, rhapsody_guard.command
+import rhapsody.cli.dry_run, rhapsody.engine.engine, rhapsody_guard.command
+with suppress(ImportError):  # in a test, they are in another distribution
+    import rhapsody.builtin.journal.plugin, rhapsody.builtin.journal.program
+    import rhapsody.builtin.progress.observer
 
 sys.path.remove("")
 for line in sys.stdin:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, chdir, suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody.staging.runs import RECORD
+from rhapsody.sdk.runs import RECORD
 from tests._support.programs import PATIENCE
 
 BEGIN = 1_700_000_000.0

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rhapsody.journal.files import FileDigests
-from rhapsody.journal.keys import Key, Keys
-from rhapsody.journal.program import Program, Sources
+from rhapsody.builtin.journal.files import FileDigests
+from rhapsody.builtin.journal.keys import Key, Keys
+from rhapsody.builtin.journal.program import Program, Sources
 
 SOURCES = Sources()
 SOURCES.process_start = sys.maxsize  # programs are written while it is there

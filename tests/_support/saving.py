@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import OutputFile, TaskFuture, WorkflowEngine
-from rhapsody.staging.runs import LIST
+from rhapsody.sdk.runs import LIST
 from tests._support.scripted import within
 
 

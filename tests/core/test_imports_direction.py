@@ -26,6 +26,7 @@ ORDER = [
     "reading",
     "copying",
     "data",
+    "fsutil",
     "undeclared",
     "context",
     "known",
@@ -41,13 +42,16 @@ ORDER = [
     "plugins",
     "backends",
     "staging",
-    "journal",
     "history",
-    "observers",
+    "failures",
     "engine",
     "cli",
+    "builtin",
 ]
-"""Top to bottom: a part imports from itself and from those above it."""
+"""Top to bottom: a part imports from itself and from those above it.
+
+So nothing imports the plugins that are installed with core.
+"""
 
 BESIDE = {"__init__", "__main__", "_exports", "_version"}
 """Modules with the names of the package itself, which import lazily or nothing of ours."""

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
-from rhapsody.journal.files import FileDigests, has_log
+from rhapsody.builtin.journal.files import FileDigests, has_log
 from rhapsody.reading import pieces, start_of
 
 WRITES = """

@@ -19,7 +19,7 @@ from rhapsody import (
     TasksMainStates,
     WorkflowEngine,
 )
-from rhapsody.journal.plugin import Journal
+from rhapsody.builtin.journal.plugin import Journal
 from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = pytest.mark.asyncio
@@ -96,7 +96,7 @@ async def test_the_journal_of_the_command_line_keeps_push_down_enabled(
 ) -> None:
     journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
     async with asyncio.timeout(60):
-        async with WorkflowEngine.create(backend, journal=journal) as flow:
+        async with WorkflowEngine.create(backend, observers=[journal]) as flow:
 
             @flow.function_task
             def add(number: int) -> int:
@@ -135,7 +135,7 @@ async def test_a_sweep_that_feeds_a_reduction_is_recorded(
     journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
     async with asyncio.timeout(60):
         with contextlib.suppress(ZeroDivisionError):
-            async with WorkflowEngine.create(backend, journal=journal) as flow:
+            async with WorkflowEngine.create(backend, observers=[journal]) as flow:
                 parts, whole = await sweep(flow)
                 while journal.kept < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
@@ -146,7 +146,7 @@ async def test_a_sweep_that_feeds_a_reduction_is_recorded(
         journal.end("failed")
         again = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
         other = DaskExecutionBackend(cluster=cluster)
-        async with WorkflowEngine.create(other, journal=again) as flow:
+        async with WorkflowEngine.create(other, observers=[again]) as flow:
             parts, whole = await sweep(flow)
             assert await whole == 12
             assert flow.stats.recorded == 4
@@ -201,7 +201,7 @@ async def test_values_on_workers_are_not_recorded_either_if_a_path_was_relative(
     journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
     async with asyncio.timeout(60):
         async with WorkflowEngine.create(
-            DaskExecutionBackend(cluster=cluster), journal=journal
+            DaskExecutionBackend(cluster=cluster), observers=[journal]
         ) as flow:
 
             @flow.function_task

@@ -19,6 +19,7 @@ PACKAGES = (
     "rhapsody.history",
     "rhapsody.plugins",
     "rhapsody.sdk",
+    "rhapsody.sdk.runs",
     "rhapsody_dask",
     "rhapsody_otel",
     "rhapsody_psij",

@@ -13,8 +13,8 @@ import pytest
 
 from rhapsody import RetryPolicy, WorkflowEngine
 from rhapsody.backends import LocalExecutionBackend
+from rhapsody.fsutil import FileLock
 from rhapsody.history import RunHistory, read_run
-from rhapsody.staging.fsutil import FileLock
 from rhapsody_report import content, page, sections
 from rhapsody_report.pages import SECTIONS
 from tests._support.histories import BEGIN, Records, call, end, finish, many, start

@@ -16,8 +16,8 @@ import pytest
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody.cli import main
 from rhapsody.resources import size_text
-from rhapsody.staging import runs
-from rhapsody.staging.runs import Run, enter_run, leave_run
+from rhapsody.sdk import runs
+from rhapsody.sdk.runs import Run, enter_run, leave_run
 from tests._support.scripted import within
 
 NAMES = [f"2026112{n}T041233-digits-7f3a" for n in range(3)]

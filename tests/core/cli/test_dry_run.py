@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.store import opened
+from rhapsody.builtin.journal.store import opened
 from tests._support.command_line import Run, check_mistake
 
 GRAPH = """\

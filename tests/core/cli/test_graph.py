@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.staging.fsutil import FileLock
+from rhapsody.fsutil import FileLock
 from tests._support.histories import Records, call, end, finish, first_byte, start, submit
 
 NAME = "20260101T000000-align-00a1"

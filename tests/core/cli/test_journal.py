@@ -11,8 +11,8 @@ import sqlite3
 
 import pytest
 
-from rhapsody.journal import store as journal_store
-from rhapsody.journal.store import Store, opened
+from rhapsody.builtin.journal import store as journal_store
+from rhapsody.builtin.journal.store import Store, opened
 from tests._support.command_line import check_mistake
 from tests._support.resumed import RESULT, SHOW, WORK, Place, journal
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.history.lines import PRINTED
-from rhapsody.staging.fsutil import FileLock
+from rhapsody.fsutil import FileLock
+from rhapsody.history.outputs import PRINTED
 from tests._support.histories import Records, call, end, finish, start, started
 from tests._support.programs import PATIENCE
 

@@ -11,9 +11,9 @@ from textwrap import dedent
 
 import pytest
 
+from rhapsody.builtin.journal.store import opened
 from rhapsody.cli import main, scripts
 from rhapsody.history.reader import read_run
-from rhapsody.journal.store import opened
 from rhapsody.plugins.specs import UsageError
 from tests._support.command_line import SIMPLE, Run, check_mistake
 from tests._support.programs import PATIENCE

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.journal.store import opened
+from rhapsody.builtin.journal.store import opened
 from tests._support.machine import gone, working_in
 from tests._support.programs import Program
 

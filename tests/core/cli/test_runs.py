@@ -71,7 +71,7 @@ def test_runs_with_the_same_digits_are_listed_by_their_whole_name(
 def test_a_run_in_progress_is_listed_with_its_counts(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rhapsody.staging.fsutil import FileLock
+    from rhapsody.fsutil import FileLock
 
     lock = FileLock(records.base / NAMES[2] / ".lock")
     assert "  running  " in output(capsys)[0].splitlines()[1]

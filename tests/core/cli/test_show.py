@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.staging.fsutil import FileLock
+from rhapsody.fsutil import FileLock
 from tests._support.histories import Records, call, end, finish, start
 
 OLD, NAME = "20260101T000000-align-00a1", "20260102T000000-align-00b2"

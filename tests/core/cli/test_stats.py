@@ -173,7 +173,7 @@ def test_json_has_a_stable_form(records: Records, capsys: pytest.CaptureFixture[
 
 
 def test_a_run_in_progress(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
-    from rhapsody.staging.fsutil import FileLock
+    from rhapsody.fsutil import FileLock
 
     path = records.write("20260103T000000-live-00c3", call(1, "part"), start(1, 0))
     lock = FileLock(path.parent / ".lock")

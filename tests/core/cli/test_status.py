@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.staging.fsutil import FileLock
-from rhapsody.staging.runs import JOBS
+from rhapsody.fsutil import FileLock
+from rhapsody.sdk.runs import JOBS
 from tests._support.histories import (
     Records,
     call,

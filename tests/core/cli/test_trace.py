@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody.cli import main
-from rhapsody.staging.fsutil import FileLock
+from rhapsody.fsutil import FileLock
 from tests._support.histories import Records, call, end, finish, first_byte, start
 
 NAME = "20260101T000000-align-00a1"

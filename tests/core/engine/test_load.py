@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody import OutputFile, WorkflowEngine
-from rhapsody.staging.fsutil import used_up
+from rhapsody.fsutil import used_up
 from tests._support.load import TRIALS
 from tests._support.scripted import within
 

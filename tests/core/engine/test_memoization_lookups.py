@@ -26,12 +26,14 @@ class Sought:
         tasks: What was looked for.
         records: What was recorded.
         answer: Called with each batch; what the look-up returns.
+        looks_up_in_turn: True if tasks that are called during a lookup wait for it.
     """
 
     def __init__(self) -> None:
         self.tasks: list[LookupTask] = []
         self.records: list[Record] = []
         self.answer: Any = lambda tasks: None
+        self.looks_up_in_turn = False
 
     @hookimpl
     def rhapsody_lookup_results(self, tasks: Sequence[LookupTask]) -> Any:
@@ -178,6 +180,29 @@ async def test_a_look_up_that_takes_a_while_holds_its_tasks_and_nothing_else() -
         backend.done(task, 2)
         assert await within(run) == 2
         assert flow.stats.recorded == 1
+
+
+async def test_tasks_that_are_called_during_a_lookup_in_turn_are_one_batch() -> None:
+    sought = Sought()
+    sought.looks_up_in_turn = True
+    found = asyncio.get_running_loop().create_future()
+    async with WorkflowEngine.create(Inline(), observers=[sought]) as flow:
+
+        @flow.function_task
+        def part(x: int) -> int:
+            return x
+
+        sought.answer = lambda tasks: found
+        held = part(1)
+        await until(lambda: len(sought.tasks) == 1)
+        sizes: list[int] = []
+        sought.answer = lambda tasks: sizes.append(len(tasks))
+        others = [part(x) for x in range(2, 5)]
+        await turns()
+        assert sizes == []
+        found.set_result([Recorded("found")])
+        assert await within(asyncio.gather(held, *others)) == ["found", 2, 3, 4]
+        assert sizes == [3]
 
 
 @pytest.mark.parametrize("files", [None, TaskFiles("/made/before", {})])

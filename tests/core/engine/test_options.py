@@ -7,13 +7,17 @@ import inspect
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
-from rhapsody.engine.configuration.options import OPTIONS, EngineOptions, EngineSettings
+from rhapsody.engine.configuration.options import (
+    OPTIONS,
+    EngineOptions,
+    EngineSettings,
+    all_options,
+)
 
 
 def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:
     parameters = inspect.signature(WorkflowEngine.create).parameters
-    # Without a journal, the checked value is None.
-    defaults = {name: option.default for name, option in OPTIONS.items()} | {"journal": False}
+    defaults = {name: option.default for name, option in all_options().items()}
     assert {name: each.default for name, each in parameters.items()} == defaults
 
 
@@ -25,8 +29,9 @@ def test_the_settings_of_run_have_the_types_of_create() -> None:
 
 def test_the_docstring_of_create_describes_every_option() -> None:
     text = " ".join((WorkflowEngine.create.__doc__ or "").split())
-    assert [name for name, each in OPTIONS.items() if each.metadata["help"] not in text] == []
+    assert [name for name, each in OPTIONS.items() if each.help not in text] == []
     assert [name for name in OPTIONS if f"{name}: " not in text] == []
+    assert [name for name in all_options().keys() - OPTIONS if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", ["work_dir", "results_dir", "trace", "record"])

@@ -205,7 +205,7 @@ def test_defaults_and_overrides_of_tasks(write: Write) -> None:
     write("[tasks.sim_1]\ngpus = 1\ncores = 16\n", user=True)
     found = active_profile(Value("big"))
     assert found.engine_options() == {"retries": RetryPolicy(3, wait=1.0), "timeout": "1 min"}
-    tasks = found.task_defaults({})
+    tasks = found.task_defaults({}, {})
     assert tasks.profile == "big"
     assert tasks.defaults == {
         "resources": {"cores": 2, "memory": "1 GB"},

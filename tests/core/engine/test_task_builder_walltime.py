@@ -22,7 +22,7 @@ from rhapsody import (
     hookimpl,
 )
 from rhapsody.backends.local import backend as local
-from rhapsody.observers.account import Counts
+from rhapsody.builtin.progress.account import Counts
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.resources import seconds_of_job
 from tests._support.scripted import Scripted, within

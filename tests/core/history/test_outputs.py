@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from rhapsody import LocalExecutionBackend, TaskFailedError, WorkflowEngine
+from rhapsody.builtin.record import outputs
+from rhapsody.builtin.record.outputs import OutputStore
 from rhapsody.cli import main
-from rhapsody.history import outputs
-from rhapsody.history.lines import PRINTED
-from rhapsody.history.outputs import OutputStore, outputs_path, read_output
+from rhapsody.history.outputs import PRINTED, outputs_path, read_output
 from rhapsody.history.reader import read_run
 from rhapsody.sdk.capture import MAX_CAPTURED
 from tests._support.scripted import within

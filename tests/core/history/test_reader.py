@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from rhapsody.builtin.record.recorder import RecordFile
+from rhapsody.fsutil import FileLock
 from rhapsody.history.reader import RecordError, RecordReader, describe_run, list_runs, read_run
-from rhapsody.history.recorder import RecordFile
-from rhapsody.staging.fsutil import FileLock
 from rhapsody.states import TasksMainStates
 
 RUN: dict[str, Any] = {

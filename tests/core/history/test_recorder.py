@@ -23,9 +23,9 @@ from rhapsody import (
     OutputFile,
     WorkflowEngine,
 )
+from rhapsody.builtin.record.recorder import Recorder, RecordFile
 from rhapsody.history.reader import RecordReader, RunHistory, TaskRun, read_run
-from rhapsody.history.recorder import RecordFile
-from rhapsody.staging.runs import runs_in
+from rhapsody.sdk.runs import runs_in
 from rhapsody.states import TasksMainStates
 from tests._support.scripted import Inline, Scripted, turns, until, within
 
@@ -63,13 +63,11 @@ def use_full_disk(file: RecordFile) -> None:
     os.close(full)
 
 
-def close_in_child(flow: WorkflowEngine) -> None:
+def close_in_child(recorder: Recorder) -> None:
     """End the recording of an engine in a forked child."""
     child = os.fork()
     if child == 0:
-        recorder: Any = flow._built_in._record
-        recorder._flush()
-        recorder.close("failed")
+        recorder.rhapsody_workflow_not_started()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -463,9 +461,9 @@ async def test_a_full_disk_ends_the_record_and_not_the_run(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = here / "record.jsonl"
-    async with WorkflowEngine.create(Inline(), record=path) as flow:
+    recorder: Any = Recorder(path)
+    async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         task = flow.function_task(lambda x: x)
-        recorder: Any = flow._built_in._record
         file = recorder._file
         await until(lambda: path.stat().st_size)
         use_full_disk(file)
@@ -488,9 +486,9 @@ async def test_a_directory_that_is_not_writable_does_not_stop_the_run(
 
 async def test_an_idle_engine_has_no_timer_and_one_thread_that_ends_with_it(here: Path) -> None:
     before = set(threading.enumerate())
-    async with WorkflowEngine.create(Inline(), record=True) as flow:
+    recorder: Any = Recorder()
+    async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         await flow.function_task(lambda: 1)()
-        recorder: Any = flow._built_in._record
         assert recorder._timer is not None
         await until(lambda: recorder._timer is None)
         names = {thread.name for thread in set(threading.enumerate()) - before}
@@ -500,10 +498,11 @@ async def test_an_idle_engine_has_no_timer_and_one_thread_that_ends_with_it(here
 
 async def test_a_forked_child_does_not_write(here: Path) -> None:
     path = here / "record.jsonl"
-    async with WorkflowEngine.create(Inline(), record=path) as flow:
+    recorder = Recorder(path)
+    async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         task = flow.function_task(name="part")(lambda: 1)
         await task()
-        close_in_child(flow)
+        close_in_child(recorder)
         await task()
     assert [line["event"] for line in lines(path)].count("run_end") == 1
     assert len(read_run(path).tasks) == 2
@@ -515,7 +514,7 @@ async def test_on_a_network_file_system_every_write_reaches_the_server(
     synchronized: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synchronized.append)
     for network in (False, True):
-        monkeypatch.setattr("rhapsody.history.recorder.on_network", lambda _, on=network: on)
+        monkeypatch.setattr("rhapsody.builtin.record.recorder.on_network", lambda _, on=network: on)
         file = RecordFile(str(here / "record.jsonl"), fresh=True)
         file.put(["{}\n"])
         file.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.keys import Keys
+from rhapsody.builtin.journal.keys import Keys
 from tests._support.journal_keys import keys_in
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.values import UnhashableError
+from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.sdk.modules import _distributions
 from tests._support.journal_keys import key_in, key_of, keys_in, loaded, write
 from tests._support.journal_programs import CHANGED, IMPORTS, ORDINARY, REFUSED, SAME, Files

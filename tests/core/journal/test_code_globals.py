@@ -24,10 +24,10 @@ import pytest
 
 import rhapsody
 from rhapsody import WorkflowEngine
+from rhapsody.builtin.journal.code import CodeFingerprint
+from rhapsody.builtin.journal.keys import Keys
+from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.engine.functions.task_function import TaskFunction
-from rhapsody.journal.code import CodeFingerprint
-from rhapsody.journal.keys import Keys
-from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.manager import PluginEntry, load
 from tests._support.journal_keys import described, key_of, keys_in, loaded, write
 from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
@@ -484,7 +484,7 @@ def test_the_value_of_a_variable_of_the_environment_is_not_written_down(
 def test_optimized_code_has_a_key_of_its_own(keys: Keys, monkeypatch: Any) -> None:
     first = key_of(keys, by_mode).digest
     flags = types.SimpleNamespace(optimize=1)
-    monkeypatch.setattr("rhapsody.journal.keys.sys", types.SimpleNamespace(flags=flags))
+    monkeypatch.setattr("rhapsody.builtin.journal.keys.sys", types.SimpleNamespace(flags=flags))
     assert key_of(keys_in(Path()), by_mode).digest != first
 
 
@@ -522,7 +522,7 @@ def test_a_global_may_be_anything_that_can_be_followed(
 
 @pytest.mark.parametrize("what", sorted(WITHOUT.keys() - MUTE))
 def test_a_global_without_a_digest_is_refused(what: str, keys: Keys, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rhapsody.journal.values.MAX_OBJECTS", 10_000)
+    monkeypatch.setattr("rhapsody.builtin.journal.values.MAX_OBJECTS", 10_000)
     monkeypatch.setitem(globals(), "MODE", WITHOUT[what])
     with pytest.raises(UnhashableError, match=r"MODE used by by_mode.*set version="):
         key_of(keys, by_mode)

@@ -21,9 +21,9 @@ from rhapsody import (
     TaskFailedError,
     WorkflowEngine,
 )
-from rhapsody.journal.plugin import Journal
+from rhapsody.builtin.journal.plugin import Journal
+from rhapsody.fsutil import remove
 from rhapsody.plugins.specs import Record
-from rhapsody.staging.fsutil import remove
 from tests._support.journal_keys import described
 from tests._support.recorded import Program, broken_off
 from tests._support.saving import files

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rhapsody import OutputDir, OutputFile, WorkflowEngine
-from rhapsody.staging.fsutil import remove
+from rhapsody.fsutil import remove
 from tests._support.recorded import broken_off, engine
 
 pytestmark = pytest.mark.asyncio

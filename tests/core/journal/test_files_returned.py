@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.journal.files import paths_in
-from rhapsody.staging.fsutil import remove
+from rhapsody.builtin.journal.files import paths_in
+from rhapsody.fsutil import remove
 from tests._support.recorded import LOG, broken_off, engine, note, ran
 
 pytestmark = pytest.mark.asyncio

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.journal.program import Sources
-from rhapsody.journal.values import UnhashableError
+from rhapsody.builtin.journal.program import Sources
+from rhapsody.builtin.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_in, keys_in, loaded, write
 
 IMPORTS = [

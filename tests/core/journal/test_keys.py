@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from rhapsody import InputFile, OutputFile
+from rhapsody.builtin.journal.files import Stamp
+from rhapsody.builtin.journal.keys import Key, Keys
+from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.data import InputFiles
-from rhapsody.journal.files import Stamp
-from rhapsody.journal.keys import Key, Keys
-from rhapsody.journal.values import UnhashableError
 from tests._support.journal_keys import (
     described,
     key_in,
@@ -162,7 +162,7 @@ def test_a_file_that_is_written_again_at_once_is_read_again(
     def coarse(device: int, inode: int, size: int, changed: int) -> Stamp:
         return Stamp(device, inode, size, changed // 10**9 * 10**9)  # some keep whole seconds
 
-    monkeypatch.setattr("rhapsody.journal.files.Stamp", coarse)
+    monkeypatch.setattr("rhapsody.builtin.journal.files.Stamp", coarse)
     data = tmp_path / "data.txt"
     seen = set()
     for text in ("one", "two", "six"):
@@ -174,18 +174,18 @@ def test_a_file_that_is_written_again_at_once_is_read_again(
 def test_a_file_that_does_not_change_is_read_once(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.builtin.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     first = key_of(keys, work, "data.txt").digest
-    monkeypatch.setattr("rhapsody.journal.files.hashlib.file_digest", None)
+    monkeypatch.setattr("rhapsody.builtin.journal.files.hashlib.file_digest", None)
     assert key_of(keys, work, "data.txt").digest == first
 
 
 def test_a_file_whose_time_of_modification_was_kept_is_read_again(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.builtin.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     os.utime(data, (1, 1))
@@ -290,7 +290,7 @@ def digest_of(keys: Keys, path: Path) -> bytes:
 def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.builtin.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
     data = tmp_path / "data.bin"
     data.write_bytes(bytes(8192))
     array = np.memmap(data, "u1", "r+")
@@ -305,12 +305,14 @@ def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
 def test_a_file_without_a_time_of_change_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
-    monkeypatch.setattr("rhapsody.journal.files.file_system", lambda _: "tmpfs")
+    monkeypatch.setattr("rhapsody.builtin.journal.files.FINE_SETTLE_TIME", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.builtin.journal.files.file_system", lambda _: "tmpfs")
     data = tmp_path / "data.bin"
     data.write_text("one")
     first = digest_of(keys, data)
-    monkeypatch.setattr("rhapsody.journal.files.Stamp", lambda *_: None)  # as if none changed
+    monkeypatch.setattr(
+        "rhapsody.builtin.journal.files.Stamp", lambda *_: None
+    )  # as if none changed
     data.write_text("two")
     assert digest_of(keys, data) != first
 

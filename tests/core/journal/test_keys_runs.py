@@ -16,9 +16,9 @@ PRINT = """
 if __name__ == "__main__":
     import json, runpy, sys
     from pathlib import Path
-    from rhapsody.journal.files import FileDigests
-    from rhapsody.journal.keys import Keys
-    from rhapsody.journal.program import Program
+    from rhapsody.builtin.journal.files import FileDigests
+    from rhapsody.builtin.journal.keys import Keys
+    from rhapsody.builtin.journal.program import Program
     from tests._support.journal_keys import key_of
     keys = Keys(Program(Path(__file__).parent, FileDigests()))
     print(json.dumps([key_of(keys, each, SHAPES, Color.RED).digest.hex() for each in FUNCTIONS]))

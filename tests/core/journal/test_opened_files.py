@@ -25,10 +25,10 @@ import numpy
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
-from rhapsody.journal import opened as opened_files
-from rhapsody.journal.files import LARGE_FILE
-from rhapsody.journal.plugin import Journal
-from rhapsody.journal.store import opened
+from rhapsody.builtin.journal import opened as opened_files
+from rhapsody.builtin.journal.files import LARGE_FILE
+from rhapsody.builtin.journal.plugin import Journal
+from rhapsody.builtin.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
 
 pytestmark = pytest.mark.asyncio
@@ -118,7 +118,7 @@ async def test_files_in_the_current_directory_and_in_directories_of_arguments_co
     program, other = tmp_path / "program", tmp_path / "other"
     for place in (program, other / "sub" / ".hidden"):
         place.mkdir(parents=True)
-    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+    monkeypatch.setattr("rhapsody.builtin.journal._program_directory", lambda: program)
     given = "data" if kind == "current" else str(other)
     data = here / "data" if kind == "current" else other
 
@@ -153,7 +153,7 @@ async def test_files_in_the_current_directory_and_in_directories_of_arguments_co
 async def test_files_in_the_current_directory_are_found_after_a_move(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: tmp_path / "program")
+    monkeypatch.setattr("rhapsody.builtin.journal._program_directory", lambda: tmp_path / "program")
     assert await run(read, ("a",)) == ["a"]
     other = tmp_path / "copy"
     shutil.copytree(here, other)
@@ -180,7 +180,7 @@ async def test_files_beside_the_directories_of_the_program_and_of_the_run_count(
     async def reads(project: Path) -> Any:
         monkeypatch.chdir(project / runs)
         program = project / "code"
-        monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+        monkeypatch.setattr("rhapsody.builtin.journal._program_directory", lambda: program)
 
         def beside() -> str:
             note("beside")
@@ -207,7 +207,7 @@ async def test_files_beside_a_project_in_a_shared_directory_do_not_count(
     program = tmp_path / "code"
     program.mkdir()
     monkeypatch.chdir(program)
-    monkeypatch.setattr("rhapsody.journal._program_directory", lambda: program)
+    monkeypatch.setattr("rhapsody.builtin.journal._program_directory", lambda: program)
     if above == "home":
         monkeypatch.setenv("HOME", str(tmp_path))
     else:
@@ -265,7 +265,7 @@ async def test_a_database_that_a_function_reads_counts(here: Path) -> None:
 async def test_what_is_only_in_the_log_of_a_database_counts(
     here: Path, monkeypatch: pytest.MonkeyPatch, large_file: int
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.opened.LARGE_FILE", large_file)
+    monkeypatch.setattr("rhapsody.builtin.journal.opened.LARGE_FILE", large_file)
     with contextlib.closing(sqlite3.connect("data/t.sqlite")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE t (x)")
@@ -478,7 +478,7 @@ async def test_the_current_directory_counts_only_for_relative_paths(
         monkeypatch.chdir(here)  # the directory of the program
         journal = Journal(here / "run.sqlite", here, resume=True)
         monkeypatch.chdir(directory)
-        options = {"journal": journal, "backend": BACKENDS[backend]()}
+        options = {"observers": [journal], "backend": BACKENDS[backend]()}
         async with WorkflowEngine.create(work_dir=here / "work", **options) as flow:
             task = flow.function_task(lambda path: Path(path, "name.txt").read_text())
             found = [await task("."), await task(here / "a"), str(flow.stats.recorded)]
@@ -684,7 +684,7 @@ async def test_modules_that_a_function_imports_do_not_count(here: Path, monkeypa
 async def test_too_many_files_are_named_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.plugin.MAX_OPENED", 1)
+    monkeypatch.setattr("rhapsody.builtin.journal.plugin.MAX_OPENED", 1)
     with caplog.at_level(logging.WARNING):
         await run(read, ("a",), ("b",))
     assert caplog.text.count("InputFile") == 1

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
-from rhapsody.journal.others import other_journals
-from rhapsody.journal.plugin import Journal
+from rhapsody.builtin.journal.others import other_journals
+from rhapsody.builtin.journal.plugin import Journal
 from tests._support.journal_keys import key_of, keys_in, loaded, write
 
 NAMES = "one", "two"
@@ -24,7 +24,7 @@ async def run(
 ) -> tuple[list[Any], Mapping[Path, int], int]:
     """Run a program with a journal, and return its values and the numbers of reused results."""
     journal = Journal(path, Path.cwd(), resume=resume, others=others)
-    async with WorkflowEngine.create(journal=journal) as flow:
+    async with WorkflowEngine.create(observers=[journal]) as flow:
 
         @flow.function_task
         def sample(number: int) -> str:
@@ -75,7 +75,7 @@ async def test_tasks_that_come_after_others_are_taken_as_well(journals: list[Pat
 
     async def ordered(path: Path, others: list[Path]) -> int:
         journal = Journal(path, Path.cwd(), resume=True, others=others)
-        async with WorkflowEngine.create(journal=journal) as flow:
+        async with WorkflowEngine.create(observers=[journal]) as flow:
 
             @flow.function_task
             def first() -> None: ...

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.journal import pickling
-from rhapsody.journal.values import UnhashableError
+from rhapsody.builtin.journal import pickling
+from rhapsody.builtin.journal.values import UnhashableError
 
 
 class Empty:

@@ -24,7 +24,7 @@ from rhapsody import (
     WorkflowEngine,
 )
 from rhapsody.backends import Capabilities, ManagedBackend
-from rhapsody.journal import store
+from rhapsody.builtin.journal import store
 from tests._support.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
 pytestmark = pytest.mark.asyncio

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
-from rhapsody.journal.store import opened
+from rhapsody.builtin.journal.store import opened
 from tests._support.recorded import LOG, engine, note, ran
 
 pytestmark = pytest.mark.asyncio

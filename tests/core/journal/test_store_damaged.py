@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsody import JournalError, WorkflowEngine
-from rhapsody.journal.store import opened
+from rhapsody.builtin.journal.store import opened
 from tests._support.nonsense import little_memory
 
 pytestmark = pytest.mark.timeout(120)

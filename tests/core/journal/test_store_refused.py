@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody import JournalError, WorkflowEngine
-from rhapsody.journal.store import NotYoursError, require_private
+from rhapsody.builtin.journal.store import NotYoursError, require_private
 from tests._support.recorded import broken_off, chain, engine, note, ran, tasks
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("here")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.journal.store import Store, journal_of_program
+from rhapsody.builtin.journal.store import Store, journal_of_program
 from tests._support.recorded import LOG, broken_off, engine, note, ran
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("nothing_ran")]

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from rhapsody.journal.keys import Keys
-from rhapsody.journal.values import UnhashableError
+from rhapsody.builtin.journal.keys import Keys
+from rhapsody.builtin.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_of, twice, work
 from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
 
@@ -42,7 +42,7 @@ def test_different_values_have_different_keys(what: str, keys: Keys) -> None:
 
 @pytest.mark.parametrize("what", WITHOUT)
 def test_values_without_a_digest_are_reported(what: str, keys: Keys, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rhapsody.journal.values.MAX_OBJECTS", 10_000)
+    monkeypatch.setattr("rhapsody.builtin.journal.values.MAX_OBJECTS", 10_000)
     with pytest.raises(UnhashableError):
         key_of(keys, work, WITHOUT[what])
     with pytest.raises(UnhashableError):

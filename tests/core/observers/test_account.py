@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rhapsody.observers.account import FailureGroups, Key
+from rhapsody.failures import FailureGroups, Key
 
 
 def fail(groups: FailureGroups, name: str, uid: str) -> Key:

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, WorkflowEngine
+from rhapsody.builtin.progress import observer as progress
+from rhapsody.builtin.progress.account import Counts, Row, account
 from rhapsody.cli import main
 from rhapsody.data import SavedFile
-from rhapsody.observers import progress
-from rhapsody.observers.account import Counts, Row, account
 from rhapsody.plugins.specs import Stats, Summary
 from tests._support.scripted import Inline, Scripted, within
 
@@ -426,7 +426,7 @@ def test_output_after_an_unfinished_run_is_shown(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_drawn_takes_no_text_with_it(tmp_path: Path) -> None:
     script = """
     import asyncio, threading
-    from rhapsody.observers import display
+    from rhapsody.builtin.progress import display
     drawn = threading.Event()
     def draw(self):
         if made:

@@ -21,6 +21,8 @@ from tests._support.distributions import install, install_backend, python, uniqu
 ENGINE_HOOKS = {
     "rhapsody_workflow_started": ["engine"],
     "rhapsody_workflow_finished": ["engine", "summary"],
+    "rhapsody_workflow_not_started": [],
+    "rhapsody_program_event": ["time", "name", "uid", "details"],
     "rhapsody_task_calls": ["engine", "calls"],
     "rhapsody_task_events": ["engine", "events"],
     "rhapsody_trace_tasks": ["engine", "tasks"],
@@ -33,7 +35,10 @@ ALL_HOOKS = {
     **ENGINE_HOOKS,
     "rhapsody_backends": [],
     "rhapsody_commands": ["cli"],
-    "rhapsody_observers": ["observers", "options"],
+    "rhapsody_engine_options": [],
+    "rhapsody_observers": ["observers", "options", "engine_options", "sources"],
+    "rhapsody_preview_results": ["tasks"],
+    "rhapsody_run_ended": ["run", "outcome", "exit_code"],
     "rhapsody_run_options": [],
     "rhapsody_run_started": ["run"],
 }

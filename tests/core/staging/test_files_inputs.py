@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.base import Capabilities
-from rhapsody.data import InputFile, OutputFile
+from rhapsody.data import InputFile, OutputFile, leads_into
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.flow import FileFlow
-from rhapsody.staging.outputs import check_outputs, leads_into
+from rhapsody.staging.outputs import check_outputs
 from rhapsody.task import AttemptInfo, ProducedFiles, Written
 from tests._support.staging import Linking, Stager, describe, ended, link
 

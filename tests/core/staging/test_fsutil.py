@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from rhapsody import OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody.builtin.journal.plugin import Journal
 from rhapsody.errors import JournalError
-from rhapsody.journal.plugin import Journal
-from rhapsody.staging.fsutil import disk_use, full_disk, mount_of, state_of
+from rhapsody.fsutil import disk_use, full_disk, mount_of, state_of
 from tests._support.scripted import within
 
 
@@ -139,7 +139,7 @@ async def test_what_runs_take_on_the_disk_is_in_the_summary(here: Path) -> None:
 def test_a_lock_ends_with_the_program_although_a_forked_child_continues(tmp_path: Path) -> None:
     code = """
 import os, sys
-from rhapsody.staging.fsutil import FileLock
+from rhapsody.fsutil import FileLock
 
 lock = FileLock("lock")
 if os.fork() == 0:

@@ -26,7 +26,7 @@ from rhapsody import (
     OutputFile,
     WorkflowEngine,
 )
-from rhapsody.staging.fsutil import copy_directory
+from rhapsody.fsutil import copy_directory
 from tests._support.saving import PLOTS, files, held_open, listing, shell
 from tests._support.scripted import within
 
@@ -435,7 +435,7 @@ async def test_what_was_replaced_and_cannot_be_removed_is_named(
     def refuse(*entry: Any) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr("rhapsody.staging.fsutil.remove_below", refuse)
+    monkeypatch.setattr("rhapsody.fsutil.remove_below", refuse)
     await within(run("mkdir d; touch d/new", OutputDir("./d")))
     assert files(here / "d") == {"new"}
     (told,) = [record for record in caplog.records if record.levelno == logging.WARNING]

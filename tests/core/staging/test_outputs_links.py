@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody import DataError, InputFile, OutputDir, OutputFile, WorkflowEngine
-from rhapsody.staging.fsutil import replace_links
+from rhapsody.fsutil import replace_links
 from tests._support.saving import files, shell
 from tests._support.scripted import until, within
 

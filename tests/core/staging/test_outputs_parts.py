@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import OutputDir, OutputFile, WorkflowEngine
+from rhapsody import OutputDir, OutputFile, WorkflowEngine, fsutil
 from rhapsody.copying import copy_file
-from rhapsody.staging import fsutil
-from rhapsody.staging.fsutil import COPY
+from rhapsody.fsutil import COPY
 from rhapsody.staging.outputs import part_of, remove_parts
 
 AGES = {"new": 0.0, "old": 2 * 86_400.0}

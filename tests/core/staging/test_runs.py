@@ -16,9 +16,9 @@ import pytest
 
 import rhapsody
 from rhapsody import DataError, OutputFile, WorkflowEngine
-from rhapsody.staging import runs
-from rhapsody.staging.fsutil import FileLock
-from rhapsody.staging.runs import (
+from rhapsody.fsutil import FileLock
+from rhapsody.sdk import runs
+from rhapsody.sdk.runs import (
     NAME,
     enter_run,
     leave_run,
@@ -167,7 +167,7 @@ def test_processes_that_start_at_once_never_share_one(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from rhapsody.staging import runs
+from rhapsody.sdk import runs
 parts = iter(range(0x10000))
 runs.program = lambda script: "same"
 runs.time.time = lambda: 1_800_000_000 + next(parts) / 0x10000

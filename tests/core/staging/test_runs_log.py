@@ -16,7 +16,7 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.cli import main
-from rhapsody.staging.runs import RunLog
+from rhapsody.sdk.runs import RunLog
 from tests._support.scripted import within
 
 log = logging.getLogger("rhapsody.task")

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from rhapsody.staging import fsutil
+from rhapsody import WorkflowEngine, fsutil
 from tests._support.accounts import GROUP, READS, Account, Accounts
 
 NAME = "20261120T041233-digits-7f3a"
@@ -22,7 +21,7 @@ EXECUTABLE = "async def main(flow): print(await flow.executable_task(lambda: 'ec
 
 CLEAN = """
 from rhapsody.cli import main
-from rhapsody.staging import runs
+from rhapsody.sdk import runs
 
 def found(base):
     listed = left_runs(base)

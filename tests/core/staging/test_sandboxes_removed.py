@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.data import InputFile
+from rhapsody.fsutil import remove_directory
 from rhapsody.staging import sandboxes
-from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.sandboxes import Disposition, Keep
 from rhapsody.task import Sandbox
 from tests._support.staging import Linking, Stager, describe, ended, link

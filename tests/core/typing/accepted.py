@@ -283,7 +283,12 @@ def options() -> list[CommandOption]:
 
 
 @hooks.observers
-def add_observers(observers: Sequence[object], options: Mapping[str, Any]) -> Sequence[object]:
+def add_observers(
+    observers: Sequence[object],
+    options: Mapping[str, Any],
+    engine_options: Mapping[str, Any],
+    sources: Mapping[str, str],
+) -> Sequence[object]:
     return [Observer()]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody.cli import main
 from tests._support.command_line import Run
 from tests._support.live_runs import Browser, LiveRun, until
 from tests._support.programs import PATIENCE
@@ -21,12 +20,11 @@ def live(tmp_path: Path) -> Iterator[LiveRun]:
         yield run
 
 
-def failed(capsys: pytest.CaptureFixture[str], *options: str, code: int) -> str:
-    """The error of a run whose script does not exist, so that it cannot start."""
-    assert main(["run", *options, "none.py"]) == code
-    said = capsys.readouterr()
-    assert said.out == ""
-    return said.err
+def failed(run: Run, *options: str, code: int) -> str:
+    """The error of a run whose function does not exist, so that it cannot start."""
+    done = run("", *options, function=":nothing")
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    return done.stderr
 
 
 def refuses(browser: Browser) -> bool:
@@ -93,12 +91,10 @@ def test_a_fixed_port(tmp_path: Path) -> None:
             assert live.end() == (0, "")
 
 
-def test_a_port_that_is_in_use_is_an_error_before_the_run_starts(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_port_that_is_in_use_is_an_error_before_the_run_starts(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        error = failed(capsys, "--dashboard-port", str(port), code=1)
+        error = failed(run, "--dashboard-port", str(port), code=1)
     assert error == (
         f"rhapsody: the dashboard cannot be started: port {port} is in use; choose another one, "
         "or omit --dashboard-port to use a free one\n"
@@ -106,18 +102,18 @@ def test_a_port_that_is_in_use_is_an_error_before_the_run_starts(
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "65536"])
-def test_an_impossible_port(capsys: pytest.CaptureFixture[str], port: str) -> None:
-    error = failed(capsys, f"--dashboard-port={port}", code=2)
+def test_an_impossible_port(run: Run, port: str) -> None:
+    error = failed(run, f"--dashboard-port={port}", code=2)
     assert f"--dashboard-port must be between 1 and 65535, got {port}" in error
 
 
-def test_a_dry_run_has_no_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--dry-run runs none" in failed(capsys, "--dashboard", "--dry-run", code=2)
+def test_a_dry_run_has_no_dashboard(run: Run) -> None:
+    assert "--dry-run runs none" in failed(run, "--dashboard", "--dry-run", code=2)
 
 
-def test_a_mistake_ends_the_dashboard_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = failed(capsys, "--dashboard", code=2).splitlines()
-    assert "none.py" in second
+def test_a_mistake_ends_the_dashboard_at_once(run: Run) -> None:
+    first, second = failed(run, "--dashboard", code=2).splitlines()
+    assert "nothing" in second
     assert refuses(Browser(first.removeprefix("rhapsody: dashboard: ")))
 
 

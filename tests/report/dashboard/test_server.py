@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from rhapsody.fsutil import FileLock
 from rhapsody.history import RunRecord
-from rhapsody.staging.fsutil import FileLock
 from rhapsody_report import pages
 from rhapsody_report.dashboard import server
 from tests._support.histories import Records, call, end, finish

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
-    from rhapsody.staging.runs import own_runs, reserve_run
+    from rhapsody.sdk.runs import own_runs, reserve_run
     from rhapsody.states import StateMapper, TasksMainStates
     from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
@@ -88,7 +88,7 @@ else:
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
-            "rhapsody.staging.runs": "own_runs reserve_run",
+            "rhapsody.sdk.runs": "own_runs reserve_run",
             "rhapsody.states": "StateMapper TasksMainStates",
             "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
         },

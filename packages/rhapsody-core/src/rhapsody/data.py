@@ -918,3 +918,27 @@ def _base_name(kind: str, given: str) -> str:
     if name in ("", "."):
         raise DataError(f"{kind}({given!r}) {_FIXES[kind]}")
     return name
+
+
+def leads_into(value: object, sandbox: str | None) -> bool:
+    """Return True if a result is a path into a sandbox, or a collection that contains one."""
+    if sandbox is None:
+        return False
+    try:
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        if isinstance(value, list | tuple | set | frozenset):
+            return any(_is_path_into(item, sandbox) for item in value)
+        return _is_path_into(value, sandbox)
+    except BaseException:  # any error raised by the result's own code
+        return False
+
+
+def _is_path_into(value: object, sandbox: str) -> bool:
+    if isinstance(value, File):
+        value = value.filepath
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        return False
+    return value.rstrip("\n") == sandbox or value.startswith(sandbox + os.sep)

@@ -33,7 +33,7 @@ from rhapsody.cli.output import (
 )
 from rhapsody.cli.plugin_options import require_known
 from rhapsody.errors import RhapsodyError
-from rhapsody.plugins.manager import CORE, checked_options, installed
+from rhapsody.plugins.manager import CORE, PluginHook, checked_options, installed
 from rhapsody.plugins.specs import CommandOption, UsageError
 from rhapsody.spelling import similar, suggestion
 
@@ -56,7 +56,6 @@ COMMANDS = {
     "config": "show the settings of a profile, and the files that set them",
     "doctor": "check the installation and every plugin",
     "clean": "remove the directories of runs that have ended, except their results",
-    "journal": "inspect, prune or verify the recorded results of runs",
     "new-backend": "create the source files of a package for a new backend",
     "new-plugin": "create the source files of a package for a plugin that observes runs",
     "completion": "print a script that completes commands and options in your shell",
@@ -105,6 +104,7 @@ class Commands:
         self.formats: dict[str, ExportFormat] = {}
         self.run_options: dict[str, tuple[CommandOption, ...]] = {}
         self._with_plugins = False
+        self._called: list[PluginHook] = []
         self._commands = {
             name: _Command(help, partial(self._configure, name), partial(_run_built_in, name))
             for name, help in COMMANDS.items()
@@ -124,12 +124,15 @@ class Commands:
     ) -> None:
         """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
         _check_name("format", name, self.formats)
-        self.formats[name] = ExportFormat(suffix, write, checked_options(options))
+        self.formats[name] = ExportFormat(suffix, write, checked_options(options, CommandOption))
 
-    def add_from_plugins(self) -> None:
+    def add_from_plugins(self, *, only_core: bool = False) -> None:
         """Import the plugins, and add their commands and options; a second call has no effect.
 
         Plugins that raise exceptions are reported.
+
+        Args:
+            only_core: True to add only the commands of core's own plugins.
 
         Raises:
             KeyboardInterrupt: The user pressed Ctrl-C.
@@ -143,9 +146,13 @@ class Commands:
 
         if self._with_plugins:
             return
-        self._with_plugins = True
-        self.run_options = plugin_options()
-        for hook in implementations("rhapsody_commands", loaded_plugins()):
+        self._with_plugins = not only_core
+        if not only_core:
+            self.run_options = plugin_options()
+        for hook in implementations("rhapsody_commands", loaded_plugins(only_core=only_core)):
+            if hook in self._called:
+                continue
+            self._called.append(hook)
             try:
                 hook.call(cli=self)
             except KeyboardInterrupt:
@@ -165,6 +172,8 @@ class Commands:
             SystemExit: argparse has printed help or an error.
         """
         if not arguments or arguments[0].startswith("-"):
+            if "--version" not in arguments:
+                self.add_from_plugins(only_core=True)
             parser, _ = self.overview()
             if parser.parse_args(arguments).plugins:
                 self.add_from_plugins()

@@ -14,7 +14,7 @@ from rhapsody.plugins.specs import UsageError
 from rhapsody.resources import seconds, size_text
 
 if TYPE_CHECKING:
-    from rhapsody.staging.runs import LeftRun
+    from rhapsody.sdk.runs import LeftRun
 
 
 MAX_NAMES = 3
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         DataError: Another user could replace the runs.
     """
     from rhapsody.history.selection import runs_directory
-    from rhapsody.staging.runs import jobs_lists, left_runs, require_trusted, tidy
+    from rhapsody.sdk.runs import jobs_lists, left_runs, require_trusted, tidy
 
     before = time.time() - (0 if arguments.older is None else age(arguments.older))
     base = runs_directory(arguments.directory)

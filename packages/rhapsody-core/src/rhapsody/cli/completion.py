@@ -39,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError:
         command = "pip install 'rhapsody-core[completion]'"
         raise CommandError(f"shell completion needs shtab; to install it: {command}") from None
-    if arguments.plugins:
-        arguments.commands.add_from_plugins()
+    arguments.commands.add_from_plugins(only_core=not arguments.plugins)
     say(shtab.complete(_parser(arguments.commands), arguments.shell).rstrip("\n"))
     return DONE
 

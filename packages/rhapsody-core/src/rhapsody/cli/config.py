@@ -123,9 +123,9 @@ def _trust(given: str, *, remove: bool) -> int:
 def settings(profile: Profile) -> Iterator[Setting]:
     """Yield every setting of a profile, including those that are not set."""
     from rhapsody.backends.discovery import declared_options
-    from rhapsody.cli.run import IMPLIED
-    from rhapsody.engine.configuration.options import OPTIONS
-    from rhapsody.engine.configuration.profiles import DEFAULTS, ENGINE
+    from rhapsody.cli.run import implied
+    from rhapsody.engine.configuration.options import all_options
+    from rhapsody.engine.configuration.profiles import DEFAULTS, in_files
     from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
     from rhapsody.resources import Resources
 
@@ -140,9 +140,9 @@ def settings(profile: Profile) -> Iterator[Setting]:
         shown = {each.name: each.as_dict()["default"] for each in declared.values() if each.help}
         for key in {**shown, **options}:
             yield _setting(f"{table}.{key}", options.get(key), shown.get(key))
-    of_the_run = {**IMPLIED, "journal": True}
-    for key in ENGINE:
-        setting = _setting(f"engine.{key}", profile.engine.get(key), OPTIONS[key].default)
+    of_the_run, every = implied(), all_options()
+    for key in in_files():
+        setting = _setting(f"engine.{key}", profile.engine.get(key), every[key].default)
         if setting.source == DEFAULT and key in of_the_run:
             source = f"{DEFAULT} (rhapsody run: {json.dumps(of_the_run[key])})"
             setting = setting._replace(source=source)
@@ -150,8 +150,8 @@ def settings(profile: Profile) -> Iterator[Setting]:
     plain, resources = Settings(), Resources()
     for key in DEFAULTS:
         default = getattr(resources, key, None)
-        if key in OPTIONS:
-            default = OPTIONS[key].default
+        if key in every:
+            default = every[key].default
         elif hasattr(plain, key):
             default = getattr(plain, key)
         default = None if default in (NO_FALLBACK, ()) else default

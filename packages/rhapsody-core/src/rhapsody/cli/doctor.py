@@ -284,7 +284,7 @@ async def _try_backend(
 
 def _remove_log(run: Path) -> None:
     """Remove the log of the trial, which exists if the backend has logged something."""
-    from rhapsody.staging.runs import BASE, LOG, tidy
+    from rhapsody.sdk.runs import BASE, LOG, tidy
 
     if run.parent == Path(os.path.abspath(BASE)):  # not in a `work_dir` of the profile
         with contextlib.suppress(OSError):  # there is no log, or other files as well

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
 from rhapsody.cli.output import complain, note, say, table
-from rhapsody.cli.recording import Recording
 from rhapsody.cli.scripts import Program
 from rhapsody.engine.core.backend_handles import WouldRunError
 from rhapsody.environments import environment_fault
 from rhapsody.errors import origin
 from rhapsody.identity import AttemptId
+from rhapsody.plugins.manager import PluginHook
 from rhapsody.plugins.specs import LookupTask, Recorded, TaskCall, UsageError, hookimpl
 from rhapsody.tracebacks import is_users_code
 
@@ -65,15 +65,14 @@ class DryRunBackend(NoopExecutionBackend):
 class DryRun:
     """Observer that prints the task graph of each engine in a dry run.
 
-    With `--resume` or `--rerun`, it also looks up the tasks in a copy of the journal, and prints
-    which results would be reused.
+    If a plugin offers previews of recorded results, it also prints which results would be reused.
 
     Args:
-        recorded: The copy of the journal, which is opened when the first engine starts.
+        previews: The implementations of `rhapsody_preview_results`, of which the first is used.
     """
 
-    def __init__(self, recorded: Recording) -> None:
-        self._recorded = recorded
+    def __init__(self, previews: Sequence[PluginHook]) -> None:
+        self._preview = next(iter(previews), None)
         self._engines: list[WorkflowEngine] = []
         self._verdicts: dict[str, dict[str, str]] = {}
         """The reason why a task would run or be reused, by the uids of its engine and of the
@@ -101,7 +100,7 @@ class DryRun:
         self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None] | None:
         """Look up the results of tasks, and record why each task would run or be reused."""
-        if not self._recorded.resumes:
+        if self._preview is None:
             return None
         verdicts = self._verdicts.setdefault(engine.uid, {})
         needs = {uid: given for uid, _, given in engine.graph}
@@ -118,8 +117,8 @@ class DryRun:
             else:
                 asked[number] = task
         results: list[Recorded | None] = [None] * len(tasks)
-        journal = self._recorded.journal
-        found = None if journal is None else await journal.preview(list(asked.values()))
+        preview = self._preview.call(tasks=list(asked.values()))
+        found = None if preview is None else await preview
         for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
             if task["is_service"]:  # it always runs, but the tasks that use it need not
                 continue

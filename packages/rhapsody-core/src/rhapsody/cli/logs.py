@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _limit() -> int:
     """Return the number of characters to which recorded output is shortened."""
-    from rhapsody.history.lines import PRINTED
+    from rhapsody.history.outputs import PRINTED
 
     return PRINTED
 

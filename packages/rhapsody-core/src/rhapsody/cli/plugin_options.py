@@ -21,16 +21,24 @@ def add_options(
         owner: The plugin or format that declares the options.
         options: The options.
     """
+    groups: dict[str, Any] = {}
     for option in options:
+        target: Any = parser
+        if option.group:
+            if option.group not in groups:
+                groups[option.group] = parser.add_mutually_exclusive_group()
+            target = groups[option.group]
         keys: dict[str, Any] = {"type": option.type, "metavar": option.metavar or None}
         if option.type is bool:
             keys = {"action": "store_true"}
+        elif option.type == list[str]:
+            keys = {"action": "append", "metavar": option.metavar or option.name.upper()}
         elif get_origin(option.type) is Literal:
             keys = {"choices": get_args(option.type), "metavar": option.metavar or None}
         elif not option.metavar:
             keys["metavar"] = option.name.upper()
         try:
-            parser.add_argument(option.flag, dest=_dest(owner, option), help=option.help, **keys)
+            target.add_argument(option.flag, dest=_dest(owner, option), help=option.help, **keys)
         except argparse.ArgumentError:
             complain(f"ignoring the option {option.flag} of {owner}: {parser.prog} has another one")
 

@@ -1,6 +1,6 @@
 """`rhapsody run`: runs a script as a workflow, with settings for the engines that it creates.
 
-`rhapsody.cli.scripts` finds and runs the script; `rhapsody.cli.recording` opens its journal.
+`rhapsody.cli.scripts` finds and runs the script.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rhapsody._version import __version__
 from rhapsody.backends.discovery import parse_options
-from rhapsody.cli import recording, scripts
+from rhapsody.cli import scripts
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -30,9 +29,9 @@ from rhapsody.cli.output import (
     USAGE,
     CommandError,
     complain,
+    note,
 )
 from rhapsody.cli.plugin_options import add_options, given_options
-from rhapsody.cli.recording import Recording
 from rhapsody.errors import (
     DataError,
     JournalError,
@@ -43,15 +42,23 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.manager import (
     PluginHook,
+    engine_options,
     implementations,
     loaded_plugins,
     register,
     report,
 )
-from rhapsody.plugins.specs import ObservedEngine, StartedRun, Summary, UsageError, hookimpl
+from rhapsody.plugins.specs import (
+    ObservedEngine,
+    Outcome,
+    StartedRun,
+    Summary,
+    UsageError,
+    hookimpl,
+)
 from rhapsody.resources import duration_text
+from rhapsody.sdk.runs import PrintableLines, note_in_log
 from rhapsody.spelling import suggestion
-from rhapsody.staging.runs import PrintableLines, note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -60,8 +67,8 @@ if TYPE_CHECKING:
     from rhapsody.engine.configuration.profiles import Profile
 
 
-IMPLIED = {"keep_going": True, "progress": True, "record": True}
-"""Engine options that apply if neither the command line nor the profile sets them."""
+IMPLIED = {"keep_going": True}
+"""Options of the engine itself that apply if neither the command line nor the profile sets them."""
 
 ALTERNATIVES = {
     "backend": "use -b NAME",
@@ -72,11 +79,24 @@ ALTERNATIVES = {
     "fail_fast": "use --fail-fast",
     "keep_going": "it is the default; --fail-fast turns it off",
     "max_failures": "use --max-failures N",
-    "progress": "it is shown by default; use -q to hide it, or -v for lines instead of a table",
-    "resume": "use --resume or --fresh",
     "profile": "use --profile NAME",
 }
-"""Engine options that `-e` does not accept, each with the alternative."""
+"""Options of the engine itself that `-e` does not accept, each with the alternative."""
+
+
+def implied() -> dict[str, Any]:
+    """Return the engine options that apply if neither the command line nor the profile sets them.
+
+    In a dry run, only those of the engine itself apply.
+    """
+    found = {each.name: each.in_runs for each in engine_options().values()}
+    return {**IMPLIED, **{name: value for name, value in found.items() if value is not None}}
+
+
+def _alternatives() -> dict[str, str]:
+    """Return all options that `-e` does not accept, each with the alternative."""
+    found = {each.name: each.instead_of_flag for each in engine_options().values()}
+    return {**{name: hint for name, hint in found.items() if hint}, **ALTERNATIVES}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +137,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     failing.add_argument("--fail-fast", action="store_true", help=text)
     text = "cancel all other tasks when N have failed"
     failing.add_argument("--max-failures", type=int, metavar="N", help=text)
-    recording.configure(parser)
     shown = parser.add_mutually_exclusive_group()
     text = "show neither progress nor the summary, but still the failures that were not awaited"
     shown.add_argument("-q", "--quiet", action="store_true", help=text)
@@ -145,31 +164,37 @@ def run(arguments: argparse.Namespace) -> int:
         SystemExit: The script raised it, or a signal ended the run.
         BrokenPipeError: The reader of standard output has exited.
     """
-    from rhapsody.history.recorder import end_records, hold_records
-
     _take_script(arguments)
+    try:
+        program = scripts.find(arguments.script, arguments.module, arguments.arguments)
+    except UsageError:
+        raise
+    except Exception as error:  # the package of a module may raise anything
+        scripts.show(error, None)
+        return FAILED
+    engines = _Engines()
     with ExitStack() as at_end:  # runs after the traceback has been printed
-        observers = _start_plugins(arguments, at_end)
-        recorded = Recording(arguments)
-        at_end.callback(recorded.end)
-        hold_records()
-        code = INTERRUPTED
-        at_end.callback(lambda: end_records(recorded.outcome, code))  # before the journal
+        plugins = _Plugins(arguments, program, at_end)
+        code: int = INTERRUPTED
+        outcome: Outcome = "interrupted"
         try:
-            code = _code(arguments, recorded, observers, at_end)
+            code = _code(arguments, program, engines, plugins)
+            outcome = "failed" if code else "done"
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else FAILED if end.code else DONE
             if end.code not in ENDED_BY:
-                recorded.how = "failed" if end.code else "done"
+                outcome = "failed" if end.code else "done"
             raise
         except (UsageError, CommandError) as error:
-            code = USAGE if isinstance(error, UsageError) else FAILED
-            recorded.how = "failed"
+            code, outcome = USAGE if isinstance(error, UsageError) else FAILED, "failed"
             raise
         except BrokenPipeError:
             code = BROKEN_PIPE
             raise
-        recorded.how = "failed" if code else "done"
+        finally:
+            if outcome == "done" and any(each.held_back for each in engines.summaries):
+                outcome = "failed"
+            plugins.end(outcome, code)
         return code
 
 
@@ -187,45 +212,80 @@ def _take_script(arguments: argparse.Namespace) -> None:
     arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 
 
-def _start_plugins(arguments: argparse.Namespace, at_end: ExitStack) -> list[object]:
-    """Call `rhapsody_run_started` of the plugins, and let them take part until the end of the run.
+class _Plugins:
+    """The plugins that take part in the run, until its end.
 
-    Returns:
-        The observers of the run's engines.
+    Args:
+        arguments: The parsed arguments of the command.
+        program: The program.
+        at_end: The stack to which the context managers of plugins are added.
+
+    Attributes:
+        observers: The observers of the run's engines.
+        previews: The implementations of `rhapsody_preview_results`.
 
     Raises:
         UsageError: The profile cannot be used.
         RhapsodyError: A plugin refuses the run.
         KeyboardInterrupt: The user pressed Ctrl-C.
     """
-    from rhapsody.engine.configuration.defaults import EngineDefaults
-    from rhapsody.engine.configuration.profiles import Profile
 
-    program, options = arguments.module or arguments.script, {}
-    if arguments.commands.run_options:
+    def __init__(
+        self, arguments: argparse.Namespace, program: scripts.Program, at_end: ExitStack
+    ) -> None:
+        from rhapsody.engine.configuration.defaults import EngineDefaults
+        from rhapsody.engine.configuration.profiles import Profile
+
+        self.observers: list[object] = []
         profile = Profile()
         if not arguments.dry_run:
             profile = _active_profile(EngineDefaults(profile=arguments.profile))
         options = profile.plugin_options(_plugin_options(arguments))
-    observers = []
-    for hook in implementations("rhapsody_run_started", loaded_plugins()):
-        run = StartedRun(program, arguments.dry_run, options.get(hook.plugin, {}))
-        try:
-            context = hook.call(run=run)
-            if context is None:
-                continue
-            observer = context.__enter__()
-            at_end.callback(_leave, hook, context)
-            if observer is not None:
-                register(observer, hook.plugin, f"observer of {hook.plugin}")
-                observers.append(observer)
-        except PluginError as error:  # of an invalid observer
-            report(hook, error)
-        except (KeyboardInterrupt, RhapsodyError):
-            raise
-        except BaseException as error:  # a plugin may raise anything
-            report(hook, error)
-    return observers
+        run = StartedRun(
+            program=arguments.module or arguments.script,
+            dry_run=arguments.dry_run,
+            options={},
+            arguments=tuple(arguments.arguments),
+            quiet=arguments.quiet,
+            path=program.path,
+            is_module=program.spec is not None,
+            function=program.function,
+            calls_function=program.calls_function(),
+            note=note,
+        )
+        self._runs: dict[str, StartedRun] = {}
+        found = []
+        for hook in implementations("rhapsody_run_started", loaded_plugins()):
+            started = replace(run, options=options.get(hook.plugin, {}))
+            self._runs[hook.plugin] = started
+            try:
+                context = hook.call(run=started)
+                if context is None:
+                    continue
+                observer = context.__enter__()
+                at_end.callback(_leave, hook, context)
+                if observer is not None:
+                    found.append(register(observer, hook.plugin, f"observer of {hook.plugin}"))
+                    self.observers.append(observer)
+            except PluginError as error:  # of an invalid observer
+                report(hook, error)
+            except (KeyboardInterrupt, RhapsodyError):
+                raise
+            except BaseException as error:  # a plugin may raise anything
+                report(hook, error)
+        self.previews: tuple[PluginHook, ...] = implementations("rhapsody_preview_results", found)
+
+    def end(self, outcome: Outcome, code: int) -> None:
+        """Call `rhapsody_run_ended` of the plugins."""
+        for hook in implementations("rhapsody_run_ended", loaded_plugins()):
+            run = self._runs.get(hook.plugin)
+            if run is not None:
+                try:
+                    hook.call(run=run, outcome=outcome, exit_code=code)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # a plugin may raise anything
+                    report(hook, error)
 
 
 def _plugin_options(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -289,41 +349,39 @@ class _Engines:
 
 def _code(
     arguments: argparse.Namespace,
-    recorded: Recording,
-    observers: Sequence[object],
-    at_end: ExitStack,
+    program: scripts.Program,
+    engines: _Engines,
+    plugins: _Plugins,
 ) -> int:
     """Run the program, print its errors, and return the exit code."""
     from rhapsody.engine.configuration.defaults import EngineDefaults
 
-    engines, dry, program = _Engines(), None, None
-    recorded.summaries = engines.summaries
+    dry = None
     if arguments.dry_run:
         from rhapsody.cli.dry_run import DryRun
 
-        dry = DryRun(recorded)
+        dry = DryRun(plugins.previews)
     try:
-        program = scripts.find(arguments.script, arguments.module, arguments.arguments)
+        observers = plugins.observers
         defaults = EngineDefaults(
             options=_engine_options(arguments),
-            implied={**IMPLIED, "progress": not arguments.dry_run},
+            implied=IMPLIED if arguments.dry_run else implied(),
             backends=tuple(arguments.backend),
             backend_options=parse_options(arguments.option),
             stand_in=_stand_in(arguments),
             profile=arguments.profile,
             plugin_options=_plugin_options(arguments),
             observers=(engines, *observers) if dry is None else (engines, dry, *observers),
-            recording=partial(recorded.settings, program),
         )
         _active_profile(defaults)  # raises if it cannot be used
-        _run(program, defaults, engines, at_end)
+        _run(program, defaults, engines)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
         if is_closed_pipe(error):
             raise BrokenPipeError from None
-        if dry is None or program is None or not dry.explains(error, program):
-            scripts.show(error, program.path if program else None)
+        if dry is None or not dry.explains(error, program):
+            scripts.show(error, program.path)
             return FAILED
     finally:
         if dry is not None:
@@ -371,20 +429,17 @@ def _active_profile(defaults: EngineDefaults) -> Profile:
         raise UsageError(str(error)) from None
 
 
-def _run(
-    program: scripts.Program, defaults: EngineDefaults, engines: _Engines, at_end: ExitStack
-) -> None:
+def _run(program: scripts.Program, defaults: EngineDefaults, engines: _Engines) -> None:
     """Call the program's function with an engine, or run the program as the main module."""
     from rhapsody.engine.configuration.defaults import engine_defaults
 
     try:
         tree = program.tree()
-        as_it_is = program.function is None and not scripts.takes_engine(tree)
-        main = None if as_it_is else program.workflow()
+        main = program.workflow() if program.calls_function() else None
     except (SyntaxError, ImportError) as error:  # in the script or a module that it imports
         raise scripts.cannot_be_loaded(error, program.name) from None
     if main is not None:
-        asyncio.run(_workflow(main, defaults, at_end))
+        asyncio.run(_workflow(main, defaults))
         return
     end = None
     with engine_defaults(defaults):
@@ -402,23 +457,16 @@ def _run(
         raise end
 
 
-async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitStack) -> None:
+async def _workflow(main: scripts.Main, defaults: EngineDefaults) -> None:
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
     from rhapsody.engine.configuration.defaults import engine_defaults
     from rhapsody.engine.engine import call_main, warn_of_coroutines
-    from rhapsody.observers.progress import Progress
 
-    profile, options = defaults.active_profile(), dict(defaults.options)
-    shown = {**defaults.implied, **profile.engine_options(), **options}["progress"]
-    if shown:
-        progress = Progress(lines=shown == "lines", account=False)
-        at_end.callback(progress.print_account)
-        options["progress"] = progress
-    name = " and ".join(map(repr, profile.backends))
+    name = " and ".join(map(repr, defaults.active_profile().backends))
     started = False
     try:
-        with engine_defaults(replace(defaults, options=options)):
+        with engine_defaults(defaults):
             starting = WorkflowEngine.create()
         async with starting as flow:
             started = True
@@ -429,7 +477,9 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitSt
         if isinstance(error, JournalError | DataError | ProfileError):
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
-            what = "-e: " if options.keys() - ALTERNATIVES.keys() else f"backend {name}: "
+            what = (
+                "-e: " if defaults.options.keys() - _alternatives().keys() else f"backend {name}: "
+            )
             raise UsageError(f"{what}{str(error).removeprefix(what)}") from error
         raise CommandError(
             f"backend {name} cannot be started: {type(error).__name__}: {error}"
@@ -453,18 +503,18 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         UsageError: `WorkflowEngine.create` does not accept an option or its value, or
             `rhapsody run` has its own option for the same setting.
     """
-    from rhapsody.engine.configuration.options import OPTIONS, EngineOptions
-    from rhapsody.engine.configuration.profiles import PATHS
+    from rhapsody.engine.configuration.options import EngineOptions, all_options
 
-    known = [name for name in OPTIONS if name not in ALTERNATIVES]
+    options, alternatives = all_options(), _alternatives()
+    known = [name for name in options if name not in alternatives]
     for name in given:
-        if name in ALTERNATIVES:
-            raise UsageError(f"-e {name}: {ALTERNATIVES[name]}")
+        if name in alternatives:
+            raise UsageError(f"-e {name}: {alternatives[name]}")
         if name not in known:
             hint = suggestion(name, known, "options")
             raise UsageError(f"-e {name}: unknown engine option{hint}")
-    for name in PATHS & given.keys():
-        if isinstance(given[name], str):
+    for name in given:
+        if options[name].is_path and isinstance(given[name], str):
             given[name] = os.path.expanduser(given[name])
     try:
         EngineOptions.of(given)

@@ -66,6 +66,17 @@ class Program:
         loader: Any = self.spec.loader
         return ast.parse(loader.get_source(self.spec.name) or "", self.path)
 
+    def calls_function(self) -> bool:
+        """Return True if a function of the program is called with an engine.
+
+        Raises:
+            UsageError: The file cannot be read.
+        """
+        try:
+            return self.function is not None or takes_engine(self.tree())
+        except SyntaxError:  # reported when the program starts
+            return False
+
     def workflow(self) -> Main:
         """Import the program, and return the function to call with an engine.
 

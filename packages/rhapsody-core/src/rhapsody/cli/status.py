@@ -35,7 +35,7 @@ from rhapsody.history.values import (
     program_of,
     where,
 )
-from rhapsody.staging.runs import jobs_left
+from rhapsody.sdk.runs import jobs_left
 
 if TYPE_CHECKING:
     from rhapsody.history.reader import RecordReader, RunHistory, TaskRun

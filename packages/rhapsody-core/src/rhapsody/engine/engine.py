@@ -64,7 +64,7 @@ from rhapsody.engine.configuration.settings import (
     whole_number,
 )
 from rhapsody.engine.core.backend_handles import attach, shut_down
-from rhapsody.engine.core.events import accounts
+from rhapsody.engine.core.events import Profiler, accounts
 from rhapsody.engine.core.record import TaskRecord, record_of
 from rhapsody.engine.core.signals import registry as signal_registry
 from rhapsody.engine.core.states import WorkState
@@ -81,21 +81,17 @@ from rhapsody.engine.functions.task_function import (
 from rhapsody.engine.runtime import Runtime
 from rhapsody.errors import is_closed_pipe
 from rhapsody.identity import AttemptId
-from rhapsody.observers.builtin import BuiltIn, Profiler
-from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.specs import Stats, Summary
+from rhapsody.plugins.specs import Stats, Summary, UsageError
 from rhapsody.sdk.modules import Origins
+from rhapsody.sdk.runs import BASE
 from rhapsody.sdk.threads import start_thread
-from rhapsody.staging.runs import BASE
 from rhapsody.staging.stager import Stager
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture, is_async
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from rhapsody.journal.plugin import Journal
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -138,16 +134,13 @@ class WorkflowEngine(OlderNames):
         self._still_running: tuple[str, ...] = ()
         self._began = 0.0
         self._attached: dict[str, BaseExecutionBackend] = {}
-        self._built_in = BuiltIn(
-            options.trace,
-            options.progress,
-            None if options.dry_run else options.journal,
-            record=False if options.dry_run else options.record,
-        )
         uid = options.uid or f"engine.{uuids.uuid4().hex[:8]}"
+        profile = options.profile or TaskDefaults()
+        hooks = EngineHooks(
+            options.observers, profile.plugins, options.values(), profile.option_sources
+        )
+        self._prof = Profiler(hooks)
         try:
-            plugins = {} if options.profile is None else options.profile.plugins
-            hooks = EngineHooks(options.observers, self._built_in.observers, plugins)
             stager = Stager(
                 options.work_dir or runs_directory(BASE),
                 options.keep_sandboxes,
@@ -157,11 +150,9 @@ class WorkflowEngine(OlderNames):
                 results_dir=options.results_dir,
             )
         except BaseException:
-            self._built_in.close()
+            hooks.not_started()
             raise
-        self._runtime = Runtime(
-            self, uid, options, hooks, stager, quiet=self._built_in.shows_output
-        )
+        self._runtime = Runtime(self, uid, options, hooks, stager, quiet=hooks.shows_output)
         self._submission = self._runtime.submission
         self._forgotten = weakref.finalize(self, self._runtime.warn_of_forgotten, os.getpid())
 
@@ -177,7 +168,7 @@ class WorkflowEngine(OlderNames):
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
         record: bool | str | os.PathLike[str] = False,
-        progress: bool | Literal["lines"] | Progress = False,
+        progress: bool | Literal["lines"] = False,
         retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
         timeout: float | str | None = None,
@@ -192,7 +183,7 @@ class WorkflowEngine(OlderNames):
         keep_going: bool = False,
         keep_sandboxes: KeepSandboxes = "results",
         results_dir: str | os.PathLike[str] | None = None,
-        journal: bool | str | os.PathLike[str] | Journal = False,
+        journal: bool | str | os.PathLike[str] = False,
         resume: bool | Literal["auto"] = "auto",
         journal_max_value: int | str | None = None,
         uid: str | None = None,
@@ -200,6 +191,9 @@ class WorkflowEngine(OlderNames):
         profile: str | Literal[False] | None = None,
     ) -> Starting:
         """Create an engine and start its backends.
+
+        Plugins that are installed with core implement `journal`, `resume`, `journal_max_value`,
+        `record`, `progress` and `trace`; the page about engine options describes all options.
 
         Returns:
             A coroutine that is also an async context manager.
@@ -223,9 +217,7 @@ class WorkflowEngine(OlderNames):
         clock = runtime.background.clock
         engine._began = clock.monotonic()
         owned: list[BaseExecutionBackend] = []
-        starting = attach(
-            options, stager=runtime.stager, journal=engine._built_in.journal, owned=owned
-        )
+        starting = attach(options, stager=runtime.stager, journal=hooks.journal, owned=owned)
         try:
             if options.handle_signals:
                 starting = signal_registry.guard(starting)
@@ -236,9 +228,8 @@ class WorkflowEngine(OlderNames):
                 engine._began = runtime.background.clock.monotonic()
             if options.handle_signals:
                 signal_registry.add(engine, engine._interrupt, engine._settle)
-            engine._built_in.open(engine)
             for hook in hooks.workflow_started:
-                hooks.call(hook, engine=engine)
+                hooks.call(hook, raises=UsageError, engine=engine)
         except BaseException:
             await engine._undo(owned)
             raise
@@ -256,7 +247,7 @@ class WorkflowEngine(OlderNames):
             await shut_down(owned)
             await self._runtime.stager.close()
             self._runtime.stager.leave()
-            self._built_in.close()
+            self._runtime.hooks.not_started()
 
     # Decorators and calls.
 
@@ -490,8 +481,11 @@ class WorkflowEngine(OlderNames):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Options that differ from their defaults, by name."""
-        return self._options.changed()
+        """Options that differ from their defaults, by name; `journal` is the path in use."""
+        journal = self._runtime.hooks.journal
+        return MappingProxyType(
+            {**self._options.changed(), **({"journal": journal} if journal else {})}
+        )
 
     @property
     def task_defaults(self) -> TaskDefaults:
@@ -520,7 +514,7 @@ class WorkflowEngine(OlderNames):
     @property
     def prof(self) -> Profiler:
         """Recorder with which the program adds its own events to the `trace`."""
-        return self._built_in.prof
+        return self._prof
 
     @property
     def log(self) -> logging.Logger:
@@ -762,7 +756,7 @@ class WorkflowEngine(OlderNames):
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
-        runtime.unawaited.quiet |= self._built_in.shows_failures
+        runtime.unawaited.quiet |= runtime.hooks.shows_failures
         runtime.unawaited.close()
         results = self.results
         self._summary = Summary(
@@ -792,14 +786,13 @@ class WorkflowEngine(OlderNames):
                 else "failed"
             ),
         )
+        self.prof.event("workflow_finished", self.uid)
         for hook in runtime.hooks.workflow_finished:
             result = runtime.hooks.call(hook, engine=self, summary=self._summary)
             if inspect.isawaitable(result):
                 self._finishing.append(
                     self._loop.create_task(runtime.hooks.finish(hook, result), name=hook.plugin)
                 )
-        self.prof.event("workflow_finished", self.uid)
-        self._built_in.close(self._summary.outcome)
         signal_registry.remove(self)
         self._forgotten.detach()
         runtime.stager.leave()
@@ -827,7 +820,7 @@ class WorkflowEngine(OlderNames):
         try:
             if error is None or own:
                 await self.join()
-            if own and not self._built_in.shows_failures:
+            if own and not self._runtime.hooks.shows_failures:
                 log.error("engine %s: %s", self.uid, failures)
                 self._runtime.unawaited.quiet = True
         finally:

@@ -6,8 +6,8 @@ version is `FORMAT`.
 
 `reader` reads records, also during the run, and `selection` finds runs and tasks by the names that
 users type. `statistics`, `timeline` and `graph` derive figures from the content, `values` formats
-them, and `files` creates the files of commands. `recorder` is the observer that writes the record
-of a run while it happens; `lines` defines the form of each line, and `outputs` stores long outputs.
+them, and `files` creates the files of commands. `outputs` reads long outputs, and `written` lists
+the records that this process writes. The writer is a plugin, `rhapsody.builtin.record`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rhapsody._exports import lazy
 if TYPE_CHECKING:
     from rhapsody.history.files import new_file
     from rhapsody.history.graph import Graph, Node, graph_of
-    from rhapsody.history.lines import FORMAT
     from rhapsody.history.reader import (
+        FORMAT,
         Attempt,
         BackendRecord,
         EngineRecord,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         other_owner,
         read_run,
     )
-    from rhapsody.history.recorder import open_records
     from rhapsody.history.selection import (
         SelectionError,
         open_run,
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
         warnings_of,
         where,
     )
+    from rhapsody.history.written import open_records
 
     __all__ = [
         "BLOCKS", "FORMAT", "RUN_HELP", "Attempt", "BackendRecord", "Busy", "Durations",
@@ -97,13 +97,11 @@ else:
         {
             "rhapsody.history.files": "new_file",
             "rhapsody.history.graph": "Graph Node graph_of",
-            "rhapsody.history.lines": "FORMAT",
             "rhapsody.history.reader": (
-                "Attempt BackendRecord EngineRecord ErrorRecord FileRecord RecordError "
+                "FORMAT Attempt BackendRecord EngineRecord ErrorRecord FileRecord RecordError "
                 "RecordReader RunHistory RunRecord TaskRun list_runs no_collection other_owner "
                 "read_run"
             ),
-            "rhapsody.history.recorder": "open_records",
             "rhapsody.history.selection": (
                 "SelectionError open_run runs_directory select_run select_task"
             ),
@@ -117,5 +115,6 @@ else:
                 "RUN_HELP call_of clock counts_from counts_of counts_text duration may_run percent "
                 "program_of resources_text size warnings_of where"
             ),
+            "rhapsody.history.written": "open_records",
         },
     )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rhapsody.errors import RhapsodyError
-from rhapsody.staging.fsutil import as_path, open_directory, private_directory
+from rhapsody.fsutil import as_path, open_directory, private_directory
 
 
 @contextmanager

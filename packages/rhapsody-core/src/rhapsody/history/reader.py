@@ -26,13 +26,17 @@ from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import RhapsodyError, user_name
-from rhapsody.history.lines import FORMAT
+from rhapsody.fsutil import open_file, state_of
 from rhapsody.history.outputs import Place
 from rhapsody.identity import split_label, without_engine
-from rhapsody.staging.fsutil import open_file, state_of
-from rhapsody.staging.runs import BASE, LOCK, NAME, RECORD, runs_in
+from rhapsody.sdk.runs import BASE, LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Usage
+
+FORMAT: int = 1
+"""Version of the format of records, increased by changes after which older readers would be wrong.
+The first line of a record contains the version of the record. `RecordReader` raises `RecordError`
+for a record with a higher version than this one."""
 
 RunOutcome = Literal["done", "failed", "interrupted", "killed", "running", "unknown"]
 """Outcome of a run. `"unknown"`: the run has ended or was killed, but the record does not show it,

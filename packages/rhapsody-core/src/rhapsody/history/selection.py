@@ -10,8 +10,8 @@ from rhapsody.history.reader import RecordError, RecordReader, RunHistory, TaskR
 from rhapsody.history.values import call_of
 from rhapsody.identity import label
 from rhapsody.plugins.specs import UsageError
+from rhapsody.sdk.runs import BASE, LATEST, RECORD, runs_in
 from rhapsody.spelling import similar
-from rhapsody.staging.runs import BASE, LATEST, RECORD, runs_in
 
 LISTED = 10
 """Maximum number of candidates in an error."""

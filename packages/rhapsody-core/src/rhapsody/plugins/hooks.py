@@ -22,10 +22,14 @@ __all__ = [
     "Hook",
     "backends",
     "commands",
+    "engine_options",
     "lookup_results",
     "observers",
     "prepare_task",
+    "preview_results",
+    "program_event",
     "record_results",
+    "run_ended",
     "run_options",
     "run_started",
     "select_backend",
@@ -33,6 +37,7 @@ __all__ = [
     "task_events",
     "trace_tasks",
     "workflow_finished",
+    "workflow_not_started",
     "workflow_started",
 ]
 
@@ -89,16 +94,21 @@ class Hook(Generic[Parameters, Result]):
 
 
 backends: Final = Hook(specs.rhapsody_backends)
+engine_options: Final = Hook(specs.rhapsody_engine_options)
 observers: Final = Hook(specs.rhapsody_observers)
 workflow_started: Final = Hook(specs.rhapsody_workflow_started)
 workflow_finished: Final = Hook(specs.rhapsody_workflow_finished)
+workflow_not_started: Final = Hook(specs.rhapsody_workflow_not_started)
+program_event: Final = Hook(specs.rhapsody_program_event)
 task_calls: Final = Hook(specs.rhapsody_task_calls)
 task_events: Final = Hook(specs.rhapsody_task_events)
 trace_tasks: Final = Hook(specs.rhapsody_trace_tasks)
 prepare_task: Final = Hook(specs.rhapsody_prepare_task)
 select_backend: Final = Hook(specs.rhapsody_select_backend)
 lookup_results: Final = Hook(specs.rhapsody_lookup_results)
+preview_results: Final = Hook(specs.rhapsody_preview_results)
 record_results: Final = Hook(specs.rhapsody_record_results)
 commands: Final = Hook(specs.rhapsody_commands)
 run_options: Final = Hook(specs.rhapsody_run_options)
 run_started: Final = Hook(specs.rhapsody_run_started)
+run_ended: Final = Hook(specs.rhapsody_run_ended)

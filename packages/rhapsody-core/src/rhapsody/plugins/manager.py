@@ -25,12 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pluggy
 
-from rhapsody.errors import PluginError, describe_error
+from rhapsody.errors import PluginError, RhapsodyError, describe_error
 from rhapsody.known import PYTHONS
 from rhapsody.plugins import specs
 from rhapsody.spelling import suggestion
@@ -53,6 +53,8 @@ DISABLE = "RHAPSODY_DISABLE_PLUGINS"
 
 _SETTLE_TIME = 2 * 10**9
 """Nanoseconds after which another change of a directory is certain to change its time stamp."""
+
+Option = TypeVar("Option", specs.CommandOption, specs.EngineOption)
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
@@ -458,13 +460,16 @@ class EngineHooks:
 
     Each attribute named after a hook is a tuple of `PluginHook`. The tuple is empty if no plugin
     implements the hook, so that an unused hook costs nothing per task. Observers come first, in
-    the given order, then plugins sorted by distribution; pluggy's `tryfirst` and `trylast` take
-    precedence over this order. A plugin that cannot be loaded is logged and skipped.
+    the given order, then core's own plugins, then others sorted by distribution; pluggy's
+    `tryfirst` and `trylast` take precedence over this order. A plugin that cannot be loaded is
+    logged and skipped.
 
     Args:
         observers: Objects or modules whose functions are marked with `rhapsody.hookimpl`.
-        own: The engine's own observers, which come after `observers`.
         options: The values of the options of plugins, by the plugin's distribution.
+        values: The values of the options of the engine, by name. Default: the defaults of those
+            that plugins implement.
+        sources: Where values come from; see `rhapsody_observers`.
 
     Attributes:
         push_down: True if tasks may be sent to their backend before their dependencies have
@@ -472,14 +477,23 @@ class EngineHooks:
             looks up or records results has a true attribute `push_down`.
         max_value: The smallest attribute `max_value` of these plugins, in bytes: larger results
             that stay on a backend are not fetched in order to record them. `None` for no limit.
+        looks_up_in_turn: True if each plugin that looks up results has a true attribute
+            `looks_up_in_turn`: tasks that are called during a lookup are then looked up together
+            after it.
+        shows_output: True if a plugin shows the output of tasks.
+        shows_failures: True if a plugin lists the failures at the end.
+        journal: The path of a file with which later runs continue, or an empty string.
 
     Raises:
+        RhapsodyError: A plugin refuses the engine.
         TypeError: An observer is a class, or `observers` is not a list.
         PluginError: An observer implements no hook, or implements one with wrong arguments.
     """
 
     workflow_started: tuple[PluginHook, ...]
     workflow_finished: tuple[PluginHook, ...]
+    workflow_not_started: tuple[PluginHook, ...]
+    program_event: tuple[PluginHook, ...]
     task_calls: tuple[PluginHook, ...]
     task_events: tuple[PluginHook, ...]
     trace_tasks: tuple[PluginHook, ...]
@@ -491,13 +505,30 @@ class EngineHooks:
     def __init__(
         self,
         observers: Iterable[object] = (),
-        own: Iterable[object] = (),
         options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        values: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._reported: set[tuple[str, str]] = set()
-        given = _observers(observers)
-        installed = self._installed([one.plugin for one in given], options)
-        plugins = _unique([*given, *_observers(own), *installed])
+        if values is None:
+            values = {name: option.default for name, option in engine_options().items()}
+        plugins = _observers(observers)
+        given = {
+            "observers": [one.plugin for one in plugins],
+            "engine_options": values,
+            "sources": sources,
+        }
+        try:
+            for plugin in loaded_plugins():
+                plugins.append(plugin)
+                plugins += self._added(plugin, {**given, "options": options.get(plugin.label, {})})
+        except BaseException:
+            self.workflow_not_started = implementations("rhapsody_workflow_not_started", plugins)
+            self.not_started()
+            raise
+        plugins = _unique(plugins)
+        self.workflow_not_started = implementations("rhapsody_workflow_not_started", plugins)
+        self.program_event = implementations("rhapsody_program_event", plugins)
         self.workflow_started = implementations("rhapsody_workflow_started", plugins)
         self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
         self.task_calls = implementations("rhapsody_task_calls", plugins)
@@ -511,23 +542,40 @@ class EngineHooks:
         self.push_down: bool = all(getattr(plugin, "push_down", False) for plugin in per_task)
         limits = [getattr(plugin, "max_value", None) for plugin in per_task]
         self.max_value: int | None = min((n for n in limits if n is not None), default=None)
+        looking = [one.plugin for one in plugins if "rhapsody_lookup_results" in one.hooks]
+        self.looks_up_in_turn: bool = all(
+            getattr(plugin, "looks_up_in_turn", False) for plugin in looking
+        )
+        objects = [one.plugin for one in plugins]
+        self.shows_output: bool = any(getattr(one, "shows_output", False) for one in objects)
+        self.shows_failures: bool = any(getattr(one, "shows_failures", False) for one in objects)
+        journals = (getattr(one, "journal", "") for one in objects)
+        self.journal: str = next((one for one in journals if isinstance(one, str) and one), "")
 
-    def _installed(
-        self, observers: Sequence[object], options: Mapping[str, Mapping[str, Any]]
-    ) -> Iterator[LoadedPlugin]:
-        """Yield each installed plugin, followed by the observers that it adds."""
-        for plugin in loaded_plugins():
-            yield plugin
-            for hook in implementations("rhapsody_observers", [plugin]):
-                try:
-                    values = options.get(plugin.label, {})
-                    for observer in self.call(hook, observers=observers, options=values) or ():
-                        yield register(observer, plugin.label, f"observer of {plugin.label}")
-                except (PluginError, TypeError) as error:
-                    self.report(hook, error)
+    def _added(self, plugin: LoadedPlugin, given: Mapping[str, Any]) -> Iterator[LoadedPlugin]:
+        """Yield the observers that an installed plugin adds."""
+        for hook in implementations("rhapsody_observers", [plugin]):
+            added = self.call(hook, raises=RhapsodyError, **given) or ()
+            try:
+                for observer in added:
+                    yield register(observer, plugin.label, f"observer of {plugin.label}")
+            except (PluginError, TypeError) as error:
+                self.report(hook, error)
 
-    def call(self, hook: PluginHook, **arguments: Any) -> Any:
+    def not_started(self) -> None:
+        """Tell the plugins that the engine was not started."""
+        for hook in self.workflow_not_started:
+            self.call(hook)
+
+    def call(
+        self, hook: PluginHook, *, raises: type[Exception] | tuple[()] = (), **arguments: Any
+    ) -> Any:
         """Call one plugin's implementation, and log its exception if it raises one.
+
+        Args:
+            hook: The implementation.
+            raises: The type of the exceptions that are raised and not logged.
+            **arguments: The arguments of the hook.
 
         Returns:
             The result, or `None` if the implementation raised an exception.
@@ -538,6 +586,8 @@ class EngineHooks:
         try:
             return hook.call(**arguments)
         except KeyboardInterrupt:
+            raise
+        except raises:
             raise
         except BaseException as error:  # an error of a plugin must not end a workflow
             self.report(hook, error)
@@ -574,16 +624,19 @@ def report(hook: PluginHook, error: BaseException) -> None:
     )
 
 
-def loaded_plugins() -> list[LoadedPlugin]:
+def loaded_plugins(*, only_core: bool = False) -> list[LoadedPlugin]:
     """Return every installed plugin that can be loaded, sorted by distribution.
 
-    A plugin that cannot be loaded is logged, once per process and reason. Core's own entry
-    points are skipped: they declare backends and implement no other hook.
+    Core's own plugins come first; its backends implement no other hook and are skipped. A plugin
+    that cannot be loaded is logged, once per process and reason.
+
+    Args:
+        only_core: True to return only core's own plugins.
     """
     found = installed()
     loaded = []
-    for entry in found.entries:
-        if entry.distribution == CORE:
+    for entry in sorted(found.entries, key=lambda entry: entry.distribution != CORE):
+        if entry.group == BACKENDS if entry.distribution == CORE else only_core:
             continue
         try:
             loaded.append(load(entry, found))
@@ -600,32 +653,53 @@ def loaded_plugins() -> list[LoadedPlugin]:
     return _unique(loaded)
 
 
-def checked_options(options: Iterable[object]) -> tuple[specs.CommandOption, ...]:
+def checked_options(options: Iterable[object], kind: type[Option]) -> tuple[Option, ...]:
     """Return the options that a plugin has declared.
 
     Raises:
-        TypeError: One of them is not a `CommandOption`.
+        TypeError: One of them is not of this kind.
     """
     found = []
     for option in options:
-        if not isinstance(option, specs.CommandOption):
-            raise TypeError(f"options must be CommandOptions, got {option!r}")
+        if not isinstance(option, kind):
+            raise TypeError(f"options must be {kind.__name__}s, got {option!r}")
         found.append(option)
     return tuple(found)
 
 
 def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
-    """Return the options that each installed plugin declares, by the plugin's distribution.
+    """Return the options that installed plugins declare, by the plugin's distribution.
+
+    Raises:
+        KeyboardInterrupt: A plugin was interrupted.
+    """
+    found: dict[str, tuple[specs.CommandOption, ...]] = {}
+    for plugin, options in _declared("rhapsody_run_options", specs.CommandOption):
+        found[plugin] = (*found.get(plugin, ()), *options)
+    return found
+
+
+def engine_options() -> dict[str, specs.EngineOption]:
+    """Return the options of engines that installed plugins declare, by name.
+
+    Raises:
+        KeyboardInterrupt: A plugin was interrupted.
+    """
+    declared = _declared("rhapsody_engine_options", specs.EngineOption)
+    return {option.name: option for _, options in declared for option in options}
+
+
+def _declared(name: str, kind: type[Option]) -> Iterator[tuple[str, tuple[Option, ...]]]:
+    """Yield the plugins that implement a hook, each with the options that it declares.
 
     A plugin that raises an exception or returns something else is reported, once per process.
 
     Raises:
         KeyboardInterrupt: A plugin was interrupted.
     """
-    found: dict[str, tuple[specs.CommandOption, ...]] = {}
-    for hook in implementations("rhapsody_run_options", loaded_plugins()):
+    for hook in implementations(name, loaded_plugins()):
         try:
-            options = checked_options(hook.call() or ())
+            options = checked_options(hook.call() or (), kind)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise anything
@@ -633,8 +707,7 @@ def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
                 _reported.add(key)
                 report(hook, error)
         else:
-            found[hook.plugin] = (*found.get(hook.plugin, ()), *options)
-    return found
+            yield hook.plugin, options
 
 
 def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginHook, ...]:

@@ -220,6 +220,10 @@ class Stats:
         return ", ".join([f"{self.done} done{how}", *words])
 
 
+Outcome = Literal["done", "failed", "interrupted"]
+"""Outcome of an engine, or of a call of `rhapsody run`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Summary of a run, passed to `rhapsody_workflow_finished`.
@@ -267,7 +271,7 @@ class Summary:
     disk_use: int = 0
     cut_short: bool = False
     held_back: bool = False
-    outcome: Literal["done", "failed", "interrupted"] = "done"
+    outcome: Outcome = "done"
 
     def _repr_html_(self) -> str:
         """Return the summary as a notebook shows it."""
@@ -621,6 +625,34 @@ class UsageError(RhapsodyError, ValueError):
     """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOption:
+    """Option of `WorkflowEngine.create` that a plugin implements.
+
+    Attributes:
+        name: The name, which is an argument of `WorkflowEngine.create`.
+        default: The value if the option is not set.
+        help: A description.
+        check: Function that returns the value to use, or raises a `TypeError`, `ValueError` or
+            `OSError`; `None` to accept all values. The default is not checked.
+        is_path: True if the value may be a path. In a profile, `~` and variables in it are
+            replaced, and a relative path starts at the directory of the file.
+        in_runs: The value under `rhapsody run`, except in a dry run, if nothing else sets one;
+            `None` for `default`.
+        instead_of_flag: The alternative, if `rhapsody run -e` does not accept the option.
+        instead_of_key: The alternative, if profiles do not accept the option.
+    """
+
+    name: str
+    default: Any = None
+    help: str = ""
+    check: Callable[[Any], Any] | None = None
+    is_path: bool = False
+    in_runs: Any = None
+    instead_of_flag: str = ""
+    instead_of_key: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandOption:
     """Option of a plugin, or of one of its export formats.
@@ -628,11 +660,13 @@ class CommandOption:
     Attributes:
         name: The name, an identifier. The option on the command line is `--` with this name, in
             which `-` replaces `_`. In a profile, the name is a key of the plugin's table.
-        type: The type of the value: `str`, `int`, `float`, a `Literal` of strings, or `bool` for an
-            option without a value. The value is `None`, or `False` for `bool`, if the option is not
-            given.
+        type: The type of the value: `str`, `int`, `float`, a `Literal` of strings, `list[str]` for
+            an option that may be repeated, or `bool` for an option without a value. The value is
+            `None`, or `False` for `bool`, if the option is not given.
         help: A description.
         metavar: The name of the value in the help.
+        group: The name of a group of options that exclude each other on the command line.
+        in_profiles: False if the option is only on the command line.
 
     Raises:
         TypeError: The name is not an identifier, or the type is none of the types above.
@@ -642,11 +676,14 @@ class CommandOption:
     type: Any = str
     help: str = ""
     metavar: str = ""
+    group: str = ""
+    in_profiles: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise TypeError(f"CommandOption: name must be an identifier, got {self.name!r}")
-        if self.type not in (str, int, float, bool) and get_origin(self.type) is not Literal:
+        types = (str, int, float, bool, list[str])
+        if self.type not in types and get_origin(self.type) is not Literal:
             raise TypeError(f"CommandOption {self.name!r}: unsupported type {self.type!r}")
 
     @property
@@ -669,11 +706,27 @@ class StartedRun:
         dry_run: True if tasks are not run.
         options: The values of the options that the plugin has declared, by name, from the command
             line or the profile.
+        arguments: The script's own arguments.
+        quiet: True if neither progress nor the summary is shown.
+        path: The path of the script's file.
+        is_module: True if `program` is a module.
+        function: The name of the function that is called with an engine, if the command line names
+            one.
+        calls_function: True if a function is called with an engine, and False if the script creates
+            its engines.
+        note: Function that prints a line on standard error.
     """
 
     program: str
     dry_run: bool
     options: Mapping[str, Any]
+    arguments: tuple[str, ...] = ()
+    quiet: bool = False
+    path: str = ""
+    is_module: bool = False
+    function: str | None = None
+    calls_function: bool = False
+    note: Callable[[str], None] = print
 
 
 class CommandLine(Protocol):
@@ -743,18 +796,43 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
 
 @hookspec
+def rhapsody_engine_options() -> Iterable[EngineOption] | None:
+    """Declare options of `WorkflowEngine.create` that the plugin implements.
+
+    Called when an engine is created, and for commands that use profiles or engine options. The hook
+    must be quick. The arguments of `WorkflowEngine.create` are those in its signature, so that type
+    checkers know them; another plugin declares its options with `rhapsody_run_options`, and takes
+    further arguments in its observer.
+
+    Returns:
+        The options, whose values `rhapsody_observers` receives.
+    """
+
+
+@hookspec
 def rhapsody_observers(
-    observers: Sequence[object], options: Mapping[str, Any]
+    observers: Sequence[object],
+    options: Mapping[str, Any],
+    engine_options: Mapping[str, Any],
+    sources: Mapping[str, str],
 ) -> Sequence[object] | None:
     """Add observers to an engine that is being created.
 
     Called once per engine. Use this hook if a plugin has a state for each engine, or has something
-    to do only for some engines: its other hooks then cost nothing for the others.
+    to do only for some engines: its other hooks then cost nothing for the others. If the hook
+    raises a `RhapsodyError`, the engine is not created.
+
+    An observer may have these attributes: `shows_output`, if it shows the output of tasks;
+    `shows_failures`, if it lists failures at the end; and `journal`, the path of a file with which
+    later runs continue the work of this one.
 
     Args:
         observers: The observers that were passed to the engine.
         options: The values of the options that the plugin has declared, by name; see
             `rhapsody_run_options`.
+        engine_options: The values of all options of the engine, by name.
+        sources: Where these values come from, for those that are not defaults: `"program"`,
+            `"command line"` or `"profile"`.
 
     Returns:
         Objects or modules whose functions are marked with `hookimpl`. They are called as if they
@@ -763,10 +841,19 @@ def rhapsody_observers(
 
 
 @hookspec
+def rhapsody_workflow_not_started() -> None:
+    """Release what an observer holds, because its engine could not be started.
+
+    Called instead of `rhapsody_workflow_finished`, on the engine's loop.
+    """
+
+
+@hookspec
 def rhapsody_workflow_started(engine: ObservedEngine) -> None:
     """Observe that an engine has been created and its backends have been started.
 
-    Called once per engine, on its loop, before any task is called.
+    Called once per engine, on its loop, before any task is called. If the hook raises a
+    `UsageError`, the engine is shut down and the error is raised.
 
     Args:
         engine: The engine, whose attributes may be read.
@@ -814,6 +901,22 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
     Args:
         engine: The engine.
         events: The changes, which are shared with other plugins and must not be modified.
+    """
+
+
+@hookspec
+def rhapsody_program_event(
+    time: float, name: str, uid: str | None, details: Mapping[str, Any]
+) -> None:
+    """Observe an event of the program itself, or the start or end of the engine.
+
+    Called on any thread, when the program calls a method of `WorkflowEngine.prof`.
+
+    Args:
+        time: Seconds since the epoch.
+        name: The event's name.
+        uid: The uid of the event's task, if any.
+        details: Further values.
     """
 
 
@@ -881,6 +984,9 @@ def rhapsody_lookup_results(
     before it have found no result. Tasks with `cache=False` and attempts after the first are not
     looked up. What is found for a service is ignored; see `LookupTask`.
 
+    A plugin that does this work on one thread may have a true attribute `looks_up_in_turn`: tasks
+    that are called during a lookup are then looked up in one batch after it.
+
     Args:
         engine: The engine.
         tasks: Copies of the descriptions, each with the task's settings and inputs.
@@ -890,6 +996,24 @@ def rhapsody_lookup_results(
         or `None` if no task has a result. The hook may also return an awaitable of either, for
         example to read files on a thread; only the tasks of this batch wait for it.
     """
+
+
+@hookspec
+def rhapsody_preview_results(
+    tasks: Sequence[LookupTask],
+) -> Awaitable[Sequence[tuple[Recorded | None, str]] | None] | None:
+    """Find results as `rhapsody_lookup_results` does, in a dry run, and explain what is found.
+
+    Called for the objects that `rhapsody_run_started` adds, on the engine's loop.
+
+    Args:
+        tasks: Copies of the descriptions.
+
+    Returns:
+        An awaitable of the result of each task, or `None` if the task would run, and a phrase that
+        says why. `None`, or an awaitable of `None`, if no result can be found.
+    """
+    raise NotImplementedError  # a specification is never called
 
 
 @hookspec
@@ -954,4 +1078,18 @@ def rhapsody_run_started(run: StartedRun) -> AbstractContextManager[object] | No
         has ended, also after an error, and its record is complete. If entering it returns an object
         other than `None`, the hooks of this object observe each engine of the run. An error when it
         is entered is treated as one of the hook.
+    """
+
+
+@hookspec
+def rhapsody_run_ended(run: StartedRun, outcome: Outcome, exit_code: int) -> None:
+    """Observe the end of a call of `rhapsody run`.
+
+    Called once, before the context managers of plugins are left, for plugins whose hook
+    `rhapsody_run_started` was called.
+
+    Args:
+        run: The call, as in `rhapsody_run_started`.
+        outcome: `"done"`, `"failed"` or `"interrupted"`.
+        exit_code: The exit code of the command.
     """

@@ -44,7 +44,7 @@ from rhapsody.sdk.calls import (
 from rhapsody.sdk.capture import CapturedOutput, Recorder, recording, streams
 from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, working_directory
 from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
-from rhapsody.sdk.modules import own_modules
+from rhapsody.sdk.modules import Origins, own_modules, spec_of
 from rhapsody.sdk.mpi import require_mpi4py, run_rank
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.runner import (
@@ -93,7 +93,7 @@ from rhapsody.undeclared import copy_all
 __all__ = [
     "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED", "RUNNER_FILE",
     "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment", "Launch", "Mailbox",
-    "Meter", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready", "Reaper",
+    "Meter", "Origins", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready", "Reaper",
     "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop", "SlurmReason",
     "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
     "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
@@ -103,8 +103,8 @@ __all__ = [
     "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler",
     "plain_name", "recording", "require_mpi4py", "require_unused", "require_version", "run_rank",
     "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
-    "slurm_refusal", "slurm_waiting", "start_thread", "streams", "suggestion", "task_context",
-    "task_environment", "task_kind", "time_needed", "too_early", "trimmed", "unpack",
-    "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
+    "slurm_refusal", "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion",
+    "task_context", "task_environment", "task_kind", "time_needed", "too_early", "trimmed",
+    "unpack", "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
     "working_directory",
 ]  # fmt: skip

@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 
 from rhapsody.data import Output, OutputDir
 from rhapsody.errors import DataError
+from rhapsody.fsutil import RealPaths, kind_of
 from rhapsody.identity import AttemptId, TaskId
-from rhapsody.staging.fsutil import RealPaths, kind_of
 from rhapsody.task import TaskDescription
 
 Kind = Literal["file", "directory", "matches"]

@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rhapsody.data import InputFile, Output
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.fsutil import remove_directory
 from rhapsody.identity import AttemptId, TaskId
 from rhapsody.sdk.threads import FAST_FILES
 from rhapsody.staging.claims import Target
-from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.inheritance import FileState, Inheritance, file_state, inherit
 from rhapsody.staging.inputs import (
     InputPlace,

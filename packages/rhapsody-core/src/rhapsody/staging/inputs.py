@@ -23,8 +23,8 @@ from rhapsody.data import (
     staged_as,
 )
 from rhapsody.errors import DataError
+from rhapsody.fsutil import files_in
 from rhapsody.reading import pieces
-from rhapsody.staging.fsutil import files_in
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import AttemptInfo, Declaration, Written, facts_of
 

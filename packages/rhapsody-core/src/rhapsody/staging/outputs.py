@@ -34,11 +34,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rhapsody.copying import copy_file
-from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
+from rhapsody.data import RESERVED, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
-from rhapsody.sdk.threads import ThreadPool
-from rhapsody.staging.claims import Kind, PathClaims, task_call
-from rhapsody.staging.fsutil import (
+from rhapsody.fsutil import (
     COPY,
     files_in,
     kind_of,
@@ -46,6 +44,8 @@ from rhapsody.staging.fsutil import (
     remove_content,
     save_directory,
 )
+from rhapsody.sdk.threads import ThreadPool
+from rhapsody.staging.claims import Kind, PathClaims, task_call
 from rhapsody.task import AttemptInfo, TaskDescription
 
 if TYPE_CHECKING:
@@ -265,30 +265,6 @@ def found_in(
         else OutputFile(name, save=save)
         for name in names
     ]
-
-
-def leads_into(value: object, sandbox: str | None) -> bool:
-    """Return True if a result is a path into a sandbox, or a collection that contains one."""
-    if sandbox is None:
-        return False
-    try:
-        if isinstance(value, Mapping):
-            value = tuple(value.values())
-        if isinstance(value, list | tuple | set | frozenset):
-            return any(_is_path_into(item, sandbox) for item in value)
-        return _is_path_into(value, sandbox)
-    except BaseException:  # any error raised by the result's own code
-        return False
-
-
-def _is_path_into(value: object, sandbox: str) -> bool:
-    if isinstance(value, File):
-        value = value.filepath
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        return False
-    return value.rstrip("\n") == sandbox or value.startswith(sandbox + os.sep)
 
 
 _MAX_COPIES = 8

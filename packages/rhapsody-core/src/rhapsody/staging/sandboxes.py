@@ -17,8 +17,8 @@ from functools import partial
 from typing import Literal, get_args
 
 from rhapsody.data import RESERVED, SavedFile
+from rhapsody.fsutil import remove_directory, replace_links
 from rhapsody.sdk.threads import ThreadPool, in_thread
-from rhapsody.staging.fsutil import remove_directory, replace_links
 from rhapsody.task import Sandbox
 
 Keep = Literal["results", "failed", "all", "none"]

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.fsutil import disk_use
 from rhapsody.identity import AttemptId
+from rhapsody.sdk.runs import UidClaim, WorkDir
 from rhapsody.sdk.threads import FastCalls, ThreadPool, in_thread
 from rhapsody.staging.claims import Kind, Target
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.fsutil import disk_use
 from rhapsody.staging.inheritance import FileState
 from rhapsody.staging.inputs import InputPlace, as_source
 from rhapsody.staging.outputs import Put, SavedFiles, names_of, without_place
-from rhapsody.staging.runs import UidClaim, WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, SandboxKeeper
 from rhapsody.task import AttemptInfo, Sandbox, TaskDescription
 from rhapsody.undeclared import left_in

@@ -84,6 +84,7 @@ class Memoization:
         self._unrecorded_seconds: dict[str, float] = {}  # by name
         self._unlooked: list[TaskRecord] = []
         self._looking: set[asyncio.Task[None]] = set()
+        self._active = 0  # number of those that have started
         self._unrecorded: list[tuple[TaskRecord, Any]] = []
         self._holding: set[asyncio.Task[None]] = set()
 
@@ -111,11 +112,12 @@ class Memoization:
         # If it repeats a recorded call, the result has been found already.
         if record.attempt.number != 1 or call.repeats is not None:
             return False
-        if not self._unlooked:
-            looking = self._background.spawn(self._look_up(), "look up results")
+        is_first = not self._unlooked
+        self._unlooked.append(record)
+        if is_first and not (self._active and self._hooks.looks_up_in_turn):
+            looking = self._background.spawn(self._look_up_all(), "look up results")
             self._looking.add(looking)
             looking.add_done_callback(self._looking.discard)
-        self._unlooked.append(record)
         return True
 
     def _warn(self, name: str, why: str, cure: str = _PUSH_DOWN) -> None:
@@ -131,6 +133,15 @@ class Memoization:
         """Cancel the lookups in progress, because the engine is shutting down."""
         for looking in tuple(self._looking):
             looking.cancel()
+
+    async def _look_up_all(self) -> None:
+        """Look up the results of a batch and, if lookups are in turn, of tasks called meanwhile."""
+        self._active += 1
+        try:
+            while self._unlooked:
+                await self._look_up()
+        finally:
+            self._active -= 1
 
     async def _look_up(self) -> None:
         waiting, self._unlooked = self._unlooked, []

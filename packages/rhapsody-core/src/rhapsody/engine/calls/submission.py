@@ -40,7 +40,7 @@ from rhapsody.engine.functions.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import DataError, describe_error
-from rhapsody.staging.fsutil import RealPaths
+from rhapsody.fsutil import RealPaths
 from rhapsody.staging.inputs import states_at_call
 from rhapsody.staging.stager import Stager
 from rhapsody.task import Declaration, TaskFuture, facts_of, finished

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -18,9 +18,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.backends.discovery import make_backend, normalize_name
-from rhapsody.engine.configuration.options import OPTIONS
+from rhapsody.engine.configuration.options import OPTIONS, all_options
 from rhapsody.engine.configuration.profiles import Profile, Value, active_profile, overlay
 from rhapsody.errors import ProfileError
+from rhapsody.plugins.manager import CORE
 from rhapsody.plugins.specs import UsageError
 
 P = ParamSpec("P")
@@ -43,9 +44,6 @@ class EngineDefaults:
         profile: The name of the profile.
         plugin_options: Options of plugins, by the plugin's distribution.
         observers: Observers that every engine has in addition to its own.
-        recording: Function that returns values of `journal` and `resume` to replace those of an
-            engine. Its arguments are the engine's options and the names of those that the program
-            sets.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +54,6 @@ class EngineDefaults:
     profile: str | None = None
     plugin_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     observers: tuple[object, ...] = ()
-    recording: Callable[[Mapping[str, Any], Set[str]], Mapping[str, Any]] = lambda _, names: {}
 
     def active_profile(self, given: object = None) -> Profile:
         """Return the merged settings of the files.
@@ -89,12 +86,23 @@ class EngineDefaults:
             TypeError: `profile` is neither a name nor `False`.
         """
         profile = self.active_profile(given.get("profile"))
-        chosen = overlay(self.options, profile.engine_options())
+        in_files = profile.engine_options()
+        chosen = overlay(self.options, in_files)
         implied = dict(self.implied)
         if "fail_fast" in chosen:
             implied.pop("keep_going", None)
         filled = overlay(given, implied | chosen)
-        filled["profile"] = profile.task_defaults(self.plugin_options)
+        sources = {
+            **dict.fromkeys(in_files, "profile"),
+            **dict.fromkeys(self.options, "command line"),
+            **dict.fromkeys(given.keys() - {"cls"}, "program"),
+        }
+        for name in sources.keys() - all_options().keys():
+            raise UsageError(
+                f"no installed plugin implements the engine option {name!r}; to repair the "
+                f"installation: pip install --force-reinstall {CORE}"
+            )
+        filled["profile"] = profile.task_defaults(self.plugin_options, sources)
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         if self.options.get("dry_run"):
             filled["dry_run"] = True
@@ -110,8 +118,7 @@ class EngineDefaults:
             filled["backend"] = backends[0]
         elif backends:
             filled["backends"] = backends
-        # Last, because it prints how many results will be reused.
-        return filled | dict(self.recording(filled, given.keys()))
+        return filled
 
 
 def backends_of(profile: Profile, more: Mapping[str, Any]) -> list[BaseExecutionBackend]:
@@ -196,7 +203,7 @@ def takes_options(create: Callable[P, R]) -> Callable[P, R]:
         call: Callable[..., R] = create
         return call(**_defaults.fill_in(given))
 
-    lines = (f"{name}: {option.metadata['help']}" for name, option in OPTIONS.items())
+    lines = (f"{name}: {option.help}" for name, option in OPTIONS.items())
     text = "\n".join(
         textwrap.fill(line, 84, subsequent_indent="    ", break_on_hyphens=False) for line in lines
     )

@@ -8,32 +8,31 @@ of the engine receives the resulting object. The docstring of `create` and the p
 command line and of a profile.
 
 To add an option, add a field to `EngineOptions`, add an argument to `WorkflowEngine.create` and its
-type to `EngineSettings`, and use it in the engine.
+type to `EngineSettings`, and use it in the engine. Options that plugins implement, such as
+`journal`, are declared by these plugins and have no field; see `rhapsody_engine_options`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from rhapsody.aio import Clock
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.configuration.settings import TaskDefaults, flag, whole_number
 from rhapsody.errors import DataError
-from rhapsody.journal import JournalOption, checked_journal
-from rhapsody.observers.progress import Progress
+from rhapsody.fsutil import path_text
+from rhapsody.plugins.manager import engine_options
+from rhapsody.plugins.specs import EngineOption
 from rhapsody.resources import seconds
 from rhapsody.shells import DEFAULT as SHELL
 from rhapsody.shells import Shell, shell_setting
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import RetryPolicy, as_policies
-
-if TYPE_CHECKING:
-    from rhapsody.journal.plugin import Journal
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["results", "failed", "all", "none"]
@@ -57,7 +56,7 @@ def directory(argument: str, value: object) -> Path:
         ValueError: The path is a file, or contains a null character.
         FileNotFoundError: The path is relative and the current directory was removed.
     """
-    text = _text(argument, value)
+    text = path_text(argument, value)
     if "\0" in text:
         raise ValueError(f"{argument} must not contain a null character, got {value!r}")
     path = Path(os.path.abspath(text))
@@ -73,7 +72,7 @@ def runs_directory(path: str) -> Path:
         DataError: The path is a file, or another user could replace the runs.
         FileNotFoundError: The current directory was removed.
     """
-    from rhapsody.staging.runs import require_trusted
+    from rhapsody.sdk.runs import require_trusted
 
     try:
         found = directory("work_dir", path)
@@ -85,58 +84,6 @@ def runs_directory(path: str) -> Path:
     if os.access(found, os.W_OK):  # otherwise, only runs without files can work
         require_trusted(found)
     return found
-
-
-def _trace(value: object) -> Path:
-    return _file("trace", value)
-
-
-def _record(value: object) -> bool | Path:
-    return value if isinstance(value, bool) else _file("record", value, "True, False or a path")
-
-
-def _file(argument: str, value: object, accepted: str = "a path") -> Path:
-    """Return the path of a file that the engine will write.
-
-    Raises:
-        TypeError: The value is not a path.
-        ValueError: The path is a directory or is not writable.
-    """
-    path = Path(_text(argument, value, accepted))
-    if not path.name or path.is_dir():
-        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{argument}: no permission to write {str(path)!r}")
-    from rhapsody.history.outputs import outputs_path
-    from rhapsody.staging.fsutil import require_own
-
-    for file in (path, *([Path(outputs_path(path))] if argument == "record" else ())):
-        try:
-            require_own(os.lstat(file), file)
-        except FileNotFoundError:
-            continue
-        except PermissionError as error:
-            raise ValueError(f"{argument}={str(file)!r} is not used: {error.strerror}") from None
-    return path
-
-
-def _text(argument: str, value: object, accepted: str = "a path") -> str:
-    """Return a path as text.
-
-    Raises:
-        TypeError: The value is not a path, or is a `bytes` path.
-        ValueError: The path begins with `~`.
-    """
-    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise TypeError(f"{argument} must be {accepted}, got {value!r}")
-    if text.split("/")[0] == "~":
-        raise ValueError(
-            f"{argument}: '~' in {text!r} is not expanded; write os.path.expanduser({text!r})"
-        )
-    return text
 
 
 def _uid(value: object) -> str:
@@ -157,12 +104,6 @@ def _uid(value: object) -> str:
     return value
 
 
-def _progress(value: object) -> bool | Literal["lines"] | Progress:
-    if isinstance(value, bool | Progress) or value == "lines":
-        return value
-    raise TypeError(f'progress must be True, False or "lines", got {value!r}')
-
-
 def _clock(value: object) -> Clock:
     if not all(hasattr(value, name) for name in ("time", "monotonic", "call_at")):
         raise TypeError(f"clock must have the methods time, monotonic and call_at, got {value!r}")
@@ -175,16 +116,24 @@ def _profile(value: object) -> TaskDefaults:
     return value
 
 
-def _option(default: Any, description: str, check: Callable[[Any], Any] | None = None) -> Any:
-    """Return a dataclass field for an option.
+def _option(
+    default: Any,
+    description: str,
+    check: Callable[[Any], Any] | None = None,
+    *,
+    is_path: bool = False,
+) -> Any:
+    """Return a dataclass field for an option; see `EngineOption`.
 
     Args:
         default: The default value, which is not checked.
         description: The help text.
         check: Function that converts the user's value, or raises an error; `None` to accept all
             values.
+        is_path: True if the value is a path.
     """
-    return field(default=default, metadata={"help": description, "check": check})
+    described = {"help": description, "check": check, "is_path": is_path}
+    return field(default=default, metadata=described)
 
 
 class EngineSettings(TypedDict, total=False):
@@ -200,7 +149,7 @@ class EngineSettings(TypedDict, total=False):
     work_dir: str | os.PathLike[str] | None
     trace: str | os.PathLike[str] | None
     record: bool | str | os.PathLike[str]
-    progress: bool | Literal["lines"] | Progress
+    progress: bool | Literal["lines"]
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
     timeout: float | str | None
@@ -215,7 +164,7 @@ class EngineSettings(TypedDict, total=False):
     keep_going: bool
     keep_sandboxes: KeepSandboxes
     results_dir: str | os.PathLike[str] | None
-    journal: bool | str | os.PathLike[str] | Journal
+    journal: bool | str | os.PathLike[str]
     resume: bool | Literal["auto"]
     journal_max_value: int | str | None
     uid: str | None
@@ -225,7 +174,10 @@ class EngineSettings(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Options of one engine, created by `of`. Each field's metadata contains its description."""
+    """Options of one engine, created by `of`. Each field's metadata contains its description.
+
+    The options that plugins implement are in `of_plugins`, by name.
+    """
 
     backend: BackendLike | Sequence[BackendLike] | None = _option(
         None,
@@ -254,28 +206,7 @@ class EngineOptions:
         "digits>/<engine uid>`. Its parent is the directory of this process's run, which also "
         "contains the log, and is created when it is first needed.",
         lambda value: directory("work_dir", value),
-    )
-    trace: Path | None = _option(
-        None,
-        "File for the events of all tasks, and for those that the program passes to `prof`, as "
-        "JSON lines. Only its owner can read it; an existing file is replaced.",
-        _trace,
-    )
-    record: bool | Path = _option(
-        False,
-        "Record the run: `True` for the file `run.jsonl` in the run's directory, or the path of "
-        "another file, which is replaced. The record lists calls, attempts, times, errors and "
-        "used resources as JSON lines, and can be read during the run. Only its owner can read it. "
-        "`rhapsody run` records every run.",
-        _record,
-    )
-    progress: bool | Literal["lines"] | Progress = _option(
-        False,
-        "Show progress on standard error, and a summary at the end. Progress is a live table on a "
-        'terminal or in a notebook, and a line every ten seconds elsewhere or with `"lines"`. The '
-        "output of a task appears above the table when the task ends; with lines, functions "
-        "print immediately.",
-        _progress,
+        is_path=True,
     )
     retries: tuple[RetryPolicy, ...] | None = _option(
         None,
@@ -354,23 +285,7 @@ class EngineOptions:
         "Base directory for relative destinations of output files, see `OutputFile`. "
         "Default: the current directory.",
         lambda value: directory("results_dir", value),
-    )
-    journal: JournalOption = _option(
-        None,
-        "File that stores results for `resume`, or `True` for the default file of this program and "
-        "its arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Only the user can access "
-        "the file. On a local file system, several engines can use it at the same time.",
-    )
-    resume: bool | Literal["auto"] = _option(
-        "auto",
-        "Reuse the results in the journal instead of running the same tasks again; with "
-        '`"auto"`, only if the last run with this journal did not succeed.',
-    )
-    journal_max_value: int | str | None = _option(
-        None,
-        'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`. It applies '
-        "to the pickled result and to the object in memory, as measured by `sys.getsizeof`. Larger "
-        "results are not recorded. Default: no limit.",
+        is_path=True,
     )
     uid: str | None = _option(
         None,
@@ -388,6 +303,7 @@ class EngineOptions:
         "these files. Default: `RHAPSODY_PROFILE`, or the `default_profile` of a file.",
         _profile,
     )
+    of_plugins: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EngineOptions:
@@ -401,11 +317,8 @@ class EngineOptions:
             ValueError: A value is out of range, or two options contradict each other.
             FileNotFoundError: A path is relative and the current directory was removed.
         """
-        values = {}
-        for option in fields(cls):
-            value = given.get(option.name, option.default)
-            check = None if value is option.default else option.metadata["check"]
-            values[option.name] = value if check is None else check(value)
+        values: dict[str, Any] = {name: _value(each, given) for name, each in OPTIONS.items()}
+        of_plugins = {name: _value(each, given) for name, each in engine_options().items()}
         if values["fail_fast"]:
             if values["keep_going"]:
                 raise ValueError(
@@ -418,18 +331,19 @@ class EngineOptions:
                     "other; pass only one of them"
                 )
             values["max_failures"] = 1
-        values["journal"] = checked_journal(
-            values["journal"], values["resume"], values["journal_max_value"]
-        )
-        return cls(**values)
+        return cls(**values, of_plugins=of_plugins)
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of all options by name."""
+        return {**{name: getattr(self, name) for name in OPTIONS}, **self.of_plugins}
 
     def changed(self) -> Mapping[str, Any]:
         """Return the options that differ from their defaults, with the name of the profile."""
+        options = all_options()
         changed = {
-            option.name: value
-            for option in fields(self)
-            if (value := getattr(self, option.name)) is not option.default
-            and value != option.default
+            name: value
+            for name, value in self.values().items()
+            if value is not options[name].default and value != options[name].default
         }
         if self.profile is not None:
             changed["profile"] = self.profile.profile
@@ -438,5 +352,21 @@ class EngineOptions:
         return MappingProxyType(changed)
 
 
-OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(EngineOptions)}
-"""Fields of `EngineOptions` by name, in the order of the signature of `WorkflowEngine.create`."""
+OPTIONS: Mapping[str, EngineOption] = {
+    option.name: EngineOption(name=option.name, default=option.default, **option.metadata)
+    for option in fields(EngineOptions)
+    if option.metadata
+}
+"""The options that the engine itself implements, by name."""
+
+
+def all_options() -> Mapping[str, EngineOption]:
+    """Return all options by name: those of the engine, then those that plugins implement."""
+    return {**OPTIONS, **engine_options()}
+
+
+def _value(option: EngineOption, given: Mapping[str, Any]) -> Any:
+    """Return the checked value of an option."""
+    value = given.get(option.name, option.default)
+    check = None if value is option.default else option.check
+    return value if check is None else check(value)

@@ -38,7 +38,7 @@ from rhapsody.config_files import (
     read,
     user_file,
 )
-from rhapsody.engine.configuration.options import OPTIONS, EngineOptions
+from rhapsody.engine.configuration.options import EngineOptions, all_options
 from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefaults
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
@@ -62,15 +62,24 @@ NOT_IN_FILES = {
     "clock": "set it in the program",
     "uid": "set it in the program",
     "profile": "select a profile with default_profile at the top of the file",
-    "resume": "use rhapsody run --resume, or set it in the program",
     **dict.fromkeys(
         ("retries", "lost_retries", "timeout", "shell"), "write it in the table defaults"
     ),
 }
-"""Engine options that the table `engine` does not accept, each with the alternative."""
+"""Options of the engine itself that the table `engine` does not accept, each with the
+alternative."""
 
-ENGINE = tuple(name for name in OPTIONS if name not in NOT_IN_FILES)
-PATHS = frozenset({"work_dir", "results_dir", "trace", "record", "journal"})
+
+def not_in_files() -> Mapping[str, str]:
+    """Return all options that the table `engine` does not accept, each with the alternative."""
+    of_plugins = {each.name: each.instead_of_key for each in all_options().values()}
+    return {**{name: hint for name, hint in of_plugins.items() if hint}, **NOT_IN_FILES}
+
+
+def in_files() -> tuple[str, ...]:
+    """Return the names of the options that the table `engine` accepts."""
+    return tuple(name for name in all_options() if name not in not_in_files())
+
 
 RESOURCES = tuple(Resources.__dataclass_fields__)
 OF_THE_ENGINE = ("retries", "lost_retries", "timeout", "shell")
@@ -89,18 +98,22 @@ TASK = (*DEFAULTS, "ranks", "restarts", "backend", "other_backends", "implicit_d
 
 ELSEWHERE = {
     **dict.fromkeys(TASK, "write it in the table defaults"),
-    **dict.fromkeys(ENGINE, "write it in the table engine"),
     "tool": f"omit [tool.rhapsody], which is only for {PYPROJECT}",
     "resources": f"write its fields in the table defaults: {', '.join(RESOURCES)}",
 }
 """Names of settings, each with the hint for the table that accepts it."""
 
 NOT_SETTINGS = {
-    **dict.fromkeys(ENGINE, "write it in the table engine"),
     **{alias: f"did you mean {name!r}?" for alias, name in ALIASES.items() if alias != name},
     "resources": f"write its fields here: {', '.join(RESOURCES)}",
 }
 """Names that users may expect among the settings of tasks, each with the hint."""
+
+
+def _of_engine() -> dict[str, str]:
+    """Return the names of the options in the table `engine`, each with the hint."""
+    return dict.fromkeys(in_files(), "write it in the table engine")
+
 
 FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
 """Alternative options: if one place sets one of them, places of lower precedence set none."""
@@ -202,11 +215,14 @@ class Profile:
             found[plugin] |= given.get(plugin, {})
         return found
 
-    def task_defaults(self, plugins: Mapping[str, Mapping[str, Any]]) -> TaskDefaults:
+    def task_defaults(
+        self, plugins: Mapping[str, Mapping[str, Any]], sources: Mapping[str, str]
+    ) -> TaskDefaults:
         """Return the settings of tasks, for the engine.
 
         Args:
             plugins: Options of plugins that the command line sets.
+            sources: Where the values of engine options come from.
         """
         defaults = {n: v for n, v in self.defaults.items() if n not in OF_THE_ENGINE}
         return TaskDefaults(
@@ -218,6 +234,7 @@ class Profile:
                 if values
             ),
             self.plugin_options(plugins),
+            sources,
         )
 
 
@@ -254,14 +271,14 @@ def active_profile(name: Value | None = None, backend: Value | None = None) -> P
     for layer in layers:
         engine = overlay(engine, layer.engine)
         defaults = overlay(defaults, layer.defaults)
-    options = _options(layers, backend)
+    options, every = _options(layers, backend), all_options()
     merged = Profile(
         read_files,
         tuple(known),
         name,
         backend or next((each.backend for each in layers if each.backend is not None), None),
         options,
-        {key: _resolved(each) if key in PATHS else each for key, each in engine.items()},
+        {key: _resolved(each) if every[key].is_path else each for key, each in engine.items()},
         defaults,
         tuple(each for layer in reversed(layers) for each in _ordered(layer.tasks)),
         _plugins(layers),
@@ -342,7 +359,7 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
     disabled = {entry.distribution for entry in installed().disabled} if merged else set()
     declared = plugin_options() if merged else {}
     for plugin, values in merged.items():
-        options = {option.name: option for option in declared.get(plugin, ())}
+        options = {each.name: each for each in declared.get(plugin, ()) if each.in_profiles}
         for name, each in () if plugin in disabled else values.items():
             if not options:
                 text = f"no plugin with options named {plugin!r} is installed"
@@ -394,7 +411,7 @@ def _parse(file: ConfigFile) -> tuple[Mapping[str, _Layer], _Layer, Value | None
 def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
     """Check a profile, or the top-level settings of a file."""
     table = _table(value)
-    _check_names(table, known, ELSEWHERE)
+    _check_names(table, known, {**ELSEWHERE, **_of_engine()})
     backend = table.get("backend")
     if backend is not None:
         names = _names(backend) if isinstance(backend.value, str | list) else ()
@@ -406,11 +423,11 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
         name: _table(table[name]) if name in table else {}
         for name in ("options", "engine", "defaults", "tasks", "plugins")
     }
-    _check_names(tables["engine"], ENGINE, {**ELSEWHERE, **NOT_IN_FILES})
+    _check_names(tables["engine"], in_files(), {**ELSEWHERE, **not_in_files()})
     for name, each in tables["engine"].items():
-        check = OPTIONS[name].metadata["check"]
-        if check is not None and name not in PATHS:
-            _checked(each, lambda given, check=check: check(given))
+        option = all_options()[name]
+        if option.check is not None and not option.is_path:
+            _checked(each, option.check)
     return _Layer(
         backend,
         tables["options"],
@@ -423,7 +440,7 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
 
 def _settings(table: Values, known: tuple[str, ...]) -> Values:
     """Check settings of tasks."""
-    _check_names(table, known, NOT_SETTINGS)
+    _check_names(table, known, {**_of_engine(), **NOT_SETTINGS})
     for name, each in table.items():
         if name in RESOURCES:
             _checked(each, lambda given, name=name: Resources.of({name: given}))
@@ -512,8 +529,9 @@ def _located(name: str, value: Value) -> Value:
 
 def _check_engine(profile: Profile) -> None:
     for name, each in profile.engine.items():
-        if name in PATHS and OPTIONS[name].metadata["check"] is not None:
-            _checked(each, OPTIONS[name].metadata["check"])
+        option = all_options()[name]
+        if option.check is not None and option.is_path:
+            _checked(each, option.check)
     try:
         EngineOptions.of({name: each.value for name, each in profile.engine.items()})
     except (TypeError, ValueError) as error:  # options that contradict each other

@@ -435,12 +435,14 @@ class TaskDefaults:
         defaults: Settings for all tasks that do not set them in the code.
         overrides: Settings for tasks with certain names; later ones take precedence.
         plugins: The values of the options of plugins, by the plugin's distribution.
+        option_sources: Where the values of engine options come from; see `rhapsody_observers`.
     """
 
     profile: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    option_sources: Mapping[str, str] = field(default_factory=dict)
 
     def complete(
         self, name: str, given: Mapping[str, Any], *, function: bool = False

@@ -38,13 +38,13 @@ from rhapsody.errors import (
     describe_error,
     first_call,
 )
+from rhapsody.fsutil import full_disk, used_up
 from rhapsody.masking import MIN_SECRET_LENGTH, Hidden, Secrets, hides, mask, secrets_of
 from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
 from rhapsody.spelling import suggestion
-from rhapsody.staging.fsutil import full_disk, used_up
 from rhapsody.task import TaskFuture, failed_call
 from rhapsody.tracebacks import format_error, users_part
 

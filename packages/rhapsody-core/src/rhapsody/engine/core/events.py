@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rhapsody.engine.core.record import TaskRecord
 from rhapsody.engine.core.task_calls import CallRows, described_resources
 from rhapsody.engine.functions.task_function import CallKind
 from rhapsody.errors import DependencyFailureError, FirstFailure
-from rhapsody.observers.account import FailureGroups
+from rhapsody.failures import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskCall, TaskEvent
 from rhapsody.states import TasksMainStates
@@ -213,6 +214,61 @@ def _files(record: TaskRecord, outcome: AttemptInfo | None) -> AttemptFiles | No
     if not (inputs or outputs or stdout or stderr):
         return None
     return AttemptFiles(inputs, outputs, stdout, stderr)
+
+
+class Profiler:
+    """Recorder of the program's own named events, which plugins receive; see the option `trace`.
+
+    Methods may be called from any thread.
+
+    Args:
+        hooks: The plugins' hooks.
+    """
+
+    def __init__(self, hooks: EngineHooks) -> None:
+        self._hooks = hooks
+
+    @property
+    def enabled(self) -> bool:
+        """True if a plugin receives events."""
+        return bool(self._hooks.program_event)
+
+    def event(self, name: str, uid: str | None = None, **details: Any) -> None:
+        """Write an event with the current time.
+
+        Args:
+            name: The event's name.
+            uid: The uid of the event's task, if any.
+            **details: Further values, which are written as JSON.
+        """
+        self._write(time.time(), name, uid, details)
+
+    def prof(
+        self,
+        event: str,
+        uid: str | None = None,
+        state: str | None = None,
+        msg: str | None = None,
+        ts: float | None = None,
+        comp: str | None = None,
+    ) -> None:
+        """Write an event. The parameters are those of the profiler in radical.utils.
+
+        Args:
+            event: The event's name.
+            uid: The uid of the event's task, if any.
+            state: The task's state, if any.
+            msg: A message, if any.
+            ts: The time in seconds since the epoch. Default: the current time.
+            comp: The component, if any.
+        """
+        given = {"state": state, "msg": msg, "comp": comp}
+        details = {name: value for name, value in given.items() if value is not None}
+        self._write(time.time() if ts is None else ts, event, uid, details)
+
+    def _write(self, when: float, event: str, uid: str | None, details: Mapping[str, Any]) -> None:
+        for hook in self._hooks.program_event:
+            self._hooks.call(hook, time=when, name=event, uid=uid, details=details)
 
 
 _MARK = "_rhapsody_engine"

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rhapsody.backends.programs import write_again
+from rhapsody.data import leads_into
 from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import DataError, InputChangedError
 from rhapsody.staging.flow import FileFlow
-from rhapsody.staging.outputs import leads_into
 from rhapsody.staging.stager import Stager
 from rhapsody.states import TasksMainStates
 from rhapsody.task import NO_FILES, AttemptInfo, ProducedFiles

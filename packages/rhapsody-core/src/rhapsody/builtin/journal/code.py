@@ -10,7 +10,7 @@ The rule is to fail closed. If code uses a value that has no digest, or if it ca
 what the code uses (`importlib.import_module(name)`, `os.environ[name]`), the function has no digest
 and the task is not recorded. If code uses one of the user's modules as a whole, the digest covers
 the module's source and all its variables. Only objects that do not affect results, such as loggers
-and locks, are represented by their class alone; see `rhapsody.journal.values`.
+and locks, are represented by their class alone; see `rhapsody.builtin.journal.values`.
 
 State can change while the program runs. Before a digest is reused, globals, class attributes and
 module variables are compared by identity. Values that can change in place are digested again, once
@@ -51,8 +51,8 @@ from importlib.machinery import (
 )
 from typing import Any, Protocol, cast
 
-from rhapsody.journal.files import Stamp
-from rhapsody.journal.program import (
+from rhapsody.builtin.journal.files import Stamp
+from rhapsody.builtin.journal.program import (
     CALLS,
     ROLES,
     Names,
@@ -64,7 +64,7 @@ from rhapsody.journal.program import (
     names_in,
     source_changed,
 )
-from rhapsody.journal.values import UnhashableError, Values, counts
+from rhapsody.builtin.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import (
     MISSING,
     altered,

@@ -26,10 +26,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, get_args
 
-from rhapsody.errors import describe_error
-from rhapsody.history.lines import (
+from rhapsody.builtin.record.lines import (
     Encoder,
     Line,
     counts,
@@ -38,16 +37,23 @@ from rhapsody.history.lines import (
     run_end_line,
     run_line,
 )
-from rhapsody.history.outputs import OutputStore
-from rhapsody.journal.files import on_network
-from rhapsody.plugins.specs import ObservedEngine, Summary, TaskCall, TaskEvent, hookimpl
+from rhapsody.builtin.record.outputs import OutputStore
+from rhapsody.errors import describe_error
+from rhapsody.fsutil import on_network, open_own
+from rhapsody.history.written import record_closed, record_opened
+from rhapsody.plugins.specs import (
+    ObservedEngine,
+    Outcome,
+    Summary,
+    TaskCall,
+    TaskEvent,
+    UsageError,
+    hookimpl,
+)
+from rhapsody.sdk.runs import BASE, RECORD, Run, enter_run, leave_run
 from rhapsody.sdk.threads import start_thread
-from rhapsody.staging.fsutil import open_own
-from rhapsody.staging.runs import BASE, RECORD, Run, enter_run, leave_run
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
-
-Outcome = Literal["done", "failed", "interrupted"]
 
 FLUSH: Final = 0.5
 """Maximum number of seconds until a call or event is written."""
@@ -58,7 +64,7 @@ MOST: Final = 2000
 GRACE: Final = 10.0
 """Maximum number of seconds that the end of a run waits for its record to be written."""
 
-_WORST: Sequence[Outcome] = ("done", "failed", "interrupted")
+_WORST: Sequence[Outcome] = get_args(Outcome)
 
 
 class _Clock:
@@ -236,6 +242,7 @@ class _Record:
         if self._given is not None:
             path = os.fspath(self._given)
             self._file = RecordFile(path, fresh=not self._known, profile=profile)
+            record_opened(self._given)
             return
         self._run = run = enter_run(self._base, self._uid)
         try:
@@ -244,6 +251,7 @@ class _Record:
         except BaseException:
             self._leave_run()
             raise
+        record_opened(Path(os.path.abspath(path)))
 
     def leave(self, uid: str, outcome: Outcome, summary: Summary | None) -> None:
         """Unregister an engine that has ended."""
@@ -251,11 +259,6 @@ class _Record:
         self._outcome = max(self._outcome, outcome, key=_WORST.index)
         if summary is not None:
             self._stats.update(counts(summary.stats))
-
-    @property
-    def path(self) -> Path | None:
-        """Absolute path of the open file; `None` if it is not open."""
-        return None if self._file is None else Path(os.path.abspath(self._file.path))
 
     @property
     def idle(self) -> bool:
@@ -269,6 +272,7 @@ class _Record:
             how, stats = outcome or self._outcome, dict(self._stats)
             file.put([run_end_line(how, exit_code, stats, self._backends, file.clock.now())])
             file.close()
+            record_closed(Path(os.path.abspath(file.path)))
         self._leave_run()
 
     def _leave_run(self) -> None:
@@ -305,13 +309,6 @@ def hold_records() -> None:
     _here().clock = _Clock()
 
 
-def open_records() -> list[Path]:
-    """Return the paths of the records that this process is writing, in the order of their start."""
-    process = _here()
-    with process.lock:
-        return [path for record in process.records.values() if (path := record.path) is not None]
-
-
 def end_records(outcome: Outcome, exit_code: int) -> None:
     """End the records of this process with the run's outcome and exit code. For `rhapsody run`."""
     process = _here()
@@ -334,17 +331,17 @@ class Recorder:
         self._file: RecordFile | None = None
         self._encoder: Encoder | None = None
         self._uid = ""
-        self._summary: Summary | None = None
         self._lines: list[Line] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def open(self, engine: ObservedEngine) -> None:
-        """Begin to record an engine. Called when the engine starts.
+    @hookimpl(tryfirst=True)  # other plugins may read the record from now on
+    def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
+        """Begin to record an engine.
 
         If the record is in the run's directory and cannot be written, the run is not recorded.
 
         Raises:
-            OSError: The file at the given path cannot be written.
+            UsageError: The file at the given path cannot be written.
         """
         process = _here()
         try:
@@ -357,7 +354,7 @@ class Recorder:
                 self._file, self._encoder = record.enter(engine)
         except OSError as error:
             if self._path is not None:
-                raise
+                raise UsageError(f"record: {describe_error(error)}") from error
             log.warning("this run is not recorded (%s)", describe_error(error))
             return
         self._record, self._uid = record, engine.uid
@@ -374,23 +371,27 @@ class Recorder:
         if self._encoder is not None:
             self._add(engine, self._encoder.events(events))
 
-    @hookimpl
+    @hookimpl(trylast=True)
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Write what is waiting, and the end of the engine."""
-        self._summary = summary
+        """Write what is waiting and the end of the engine, and end the record if it is unused."""
         self._flush()
         if self._file is not None:
             self._file.put([engine_end_line(engine.uid, summary, self._file.clock.now())])
+        self._close(summary.outcome, summary)
 
-    def close(self, outcome: Outcome) -> None:
-        """End the recording of the engine, and the record unless other engines use it."""
+    @hookimpl
+    def rhapsody_workflow_not_started(self) -> None:
+        """End the record of an engine that could not be started."""
         self._flush()
+        self._close("failed", None)
+
+    def _close(self, outcome: Outcome, summary: Summary | None) -> None:
         record, self._record, self._file = self._record, None, None
         process = _here()
         if record is None:
             return
         with process.lock:
-            record.leave(self._uid, outcome, self._summary)
+            record.leave(self._uid, outcome, summary)
             if record.idle and process.clock is None:
                 record.end()
 

@@ -19,17 +19,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.identity import AttemptId, call_text, without_engine
-from rhapsody.journal import pickling
-from rhapsody.journal.addresses import (
+from rhapsody.builtin.journal import pickling
+from rhapsody.builtin.journal.addresses import (
     contained,
     identifies,
     parts_of,
     texts_in_files,
     texts_of,
 )
-from rhapsody.journal.files import (
+from rhapsody.builtin.journal.files import (
     Edits,
     FileDigests,
     Outputs,
@@ -38,23 +36,25 @@ from rhapsody.journal.files import (
     paths_in,
     stat_of,
 )
-from rhapsody.journal.keys import (
+from rhapsody.builtin.journal.keys import (
     Key,
     Keys,
     as_text,
     require_no_relative_paths,
     require_not_changed,
 )
-from rhapsody.journal.opened import OpenedFiles, current_directory
-from rhapsody.journal.others import Other, OtherJournals
-from rhapsody.journal.program import Program
-from rhapsody.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
-from rhapsody.journal.values import UnhashableError
+from rhapsody.builtin.journal.opened import OpenedFiles, current_directory
+from rhapsody.builtin.journal.others import Other, OtherJournals
+from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
+from rhapsody.builtin.journal.values import UnhashableError
+from rhapsody.data import leads_into
+from rhapsody.errors import DataError, JournalError, describe_error
+from rhapsody.identity import AttemptId, call_text, without_engine
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import MAX_OPENED
-from rhapsody.staging.outputs import leads_into
 
 T = TypeVar("T")
 
@@ -131,6 +131,8 @@ class Journal:
 
     Attributes:
         path: The path of the journal's file.
+        journal: The same as text; see `rhapsody_observers`.
+        looks_up_in_turn: True, because one thread does the work.
         push_down: The argument `push_down`.
         max_value: The argument `largest`.
         names: The names in `again` that a task of this run has had so far.
@@ -154,6 +156,8 @@ class Journal:
         push_down: bool = False,
     ) -> None:
         self.path: Path = path
+        self.journal: str = str(path)
+        self.looks_up_in_turn: bool = True
         self.push_down: bool = push_down
         self.max_value: int | None = largest
         self.names: set[str] = set()

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
+from rhapsody.builtin.record.outputs import OutputStore
 from rhapsody.errors import DependencyFailureError, text_of
-from rhapsody.history.outputs import OutputStore
+from rhapsody.history.outputs import PRINTED
+from rhapsody.history.reader import FORMAT
 from rhapsody.masking import (
     MIN_SECRET_LENGTH,
     Secrets,
@@ -44,14 +46,6 @@ from rhapsody.plugins.specs import (
 from rhapsody.sdk.capture import TruncatedText
 from rhapsody.states import TasksMainStates
 from rhapsody.tracebacks import as_lines, last_frames
-
-FORMAT: int = 1
-"""Version of the format of records, increased by changes after which older readers would be wrong.
-The first line of a record contains the version of the record. `RecordReader` raises `RecordError`
-for a record with a higher version than this one."""
-
-PRINTED = 2000
-"""Maximum number of characters that are recorded from the end of each output stream."""
 
 MESSAGE = 2000
 """Maximum number of characters of an error's text."""

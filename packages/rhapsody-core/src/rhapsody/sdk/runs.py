@@ -8,6 +8,8 @@ of the process is alive.
 
 Two engines with the same uid would mix up their updates and sandboxes. A uid that the program chose
 is therefore claimed by a lock in the engine's `work_dir`. Uids that engines generate are unique.
+
+The names in `__all__` are public, for plugins that write files of runs.
 """
 
 from __future__ import annotations
@@ -30,9 +32,7 @@ from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError, user_name
-from rhapsody.identity import AttemptId
-from rhapsody.masking import escaped, mask
-from rhapsody.staging.fsutil import (
+from rhapsody.fsutil import (
     FileLock,
     LockState,
     is_groups,
@@ -41,6 +41,24 @@ from rhapsody.staging.fsutil import (
     remove_below,
     state_of,
 )
+from rhapsody.identity import AttemptId
+from rhapsody.masking import escaped, mask
+
+__all__ = [
+    "BASE",
+    "LATEST",
+    "LOCK",
+    "LOG",
+    "NOTEBOOK",
+    "RECORD",
+    "Run",
+    "enter_run",
+    "leave_run",
+    "make_base",
+    "note_in_log",
+    "program",
+    "runs_in",
+]
 
 log: logging.Logger = logging.getLogger("rhapsody")
 

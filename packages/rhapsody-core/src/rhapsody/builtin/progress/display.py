@@ -22,9 +22,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from rhapsody.builtin.progress.account import Counts, Row
 from rhapsody.errors import describe_error
 from rhapsody.masking import escaped
-from rhapsody.observers.account import Counts, Row
 from rhapsody.resources import duration_text
 from rhapsody.sdk.capture import streams
 

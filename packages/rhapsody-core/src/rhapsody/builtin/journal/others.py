@@ -16,9 +16,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from rhapsody.builtin.journal.store import DIRECTORY, Reader, opened
 from rhapsody.errors import JournalError
-from rhapsody.journal.store import DIRECTORY, Reader, opened
-from rhapsody.staging.runs import BASE
+from rhapsody.sdk.runs import BASE
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -31,10 +31,10 @@ class Other(NamedTuple):
 
     Attributes:
         journal: The path of the journal.
-        value: See `rhapsody.journal.store.Recording`.
-        files: See `rhapsody.journal.store.Recording`.
+        value: See `rhapsody.builtin.journal.store.Recording`.
+        files: See `rhapsody.builtin.journal.store.Recording`.
         began: The time at which the run that made the result began, if it is known.
-        opened: See `rhapsody.journal.store.Recording`.
+        opened: See `rhapsody.builtin.journal.store.Recording`.
     """
 
     journal: Path
@@ -70,8 +70,8 @@ class OtherJournals:
         """Return the result of a call, or `None` if there is none.
 
         Args:
-            key: See `rhapsody.journal.store.Recording`.
-            number: See `rhapsody.journal.store.Recording`.
+            key: See `rhapsody.builtin.journal.store.Recording`.
+            number: See `rhapsody.builtin.journal.store.Recording`.
 
         Raises:
             JournalError: The result is damaged or cannot be read.
@@ -114,7 +114,7 @@ def other_journals(path: Path, program: Path) -> list[Path]:
     `.rhapsody/journals` in the directory of the program.
 
     Args:
-        path: The path of the run's journal, made by `rhapsody.journal.store.journal_of_program`.
+        path: The path of the run's journal, made by `store.journal_of_program`.
         program: The directory of the program.
     """
     found: dict[str, float] = {}

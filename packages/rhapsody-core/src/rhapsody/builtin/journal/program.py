@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from rhapsody.journal.files import FileDigests, Stamp, stamp_of
-from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
+from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
+from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
 

@@ -403,6 +403,28 @@ def as_path(opened: int, path: Path) -> Path:
     return place if os.path.lexists(place) else path
 
 
+def path_text(argument: str, value: object, accepted: str = "a path") -> str:
+    """Return a path that the user has passed as text.
+
+    Args:
+        argument: The name of the argument, for errors.
+        value: The value of the argument.
+        accepted: What the argument accepts, for errors.
+
+    Raises:
+        TypeError: The value is not a path, or is a `bytes` path.
+        ValueError: The path begins with `~`.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{argument} must be {accepted}, got {value!r}")
+    if text.split("/")[0] == "~":
+        raise ValueError(
+            f"{argument}: '~' in {text!r} is not expanded; write os.path.expanduser({text!r})"
+        )
+    return text
+
+
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file of this user for writing, and create it if it does not exist.
 
@@ -836,3 +858,32 @@ def mount_of(path: str) -> str:
     while not os.path.ismount(place):
         place = os.path.dirname(place)
     return place
+
+
+NETWORK = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
+     "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
+     "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "virtiofs", "wekafs"}
+)  # fmt: skip
+"""File system types, as in Linux's list of mounts, whose files other hosts may change."""
+
+
+def on_network(directory: Path) -> bool:
+    """Return True if other hosts may also have mounted the file system of a directory."""
+    return file_system(os.fspath(directory)) in NETWORK
+
+
+def file_system(path: str) -> str:
+    """Return the type of a path's file system, or an empty string if it is unknown."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # not Linux
+        return ""
+    place, found = os.path.realpath(path), ("", "")
+    for line in mounts.splitlines():
+        _, point, kind, *_ = line.split(" ")
+        point = point.encode("latin-1", "ignore").decode("unicode_escape", "ignore")
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(found[0]):
+            found = point, kind
+    return found[1]

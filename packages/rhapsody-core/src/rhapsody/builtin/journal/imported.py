@@ -18,10 +18,10 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import NamedTuple
 from weakref import WeakSet
 
+from rhapsody.builtin.journal.code import CodeFingerprint, Known
+from rhapsody.builtin.journal.files import stamp_of
+from rhapsody.builtin.journal.program import Program
 from rhapsody.errors import describe_error
-from rhapsody.journal.code import CodeFingerprint, Known
-from rhapsody.journal.files import stamp_of
-from rhapsody.journal.program import Program
 from rhapsody.plugins.manager import is_importing
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")

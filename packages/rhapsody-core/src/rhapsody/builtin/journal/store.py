@@ -28,12 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from rhapsody.builtin.journal.files import Stamp
+from rhapsody.builtin.journal.values import DIGEST_SIZE
 from rhapsody.errors import JournalError
+from rhapsody.fsutil import (
+    FileLock,
+    full_disk,
+    make_shared_directory,
+    on_network,
+    state_of,
+)
 from rhapsody.identity import label
-from rhapsody.journal.files import Stamp, on_network
-from rhapsody.journal.values import DIGEST_SIZE
-from rhapsody.staging.fsutil import FileLock, full_disk, make_shared_directory, state_of
-from rhapsody.staging.runs import BASE, NOTEBOOK, make_base, program
+from rhapsody.sdk.runs import BASE, NOTEBOOK, make_base, program
 
 T = TypeVar("T")
 
@@ -223,8 +229,8 @@ class Recording(NamedTuple):
         number: The number of the call among the calls of the run with this key, starting at 1.
         name: The task's name.
         uid: The task's uid in its engine.
-        parts: The parts of the key. See `rhapsody.journal.keys.as_text`.
-        code: See `rhapsody.journal.keys.Key`.
+        parts: The parts of the key. See `rhapsody.builtin.journal.keys.as_text`.
+        code: See `rhapsody.builtin.journal.keys.Key`.
         files: The files that the task wrote, as JSON; `None` if there are none.
         why: The reason why an earlier recording of the call was not used; `None` if there was no
             such recording.

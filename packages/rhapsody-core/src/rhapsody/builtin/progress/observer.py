@@ -15,15 +15,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.backends.programs import RERUN_SCRIPT
+from rhapsody.builtin.progress.account import Counts, account, numbers
 from rhapsody.context import running_task
 from rhapsody.masking import escaped, mask
-from rhapsody.observers.account import Counts, account, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
-from rhapsody.staging.runs import note_in_log
+from rhapsody.sdk.runs import note_in_log
 
 if TYPE_CHECKING:
-    from rhapsody.observers.display import Display, Line
+    from rhapsody.builtin.progress.display import Display, Line
 
 Place = Literal["terminal", "notebook"]
 
@@ -48,7 +48,10 @@ class Progress:
 
     Attributes:
         shows_output: True if the output of each task is printed above the table when the task ends.
+        shows_failures: True, because the summary lists the failures.
     """
+
+    shows_failures: bool = True
 
     def __init__(self, *, lines: bool = False, account: bool = True) -> None:
         place = None if lines else _place()
@@ -95,6 +98,11 @@ class Progress:
         if self._prints:
             self.print_account()
 
+    @hookimpl
+    def rhapsody_workflow_not_started(self) -> None:
+        """Erase the table of an engine that could not be started."""
+        self.close()
+
     def print_account(self) -> None:
         """Print the summary of a run that has ended. A second call prints nothing."""
         lines, self._account = self._account, []
@@ -129,7 +137,7 @@ class Progress:
         return f"{text}; last failure: {failures[-1].summary}" if failures else text
 
     def _open(self, engine: ObservedEngine, place: Place) -> Display:
-        from rhapsody.observers.display import Display, Notebook, Picture, Terminal
+        from rhapsody.builtin.progress.display import Display, Notebook, Picture, Terminal
 
         counts, backends = self._counts, list(engine.backends.values())
         draw = Picture(counts, lambda: _usage(backends)).draw

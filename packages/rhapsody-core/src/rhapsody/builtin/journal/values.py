@@ -89,7 +89,7 @@ class UnhashableError(TypeError):
 class Collector(Protocol):
     """Collector of the code and the files to which values refer.
 
-    Implemented by `rhapsody.journal.code.CodeFingerprint`, whose module imports this one.
+    Implemented by `rhapsody.builtin.journal.code.CodeFingerprint`, whose module imports this one.
     """
 
     def code(self, thing: Any) -> str:

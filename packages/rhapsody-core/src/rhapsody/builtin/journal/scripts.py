@@ -20,8 +20,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhapsody.journal.files import LARGE_FILE
-from rhapsody.journal.program import Program
+from rhapsody.builtin.journal.files import LARGE_FILE
+from rhapsody.builtin.journal.program import Program
 from rhapsody.reading import start_of
 from rhapsody.sdk.modules import imported_names
 

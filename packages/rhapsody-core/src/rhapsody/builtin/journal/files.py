@@ -22,13 +22,13 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar, cast
 
+from rhapsody.builtin.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
 from rhapsody.copying import copy_file
 from rhapsody.data import RESERVED, File
 from rhapsody.errors import DataError
-from rhapsody.journal.values import DIGEST_SIZE, MAX_PATH_LENGTH, UnhashableError
+from rhapsody.fsutil import NETWORK, copy_directory, file_system
 from rhapsody.plugins.specs import TaskFiles
 from rhapsody.reading import SQLITE, pieces, start_of
-from rhapsody.staging.fsutil import copy_directory
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -65,13 +65,6 @@ racy)."""
 FINE_SETTLE_TIME = 100_000_000
 """Same as `SETTLE_TIME`, for local file systems whose times are finer than a second: a tick lasts
 at most 10 ms."""
-
-NETWORK = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs",
-     "fuse.s3fs", "fuse.sshfs", "gfs2", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2",
-     "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "virtiofs", "wekafs"}
-)  # fmt: skip
-"""File system types, as in Linux's list of mounts, whose files other hosts may change."""
 
 _NUMBERS = frozenset((type(None), bool, int, float))
 
@@ -307,27 +300,6 @@ def has_log(path: str) -> bool:
 def _has_log(first: bytes) -> bool:
     """Return the result of `has_log` for a file with these first bytes."""
     return first.startswith(SQLITE) and 2 in first[18:_HEADER_SIZE]
-
-
-def on_network(directory: Path) -> bool:
-    """Return True if other hosts may also have mounted the file system of a directory."""
-    return file_system(os.fspath(directory)) in NETWORK
-
-
-def file_system(path: str) -> str:
-    """Return the type of a path's file system, or an empty string if it is unknown."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # not Linux
-        return ""
-    place, found = os.path.realpath(path), ("", "")
-    for line in mounts.splitlines():
-        _, point, kind, *_ = line.split(" ")
-        point = point.encode("latin-1", "ignore").decode("unicode_escape", "ignore")
-        inside = place == point or place.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found[0]):
-            found = point, kind
-    return found[1]
 
 
 class Outputs:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
-from rhapsody.cli.clean import age
-from rhapsody.cli.output import DONE, FAILED, complain, note, say, table
-from rhapsody.cli.recording import END_PHRASES
+from rhapsody.builtin.journal.run import END_PHRASES
 from rhapsody.errors import JournalError
+from rhapsody.masking import escaped, mask
 from rhapsody.plugins.specs import UsageError
-from rhapsody.resources import size_text
+from rhapsody.resources import seconds, size_text
+
+DONE, FAILED = 0, 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _directory() -> Path:
+    from rhapsody.builtin.journal.store import DIRECTORY
     from rhapsody.history.selection import runs_directory
-    from rhapsody.journal.store import DIRECTORY
 
     return runs_directory() / DIRECTORY
 
@@ -74,28 +76,33 @@ def _journals(given: str | None) -> list[Path]:
 
 
 def _show(path: Path) -> int:
-    from rhapsody.journal.store import opened
+    from rhapsody.builtin.journal.store import opened
 
     with opened(path) as journal:
         known = journal.runs()
     say(f"{os.path.relpath(path)}  {size_text(path.stat().st_size)}")
     rows = [
-        (
-            str(each.number),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.began)),
-            each.how or "running or killed",
-            str(each.kept),
-            str(each.reused),
-        )
-        for each in known
+        ("RUN", "STARTED", "ENDED", "RECORDED", "REUSED"),
+        *(
+            (
+                str(each.number),
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.began)),
+                each.how or "running or killed",
+                str(each.kept),
+                str(each.reused),
+            )
+            for each in known
+        ),
     ]
-    for line in table(("RUN", "STARTED", "ENDED", "RECORDED", "REUSED"), rows):
-        say(f"  {line}")
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say(f"  {'  '.join(cells)}".rstrip())
     return DONE
 
 
 def _explain(path: Path, task: str | None) -> None:
-    from rhapsody.journal.store import opened
+    from rhapsody.builtin.journal.store import opened
 
     with opened(path) as journal:
         found, how = journal.explain(task), journal.runs()[-1].how
@@ -107,9 +114,9 @@ def _explain(path: Path, task: str | None) -> None:
 
 
 def _prune(found: list[Path], older: str | None) -> int:
-    from rhapsody.journal.store import Store
+    from rhapsody.builtin.journal.store import Store
 
-    before = None if older is None else time.time() - age(older)
+    before = None if older is None else time.time() - _age(older)
     code, freed, removed = DONE, 0, 0
     for path in found:
         about = path.lstat()  # a link that leads nowhere is reported below
@@ -128,7 +135,7 @@ def _prune(found: list[Path], older: str | None) -> int:
 
 
 def _verify(path: Path) -> int:
-    from rhapsody.journal.store import opened
+    from rhapsody.builtin.journal.store import opened
 
     with opened(path) as journal:
         found = journal.damage()
@@ -137,3 +144,25 @@ def _verify(path: Path) -> int:
     if not found:
         say(f"{os.path.relpath(path)}  no damage found")
     return FAILED if found else DONE
+
+
+def _age(text: str) -> float:
+    try:
+        return seconds("--older", text, zero=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def say(text: str) -> None:
+    """Write a line to standard output."""
+    print(escaped(text))  # noqa: T201 - the command's output
+
+
+def note(text: str) -> None:
+    """Write a line to standard error."""
+    print(escaped(mask(text)), file=sys.stderr)  # noqa: T201 - the command's output
+
+
+def complain(text: str) -> None:
+    """Write an error to standard error."""
+    note(f"rhapsody: {text}")

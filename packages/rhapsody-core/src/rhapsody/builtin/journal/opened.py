@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from rhapsody.journal.files import (
+from rhapsody.builtin.journal.files import (
     LARGE_FILE,
     MAX_ENTRIES,
     TOP,
@@ -27,10 +27,10 @@ from rhapsody.journal.files import (
     read_small,
     stat_of,
 )
-from rhapsody.journal.program import Program
-from rhapsody.journal.scripts import Scripts
-from rhapsody.journal.store import SUFFIXES
-from rhapsody.journal.values import DIGEST_SIZE, UnhashableError
+from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.scripts import Scripts
+from rhapsody.builtin.journal.store import SUFFIXES
+from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.runner import READ, RELATIVE, STARTED, UPDATED, WRITTEN
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")

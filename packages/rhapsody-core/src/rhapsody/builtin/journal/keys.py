@@ -21,20 +21,20 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rhapsody.environments import SETTINGS
-from rhapsody.journal.addresses import PLAIN, texts_of
-from rhapsody.journal.code import CodeFingerprint, Known
-from rhapsody.journal.files import Stamp
-from rhapsody.journal.imported import ImportedModules
-from rhapsody.journal.program import Program
-from rhapsody.journal.scripts import Scripts
-from rhapsody.journal.values import (
+from rhapsody.builtin.journal.addresses import PLAIN, texts_of
+from rhapsody.builtin.journal.code import CodeFingerprint, Known
+from rhapsody.builtin.journal.files import Stamp
+from rhapsody.builtin.journal.imported import ImportedModules
+from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.scripts import Scripts
+from rhapsody.builtin.journal.values import (
     DIGEST_SIZE,
     MAX_PATH_LENGTH,
     UnhashableError,
     Values,
     counts,
 )
+from rhapsody.environments import SETTINGS
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.modules import content_of
