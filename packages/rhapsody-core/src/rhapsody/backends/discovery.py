@@ -429,7 +429,7 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
     if "rhapsody_backends" not in plugin.hooks:
         reason = f"{entry}: {entry.value} declares no backend: define the hook rhapsody_backends"
         raise UnusableError(reason, remedy)
-    hook, _ = plugin.hooks["rhapsody_backends"]
+    hook = plugin.hooks["rhapsody_backends"]
     try:
         declared = hook.call()
         many = isinstance(declared, Iterable) and not isinstance(declared, BackendSpec)

@@ -430,11 +430,13 @@ class PluginHook(NamedTuple):
         call: Callable that takes all arguments of the hook, by keyword, and passes to the
             implementation those that are among its parameters.
         hook: The hook's name.
+        rank: -1 if it is called before those of other plugins, 1 if after them, otherwise 0.
     """
 
     plugin: str
     call: Callable[..., Any]
     hook: str
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,14 +446,13 @@ class LoadedPlugin:
     Attributes:
         label: The plugin's name in messages.
         plugin: The module or object.
-        hooks: The plugin's implementations by hook name, each with a rank: -1 if it is called
-            before those of other plugins, 1 if it is called after them, otherwise 0.
+        hooks: The plugin's implementations by hook name.
         seconds: The duration of the plugin's import.
     """
 
     label: str
     plugin: object
-    hooks: Mapping[str, tuple[PluginHook, int]]
+    hooks: Mapping[str, PluginHook]
     seconds: float = 0.0
 
 
@@ -527,17 +528,8 @@ class EngineHooks:
             self.not_started()
             raise
         plugins = _unique(plugins)
-        self.workflow_not_started = implementations("rhapsody_workflow_not_started", plugins)
-        self.program_event = implementations("rhapsody_program_event", plugins)
-        self.workflow_started = implementations("rhapsody_workflow_started", plugins)
-        self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
-        self.task_calls = implementations("rhapsody_task_calls", plugins)
-        self.task_events = implementations("rhapsody_task_events", plugins)
-        self.trace_tasks = implementations("rhapsody_trace_tasks", plugins)
-        self.prepare_task = implementations("rhapsody_prepare_task", plugins)
-        self.select_backend = implementations("rhapsody_select_backend", plugins)
-        self.lookup_results = implementations("rhapsody_lookup_results", plugins)
-        self.record_results = implementations("rhapsody_record_results", plugins)
+        for name in EngineHooks.__annotations__:
+            setattr(self, name, implementations(f"rhapsody_{name}", plugins))
         per_task = [one.plugin for one in plugins if not _PER_TASK.isdisjoint(one.hooks)]
         self.push_down: bool = all(getattr(plugin, "push_down", False) for plugin in per_task)
         limits = [getattr(plugin, "max_value", None) for plugin in per_task]
@@ -713,8 +705,7 @@ def _declared(name: str, kind: type[Option]) -> Iterator[tuple[str, tuple[Option
 def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginHook, ...]:
     """Return the implementations of one hook in the order in which they are called."""
     found = [plugin.hooks[hook] for plugin in plugins if hook in plugin.hooks]
-    found.sort(key=lambda one: one[1])
-    return tuple(implementation for implementation, _ in found)
+    return tuple(sorted(found, key=lambda one: one.rank))
 
 
 @contextmanager
@@ -842,9 +833,7 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
     return LoadedPlugin(label, plugin, hooks, seconds)
 
 
-def _implementation(
-    marked: Sequence[pluggy.HookImpl], hook: str, label: str
-) -> tuple[PluginHook, int]:
+def _implementation(marked: Sequence[pluggy.HookImpl], hook: str, label: str) -> PluginHook:
     found, *others = marked
     if others:  # their names differ
         functions = ", ".join(one.function.__name__ for one in marked)
@@ -858,8 +847,7 @@ def _implementation(
     def call(**arguments: Any) -> Any:
         return function(*[arguments[name] for name in names])
 
-    rank = -1 if found.tryfirst else 1 if found.trylast else 0
-    return PluginHook(label, call, hook), rank
+    return PluginHook(label, call, hook, found.trylast - found.tryfirst)
 
 
 def _observers(observers: Iterable[object]) -> list[LoadedPlugin]:
