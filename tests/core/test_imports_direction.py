@@ -17,6 +17,7 @@ ROOT = Path(rhapsody.__file__).parent
 ORDER = [
     "masking",
     "spelling",
+    "forks",
     "errors",
     "config_files",
     "aio",

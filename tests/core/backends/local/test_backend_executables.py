@@ -353,7 +353,7 @@ async def test_no_descriptor_is_lost(driver: Driver) -> None:
         *(driver.command("kill $$") for _ in range(5)),
     )
     assert process.num_fds() == before
-    assert not processes._groups
+    assert not processes._groups.get()
 
 
 async def test_executables_take_no_worker() -> None:
@@ -419,10 +419,10 @@ async def test_a_program_whose_end_cannot_be_observed_is_ended(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_watch", lambda pid: None)
-    before = dict(processes._groups)
+    before = set(processes._groups.get())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         end = await driver.run_one(driver.command("sleep 600"))
     assert end.state is FAILED
     assert "new thread" in str(end.task["exception"])
-    assert processes._groups == before
+    assert processes._groups.get() == before

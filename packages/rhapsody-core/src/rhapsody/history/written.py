@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-_written: dict[Path, int] = {}
-"""The id of the process that opened each record, by path: a forked child writes none of them."""
+from rhapsody.forks import PerProcess
+
+_written: PerProcess[dict[Path, None]] = PerProcess(dict)
+"""The paths of the records, in the order of their start."""
 
 
 def record_opened(path: Path) -> None:
     """Add a record. Called by the recorder, from any thread."""
-    _written[path] = os.getpid()
+    _written.get()[path] = None
 
 
 def record_closed(path: Path) -> None:
     """Remove a record. Called by the recorder, from any thread."""
-    _written.pop(path, None)
+    _written.get().pop(path, None)
 
 
 def open_records() -> list[Path]:
     """Return the paths of the records that this process is writing, in the order of their start."""
-    return [path for path, process in list(_written.items()) if process == os.getpid()]
+    return list(_written.get())

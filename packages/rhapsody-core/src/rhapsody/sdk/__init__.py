@@ -21,6 +21,7 @@ from rhapsody.data import (
     plain_name,
 )
 from rhapsody.errors import add_note, describe_error, made_in_time
+from rhapsody.forks import PerProcess
 from rhapsody.masking import escaped, mask
 from rhapsody.resources import (
     hosts_of_job,
@@ -93,16 +94,16 @@ from rhapsody.undeclared import copy_all
 __all__ = [
     "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED", "RUNNER_FILE",
     "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment", "Launch", "Mailbox",
-    "Meter", "Origins", "Output", "Program", "ProtocolVersionError", "Readiness", "Ready", "Reaper",
-    "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop", "SlurmReason",
-    "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop",
-    "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes", "copy_all",
-    "copy_into", "describe_error", "dumps", "end_of_file", "escaped", "finish", "hosts_of_job",
-    "in_thread", "is_async", "is_cancelling", "known", "link_into", "made_in_time", "make_sandbox",
-    "mask", "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job", "output_of",
-    "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler",
-    "plain_name", "recording", "require_mpi4py", "require_unused", "require_version", "run_rank",
-    "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
+    "Meter", "Origins", "Output", "PerProcess", "Program", "ProtocolVersionError", "Readiness",
+    "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
+    "SlurmReason", "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService",
+    "WorkerLoop", "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes",
+    "copy_all", "copy_into", "describe_error", "dumps", "end_of_file", "escaped", "finish",
+    "hosts_of_job", "in_thread", "is_async", "is_cancelling", "known", "link_into", "made_in_time",
+    "make_sandbox", "mask", "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job",
+    "output_of", "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts",
+    "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
+    "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
     "slurm_refusal", "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion",
     "task_context", "task_environment", "task_kind", "time_needed", "too_early", "trimmed",
     "unpack", "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",

@@ -28,6 +28,7 @@ from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import decode_source, resolve_name
 from typing import Any, TypeGuard
 
+from rhapsody.forks import PerProcess
 from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_start_time, sent_modules
 
 __all__ = ["REFERENCE", "altered", "own_modules"]
@@ -164,12 +165,12 @@ def own_modules() -> bytes | None:
     Returns the same object as long as the modules are unchanged, and is fast enough to be called
     for each task.
     """
-    return _program.packed()
+    return _program.get().packed()
 
 
 def altered(name: str) -> bool:
     """Return True if a module's file may differ from the version that this program imported."""
-    return name in _program.altered
+    return name in _program.get().altered
 
 
 class _Program:
@@ -177,12 +178,8 @@ class _Program:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begin()
-
-    def _begin(self) -> None:
         self.altered: set[str] = set()
         self._id = os.urandom(REFERENCE // 2)
-        self._process = os.getpid()
         self._packed: bytes | None = None
         self._sources: dict[str, tuple[Any, Source]] = {}  # with specs if imported
         self._imported: list[tuple[str, types.ModuleType, Any]] = []
@@ -196,15 +193,13 @@ class _Program:
     def packed(self) -> bytes | None:
         if not self._is_current():
             with self._lock:
-                if self._process != os.getpid():  # a forked child is a separate program
-                    self._begin()
                 if not self._is_current():
                     self._look()
         return self._packed
 
     def _is_current(self) -> bool:
         modules = sys.modules
-        if len(modules) != self._count or sys.path != self._path or self._process != os.getpid():
+        if len(modules) != self._count or sys.path != self._path:
             return False
         for name, module, spec in self._imported:
             if modules.get(name) is not module or module.__spec__ is not spec:
@@ -233,7 +228,7 @@ class _Program:
             self._add_parents(name)
         self._follow({} if reloaded else former)
         sent = sent_modules()
-        sent.program = self._id, self._process
+        sent.program = self._id, os.getpid()
         sent.loaded.update(
             (name, (spec, source.digest))
             for name, (spec, source) in self._sources.items()
@@ -479,4 +474,4 @@ def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
         todo += [each for each in reversed(one.co_consts) if isinstance(each, types.CodeType)]
 
 
-_program = _Program()
+_program: PerProcess[_Program] = PerProcess(_Program)

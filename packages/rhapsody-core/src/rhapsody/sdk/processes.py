@@ -28,23 +28,24 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import IO
 
+from rhapsody.forks import PerProcess
 from rhapsody.sdk.threads import start_thread
 from rhapsody.sdk.usage import NO_COUNTERS, Counters, counters_before, program_usage
 from rhapsody.task import Usage
 
 __all__ = ["Program", "Reaper"]
 
-_groups: dict[int, int] = {}  # by group: the process that registered it
+_groups: PerProcess[set[int]] = PerProcess(set)
 
 
 def register_group(pid: int) -> None:
     """Register a process group, so that it is killed when the interpreter exits."""
-    _groups[pid] = os.getpid()
+    _groups.get().add(pid)
 
 
 def forget_group(pid: int) -> None:
     """Unregister a group that has ended, because the system may reuse its number."""
-    _groups.pop(pid, None)
+    _groups.get().discard(pid)
 
 
 @atexit.register
@@ -53,9 +54,8 @@ def kill_groups() -> None:
 
     A forked child does not kill the groups of its parent when it exits.
     """
-    for pid, owner in tuple(_groups.items()):
-        if owner == os.getpid():
-            signal_group(pid, signal.SIGKILL)
+    for pid in tuple(_groups.get()):
+        signal_group(pid, signal.SIGKILL)
 
 
 def signal_group(pid: int, number: int) -> None:

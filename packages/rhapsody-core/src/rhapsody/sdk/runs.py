@@ -32,6 +32,7 @@ from pathlib import Path
 
 from rhapsody.data import SavedFile, make_sandbox
 from rhapsody.errors import DataError, user_name
+from rhapsody.forks import PerProcess
 from rhapsody.fsutil import (
     FileLock,
     LockState,
@@ -305,11 +306,6 @@ class Run:
         """Write text to the run's log."""
         self._log.note(text)
 
-    def forget(self) -> None:
-        """Close the lock's file in a forked child. The parent keeps its lock."""
-        if self._held is not None:
-            self._held.let_go()
-
     def _log_file(self) -> str:
         return os.fspath(self.make() / LOG)
 
@@ -318,12 +314,11 @@ class _Process:
     """Runs of one process, by the `.rhapsody` directory that contains the run."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.runs: dict[Path, Run] = {}
         self.lock = threading.Lock()
 
 
-_process = _Process()
+_process: PerProcess[_Process] = PerProcess(_Process)
 
 
 def enter_run(base: Path, uid: str) -> Run:
@@ -331,22 +326,18 @@ def enter_run(base: Path, uid: str) -> Run:
 
     No directory is created.
     """
-    global _process
-    if _process.pid != os.getpid():  # a forked child has its own runs
-        parents, _process = _process, _Process()
-        for run in parents.runs.values():
-            run.forget()
-    with _process.lock:
-        if base not in _process.runs:
-            _process.runs[base] = Run(base)
-        run = _process.runs[base]
+    process = _process.get()
+    with process.lock:
+        if base not in process.runs:
+            process.runs[base] = Run(base)
+        run = process.runs[base]
         run.enter(uid)
     return run
 
 
 def leave_run(run: Run, uid: str) -> None:
     """Unregister an engine that has ended. A second call has no effect."""
-    process = _process
+    process = _process.get()
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
             del process.runs[run.base]
@@ -354,8 +345,9 @@ def leave_run(run: Run, uid: str) -> None:
 
 def note_in_log(work_dir: Path, text: str) -> None:
     """Write text to the log of this process's run that contains `work_dir`, if there is one."""
-    with _process.lock:
-        runs = list(_process.runs.values())
+    process = _process.get()
+    with process.lock:
+        runs = list(process.runs.values())
     for run in runs:
         if run.path == work_dir.parent:
             run.note(text)

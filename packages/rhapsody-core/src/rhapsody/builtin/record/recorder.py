@@ -50,6 +50,7 @@ from rhapsody.plugins.specs import (
     UsageError,
     hookimpl,
 )
+from rhapsody.sdk import PerProcess
 from rhapsody.sdk.runs import BASE, RECORD, Run, enter_run, leave_run
 from rhapsody.sdk.threads import start_thread
 
@@ -107,7 +108,7 @@ class RecordFile:
 
     def __init__(self, path: str, *, fresh: bool, profile: str | None = None) -> None:
         self.path: str = path
-        self.clock: _Clock = _here().clock or _Clock()
+        self.clock: _Clock = _process.get().clock or _Clock()
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
@@ -288,30 +289,22 @@ class _Process:
     """
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.records: dict[Path, _Record] = {}
         self.clock: _Clock | None = None
         self.lock = threading.RLock()
 
 
-_process = _Process()
-
-
-def _here() -> _Process:
-    global _process
-    if _process.pid != os.getpid():  # a forked child has its own records
-        _process = _Process()
-    return _process
+_process: PerProcess[_Process] = PerProcess(_Process)
 
 
 def hold_records() -> None:
     """Keep the records of this process open until `end_records`. For `rhapsody run`."""
-    _here().clock = _Clock()
+    _process.get().clock = _Clock()
 
 
 def end_records(outcome: Outcome, exit_code: int) -> None:
     """End the records of this process with the run's outcome and exit code. For `rhapsody run`."""
-    process = _here()
+    process = _process.get()
     with process.lock:
         process.clock = None
         for record in process.records.values():
@@ -343,7 +336,7 @@ class Recorder:
         Raises:
             UsageError: The file at the given path cannot be written.
         """
-        process = _here()
+        process = _process.get()
         try:
             with process.lock:
                 key = Path(os.path.abspath(BASE if self._path is None else self._path))
@@ -387,7 +380,7 @@ class Recorder:
 
     def _close(self, outcome: Outcome, summary: Summary | None) -> None:
         record, self._record, self._file = self._record, None, None
-        process = _here()
+        process = _process.get()
         if record is None:
             return
         with process.lock:
