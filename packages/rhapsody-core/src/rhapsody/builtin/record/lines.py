@@ -409,7 +409,7 @@ def run_line(started: float, profile: str | None = None) -> str:
             "program": program,
             "arguments": arguments,
             "command": command,
-            "cwd": _directory(),
+            "cwd": os.getcwd(),
             "host": socket.gethostname(),
             "user": _user(),
             "pid": os.getpid(),
@@ -420,13 +420,6 @@ def run_line(started: float, profile: str | None = None) -> str:
             "profile": profile,
         },
     )
-
-
-def _directory() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
 
 
 def _user() -> str:

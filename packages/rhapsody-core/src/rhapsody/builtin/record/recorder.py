@@ -110,14 +110,13 @@ class RecordFile:
         self.path: str = path
         self.clock: _Clock = _process.get().clock or _Clock()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
         self._batches: queue.SimpleQueue[Sequence[Line] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._network = on_network(Path(path).parent)
         self._file: int | None = open_own(path, os.O_RDWR | os.O_APPEND)
         try:
             _write(self._file, self._begin(self._file, profile, fresh=fresh))
             self.outputs: OutputStore = OutputStore(path, fresh=fresh)
+            self._thread = start_thread(self._work, "rhapsody record")
         except BaseException:
             os.close(self._file)
             raise
@@ -144,31 +143,19 @@ class RecordFile:
 
     def put(self, lines: Sequence[Line]) -> None:
         """Queue lines for the writer's thread, which writes them in this order."""
-        if not self.active:
-            return
-        with self._lock:
-            if self._thread is None:
-                try:
-                    self._thread = start_thread(self._work, "rhapsody record")
-                except RuntimeError:  # too many threads
-                    self._write(lines)
-                    return
-        self._batches.put(lines)
+        if self.active:
+            self._batches.put(lines)
 
     def close(self) -> None:
         """Write what is waiting, and close the file."""
         if not self.active:
             return
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._batches.put(None)
-            thread.join(GRACE)
-            if thread.is_alive():
-                log.error(
-                    "record %s: writing takes too long; its last lines may be missing", self.path
-                )
-                return
-        self._end()
+        self._batches.put(None)
+        self._thread.join(GRACE)
+        if self._thread.is_alive():
+            log.error("record %s: writing takes too long; its last lines may be missing", self.path)
+        else:
+            self._end()
 
     def _work(self) -> None:
         while (lines := self._batches.get()) is not None:
