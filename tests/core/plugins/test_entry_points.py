@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import importlib_metadata  # noqa: F401 - some tests remove its directory from `sys.path`
 import pytest
 
 from rhapsody.backends.discovery import get_backend
@@ -166,6 +167,16 @@ def test_a_plugin_installed_while_the_program_runs_is_found(site: Path) -> None:
     assert found("after")
 
 
+def test_a_plugin_that_was_replaced_at_once_is_read_again(site: Path) -> None:
+    info = install(site, "again", backends={"one": "one_module"})
+    assert found("again") == [("rhapsody.backends", "one", "one_module")]
+    former = site.stat()
+    shutil.rmtree(info)
+    install(site, "again", backends={"two": "two_module"})
+    os.utime(site, ns=(former.st_atime_ns, former.st_mtime_ns))
+    assert found("again") == [("rhapsody.backends", "two", "two_module")]
+
+
 def test_an_uninstalled_plugin_is_forgotten(site: Path) -> None:
     info = install(site, "going", backends={"one": "one_module"})
     settle(site)
@@ -185,8 +196,10 @@ def test_files_written_to_a_directory_on_the_path_do_not_forget_loaded_plugins(
     settle(site)
     monkeypatch.setattr(sys, "path", [str(work), str(site)])
     first = installed()
-    (work / "result.txt").write_text("done")
-    assert installed() is first
+    monkeypatch.setattr("importlib_metadata.entry_points", lambda: pytest.fail("read again"))
+    for name in ("result.txt", "another.txt"):
+        (work / name).write_text("done")
+        assert installed() is first
 
 
 def test_odd_entries_of_the_path_are_survived(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

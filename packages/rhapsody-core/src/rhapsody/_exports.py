@@ -24,7 +24,8 @@ def lazy(
 
     Args:
         package: The package's name.
-        table: For each module, the public names that it defines, separated by spaces.
+        table: For each module, the public names that it defines, separated by spaces. The name of
+            a module of the package stands for the module itself.
 
     Returns:
         `__getattr__` and `__dir__`.
@@ -35,7 +36,9 @@ def lazy(
 
     def load(name: str) -> Any:
         broken.add(name)
-        namespace[name] = value = getattr(import_module(modules[name]), name)
+        module = import_module(modules[name])
+        value = module if module.__name__ == f"{package}.{name}" else getattr(module, name)
+        namespace[name] = value
         broken.discard(name)
         return value
 

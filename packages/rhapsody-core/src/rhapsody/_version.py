@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib_metadata import version
 
 __version__ = version("rhapsody-core")

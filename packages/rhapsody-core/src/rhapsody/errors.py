@@ -42,6 +42,10 @@ class RhapsodyError(Exception):
         return rebuilt, (type(self), self.args, state)
 
 
+class UsageError(RhapsodyError, ValueError):
+    """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
+
+
 class FirstFailure(NamedTuple):
     """A failed task that prevented other tasks from running.
 

@@ -1,6 +1,6 @@
 """Entry point of the plugin: `rhapsody report`, the RO-Crates, and the dashboard of a run.
 
-The libraries that they need are imported when they are used.
+The libraries that they need and the other modules of this package are imported on first use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Literal
 
 from rhapsody import hookimpl
 from rhapsody.plugins import CommandLine, CommandOption, StartedRun, UsageError
-from rhapsody_report import command
 
 CRATE_OPTIONS = (
     CommandOption("license", str, "the license of the RO-Crate, as URL or text"),
@@ -42,6 +41,8 @@ RUN_OPTIONS = (
 @hookimpl
 def rhapsody_commands(cli: CommandLine) -> None:
     """Add the command `report` and the format `ro-crate`."""
+    from rhapsody_report import command
+
     cli.add_command("report", command.HELP, command.configure, command.run)
     cli.add_export_format("ro-crate", "-crate", write_crate, CRATE_OPTIONS)
 

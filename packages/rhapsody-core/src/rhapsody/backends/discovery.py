@@ -418,17 +418,21 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
     Raises:
         UnusableError: The plugin cannot be loaded, or its declaration is invalid.
     """  # noqa: DOC501 - the TypeError is caught here
-    remedy = repair_command(entry.distribution)
+
+    def unusable(reason: str) -> UnusableError:
+        return UnusableError(reason, repair_command(entry.distribution))
+
     try:
         plugin = load(entry)
     except PluginError as error:
         conflict = error.__cause__
         if isinstance(conflict, ConflictError):
             raise UnusableError(conflict.reason, conflict.remedy) from error
-        raise UnusableError(str(error), remedy) from error
+        raise unusable(str(error)) from error
     if "rhapsody_backends" not in plugin.hooks:
-        reason = f"{entry}: {entry.value} declares no backend: define the hook rhapsody_backends"
-        raise UnusableError(reason, remedy)
+        raise unusable(
+            f"{entry}: {entry.value} declares no backend: define the hook rhapsody_backends"
+        )
     hook = plugin.hooks["rhapsody_backends"]
     try:
         declared = hook.call()
@@ -441,15 +445,14 @@ def _spec(key: str, entry: PluginEntry) -> BackendSpec:
         raise
     except BaseException as error:  # a plugin's hook may raise anything
         reason = f"{entry}: invalid declaration: {type(error).__name__}: {error}"
-        raise UnusableError(reason, remedy) from error
+        raise unusable(reason) from error
     named = [spec for spec in specs if normalize_name(spec.name) == key]
     if len(named) != 1:
         count = f"{len(named)} backends" if named else "no backend"
         others = ", ".join(repr(spec.name) for spec in specs) or "none"
-        raise UnusableError(
+        raise unusable(
             f"{entry}: {entry.value} declares {count} named {key!r}; declared: {others}. The entry "
-            "point and the BackendSpec must have the same name",
-            remedy,
+            "point and the BackendSpec must have the same name"
         )
     return named[0]
 
@@ -461,10 +464,17 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
         UnusableError: The backend was written for another version of the plugin interface, a
             requirement is malformed or not met, or the top-level module cannot be found.
     """
-    from packaging.requirements import InvalidRequirement, Requirement
-
     if wrong := wrong_version(distribution, spec.api_version):
         raise UnusableError(*wrong)
+    if spec.requires:
+        _check_requirements(spec, distribution)
+    if missing := _missing_module(spec.import_path):
+        raise UnusableError(missing, _reinstall(distribution))
+
+
+def _check_requirements(spec: BackendSpec, distribution: str) -> None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
     for text in spec.requires:
         try:
             requirement = Requirement(text)
@@ -479,7 +489,6 @@ def _check_usable(spec: BackendSpec, distribution: str) -> None:
         problem = unmet(requirement)
         if problem is not None:
             raise UnusableError(problem, spec.install_hint or f"pip install '{text}'")
-    _check_module(spec.import_path, _reinstall(distribution))
 
 
 def _reinstall(distribution: str) -> str:
@@ -499,15 +508,14 @@ def unmet(requirement: Requirement) -> str | None:
     return None
 
 
-def _check_module(import_path: str, remedy: str) -> None:
-    """Raise `UnusableError` unless the path's top-level module can be found. Imports nothing."""
+def _missing_module(import_path: str) -> str | None:
+    """Return a message if the path's top-level module cannot be found. Imports nothing."""
     top = import_path.partition(":")[0].partition(".")[0]
     try:
         found = find_spec(top) is not None
     except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
         found = True
-    if not found:
-        raise UnusableError(f"no module named {top!r} (import_path {import_path!r})", remedy)
+    return None if found else f"no module named {top!r} (import_path {import_path!r})"
 
 
 # Descriptions and classes.
@@ -526,7 +534,8 @@ def _describe(key: str, name: str) -> BackendDescription:
             }
             if own.cls is None:
                 remedy = "install the distribution that contains it, or correct the import path"
-                _check_module(own.import_path, remedy)
+                if missing := _missing_module(own.import_path):
+                    raise UnusableError(missing, remedy)
         else:
             known["conflicts"] = conflicts(key)
             entry = claim(key)

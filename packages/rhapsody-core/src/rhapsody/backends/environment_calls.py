@@ -15,10 +15,9 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from rhapsody._version import __version__
 from rhapsody.data import OUTPUT_FILES, RESERVED, make_sandbox, output_of
 from rhapsody.environments import SETTINGS, wrap_command
 from rhapsody.errors import CapabilityError, TaskLostError
@@ -61,12 +60,6 @@ sys.stdout.flush()
 sys.stderr.flush()
 os._exit(0)  # without waiting for threads that the call has started
 """
-_WANTED = (
-    f"{sys.version_info[0]}.{sys.version_info[1]}",
-    f"pip install rhapsody-core=={__version__}",
-    str(PROTOCOL_VERSION),
-)
-"""The version of Python, the command that installs Rhapsody, and the version of the protocol."""
 
 
 class EnvironmentCall:
@@ -148,6 +141,15 @@ class EnvironmentCall:
         return os.path.join(self._directory, name)
 
 
+@cache
+def _wanted() -> tuple[str, str, str]:
+    """Return Python's version, the command that installs Rhapsody, and the protocol's version."""
+    from rhapsody._version import __version__  # reads metadata
+
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return python, f"pip install rhapsody-core=={__version__}", str(PROTOCOL_VERSION)
+
+
 def _program(task: TaskDescription, directory: str) -> TaskDescription:
     """Return the description of the executable task that makes a call."""
     here = not {"container", "conda", "venv"} & task.keys()
@@ -162,7 +164,7 @@ def _program(task: TaskDescription, directory: str) -> TaskDescription:
         "is_service": False,
         "task_backend_specific_kwargs": {},
         "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-        "arguments": ["-c", _START, *_WANTED, *files],
+        "arguments": ["-c", _START, *_wanted(), *files],
         "sandbox": directory,
         "capture": task.get("capture", True) is not False,
     }

@@ -22,7 +22,6 @@ def rhapsody_backends() -> list[BackendSpec]:
             name="local",
             import_path="rhapsody.backends.local:LocalExecutionBackend",
             summary="threads, processes and executables on this machine",
-            requires=("cloudpickle>=3.0",),
             capabilities=THREADS,
             options=OPTIONS,
         ),

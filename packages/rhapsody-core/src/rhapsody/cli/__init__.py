@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody import known
 from rhapsody.cli.output import (
@@ -32,10 +32,12 @@ from rhapsody.cli.output import (
     flush,
 )
 from rhapsody.cli.plugin_options import require_known
-from rhapsody.errors import RhapsodyError
+from rhapsody.errors import RhapsodyError, UsageError
 from rhapsody.plugins.manager import CORE, PluginHook, checked_options, installed
-from rhapsody.plugins.specs import CommandOption, UsageError
 from rhapsody.spelling import similar, suggestion
+
+if TYPE_CHECKING:
+    from rhapsody.plugins.specs import CommandOption
 
 __all__ = ["main"]
 
@@ -123,6 +125,8 @@ class Commands:
         options: Sequence[CommandOption] = (),
     ) -> None:
         """Add a format; see `rhapsody.plugins.specs.CommandLine`."""
+        from rhapsody.plugins.specs import CommandOption
+
         _check_name("format", name, self.formats)
         self.formats[name] = ExportFormat(suffix, write, checked_options(options, CommandOption))
 
@@ -140,7 +144,6 @@ class Commands:
         from rhapsody.plugins.manager import (
             implementations,
             loaded_plugins,
-            plugin_options,
             report,
         )
 
@@ -148,7 +151,7 @@ class Commands:
             return
         self._with_plugins = not only_core
         if not only_core:
-            self.run_options = plugin_options()
+            self.add_run_options()
         for hook in implementations("rhapsody_commands", loaded_plugins(only_core=only_core)):
             if hook in self._called:
                 continue
@@ -159,6 +162,12 @@ class Commands:
                 raise
             except BaseException as error:  # a plugin may raise anything
                 report(hook, error)
+
+    def add_run_options(self) -> None:
+        """Import the plugins, and add their options of `rhapsody run`."""
+        from rhapsody.plugins.manager import plugin_options
+
+        self.run_options = plugin_options()
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the arguments name.
@@ -182,7 +191,9 @@ class Commands:
             parser.print_help(sys.stderr)
             return USAGE
         name, command = arguments[0], self._find(arguments[0])
-        if name in EXTENDED:
+        if name == "run":
+            self.add_run_options()
+        elif name in EXTENDED:
             self.add_from_plugins()
         parser = HelpParser(prog=f"rhapsody {name}", description=command.help, allow_abbrev=False)
         self.configure(name, parser)
@@ -304,12 +315,12 @@ def _plugins_text() -> str:
 
 def _versions() -> str:
     """Return the versions of core and of the plugins' distributions, one per line."""
-    from rhapsody._version import __version__
+    versions = {CORE: "", **{entry.distribution: entry.version for entry in installed().entries}}
+    if not versions[CORE]:  # its entry points were not found
+        from rhapsody._version import __version__
 
-    plugins = {entry.distribution: entry.version for entry in installed().entries}
-    return "\n".join(
-        f"{name} {version}" for name, version in {CORE: __version__, **plugins}.items()
-    )
+        versions[CORE] = __version__
+    return "\n".join(f"{name} {version}" for name, version in versions.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

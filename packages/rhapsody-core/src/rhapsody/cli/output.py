@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rhapsody.history.values import printable
 from rhapsody.masking import escaped, mask
 
 if TYPE_CHECKING:
@@ -171,6 +170,8 @@ def table(
         optional: The names of the columns that are left out, those without values first, if the
             others would have to be shortened too much.
     """
+    from rhapsody.history.values import printable  # not needed by all commands
+
     lines = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
     columns = dict(zip(header, zip(*lines, strict=True), strict=True))
     widths = {name: max(map(text_width, cells)) for name, cells in columns.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from rhapsody.cli.output import CommandError, complain
 from rhapsody.plugins.manager import install_command
-from rhapsody.plugins.specs import CommandOption
+
+if TYPE_CHECKING:
+    from rhapsody.plugins.specs import CommandOption
 
 
 def add_options(

@@ -11,6 +11,7 @@ cannot affect another plugin. The registry of backends is `rhapsody.backends.dis
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -28,16 +29,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import pluggy
-
 from rhapsody.errors import PluginError, RhapsodyError, describe_error
 from rhapsody.known import PYTHONS
-from rhapsody.plugins import specs
 from rhapsody.spelling import suggestion
 from rhapsody_guard import ConflictError
 
+# Importing the specifications takes long, and most commands do not need them.
 if TYPE_CHECKING:
+    import pluggy
     from importlib_metadata import EntryPoint
+
+    from rhapsody.plugins import specs
 
 BACKENDS = "rhapsody.backends"
 """The entry-point group of backends."""
@@ -54,7 +56,7 @@ DISABLE = "RHAPSODY_DISABLE_PLUGINS"
 _SETTLE_TIME = 2 * 10**9
 """Nanoseconds after which another change of a directory is certain to change its time stamp."""
 
-Option = TypeVar("Option", specs.CommandOption, specs.EngineOption)
+Option = TypeVar("Option", "specs.CommandOption", "specs.EngineOption")
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
@@ -113,24 +115,24 @@ class Installed:
         return tuple(one for one in self.entries if one.group == name)
 
 
+_State = tuple[tuple[str, int, int], ...]
+
 _installed = Installed()
 _installed_key: object = None
+_states: dict[str, tuple[int, _State]] = {}  # by directory: its time of change, and its metadata
 _logged: set[str] = set()
 
 
 def installed() -> Installed:
     """Return the installed plugins; the same object as long as nothing has changed."""
     global _installed, _installed_key
-    now = time.time_ns()
-    stamps = {str(entry): _modified(entry or os.curdir) for entry in sys.path}
-    key = (os.environ.get(DISABLE), list(stamps.items()))
+    key = (os.environ.get(DISABLE), [(str(entry), _metadata(entry)) for entry in sys.path])
     if key != _installed_key:
         found = _read()
         if found != _installed:
             _installed = found
             _report(found)
-        # A second change within the clock's resolution would not show in the time stamps.
-        _installed_key = key if max(stamps.values(), default=0) < now - _SETTLE_TIME else None
+        _installed_key = key
     return _installed
 
 
@@ -152,6 +154,29 @@ def _modified(path: Any) -> int:
         return 0
 
 
+def _metadata(entry: Any) -> _State:
+    """Return the names of the metadata in a directory, with a number and a time for each.
+
+    The time of the directory's own change is not sufficient. A second change within the clock's
+    resolution would not show, and programs write other files into directories on `sys.path`, such
+    as that of the script. If the entry is a zip file, return the time of its change.
+    """
+    path, stamp = str(entry), _modified(entry or os.curdir)
+    known, state = _states.get(path, (None, ()))
+    if known == stamp and stamp < time.time_ns() - _SETTLE_TIME:
+        return state
+    try:
+        with os.scandir(path or os.curdir) as entries:
+            infos = [each for each in entries if each.name.lower().endswith("-info")]
+            found = [(each.name, each.stat()) for each in infos]
+    except OSError:  # a zip file, or there is nothing
+        state = ((path, 0, stamp),)
+    else:
+        state = tuple(sorted((name, info.st_ino, info.st_mtime_ns) for name, info in found))
+    _states[path] = stamp, state
+    return state
+
+
 def _read() -> Installed:
     import importlib_metadata
 
@@ -163,12 +188,15 @@ def _read() -> Installed:
     except Exception:  # one broken distribution makes this call fail for all of them
         points = _readable_points(unreadable)
     found = set()
+    names: dict[int, tuple[str, str]] = {}  # the metadata of a distribution are parsed once
     for point in points:
         if not point.group.startswith("rhapsody."):
             continue
         try:
             assert point.dist is not None
-            name, version = normalize_distribution(point.dist.name), point.dist.version or ""
+            if id(point.dist) not in names:
+                names[id(point.dist)] = _name_and_version(point.dist)
+            name, version = names[id(point.dist)]
             if not point.name:
                 raise ValueError(f"the entry point with the value {point.value!r} has no name")
             found.add(PluginEntry(point.group, point.name, point.value, name, version))
@@ -188,6 +216,19 @@ def _read() -> Installed:
     return Installed(
         tuple(entries), tuple(disabled), tuple(ignored), tuple(unknown), tuple(unreadable)
     )
+
+
+def _name_and_version(distribution: Any) -> tuple[str, str]:
+    """Return the normalized name and the version of a distribution.
+
+    Both are lines of the metadata. Parsing the metadata with `email` would take ten milliseconds,
+    mainly to import it.
+    """
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    fields = dict(re.findall(r"^(Name|Version): *(\S+) *$", head, re.MULTILINE))
+    if len(fields) == 2:
+        return normalize_distribution(fields["Name"]), fields["Version"]
+    return normalize_distribution(distribution.name), distribution.version or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +326,8 @@ def _report(found: Installed) -> None:
 
 def wrong_version(distribution: str, version: int) -> tuple[str, str] | None:
     """Return why a plugin does not fit this version of core and the fix; `None` if it fits."""
+    from rhapsody.plugins import specs
+
     if version == specs.API_VERSION:
         return None
     remedy = f"pip install --upgrade {CORE}"
@@ -399,16 +442,21 @@ _PER_TASK = frozenset(
 )
 """Hooks that receive a task before its backend does, or a task's value before the user does."""
 
-_HOOKS = tuple(
-    name for name, value in vars(specs).items() if hasattr(value, f"{specs.PROJECT}_spec")
-)
-
 _AWAITABLE = frozenset(
     {"rhapsody_lookup_results", "rhapsody_record_results", "rhapsody_workflow_finished"}
 )
 
 LAST_SECONDS = 10.0
 """Number of seconds for which the end of an engine waits for `rhapsody_workflow_finished`."""
+
+
+@functools.cache
+def _hooks() -> tuple[str, ...]:
+    """Return the names of all hooks."""
+    from rhapsody.plugins import specs
+
+    marker = f"{specs.PROJECT}_spec"
+    return tuple(name for name, value in vars(specs).items() if hasattr(value, marker))
 
 
 class _Imports(threading.local):
@@ -665,6 +713,8 @@ def plugin_options() -> dict[str, tuple[specs.CommandOption, ...]]:
     Raises:
         KeyboardInterrupt: A plugin was interrupted.
     """
+    from rhapsody.plugins import specs
+
     found: dict[str, tuple[specs.CommandOption, ...]] = {}
     for plugin, options in _declared("rhapsody_run_options", specs.CommandOption):
         found[plugin] = (*found.get(plugin, ()), *options)
@@ -677,6 +727,8 @@ def engine_options() -> dict[str, specs.EngineOption]:
     Raises:
         KeyboardInterrupt: A plugin was interrupted.
     """
+    from rhapsody.plugins import specs
+
     declared = _declared("rhapsody_engine_options", specs.EngineOption)
     return {option.name: option for _, options in declared for option in options}
 
@@ -799,6 +851,10 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         PluginError: The plugin implements no hook, or implements one with wrong arguments.
         KeyboardInterrupt: The registration was interrupted.
     """
+    import pluggy
+
+    from rhapsody.plugins import specs
+
     if isinstance(plugin, type):
         raise PluginError(
             f"{source}: a plugin must be a module or an object, got the class "
@@ -820,11 +876,11 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
         text = " ".join(str(error).split())
         raise PluginError(f"{source}: invalid hook: {type(error).__name__}: {text}") from error
     for name in hooks:
-        if name not in _HOOKS:
-            hint = suggestion(name, _HOOKS, "hooks")
+        if name not in _hooks():
+            hint = suggestion(name, _hooks(), "hooks")
             raise PluginError(f"{source}: unknown hook {name!r}{hint}")
     if not hooks:
-        unmarked = [name for name in _HOOKS if callable(getattr(plugin, name, None))]
+        unmarked = [name for name in _hooks() if callable(getattr(plugin, name, None))]
         named = ", ".join(unmarked) or "functions such as rhapsody_backends or rhapsody_task_events"
         raise PluginError(
             f"{source}: {_describe(plugin)} implements no Rhapsody hook; mark {named} with "

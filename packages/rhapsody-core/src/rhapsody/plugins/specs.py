@@ -25,7 +25,7 @@ import pluggy
 from rhapsody.capabilities import Capabilities
 from rhapsody.cards import BAD, GOOD, Card
 from rhapsody.data import SavedFile
-from rhapsody.errors import RhapsodyError
+from rhapsody.errors import UsageError
 from rhapsody.masking import MIN_SECRET_LENGTH, mask, merged, secrets_of
 from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
@@ -621,10 +621,6 @@ class LookupTask(TaskDescription):
     destinations: Mapping[str, str]
 
 
-class UsageError(RhapsodyError, ValueError):
-    """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOption:
     """Option of `WorkflowEngine.create` that a plugin implements.
@@ -1040,8 +1036,8 @@ def rhapsody_commands(cli: CommandLine) -> None:
     """Add commands to the command line.
 
     Called if the command line needs the commands or export formats of plugins: for a command that
-    is not built in, for `rhapsody run` and `rhapsody export`, and for `--plugins`. The hook must be
-    quick.
+    is not built in, for `rhapsody export`, and for `--plugins`. The hook must be quick, and import
+    modules that it needs itself: every engine imports the module with the hook.
 
     Args:
         cli: The command line.

@@ -22,8 +22,7 @@ import threading
 import time
 import types
 import zlib
-from collections.abc import Iterable, Iterator
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import decode_source, resolve_name
 from typing import Any, TypeGuard
@@ -51,7 +50,12 @@ _COMMENT = re.compile(rb"#[^\n]*")
 _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
 """Matches calls that import a module by a literal name."""
 
-_distributions = functools.cache(metadata.packages_distributions)
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    from importlib_metadata import packages_distributions
+
+    return packages_distributions()
 
 
 @functools.cache
@@ -102,6 +106,8 @@ def _below(places: Iterable[str]) -> tuple[str, ...]:
 
 
 def _version(name: str) -> tuple[str, str]:
+    import importlib_metadata as metadata  # not needed by all programs
+
     try:
         found = metadata.distribution(name)
         files = found.read_text("RECORD")
@@ -114,17 +120,18 @@ def _version(name: str) -> tuple[str, str]:
     return name, ", ".join(versions)
 
 
-def _version_of(distribution: metadata.Distribution) -> str:
+def _version_of(distribution: Any) -> str:
     """Return a distribution's version, with a digest of its files if they were local.
 
     Developers install from local files again and again without a new version.
     """
     origin = distribution.read_text("direct_url.json")
+    version: str = distribution.version
     if origin is None or '"file://' not in origin:
-        return distribution.version
+        return version
     files = (distribution.read_text("RECORD") or "").splitlines()
     lines = sorted(line for line in files if ",sha256=" in line and ".dist-info/" not in line)
-    return f"{distribution.version} ({digest_of(repr(lines).encode())[:16]})"
+    return f"{version} ({digest_of(repr(lines).encode())[:16]})"
 
 
 def file_of(module: Any) -> str | None:
