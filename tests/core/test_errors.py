@@ -28,6 +28,7 @@ BUILTINS = {
     "InputChangedError": ValueError,
     "JournalError": RuntimeError,
     "OutOfMemoryError": MemoryError,
+    "UsageError": ValueError,
 }
 
 
