@@ -67,7 +67,9 @@ async def test_the_engines_directory_is_removed_after_a_failed_start(
     assert re.fullmatch(r"\d{8}T\d{6}-.+-[0-9a-f]{4}", run)
     assert engine.startswith("engine.")
     assert session.startswith("rhapsody.")
-    assert os.listdir(tmp_path) == []
+    assert not place.parent.exists()
+    left = [name for _, _, names in os.walk(tmp_path) for name in names]
+    assert set(left) <= {"log.txt"}  # with a warning, if closing the session took long
 
 
 @pytest.mark.asyncio
