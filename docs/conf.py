@@ -34,9 +34,10 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in docstrings, which is a link only if it is a public name
     # Types in signatures that are private, and names of the standard library's private modules.
     ("py:class", r"rhapsody(_\w+)?\..*|_asyncio\..*|asyncio\.events\..*|concurrent\..*\._base\..*"),
+    ("py:class", r"_frozen_importlib\..*"),
     ("py:class", r"opentelemetry\..*"),
-    ("py:class", "Arguments|BackendLike|Clock|Files|Journal|KeepSandboxes"),
-    ("py:class", "P|Place|Progress|Starting"),
+    ("py:class", "Arguments|BackendLike|Clock|Files|KeepSandboxes"),
+    ("py:class", "P|Place|Starting"),
     ("py:exc", "NotStartedError|PilotException"),
 ]
 
