@@ -26,13 +26,14 @@ def test_many_tasks_end_as_they_should(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_tasks_fail_and_the_engine_ends_where_no_more_threads_can_be_started(
+async def test_an_engine_works_and_ends_where_no_more_threads_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    async with WorkflowEngine.create(work_dir=tmp_path / "work", uid="e") as flow:
+    work = tmp_path / "work"
+    async with WorkflowEngine.create(work_dir=work, uid="e") as flow:
 
         @flow.executable_task
         def write(file: OutputFile) -> str:
@@ -43,14 +44,14 @@ async def test_tasks_fail_and_the_engine_ends_where_no_more_threads_can_be_start
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
-            calls: list[Any] = [write(OutputFile("made", save=False)), function()]
-            for call in calls:
-                with pytest.raises(RuntimeError, match="new thread") as raised:
-                    await within(call)
-                assert "`ulimit -u`" in raised.value.__notes__[0]
-            with pytest.raises(RuntimeError, match="new thread"):
-                await within(flow.shutdown())
-        assert flow.summary is not None
+            await within(write(OutputFile("made", save=False)))
+            call: Any = function()
+            with pytest.raises(RuntimeError, match="new thread") as raised:
+                await within(call)
+            assert "`ulimit -u`" in raised.value.__notes__[0]
+            assert (work / "e.task.000001.1").is_dir()
+            await within(flow.shutdown())
+    assert [path.name for path in (work / "e.task.000001.1").iterdir()] == ["made"]
 
 
 def test_errors_name_the_exhausted_resource() -> None:

@@ -221,6 +221,21 @@ async def test_a_pool_hands_on_results_and_errors() -> None:
     await pool.close()
 
 
+async def test_a_pool_makes_its_calls_at_the_end_if_no_thread_could_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    pool, made = ThreadPool(1, "pool"), []
+    monkeypatch.setattr(threads, "start_thread", refuse)
+    pool.put(lambda: made.append(1))
+    with pytest.raises(RuntimeError, match="can't start"):
+        await pool.run(made.clear)
+    await pool.close()
+    assert made == [1]
+
+
 async def test_calls_that_nobody_waits_for_share_a_thread_unless_they_are_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -460,7 +460,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if stays and (directory / detached.LIST).exists():
                 continue
             remove = partial(shutil.rmtree, directory, ignore_errors=True)
-            await in_thread(remove)
+            await in_thread(remove, or_here=True)
 
     @property
     def _leaving(self) -> bool:

@@ -486,7 +486,7 @@ class ManagedBackend(BaseExecutionBackend):
         temporary = self.__own_session.temporary
         if os.path.isdir(temporary):  # noqa: ASYNC240 - one call
             remove = partial(shutil.rmtree, temporary, ignore_errors=True)
-            await in_thread(remove)
+            await in_thread(remove, or_here=True)
 
     # Tasks.
 

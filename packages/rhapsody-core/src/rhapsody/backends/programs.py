@@ -130,7 +130,7 @@ class LocalPrograms(SharedSandboxes):
         """Shut the backend down, and stop the helper process."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self.__reaper is not None:
-            await in_thread(self.__reaper.stop)
+            await in_thread(self.__reaper.stop, or_here=True)
 
 
 # Shell scripts.

@@ -705,10 +705,8 @@ class WorkflowEngine(OlderNames):
                 "down each with `await backend.shutdown()`",
                 self.uid, ", ".join(map(repr, self.backends)),
             )  # fmt: skip
-        try:
-            await self._stop(skip_backends=skip)
-        finally:
-            self._settle()
+        await self._stop(skip_backends=skip)
+        self._settle()
 
     async def _interrupt(self, number: int) -> None:
         """Stop all work because of a signal, and leave the futures pending for now."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from rhapsody.errors import describe_error
 from rhapsody.sdk.runner import trimmed
-from rhapsody.sdk.threads import Mailbox, start_thread
+from rhapsody.sdk.threads import Mailbox
 
 __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 
@@ -188,7 +188,15 @@ class SharedLoop:
             if self._inbox is None:
                 loop = _new_loop()
                 self._loop = loop
-                self._thread = start_thread(partial(self._run, loop), self._name)
+                self._thread = threading.Thread(
+                    target=self._run, args=(loop,), name=self._name, daemon=True
+                )
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = self._loop = None
+                    loop.close()
+                    raise
                 self._inbox = Mailbox(loop, lambda function: function())
             return self._inbox
 

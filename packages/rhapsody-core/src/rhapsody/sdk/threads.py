@@ -35,7 +35,9 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-async def in_thread(function: Callable[[*Arguments], T], *args: *Arguments) -> T:
+async def in_thread(
+    function: Callable[[*Arguments], T], *args: *Arguments, or_here: bool = False
+) -> T:
     """Call a blocking function on a separate thread, and return its result.
 
     A backend calls this on its loop for functions that open, close, read or write something.
@@ -48,6 +50,8 @@ async def in_thread(function: Callable[[*Arguments], T], *args: *Arguments) -> T
     Args:
         function: The function to call.
         *args: Its arguments.
+        or_here: True to call the function on the loop if no thread can be started, for work that
+            must not be skipped at shutdown.
 
     Returns:
         The function's result.
@@ -58,8 +62,13 @@ async def in_thread(function: Callable[[*Arguments], T], *args: *Arguments) -> T
             `RuntimeError`.
     """
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    name = getattr(function, "__name__", "rhapsody")
-    thread = start_thread(partial(_call, partial(function, *args), future), name)
+    try:
+        name = getattr(function, "__name__", "rhapsody")
+        thread = start_thread(partial(_call, partial(function, *args), future), name)
+    except RuntimeError:  # too many threads
+        if or_here:
+            return function(*args)
+        raise
     try:
         return await future
     finally:
@@ -135,11 +144,12 @@ class ThreadPool:
         if not self._threads:
             self._threads.append(start_thread(self._work, self._name))
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, or_here: bool = False) -> T:
         """Call a blocking function on a thread of the pool, and return its result.
 
         Args:
             function: The function to call.
+            or_here: True to call the function on the loop if no thread can be started.
 
         Returns:
             The function's result.
@@ -148,7 +158,12 @@ class ThreadPool:
             RuntimeError: No thread can be started.
             Exception: Any error that the function raised; see `in_thread`.
         """
-        self.start()
+        try:
+            self.start()
+        except RuntimeError:  # too many threads
+            if or_here:
+                return function()
+            raise
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         waits = bool(self._open)
@@ -179,8 +194,11 @@ class ThreadPool:
         for _ in range(self._size):
             self._late.put(False)
         for thread in self._threads:  # slow calls may still add threads
-            await in_thread(thread.join)
+            await in_thread(thread.join, or_here=True)
         self._threads, self._late = [], SimpleQueue()
+        calls = [self._calls.get() for _ in range(self._calls.qsize())]
+        if any(calls):  # no thread could be started
+            await in_thread(lambda: [call() for call in calls if call is not None], or_here=True)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -180,7 +180,7 @@ class Fetcher:
             self._fetches.clear()
             if self.directory.exists():
                 remove_all = partial(shutil.rmtree, self.directory, ignore_errors=True)
-                await in_thread(remove_all)
+                await in_thread(remove_all, or_here=True)
 
 
 def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:

@@ -187,7 +187,7 @@ class SandboxKeeper:
         self._ended_well = well
         await self._threads.close()
         if self._fates or self._declared:
-            await in_thread(self._finish)
+            await in_thread(self._finish, or_here=True)
 
     def _release(self, path: str) -> None:
         if self._fates.get(path, Disposition.STAY) is not Disposition.STAY:

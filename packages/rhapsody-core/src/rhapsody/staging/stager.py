@@ -359,9 +359,9 @@ class Stager:
         await self.fetcher.close(remove=not self.cache_stays)
         if self._claim is not None:
             self._claim.release()
-        await in_thread(self._place.close, self.results.saved)
+        await in_thread(self._place.close, self.results.saved, or_here=True)
         if self._place.settled and self.work_dir.exists():
-            self.disk_use = await in_thread(disk_use, self._place.base)
+            self.disk_use = await in_thread(disk_use, self._place.base, or_here=True)
 
     def leave(self) -> None:
         """Unregister the engine from its run; see `WorkDir.leave`."""

@@ -146,7 +146,7 @@ class Executables(JobRunner):
         launch = partial(self._launch, loop=asyncio.get_running_loop())
         start = partial(self._start_unless_cancelled, job, launch, os.environ.copy())
         try:
-            program = await self._starters.run(start)
+            program = await self._starters.run(start, or_here=True)
         except Exception as error:  # such as a missing program or a full disk
             program, job.error = None, error
         if program is None:
@@ -425,7 +425,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         await self._wait_for_ends()
         await self._executables.stop()
         await self._calls.stop()
-        await in_thread(self._reaper.stop)
+        await in_thread(self._reaper.stop, or_here=True)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
             self._threads.stop(self.thread_grace)

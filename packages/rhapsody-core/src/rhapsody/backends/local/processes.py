@@ -243,8 +243,8 @@ class ProcessWorkers(JobRunner):
             await self._changed.wait()
         self._to_packer.put(None)
         for packer in self._packers[-1:]:
-            await in_thread(packer.join, PACKER_GRACE)
-        await in_thread(self._context.stop)
+            await in_thread(packer.join, PACKER_GRACE, or_here=True)
+        await in_thread(self._context.stop, or_here=True)
         if not any(packer.is_alive() for packer in self._packers):
             self._context.memory.close()
         self._context = None

@@ -218,19 +218,26 @@ class Blocks:
         context.run(enclosing_block.set, record)
         try:
             args, kwargs = self._values.of(record)
-            if record.call.task.is_async:
-                self._run(record, record.call.task.function(*args, **kwargs), context)
-                return
-            # A block that never returns does not hold up the program's exit.
-            self._threads[record] = thread = threading.Thread(
-                target=context.run,
-                args=(self._call, record, args, kwargs),
-                name=f"rhapsody {record.future.uid}",
-                daemon=True,
+            coroutine = (
+                record.call.task.function(*args, **kwargs) if record.call.task.is_async else None
             )
-            thread.start()
-        except (Exception, SystemExit) as error:  # only this block fails
+        except (Exception, SystemExit) as error:  # of the user's code: only this block fails
             self._ended(record, None, error)
+            return
+        if coroutine is not None:
+            self._run(record, coroutine, context)
+            return
+        thread = threading.Thread(
+            target=context.run,
+            args=(self._call, record, args, kwargs),
+            name=f"rhapsody {record.future.uid}",
+            daemon=True,  # a block that never returns does not hold up the program's exit
+        )
+        self._threads[record] = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system refuses another thread
+            self._background.soon(partial(self._ended, record, None, error))
 
     def _run(
         self, record: BlockRecord, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
