@@ -1,7 +1,7 @@
 """Decorators, one for each hook, whose functions a type checker compares with the hook.
 
 A type checker does not know which hook a function implements that is marked with `hookimpl`. A
-decorator of this module names the hook:
+decorator of this module names the hook::
 
     @hooks.task_events
     def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
