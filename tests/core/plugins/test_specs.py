@@ -323,7 +323,7 @@ def test_rhapsody_commands_adds_an_export_format_with_options(
 
 
 MARKED = """def rhapsody_run_options():
-    return [CommandOption("mark", str, "text to print"), CommandOption("twice", bool, "twice")]
+    return [CommandOption("mark", str, "100% of a text"), CommandOption("twice", bool, "twice")]
 
 from contextlib import contextmanager
 from rhapsody.plugins import CommandOption, UsageError
@@ -348,6 +348,10 @@ def rhapsody_run_started(run):
     if run.options["mark"] == "broken":
         raise KeyError("mark")
     return marked(run) if run.options["mark"] else None
+
+@hookimpl
+def rhapsody_run_ended(outcome, exit_code):
+    seen.append((outcome, exit_code))
 """
 """Plugin with two options of `rhapsody run`."""
 
@@ -373,12 +377,15 @@ def test_rhapsody_run_options_adds_options_that_rhapsody_run_started_receives(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--help"])
-    assert "--mark MARK" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--mark MARK" in text
+    assert "100% of a text" in text
     assert main(["run", "-q", "wf.py"]) == 0
-    assert marked.seen == []
+    assert marked.seen == [("done", 0)]
+    marked.seen.clear()
     assert main(["run", "-q", "--mark", "x", "--twice", "wf.py"]) == 0
     options = {"mark": "x", "twice": True}
-    assert marked.seen == [("wf.py", False, options), "engine", "ended"]
+    assert marked.seen == [("wf.py", False, options), "engine", ("done", 0), "ended"]
 
 
 def test_rhapsody_run_started_is_left_after_an_error_of_the_script(
@@ -386,14 +393,16 @@ def test_rhapsody_run_started_is_left_after_an_error_of_the_script(
 ) -> None:
     (tmp_path / "wf.py").write_text("raise ValueError('wrong')\n")
     assert main(["run", "-q", "--mark=x", "wf.py"]) == 1
-    assert marked.seen[-1] == "ended"
+    assert marked.seen[-2:] == [("failed", 1), "ended"]
 
 
-@pytest.mark.usefixtures("marked")
-def test_rhapsody_run_started_may_refuse_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rhapsody_run_started_may_refuse_the_run(
+    marked: Installed, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "-q", "--mark", "refused", "wf.py"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "rhapsody: no such mark\n")
+    assert marked.seen == [("failed", 2)]
 
 
 @pytest.mark.usefixtures("marked")

@@ -30,6 +30,7 @@ def add_options(
             if option.group not in groups:
                 groups[option.group] = parser.add_mutually_exclusive_group()
             target = groups[option.group]
+        text = option.help.replace("%", "%%")  # argparse formats the text
         keys: dict[str, Any] = {"type": option.type, "metavar": option.metavar or None}
         if option.type is bool:
             keys = {"action": "store_true"}
@@ -40,7 +41,7 @@ def add_options(
         elif not option.metavar:
             keys["metavar"] = option.name.upper()
         try:
-            target.add_argument(option.flag, dest=_dest(owner, option), help=option.help, **keys)
+            target.add_argument(option.flag, dest=_dest(owner, option), help=text, **keys)
         except argparse.ArgumentError:
             complain(f"ignoring the option {option.flag} of {owner}: {parser.prog} has another one")
 

@@ -174,10 +174,11 @@ def run(arguments: argparse.Namespace) -> int:
         return FAILED
     engines = _Engines()
     with ExitStack() as at_end:  # runs after the traceback has been printed
-        plugins = _Plugins(arguments, program, at_end)
+        plugins = _Plugins()
         code: int = INTERRUPTED
         outcome: Outcome = "interrupted"
         try:
+            plugins.start(arguments, program, at_end)
             code = _code(arguments, program, engines, plugins)
             outcome = "failed" if code else "done"
         except SystemExit as end:
@@ -185,7 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
             if end.code not in ENDED_BY:
                 outcome = "failed" if end.code else "done"
             raise
-        except (UsageError, CommandError) as error:
+        except (RhapsodyError, CommandError) as error:
             code, outcome = USAGE if isinstance(error, UsageError) else FAILED, "failed"
             raise
         except BrokenPipeError:
@@ -215,28 +216,34 @@ def _take_script(arguments: argparse.Namespace) -> None:
 class _Plugins:
     """The plugins that take part in the run, until its end.
 
-    Args:
-        arguments: The parsed arguments of the command.
-        program: The program.
-        at_end: The stack to which the context managers of plugins are added.
-
     Attributes:
         observers: The observers of the run's engines.
         previews: The implementations of `rhapsody_preview_results`.
-
-    Raises:
-        UsageError: The profile cannot be used.
-        RhapsodyError: A plugin refuses the run.
-        KeyboardInterrupt: The user pressed Ctrl-C.
     """
 
-    def __init__(
+    def __init__(self) -> None:
+        self.observers: list[object] = []
+        self.previews: tuple[PluginHook, ...] = ()
+        self._runs: dict[str, StartedRun] = {}
+
+    def start(
         self, arguments: argparse.Namespace, program: scripts.Program, at_end: ExitStack
     ) -> None:
+        """Call `rhapsody_run_started` of the plugins.
+
+        Args:
+            arguments: The parsed arguments of the command.
+            program: The program.
+            at_end: The stack to which the context managers of plugins are added.
+
+        Raises:
+            UsageError: The profile cannot be used.
+            RhapsodyError: A plugin refuses the run.
+            KeyboardInterrupt: The user pressed Ctrl-C.
+        """
         from rhapsody.engine.configuration.defaults import EngineDefaults
         from rhapsody.engine.configuration.profiles import Profile
 
-        self.observers: list[object] = []
         profile = Profile()
         if not arguments.dry_run:
             profile = _active_profile(EngineDefaults(profile=arguments.profile))
@@ -253,7 +260,6 @@ class _Plugins:
             calls_function=program.calls_function(),
             note=note,
         )
-        self._runs: dict[str, StartedRun] = {}
         found = []
         for hook in implementations("rhapsody_run_started", loaded_plugins()):
             started = replace(run, options=options.get(hook.plugin, {}))
@@ -273,7 +279,7 @@ class _Plugins:
                 raise
             except BaseException as error:  # a plugin may raise anything
                 report(hook, error)
-        self.previews: tuple[PluginHook, ...] = implementations("rhapsody_preview_results", found)
+        self.previews = implementations("rhapsody_preview_results", found)
 
     def end(self, outcome: Outcome, code: int) -> None:
         """Call `rhapsody_run_ended` of the plugins."""

@@ -357,9 +357,13 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
         for name, values in layer.plugins.items():
             merged.setdefault(normalize_distribution(name), {}).update(values)
     disabled = {entry.distribution for entry in installed().disabled} if merged else set()
-    declared = plugin_options() if merged else {}
+    declared = {
+        plugin: options
+        for plugin, every in (plugin_options() if merged else {}).items()
+        if (options := {each.name: each for each in every if each.in_profiles})
+    }
     for plugin, values in merged.items():
-        options = {each.name: each for each in declared.get(plugin, ()) if each.in_profiles}
+        options = declared.get(plugin, {})
         for name, each in () if plugin in disabled else values.items():
             if not options:
                 text = f"no plugin with options named {plugin!r} is installed"
