@@ -388,7 +388,7 @@ def test_rhapsody_run_options_adds_options_that_rhapsody_run_started_receives(
     assert marked.seen == [("wf.py", False, options), "engine", ("done", 0), "ended"]
 
 
-def test_rhapsody_run_started_is_left_after_an_error_of_the_script(
+def test_rhapsody_run_ended_receives_the_outcome_before_rhapsody_run_started_is_left(
     marked: Installed, tmp_path: Path
 ) -> None:
     (tmp_path / "wf.py").write_text("raise ValueError('wrong')\n")
@@ -429,3 +429,75 @@ def test_an_option_that_rhapsody_run_has_is_ignored(
     assert main(["run", "-q", "--fresh", "wf.py"]) == 0
     assert "ignoring the option --fresh of " in capsys.readouterr().err
     assert plugin.seen == [{"fresh": False}]
+
+
+def test_rhapsody_engine_options_reach_rhapsody_observers_with_their_sources(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_engine_options():\n"
+        "    from rhapsody.plugins import EngineOption\n"
+        "    return [EngineOption(name='shade', default='grey')]\n\n@hookimpl\n"
+        "def rhapsody_observers(engine_options, sources):\n"
+        "    values = engine_options['shade'], engine_options['max_pending']\n"
+        "    seen.append((*values, dict(sources)))\n",
+    )
+    run(squares(2, max_pending=3))
+    assert plugin.seen == [("grey", 3, {"backend": "program", "max_pending": "program"})]
+
+
+def test_rhapsody_workflow_not_started_follows_a_failed_start(site: Path) -> None:
+    plugin = Installed(
+        site, "def rhapsody_workflow_not_started():\n    seen.append('not started')\n"
+    )
+
+    class Broken(NoopExecutionBackend):
+        async def start(self) -> None:
+            raise ConnectionError("nobody answers")
+
+    async def create() -> None:
+        await WorkflowEngine.create(Broken())
+
+    with pytest.raises(ConnectionError, match="nobody answers"):
+        run(create())
+    assert plugin.seen == ["not started"]
+    run(squares(2))
+    assert plugin.seen == ["not started"]
+
+
+def test_rhapsody_program_event_sees_the_events_of_the_program(site: Path) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_program_event(name, uid, details):\n    seen.append((name, uid, details))\n",
+    )
+
+    async def program() -> str:
+        async with WorkflowEngine.create(NoopExecutionBackend()) as flow:
+            assert flow.prof.enabled
+            flow.prof.event("loaded", "task.000001", size=3)
+            return flow.uid
+
+    uid = run(program())
+    assert plugin.seen == [
+        ("workflow_started", uid, {}),
+        ("loaded", "task.000001", {"size": 3}),
+        ("workflow_finished", uid, {}),
+    ]
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_rhapsody_preview_results_explains_what_a_dry_run_would_reuse(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Installed(
+        site,
+        "def rhapsody_run_started(run):\n"
+        "    from contextlib import nullcontext\n"
+        "    return nullcontext(Preview())\n\n"
+        "class Preview:\n"
+        "    @hookimpl\n"
+        "    async def rhapsody_preview_results(self, tasks):\n"
+        "        return [(None, 'runs: ' + task['name']) for task in tasks]\n",
+    )
+    (tmp_path / "wf.py").write_text("async def main(flow):\n    flow.function_task(print)()\n")
+    assert main(["run", "--dry-run", "wf.py"]) == 0
+    assert "runs: print" in capsys.readouterr().out

@@ -443,7 +443,12 @@ _PER_TASK = frozenset(
 """Hooks that receive a task before its backend does, or a task's value before the user does."""
 
 _AWAITABLE = frozenset(
-    {"rhapsody_lookup_results", "rhapsody_record_results", "rhapsody_workflow_finished"}
+    {
+        "rhapsody_lookup_results",
+        "rhapsody_preview_results",
+        "rhapsody_record_results",
+        "rhapsody_workflow_finished",
+    }
 )
 
 LAST_SECONDS = 10.0
