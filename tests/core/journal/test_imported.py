@@ -80,7 +80,7 @@ def test_a_module_that_a_later_run_imports_again_counts_with_its_new_source(
             write(tmp_path, {"lz.py": source(rate)})
             for name in ("lz", "over"):
                 sys.modules.pop(name, None)
-            sources = Sources()  # as in a run of its own
+            sources = Sources()  # as in a separate run
             sources.process_start = sys.maxsize
             monkeypatch.setattr("tests._support.journal_keys.SOURCES", sources)
             keys = keys_in(tmp_path)

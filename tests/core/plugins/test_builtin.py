@@ -103,7 +103,7 @@ async def main(flow):
 """
 
 
-def test_the_journal_resumes_as_a_distribution_of_its_own(tmp_path: Path) -> None:
+def test_the_journal_resumes_as_a_separate_distribution(tmp_path: Path) -> None:
     moved(tmp_path)
     (tmp_path / "wf.py").write_text(SCRIPT)
     failed = run(tmp_path)
@@ -117,7 +117,7 @@ def test_the_journal_resumes_as_a_distribution_of_its_own(tmp_path: Path) -> Non
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_the_journal_passes_tests_of_resuming_as_a_distribution_of_its_own(tmp_path: Path) -> None:
+def test_the_journal_passes_tests_of_resuming_as_a_separate_distribution(tmp_path: Path) -> None:
     moved(tmp_path)
     arguments = (
         "-q",

@@ -452,12 +452,12 @@ def test_rhapsody_workflow_not_started_follows_a_failed_start(site: Path) -> Non
 
     class Broken(NoopExecutionBackend):
         async def start(self) -> None:
-            raise ConnectionError("nobody answers")
+            raise ConnectionError("no server answers")
 
     async def create() -> None:
         await WorkflowEngine.create(Broken())
 
-    with pytest.raises(ConnectionError, match="nobody answers"):
+    with pytest.raises(ConnectionError, match="no server answers"):
         run(create())
     assert plugin.seen == ["not started"]
     run(squares(2))

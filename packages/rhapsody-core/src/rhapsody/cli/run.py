@@ -440,7 +440,7 @@ def _run(program: scripts.Program, defaults: EngineDefaults, engines: _Engines) 
     from rhapsody.engine.configuration.defaults import engine_defaults
 
     try:
-        tree = program.tree()
+        tree = program.tree
         main = program.workflow() if program.calls_function() else None
     except (SyntaxError, ImportError) as error:  # in the script or a module that it imports
         raise scripts.cannot_be_loaded(error, program.name) from None
@@ -483,9 +483,8 @@ async def _workflow(main: scripts.Main, defaults: EngineDefaults) -> None:
         if isinstance(error, JournalError | DataError | ProfileError):
             raise UsageError(str(error)) from error
         if isinstance(error, ValueError | TypeError):
-            what = (
-                "-e: " if defaults.options.keys() - _alternatives().keys() else f"backend {name}: "
-            )
+            of_engine = defaults.options.keys() - _alternatives().keys()
+            what = "-e: " if of_engine else f"backend {name}: "
             raise UsageError(f"{what}{str(error).removeprefix(what)}") from error
         raise CommandError(
             f"backend {name} cannot be started: {type(error).__name__}: {error}"

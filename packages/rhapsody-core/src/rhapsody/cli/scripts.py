@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 Main = Callable[["WorkflowEngine"], object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     """Script or module to run.
 
@@ -54,8 +55,9 @@ class Program:
     function: str | None
     spec: ModuleSpec | None = None
 
+    @cached_property
     def tree(self) -> ast.Module:
-        """Return the program's syntax tree, which is empty for a module without source.
+        """The program's syntax tree, which is empty for a module without source.
 
         Raises:
             UsageError: The file cannot be read.
@@ -73,7 +75,7 @@ class Program:
             UsageError: The file cannot be read.
         """
         try:
-            return self.function is not None or takes_engine(self.tree())
+            return self.function is not None or takes_engine(self.tree)
         except SyntaxError:  # reported when the program starts
             return False
 

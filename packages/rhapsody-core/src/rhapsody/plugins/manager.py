@@ -186,9 +186,9 @@ def _read() -> Installed:
     try:
         points = importlib_metadata.entry_points()
     except Exception:  # one broken distribution makes this call fail for all of them
-        points = _readable_points(unreadable)
+        points = list(_readable_points(unreadable))
     found = set()
-    names: dict[int, tuple[str, str]] = {}  # the metadata of a distribution are parsed once
+    names: dict[int, tuple[str, str]] = {}  # of the distributions in `points`, by `id`
     for point in points:
         if not point.group.startswith("rhapsody."):
             continue

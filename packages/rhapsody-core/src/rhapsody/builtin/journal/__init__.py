@@ -7,7 +7,6 @@ of the package is imported when a journal is opened.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -30,6 +29,8 @@ from rhapsody.plugins.specs import (
 from rhapsody.resources import memory_in_bytes
 
 if TYPE_CHECKING:
+    import argparse
+
     from rhapsody.builtin.journal.plugin import Journal
     from rhapsody.builtin.journal.run import JournalOfRun
 

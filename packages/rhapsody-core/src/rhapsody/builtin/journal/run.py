@@ -7,17 +7,8 @@ import tempfile
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rhapsody.builtin.journal.others import other_journals
-from rhapsody.builtin.journal.plugin import Journal
-from rhapsody.builtin.journal.store import (
-    JournalInUseError,
-    NotYoursError,
-    journal_of_program,
-    make_directory,
-    opened,
-)
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import (
     LookupTask,
@@ -27,6 +18,10 @@ from rhapsody.plugins.specs import (
     UsageError,
     hookimpl,
 )
+
+# The rest of the package is imported when a journal is opened: many scripts open none.
+if TYPE_CHECKING:
+    from rhapsody.builtin.journal.plugin import Journal
 
 MAX_RESULT_SIZE = 16 << 20
 """Maximum size in bytes of a recorded result. Larger results would slow down every run."""
@@ -127,6 +122,15 @@ class JournalOfRun:
                 self._complain(f"found {count} recorded result{s} of the last run")
 
     def _make(self, resume: bool | str) -> Journal | None:
+        from rhapsody.builtin.journal.others import other_journals
+        from rhapsody.builtin.journal.plugin import Journal
+        from rhapsody.builtin.journal.store import (
+            JournalInUseError,
+            NotYoursError,
+            journal_of_program,
+            make_directory,
+        )
+
         run = self._run
         base = Path.cwd() if run.is_module else Path(os.path.realpath(run.path)).parent
         try:
@@ -156,6 +160,8 @@ class JournalOfRun:
 
     def _copy(self, path: Path) -> Path:
         """Copy a journal within its directory, because the journal contains relative paths."""
+        from rhapsody.builtin.journal.store import make_directory, opened
+
         make_directory(path)
         file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
         os.close(file)

@@ -135,7 +135,7 @@ class Memoization:
             looking.cancel()
 
     async def _look_up_all(self) -> None:
-        """Look up the results of a batch and, if lookups are in turn, of tasks called meanwhile."""
+        """Look up the results of a batch; if lookups take turns, also of tasks called meanwhile."""
         self._active += 1
         try:
             while self._unlooked:

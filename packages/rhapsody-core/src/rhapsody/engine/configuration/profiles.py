@@ -42,7 +42,12 @@ from rhapsody.engine.configuration.options import EngineOptions, all_options
 from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefaults
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
-from rhapsody.plugins.manager import installed, normalize_distribution, plugin_options
+from rhapsody.plugins.manager import (
+    engine_options,
+    installed,
+    normalize_distribution,
+    plugin_options,
+)
 from rhapsody.plugins.options import BackendOption, option_hint
 from rhapsody.resources import ALIASES, Resources
 from rhapsody.spelling import suggestion
@@ -72,13 +77,14 @@ alternative."""
 
 def not_in_files() -> Mapping[str, str]:
     """Return all options that the table `engine` does not accept, each with the alternative."""
-    of_plugins = {each.name: each.instead_of_key for each in all_options().values()}
+    of_plugins = {each.name: each.instead_of_key for each in engine_options().values()}
     return {**{name: hint for name, hint in of_plugins.items() if hint}, **NOT_IN_FILES}
 
 
 def in_files() -> tuple[str, ...]:
     """Return the names of the options that the table `engine` accepts."""
-    return tuple(name for name in all_options() if name not in not_in_files())
+    others = not_in_files()
+    return tuple(name for name in all_options() if name not in others)
 
 
 RESOURCES = tuple(Resources.__dataclass_fields__)
@@ -428,8 +434,9 @@ def _layer(value: Value, known: tuple[str, ...]) -> _Layer:
         for name in ("options", "engine", "defaults", "tasks", "plugins")
     }
     _check_names(tables["engine"], in_files(), {**ELSEWHERE, **not_in_files()})
+    options = all_options()
     for name, each in tables["engine"].items():
-        option = all_options()[name]
+        option = options[name]
         if option.check is not None and not option.is_path:
             _checked(each, option.check)
     return _Layer(
@@ -532,8 +539,9 @@ def _located(name: str, value: Value) -> Value:
 
 
 def _check_engine(profile: Profile) -> None:
+    options = all_options()
     for name, each in profile.engine.items():
-        option = all_options()[name]
+        option = options[name]
         if option.check is not None and option.is_path:
             _checked(each, option.check)
     try:
