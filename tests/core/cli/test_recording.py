@@ -306,6 +306,29 @@ def test_options_count_for_the_journal_that_a_program_names(place: Place) -> Non
     assert not (place.path / ".rhapsody" / "journals").exists()
 
 
+def test_a_journal_that_the_command_line_or_a_profile_names_is_that_of_the_run(
+    place: Place,
+) -> None:
+    place.write("wf.py", OWN_ENGINE)
+    named = ("-e", "journal='own.sqlite'")
+    preview = place.run("--resume", "--dry-run", *named)
+    assert "no earlier run with these arguments is recorded" in preview.stderr
+    assert not (place.path / "own.sqlite").exists()
+    assert place.run(*named).stdout == "one\ntwo\n"
+    assert place.ran() == {"work one": 1, "work two": 1}
+    assert place.run("--resume", *named).stderr.startswith("rhapsody: found 2 recorded results")
+    assert place.ran() == {}
+    place.write("rhapsody.toml", "[engine]\njournal = 'own.sqlite'\n")
+    assert place.run("--resume", "--dry-run").stdout.count("reused") == 2
+    done = place.run("--rerun", "work")
+    assert place.ran() == {"work one": 1, "work two": 1}
+    assert "rhapsody: no " not in done.stderr
+    assert "ignoring" not in done.stderr
+    place.run("--no-journal")
+    assert place.ran() == {"work one": 1, "work two": 1}
+    assert not (place.path / ".rhapsody" / "journals").exists()
+
+
 def test_what_the_program_says_of_resuming_wins(place: Place) -> None:
     place.write("wf.py", OWN_ENGINE.replace("create()", "create(resume=True)"))
     place.run()

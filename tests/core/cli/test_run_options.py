@@ -70,6 +70,19 @@ def test_an_unusable_journal_is_reported(run: Run, tmp_path: Path) -> None:
     assert "backend" not in done.stderr
 
 
+def test_a_journal_in_a_directory_that_does_not_exist_is_reported(run: Run) -> None:
+    done = run(SIMPLE, "-e", "journal='none/j.sqlite'")
+    check_mistake(done, "-e: journal: the directory of 'none/j.sqlite' does not exist")
+
+
+@pytest.mark.parametrize("other", ["record", "trace"])
+def test_one_file_for_two_options_is_refused(run: Run, tmp_path: Path, other: str) -> None:
+    done = run(SIMPLE, "-e", "journal='out'", "-e", f"{other}='./out'")
+    assert done.returncode == 2
+    assert "must be different files, got" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_instead_of_the_directory_of_runs_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / ".rhapsody").touch()
     for options in ((), ("-e", "retries=2"), ("-b", "noop")):

@@ -233,6 +233,7 @@ def test_a_path_starts_at_the_directory_of_its_file(
         journal = "~/journal.sqlite"
         """
     )
+    (tmp_path / "home").mkdir()
     (tmp_path / "inner").mkdir()
     monkeypatch.chdir(tmp_path / "inner")
     assert active_profile().engine_options() == {

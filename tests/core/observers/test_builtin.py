@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
+from rhapsody.plugins import UsageError
 from tests._support.scripted import Inline
 
 pytestmark = pytest.mark.asyncio
@@ -51,6 +52,15 @@ async def test_a_trace_has_each_state_of_each_task(tmp_path: Path) -> None:
     assert times == sorted(times)
     assert records[-1]["event"] == "workflow_finished"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 or file.stat().st_uid == 0
+
+
+async def test_a_trace_that_another_engine_is_writing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    async with WorkflowEngine.create(Inline(), trace=file):
+        with pytest.raises(UsageError, match=r"another engine is writing .*run\.jsonl"):
+            await WorkflowEngine.create(Inline(), trace=file)
+    async with WorkflowEngine.create(Inline(), trace=file):
+        pass
 
 
 async def test_a_trace_has_the_error_of_a_failed_task(tmp_path: Path) -> None:

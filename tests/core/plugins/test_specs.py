@@ -5,6 +5,7 @@ The tests are named for the hooks; a test of the documentation holds that none i
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Coroutine, Iterator
@@ -24,7 +25,8 @@ from rhapsody import (
 )
 from rhapsody.backends.noop import DUMMY_OUTPUT
 from rhapsody.cli import main
-from rhapsody.plugins import manager
+from rhapsody.cli.plugin_options import add_options
+from rhapsody.plugins import CommandOption, manager
 from tests._support.distributions import BACKEND, declaration, install, unique
 from tests._support.histories import Records
 
@@ -340,6 +342,8 @@ def marked(run):
         yield Observer()
     finally:
         seen.append("ended")
+    if run.options["mark"] == "torn":
+        raise KeyError("mark")
 
 @hookimpl
 def rhapsody_run_started(run):
@@ -414,6 +418,55 @@ def test_an_error_in_rhapsody_run_started_does_not_end_the_run(
     assert "rhapsody_run_started raised KeyError" in caplog.text
 
 
+@pytest.mark.usefixtures("marked")
+def test_an_error_at_the_end_of_rhapsody_run_started_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert main(["run", "-q", "--mark", "torn", "wf.py"]) == 0
+    text = "leaving the context manager that rhapsody_run_started returned raised KeyError"
+    assert text in caplog.text
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_a_path_among_the_options_starts_at_the_file_that_names_it(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Installed(
+        site,
+        "def rhapsody_run_options():\n"
+        "    from pathlib import Path\n"
+        "    from rhapsody.plugins import CommandOption\n"
+        "    return [CommandOption('table', Path), CommandOption('plain')]\n\n@hookimpl\n"
+        "def rhapsody_run_started(run):\n    seen.append(run.options)\n",
+    )
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "wf.py").write_text("async def main(flow): pass\n")
+    (tmp_path / "rhapsody.toml").write_text(
+        "[plugins.each-hook]\ntable = 'table.csv'\nplain = 'table.csv'\n"
+    )
+    monkeypatch.chdir(tmp_path / "deeper")
+    monkeypatch.setenv("HOME", "/at-home")
+    assert main(["run", "-q", "wf.py"]) == 0
+    assert main(["run", "-q", "--table=~/table.csv", "wf.py"]) == 0
+    assert main(["run", "-q", "--table=table.csv", "wf.py"]) == 0
+    assert plugin.seen == [
+        {"table": path, "plain": "table.csv"}
+        for path in (tmp_path / "table.csv", Path("/at-home/table.csv"), Path("table.csv"))
+    ]
+
+
+def test_an_option_that_another_plugin_has_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    owners: dict[str, str] = {}
+    parser = argparse.ArgumentParser(prog="run")
+    parser.add_argument("--quiet")
+    add_options(parser, "first", [CommandOption("mark"), CommandOption("quiet")], owners)
+    add_options(parser, "second", [CommandOption("mark")], owners)
+    assert capsys.readouterr().err.splitlines() == [
+        "rhapsody: ignoring the option --quiet of first: run has the same option",
+        "rhapsody: ignoring the option --mark of second: first has the same option",
+    ]
+
+
 @pytest.mark.usefixtures("runs_here")
 def test_an_option_that_rhapsody_run_has_is_ignored(
     site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -443,6 +496,22 @@ def test_rhapsody_engine_options_reach_rhapsody_observers_with_their_sources(sit
     )
     run(squares(2, max_pending=3))
     assert plugin.seen == [("grey", 3, {"backend": "program", "max_pending": "program"})]
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_the_sources_include_that_of_the_backends(site: Path, tmp_path: Path) -> None:
+    plugin = Installed(site, "def rhapsody_observers(sources):\n    seen.append(dict(sources))\n")
+    (tmp_path / "wf.py").write_text("async def main(flow): pass\n")
+    assert main(["run", "-q", "-b", "noop", "wf.py"]) == 0
+    assert main(["run", "-q", "-b", "noop", "-b", "local", "wf.py"]) == 0
+    (tmp_path / "rhapsody.toml").write_text("backend = 'noop'\n")
+    assert main(["run", "-q", "wf.py"]) == 0
+    found = [
+        {name: each for name, each in seen.items() if "backend" in name} for seen in plugin.seen
+    ]
+    assert found == [
+        {"backend": "command line"}, {"backends": "command line"}, {"backend": "profile"}
+    ]  # fmt: skip
 
 
 def test_rhapsody_workflow_not_started_follows_a_failed_start(site: Path) -> None:

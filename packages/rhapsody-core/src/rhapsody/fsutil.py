@@ -448,6 +448,21 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
     return file
 
 
+def lock_file(file: int) -> None:
+    """Lock an open regular file until it is closed, if its file system has locks.
+
+    Raises:
+        BlockingIOError: The file is locked, by this process or another one.
+    """
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # not supported
+            pass
+
+
 def require_own(found: os.stat_result, path: str | os.PathLike[str]) -> None:
     """Raise an error if a regular file belongs to another user.
 

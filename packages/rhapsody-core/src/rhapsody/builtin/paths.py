@@ -24,8 +24,7 @@ def checked_path(argument: str, value: object, accepted: str = "a path", *, also
     path = Path(path_text(argument, value, accepted))
     if not path.name or path.is_dir():
         raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")
+    require_directory(argument, path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{argument}: no permission to write {str(path)!r}")
     for file in (path, *([Path(also)] if also else ())):
@@ -36,3 +35,17 @@ def checked_path(argument: str, value: object, accepted: str = "a path", *, also
         except PermissionError as error:
             raise ValueError(f"{argument}={str(file)!r} is not used: {error.strerror}") from None
     return path
+
+
+def require_directory(argument: str, path: Path) -> None:
+    """Raise a `ValueError` if the directory of a file does not exist.
+
+    Args:
+        argument: The name of the option, for errors.
+        path: The path of the file.
+
+    Raises:
+        ValueError: The directory does not exist.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")

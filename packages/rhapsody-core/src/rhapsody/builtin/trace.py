@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from rhapsody.builtin.paths import checked_path
 from rhapsody.errors import describe_error
-from rhapsody.fsutil import open_own
+from rhapsody.fsutil import lock_file, open_own
 from rhapsody.masking import mask, mask_value, secrets_of
 from rhapsody.plugins.specs import EngineOption, Summary, TaskEvent, UsageError, hookimpl
 
@@ -41,6 +41,9 @@ def rhapsody_observers(engine_options: Mapping[str, Any]) -> Sequence[object] | 
         return None
     try:
         return [Trace(path)]
+    except BlockingIOError:
+        text = f"trace: another engine is writing {path}; pass another path for each engine"
+        raise UsageError(text) from None
     except OSError as error:
         raise UsageError(f"trace: {describe_error(error)}") from error
 
@@ -61,14 +64,22 @@ class Trace:
         path: The file, which is created or replaced. Only the user can read it.
 
     Raises:
+        BlockingIOError: Another engine is writing the file.
         OSError: The file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        descriptor = open_own(path, os.O_WRONLY | os.O_TRUNC)
+        descriptor = open_own(path, os.O_WRONLY)
         self._file: TextIO | None = os.fdopen(descriptor, "w", encoding="utf-8")
+        try:
+            lock_file(descriptor)
+            if os.fstat(descriptor).st_size:
+                os.ftruncate(descriptor, 0)
+        except BaseException:
+            self._file.close()
+            raise
 
     @hookimpl
     def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:

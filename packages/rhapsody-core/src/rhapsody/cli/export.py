@@ -32,8 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def extend(parser: argparse.ArgumentParser, commands: Commands) -> None:
     """Add the options of the formats."""
+    owners: dict[str, str] = {}
     for name, format in commands.formats.items():
-        add_options(parser, f"format {name}", format.options)
+        add_options(parser, f"format {name}", format.options, owners)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from rhapsody.cli.output import CommandError, complain
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, owner: str, options: Iterable[CommandOption]
+    parser: argparse.ArgumentParser,
+    owner: str,
+    options: Iterable[CommandOption],
+    owners: dict[str, str],
 ) -> None:
     """Add options to a command. Options that the command already has are reported and left out.
 
@@ -22,6 +27,7 @@ def add_options(
         parser: The parser of the command.
         owner: The plugin or format that declares the options.
         options: The options.
+        owners: The plugin of each option that has been added, to which these are added.
     """
     groups: dict[str, Any] = {}
     for option in options:
@@ -38,12 +44,22 @@ def add_options(
             keys = {"action": "append", "metavar": option.metavar or option.name.upper()}
         elif get_origin(option.type) is Literal:
             keys = {"choices": get_args(option.type), "metavar": option.metavar or None}
+        elif option.type is Path:
+            keys = {"type": _path, "metavar": option.metavar or "PATH"}
         elif not option.metavar:
             keys["metavar"] = option.name.upper()
         try:
             target.add_argument(option.flag, dest=_dest(owner, option), help=text, **keys)
         except argparse.ArgumentError:
-            complain(f"ignoring the option {option.flag} of {owner}: {parser.prog} has another one")
+            other = owners.get(option.flag, parser.prog)
+            complain(f"ignoring the option {option.flag} of {owner}: {other} has the same option")
+        else:
+            owners[option.flag] = owner
+
+
+def _path(text: str) -> Path:
+    """Return a path with `~` replaced, because shells do not replace it after `=`."""
+    return Path(os.path.expanduser(text))
 
 
 def given_options(

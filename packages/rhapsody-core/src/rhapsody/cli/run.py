@@ -146,8 +146,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def extend(parser: argparse.ArgumentParser, commands: Commands) -> None:
     """Add the options of plugins."""
+    owners: dict[str, str] = {}
     for owner, options in commands.run_options.items():
-        add_options(parser, owner, options)
+        add_options(parser, owner, options, owners)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -309,7 +310,7 @@ def _leave(hook: PluginHook, context: AbstractContextManager[object]) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything
-        report(hook, error)
+        report(hook, error, f"leaving the context manager that {hook.hook} returned")
 
 
 class _Engines:

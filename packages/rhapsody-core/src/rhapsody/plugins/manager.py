@@ -126,7 +126,8 @@ _logged: set[str] = set()
 def installed() -> Installed:
     """Return the installed plugins; the same object as long as nothing has changed."""
     global _installed, _installed_key
-    key = (os.environ.get(DISABLE), [(str(entry), _metadata(entry)) for entry in sys.path])
+    states = [(str(entry), state) for entry in sys.path if (state := _metadata(entry))]
+    key = (os.environ.get(DISABLE), states)
     if key != _installed_key:
         found = _read()
         if found != _installed:
@@ -657,12 +658,18 @@ class EngineHooks:
             report(hook, error)
 
 
-def report(hook: PluginHook, error: BaseException) -> None:
-    """Log the exception of a plugin's implementation of a hook."""
+def report(hook: PluginHook, error: BaseException, during: str = "") -> None:
+    """Log the exception of a plugin's implementation of a hook.
+
+    Args:
+        hook: The implementation.
+        error: The exception.
+        during: What raised it, if it was not the call.
+    """
     logger.error(
         "plugin %s: %s raised %s (reported once; other plugins are not affected)",
         hook.plugin,
-        hook.hook,
+        during or hook.hook,
         describe_error(error),
         exc_info=error,
         extra={"plugin": hook.plugin, "hook": hook.hook},

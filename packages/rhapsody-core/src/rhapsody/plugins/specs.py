@@ -656,9 +656,10 @@ class CommandOption:
     Attributes:
         name: The name, an identifier. The option on the command line is `--` with this name, in
             which `-` replaces `_`. In a profile, the name is a key of the plugin's table.
-        type: The type of the value: `str`, `int`, `float`, a `Literal` of strings, `list[str]` for
-            an option that may be repeated, or `bool` for an option without a value. The value is
-            `None`, or `False` for `bool`, if the option is not given.
+        type: The type of the value: `str`, `int`, `float`, `pathlib.Path`, a `Literal` of strings,
+            `list[str]` for an option that may be repeated, or `bool` for an option without a value.
+            The value is `None`, or `False` for `bool`, if the option is not given. In a path, `~`
+            is replaced; in a profile, a relative path starts at the directory of the file.
         help: A description.
         metavar: The name of the value in the help.
         group: The name of a group of options that exclude each other on the command line.
@@ -678,7 +679,7 @@ class CommandOption:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise TypeError(f"CommandOption: name must be an identifier, got {self.name!r}")
-        types = (str, int, float, bool, list[str])
+        types = (str, int, float, bool, Path, list[str])
         if self.type not in types and get_origin(self.type) is not Literal:
             raise TypeError(f"CommandOption {self.name!r}: unsupported type {self.type!r}")
 

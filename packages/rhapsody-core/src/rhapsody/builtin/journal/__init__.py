@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rhapsody.builtin.paths import require_directory
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import (
     CommandLine,
@@ -44,6 +45,7 @@ def _checked_journal(value: object) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str):
+        require_directory("journal", Path(value))
         return value
     raise TypeError(f"journal must be True, False or the path of a file, got {value!r}")
 

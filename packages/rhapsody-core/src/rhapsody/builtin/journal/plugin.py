@@ -220,6 +220,11 @@ class Journal:
         return self._store.reused
 
     @property
+    def outdated(self) -> frozenset[str]:
+        """Names of tasks whose recorded results are not used, because they run again."""
+        return self._store.outdated
+
+    @property
     def before(self) -> str:
         """Outcome of the previous run, which this run resumes, such as `"failed"`.
 

@@ -31,7 +31,7 @@ END_PHRASES = {"killed": "was killed", "failed": "failed", "interrupted": "was i
 
 
 class JournalOfRun:
-    """Journal of one run, opened for the first engine that does not specify its own journal.
+    """Journal of one run, opened for the first engine whose program does not specify another one.
 
     Args:
         run: The call of `rhapsody run`.
@@ -50,6 +50,8 @@ class JournalOfRun:
         self._rerun: Sequence[str] = given["rerun"] or ()
         self.resumes: bool = self._resume or bool(self._rerun and not (self._fresh or self._none))
         self.journal: Journal | None = None
+        self._named: str | os.PathLike[str] | None = None  # by the command line or a profile
+        self._max_value: int | None = MAX_RESULT_SIZE
         self._copied: Path | None = None
         self._others = 0  # number of other journals in which results are looked up
         self._opened = self._warned = False
@@ -69,15 +71,19 @@ class JournalOfRun:
         given, named = "journal" in sources, "resume" in sources
         journal, asked = options["journal"] if given else True, options["resume"]
         resume = False if self._fresh else True if self._resume else "auto"
+        if journal is None or journal is False:
+            return False, "auto" if self._run.dry_run else asked
+        of_program = journal is not True and sources.get("journal") == "program"
+        if not (of_program or journal is True or self._opened):
+            self._named, self._max_value = journal, options["journal_max_value"]
+        of_run = not of_program and journal in (True, self._named)
         if self._run.dry_run:
-            if self.resumes and journal is True:
+            if of_run and self.resumes:
                 self._open(True)
             return False, "auto"
-        if journal is None or journal is False:
-            return journal, asked
-        if self._none and (journal is True or sources.get("journal") != "program"):
+        if self._none and not of_program:
             return False, "auto"
-        if journal is True:
+        if of_run:
             self._open(asked if named else self.resumes or resume)
             if self.journal is None:
                 return (True, asked) if given else (False, "auto")  # the engine raises the error
@@ -105,7 +111,7 @@ class JournalOfRun:
         self.journal = journal = self._make(resume)
         if journal is None and not self._run.dry_run:
             return
-        if self.resumes and (journal is None or not journal.reused):
+        if self.resumes and (journal is None or not (journal.reused or journal.outdated)):
             others, s = self._others, "" if self._others == 1 else "s"
             what = f"looking for results in {others} other journal{s}" if others else None
             self._complain(
@@ -133,26 +139,33 @@ class JournalOfRun:
 
         run = self._run
         base = Path.cwd() if run.is_module else Path(os.path.realpath(run.path)).parent
+        others, is_named = list[Path](), self._named is not None
         try:
-            path = journal_of_program([run.path, *run.arguments], function=run.function)
-            others = other_journals(path, base) if resume is True else []
+            if self._named is not None:
+                path = Path(os.path.abspath(self._named))
+            else:
+                path = journal_of_program([run.path, *run.arguments], function=run.function)
+                others = other_journals(path, base) if resume is True else []
             self._others = len(others)
             if run.dry_run:
                 if not path.is_file() and not others:
                     return None
                 path = self._copy(path)
-            make_directory(path)
+            elif not is_named:
+                make_directory(path)
             return Journal(
                 path,
                 base,
                 resume=None if resume == "auto" else bool(resume),
-                shared=False,
-                largest=MAX_RESULT_SIZE,
+                shared=is_named,
+                largest=self._max_value,
                 again=self._rerun,
                 others=others,
-                push_down=True,
+                push_down=not is_named,
             )
         except (NotYoursError, JournalInUseError, OSError) as error:
+            if is_named:
+                raise UsageError(str(error)) from None
             self._complain(f"this run is not recorded, and cannot be resumed: {error}")
         except JournalError as error:
             raise UsageError(f"{error}. To run without a journal, pass --no-journal") from None
@@ -162,7 +175,8 @@ class JournalOfRun:
         """Copy a journal within its directory, because the journal contains relative paths."""
         from rhapsody.builtin.journal.store import make_directory, opened
 
-        make_directory(path)
+        if self._named is None:
+            make_directory(path)
         file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
         os.close(file)
         self._copied = Path(name)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import queue
@@ -39,7 +38,7 @@ from rhapsody.builtin.record.lines import (
 )
 from rhapsody.builtin.record.outputs import OutputStore
 from rhapsody.errors import describe_error
-from rhapsody.fsutil import on_network, open_own
+from rhapsody.fsutil import lock_file, on_network, open_own
 from rhapsody.history.written import record_closed, record_opened
 from rhapsody.plugins.specs import (
     ObservedEngine,
@@ -123,12 +122,7 @@ class RecordFile:
 
     def _begin(self, file: int, profile: str | None, *, fresh: bool) -> str:
         """Lock the file, and return the text to write first."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # the file system has no locks
-            pass
+        lock_file(file)
         if fresh:
             os.ftruncate(file, 0)
         size = os.fstat(file).st_size
@@ -333,6 +327,8 @@ class Recorder:
                     record = process.records[key] = _Record(given, key)
                 self._file, self._encoder = record.enter(engine)
         except OSError as error:
+            if isinstance(error, BlockingIOError):
+                error = BlockingIOError(f"another run is writing {key}; it needs a path of its own")
             if self._path is not None:
                 raise UsageError(f"record: {describe_error(error)}") from error
             log.warning("this run is not recorded (%s)", describe_error(error))

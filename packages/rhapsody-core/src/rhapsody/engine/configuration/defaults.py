@@ -97,6 +97,10 @@ class EngineDefaults:
             **dict.fromkeys(self.options, "command line"),
             **dict.fromkeys(given.keys() - {"cls"}, "program"),
         }
+        chooses = any(given.get(name) is not None for name in ("backend", "backends"))
+        if profile.backend is not None and not chooses:
+            name = "backend" if len(profile.backends) == 1 else "backends"
+            sources[name] = "command line" if self.backends else "profile"
         for name in sources.keys() - all_options().keys():
             raise UsageError(
                 f"no installed plugin implements the engine option {name!r}; to repair the "
@@ -107,7 +111,7 @@ class EngineDefaults:
         if self.options.get("dry_run"):
             filled["dry_run"] = True
         backends: list[BaseExecutionBackend] = []
-        if all(given.get(name) is None for name in ("backend", "backends")):
+        if not chooses:
             if not filled.get("dry_run"):
                 backends = backends_of(profile, self.backend_options)
             elif self.stand_in is not None:

@@ -331,6 +331,7 @@ class EngineOptions:
                     "other; pass only one of them"
                 )
             values["max_failures"] = 1
+        _require_different_files(of_plugins)
         return cls(**values, of_plugins=of_plugins)
 
     def values(self) -> dict[str, Any]:
@@ -363,6 +364,22 @@ OPTIONS: Mapping[str, EngineOption] = {
 def all_options() -> Mapping[str, EngineOption]:
     """Return all options by name: those of the engine, then those that plugins implement."""
     return {**OPTIONS, **engine_options()}
+
+
+def _require_different_files(values: Mapping[str, Any]) -> None:
+    """Check that no two options of plugins name the same file.
+
+    Raises:
+        ValueError: Each of two plugins would replace what the other one writes.
+    """
+    names: dict[str, str] = {}
+    for name, option in engine_options().items():
+        if option.is_path and isinstance(value := values[name], str | os.PathLike):
+            other = names.setdefault(os.path.realpath(value), name)
+            if other != name:
+                raise ValueError(
+                    f"{other} and {name} must be different files, got {os.fspath(value)!r} for both"
+                )
 
 
 def _value(option: EngineOption, given: Mapping[str, Any]) -> Any:

@@ -25,7 +25,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.discovery import declared_options, normalize_name
@@ -42,8 +43,10 @@ from rhapsody.engine.configuration.options import EngineOptions, all_options
 from rhapsody.engine.configuration.settings import CHECKS, Override, TaskDefaults
 from rhapsody.environments import SETTINGS, is_path
 from rhapsody.errors import ProfileError
+from rhapsody.known import RUN_OPTIONS
 from rhapsody.plugins.manager import (
     engine_options,
+    install_command,
     installed,
     normalize_distribution,
     plugin_options,
@@ -373,7 +376,10 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
         for name, each in () if plugin in disabled else values.items():
             if not options:
                 text = f"no plugin with options named {plugin!r} is installed"
-                hint = suggestion(plugin, declared, "plugins" if declared else "")
+                if plugin in RUN_OPTIONS.values():
+                    hint = f"; to install it: {install_command(plugin)}"
+                else:
+                    hint = suggestion(plugin, declared, "plugins" if declared else "")
                 raise _error(each, f"{text}{hint}")
             if name not in options:
                 hint = suggestion(name, options, "options")
@@ -381,6 +387,8 @@ def _plugins(layers: Sequence[_Layer]) -> dict[str, dict[str, Value]]:
             described = BackendOption(name, options[name].type)
             if not described.accepts(each.value):
                 raise _error(each, f"{name} must be {described.expected}, got {each.value!r}")
+            if options[name].type is Path:
+                values[name] = replace(each, value=Path(_resolved(each).value))
     return merged
 
 
