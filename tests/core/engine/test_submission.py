@@ -497,6 +497,6 @@ async def test_a_call_has_all_keys_of_a_description_from_the_beginning(tmp_path:
         future = flow.executable_task(lambda text: f"echo {text}")(gate)
         assert future.task is not None
         assert future.task["executable"] is None
-        assert future.task["metadata"]["dependencies"] == []
+        assert not future.task["metadata"]["dependencies"]
         gate.set_result("x")
         assert await future == "x\n"

@@ -332,9 +332,9 @@ class TaskMetadata(TypedDict):
     directories, and declared patterns.
     """
 
-    dependencies: list[str]
-    input_files: list[str]
-    output_files: list[str]
+    dependencies: Sequence[str]
+    input_files: Sequence[str]
+    output_files: Sequence[str]
 
 
 class _RequiredKeys(TypedDict):
@@ -532,22 +532,6 @@ class Definition(Protocol):
         """Record that the exception of a failed future was never retrieved."""
 
 
-class RareFacts(NamedTuple):
-    """Facts about a task that only few tasks have.
-
-    Attributes:
-        computed: See `rhapsody.engine.core.scheduler.computed`.
-        destinations: The destinations of declared output files by name; `None` for those without.
-    """
-
-    computed: float = math.inf
-    destinations: Mapping[str, str | None] = _NOTHING
-
-
-USUAL: RareFacts = RareFacts()
-"""Rare facts of most tasks: they are computed in this run and declare no outputs."""
-
-
 class TaskFacts:
     """Facts about a task or block. Once its work has ended, its future refers only to these.
 
@@ -559,12 +543,15 @@ class TaskFacts:
         definition: The decorated function that was called.
         backend: The name of the backend that the task was last submitted to, if any.
         outcome: The last attempt that has ended, if it left anything.
-        rare: Facts that most tasks share.
     """
 
-    __slots__ = ("_number", "backend", "definition", "outcome", "rare", "uid")
+    __slots__ = ("_number", "backend", "definition", "outcome", "uid")
 
     scheduler = None  # so that schedulers treat the future as one that they did not create
+    computed: float = math.inf
+    """See `rhapsody.engine.core.scheduler.computed`."""
+    destinations: Mapping[str, str | None] = _NOTHING
+    """The destinations of declared output files by name; `None` for those without."""
 
     def __init__(
         self,
@@ -573,14 +560,12 @@ class TaskFacts:
         definition: Definition,
         backend: str | None,
         outcome: AttemptInfo | None,
-        rare: RareFacts,
     ) -> None:
         self.uid: Final = uid
         self._number: Final = number if uid is None else None  # otherwise, it is part of the uid
         self.definition: Final = definition
         self.backend: Final = backend
         self.outcome: Final = outcome
-        self.rare: Final = rare
 
     @property
     def number(self) -> int:
@@ -589,8 +574,34 @@ class TaskFacts:
 
     def with_outcome(self, outcome: AttemptInfo | None) -> TaskFacts:
         """Return the same facts with another outcome."""
-        number = self.number
-        return TaskFacts(self.uid, number, self.definition, self.backend, outcome, self.rare)
+        return TaskFacts(self.uid, self.number, self.definition, self.backend, outcome)
+
+
+class RareFacts(TaskFacts):
+    """Facts about a task that declares outputs, or whose result is one of an earlier run."""
+
+    __slots__ = ("computed", "destinations")
+
+    def __init__(
+        self,
+        uid: str | None,
+        number: int,
+        definition: Definition,
+        backend: str | None,
+        outcome: AttemptInfo | None,
+        computed: float,
+        destinations: Mapping[str, str | None],
+    ) -> None:
+        super().__init__(uid, number, definition, backend, outcome)
+        self.computed = computed
+        self.destinations = destinations
+
+    def with_outcome(self, outcome: AttemptInfo | None) -> RareFacts:
+        """Return the same facts with another outcome."""
+        return RareFacts(
+            self.uid, self.number, self.definition, self.backend, outcome, self.computed,
+            self.destinations,
+        )  # fmt: skip
 
 
 class LiveNode(Protocol):
@@ -767,7 +778,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def files(self) -> dict[str, InputFile]:
         """The declared output files by name, as inputs for other tasks."""
-        return {name: input_from(self, name) for name in facts_of(self).rare.destinations}
+        return {name: input_from(self, name) for name in facts_of(self).destinations}
 
     def file(self, name: str) -> InputFile:
         """Return a declared output file as an input for another task.
@@ -781,7 +792,7 @@ class TaskFuture(asyncio.Future[T]):
         Raises:
             DataError: The task declares no such file.
         """
-        declared = facts_of(self).rare.destinations
+        declared = facts_of(self).destinations
         if name in declared or any(fnmatchcase(name, pattern) for pattern in declared):
             return input_from(self, name)
         there = f"it declares {', '.join(map(repr, declared))}" if declared else (

@@ -83,8 +83,8 @@ class WfCommonsRecorder:
             name=task["name"],
             parents=[each.label for each in parents if each.engine == engine.uid],
             cores=1 if resources is None else resources.cores * resources.ranks,
-            reads=known["input_files"],
-            writes=known["output_files"],
+            reads=list(known["input_files"]),
+            writes=list(known["output_files"]),
         )
 
     @hookimpl

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from rhapsody.aio import is_cancelling
@@ -36,6 +37,7 @@ from rhapsody.task import TaskFuture, facts_of
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 _NO_TEXTS: tuple[str, ...] = ()
+_NO_FILES: Mapping[str, Any] = MappingProxyType({})
 
 _READY = WorkState.READY  # in Python 3.11, looking up a member in its enum takes a call
 
@@ -336,7 +338,7 @@ class Memoization:
         found: Any = attempt.description.copy()
         found["settings"] = call.task.recording_settings
         found["given"] = found["implicit"] = found["texts"] = found["services"] = ()
-        found["inputs"], found["after"], found["destinations"] = {}, {}, {}
+        found["inputs"] = found["after"] = found["destinations"] = _NO_FILES
         found["shares_memory"] = attempt.backend.shares_memory
         if specific := found["task_backend_specific_kwargs"]:
             chosen = attempt.backend.capabilities.result_settings

@@ -179,16 +179,10 @@ class StageOut:
         files, dry = recorded.files, record.attempt.backend.dry
         if recorded.computed is not None:
             record.computed = recorded.computed
-        left = AttemptInfo(
-            uid=record.attempt.uid,
-            name=record.call.task.name,
-            stdout=recorded.stdout,
-            stderr=recorded.stderr,
-            exit_code=recorded.exit_code,
-        )
+        output = recorded.stdout, recorded.stderr, recorded.exit_code
         if files is None:
-            if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
-                record.note_outcome(left)
+            if output != (None, None, None):
+                record.note_outcome(_left(record, recorded))
             if record.files is not None:
                 record.files.reuse(None, dry=dry)
             self._scheduler.recorded(record, recorded.value)
@@ -202,6 +196,7 @@ class StageOut:
             flow = record.files = FileFlow(self.stager, record.attempt.description)
         reference = flow.reuse(files, dry=dry)
         again = None if dry else CallRegeneration(self, record, files)
+        left = _left(record, recorded)
         left.files = ProducedFiles(
             files.sandbox, tuple(files.paths), files.matches, files.paths,
             reference=reference, regeneration=again,
@@ -304,3 +299,14 @@ def _names(outcome: AttemptInfo | None, name: str | None) -> Sequence[str]:
     if name is not None:
         return [name]
     return outcome.files.output_files if outcome is not None else ()
+
+
+def _left(record: TaskRecord, recorded: Recorded) -> AttemptInfo:
+    """Return what the recorded attempt of a task has left, without its files."""
+    return AttemptInfo(
+        uid=record.attempt.uid,
+        name=record.call.task.name,
+        stdout=recorded.stdout,
+        stderr=recorded.stderr,
+        exit_code=recorded.exit_code,
+    )

@@ -180,9 +180,9 @@ class TaskBuilder:
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return True if it can then be submitted."""
-        steps = record.attempt.steps
+        prepared = record.attempt.prepared
         try:
-            if steps is None:
+            if prepared is None:
                 if self._services.any and self._services.hold_back(record):
                     return False  # the services queue it again
                 call, task = record.call, record.call.task
@@ -194,12 +194,14 @@ class TaskBuilder:
                     if not backend.dry:
                         self._check_arguments(record, backend)
                     return True
-                steps = record.attempt.steps = iter(self._steps_of(record))
-            for step in steps:
+                prepared = 0
+            steps = self._steps_of(record)
+            for step in steps[prepared:]:
                 paused = step(self, record, backend)
                 if paused is not None:
-                    self._pause(record, backend, paused)
+                    self._pause(record, backend, paused, step)
                     return False
+            record.attempt.prepared = len(steps)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # of a builder or plugin: only its task fails
@@ -212,10 +214,11 @@ class TaskBuilder:
             return self._steps_of_commands
         return self._steps_of_functions if record.files is None else self._steps_with_files
 
-    def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
-        if paused.then is not None:
-            steps = self._steps_of(record)
-            record.attempt.steps = iter(steps[steps.index(paused.then) :])
+    def _pause(
+        self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move, after: Step
+    ) -> None:
+        steps = self._steps_of(record)
+        record.attempt.prepared = steps.index(paused.then or after) + (paused.then is None)
         if isinstance(paused, Move):
             self._scheduler.requeue(record, paused.backend)
         elif paused.work is not None:
@@ -258,7 +261,7 @@ class TaskBuilder:
         description["kwargs"] = call.kwargs or {}
         specific = call.specific or task.settings.specific
         description["task_backend_specific_kwargs"] = dict(specific) if specific else {}
-        description["metadata"] = {"dependencies": [], "input_files": [], "output_files": []}
+        description["metadata"] = {"dependencies": (), "input_files": (), "output_files": ()}
         description["attempt"] = number
         if record.lookup is not None:  # a retry
             description.update(record.lookup)  # type: ignore[typeddict-item]
@@ -411,7 +414,7 @@ class TaskBuilder:
             "kwargs": {},
             "is_service": settings.service,
             "task_backend_specific_kwargs": {},
-            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "metadata": {"dependencies": (), "input_files": (), "output_files": ()},
             "attempt": 0,
         }
         template.update(task.optional)  # type: ignore[typeddict-item]

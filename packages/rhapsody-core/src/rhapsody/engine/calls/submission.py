@@ -457,7 +457,7 @@ class DeclaredFiles:
     def called_on_thread(self, future: Producer) -> None:
         """Let the sequence of this thread continue after a call, which was made on the loop."""
         facts = facts_of(future)
-        if facts.rare.destinations:
+        if facts.destinations:
             self._sequences.continue_at(facts.number)
 
     def _place(self, output: Output) -> str | None:
@@ -481,7 +481,7 @@ class DeclaredFiles:
         if future.cancelled() or future._exception is not None:  # readers must fail with it
             return
         facts = facts_of(future)
-        number, destinations = facts.number, facts.rare.destinations
+        number, destinations = facts.number, facts.destinations
         outcome = facts.outcome
         if outcome is not None:
             files = outcome.files
@@ -610,7 +610,7 @@ class DeclaredFiles:
                     raise self._ambiguous(task, plain, known, "" if several else on_disk)
         key = next(key for key, calls in known.items() if number in calls)
         future = known[key][number]
-        declared = facts_of(future).rare.destinations
+        declared = facts_of(future).destinations
         name = next(name for name, place in declared.items() if key in (name, place))
         return Declaration((future,), name, bound=plain is None)
 
@@ -640,7 +640,7 @@ def _declared_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Decla
     for future in dependencies:
         if not isinstance(future, TaskFuture):
             continue
-        for name, place in facts_of(future).rare.destinations.items():
+        for name, place in facts_of(future).destinations.items():
             for key in (name,) if place is None else (name, place):
                 others: Sequence[Producer] = found[key].futures if key in found else ()
                 found[key] = Declaration((*others, future), name, bound=False)

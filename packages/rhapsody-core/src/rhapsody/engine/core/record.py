@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -28,7 +28,6 @@ from rhapsody.staging.claims import Target
 from rhapsody.staging.flow import FileFlow, FilePhase
 from rhapsody.states import TasksMainStates
 from rhapsody.task import (
-    USUAL,
     AttemptInfo,
     Declaration,
     LiveNode,
@@ -195,7 +194,7 @@ class Attempt:
         backend: The backend that the attempt is prepared for, and later submitted to.
         description: The description that the backend receives. After the attempt, it is empty.
         command: The command of an executable, once it is built.
-        steps: The remaining steps of the preparation; `None` before and after the attempt.
+        prepared: Number of steps of the preparation that are done; `None` before the preparation.
         started: The time at which the work started, in seconds since the epoch, if it has started.
         outcome: The output and files of the attempt, if it has ended and left any.
     """
@@ -206,8 +205,8 @@ class Attempt:
         "description",
         "number",
         "outcome",
+        "prepared",
         "started",
-        "steps",
         "uid",
     )
 
@@ -224,7 +223,7 @@ class Attempt:
         self.backend: BackendHandle = backend
         self.description: Final = description
         self.command: Command | None = command
-        self.steps: Iterator[Any] | None = None
+        self.prepared: int | None = None
         self.started: float | None = None
         self.outcome: AttemptInfo | None = None
 
@@ -410,12 +409,14 @@ class TaskRecord:
 
     def facts(self) -> TaskFacts:
         """Return the facts about the task so far."""
-        call, rare, uid = self.call, USUAL, self.attempt.uid or None
-        found = call.found
-        if self.computed is not _INFINITE or (found is not None and found.destinations):
-            destinations = USUAL.destinations if found is None else found.destinations
-            rare = RareFacts(self.computed, destinations)
-        return TaskFacts(uid, call.number, call.definition, self.submitted_to, self.outcome, rare)
+        call, uid = self.call, self.attempt.uid or None
+        number, definition, backend = call.number, call.definition, self.submitted_to
+        if self.computed is _INFINITE and (call.found is None or not call.found.destinations):
+            return TaskFacts(uid, number, definition, backend, self.outcome)
+        destinations = TaskFacts.destinations if call.found is None else call.found.destinations
+        return RareFacts(
+            uid, number, definition, backend, self.outcome, self.computed, destinations
+        )
 
     @property
     def uid(self) -> str | None:
@@ -463,7 +464,7 @@ class TaskRecord:
             "kwargs": call.kwargs or {},
             "is_service": task.settings.service,
             "task_backend_specific_kwargs": dict(call.specific or task.settings.specific),
-            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "metadata": {"dependencies": (), "input_files": (), "output_files": ()},
         }
 
     @property

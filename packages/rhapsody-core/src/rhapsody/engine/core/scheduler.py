@@ -1085,7 +1085,7 @@ def computed(future: TaskFuture[Any]) -> float:
     block has called or waited for before it began, except services, or 0 if there are none.
     """
     link = link_of(future)
-    return link.rare.computed if isinstance(link, TaskFacts) else math.inf
+    return link.computed if isinstance(link, TaskFacts) else math.inf
 
 
 def _note_computed(record: TaskRecord) -> None:
