@@ -509,6 +509,21 @@ CHANGED |= {
         {"main.py": "import importlib, m\nm.rate = 1\n"
          "def f(x): return importlib.import_module('m').rate\n", "m.py": SETTINGS},
         "m.rate = 1", "m.rate = 2"),
+    "a relative module of a named package": (
+        {"main.py": "import importlib, p.m\n"
+         "def f(x): return importlib.import_module('.m', 'p').n\n", "p/m.py": "n = 1\n"},
+        "n = 1", "n = 2"),
+    "a relative module of a package that is named by a keyword": (
+        {"main.py": "from importlib import import_module\n"
+         "def f(x): return import_module('.m', package='p').n\n", "p/m.py": "n = 1\n"},
+        "n = 1", "n = 2"),
+    "the kind of an empty cache": (
+        "X = None\ndef f(a):\n    global X\n    if X is None: X = {}; return 1\n    return 2\n",
+        "X = None", "X = {}"),
+    "the kind of an empty cache in a closure": (
+        "def make():\n    X = []\n    def f(a):\n        if a not in X:\n"
+        "            (X.append if type(X) is list else X.add)(a)\n        return type(X)\n"
+        "    return f\nf = make()\n", "X = []", "X = set()"),
     "a submodule that a module loads when it is read": (
         {"main.py": "import p\ndef f(x): return p.m.n\n", "p/m.py": "n = 1\n",
          "p/__init__.py": "import importlib\ndef __getattr__(name):\n"

@@ -244,6 +244,8 @@ STORES = {
     "by a helper": "store(a)",
     "by a method": "Store().store(a)",
     "of another module": "other.store(a)",
+    "and reads it before": "global X; before = X; X = a; return before",
+    "by a helper that reads it": "replace()",
 }
 
 
@@ -254,6 +256,7 @@ def test_a_global_that_a_function_only_sets_is_compared(
 ) -> None:
     body = "\n".join(f"    {line}" for line in STORES[how].splitlines())
     store = "def store(a):\n    global X\n    X = a\n"
+    store += "def replace():\n    global X\n    before = X\n    X = 8\n    return before\n"
     text = (
         f"import other\nX = {at_first}\n{store}"
         "class Store:\n    def store(self, a):\n        global X\n        X = a\n"

@@ -259,6 +259,31 @@ def test_the_path_of_an_input_file_counts_for_functions(tmp_path: Path) -> None:
     assert key(one, "a/in.txt", **program) == key(one, "b/in.txt", **program)
 
 
+@pytest.mark.parametrize("kind", ["file", "pattern", "directory"])
+def test_input_files_with_one_name_count_by_the_arguments_that_receive_them(
+    kind: str, keys: Keys, tmp_path: Path
+) -> None:
+    files = {"a.txt": "1/a.txt", "2/a.txt": "2/a.txt"}
+    paths: dict[str, str | None] = {name: str(tmp_path / path) for name, path in files.items()}
+    bound: list[Any] = []
+    for path in files.values():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(path)
+        file = InputFile("a.txt").bound_to((tmp_path / path).parent)
+        many = InputFiles(file, ["a.txt"], directory=kind == "directory")
+        bound.append(file if kind == "file" else many)
+    one, two = bound
+
+    def key(*args: Any, **kwargs: Any) -> Key:
+        return keys.of(described(work, *args, kwargs=kwargs), {}, paths)
+
+    assert key({"p": one, "q": two}) == key({"q": two, "p": one})
+    assert key({"p": one, "q": two}).digest != key({"p": two, "q": one}).digest
+    assert key(p=one, q=two).digest != key(p=two, q=one).digest
+    task = described(work, one, two)
+    keys.require_same_values(task, keys.of(task, {}, paths), paths)
+
+
 def test_the_null_device_is_an_empty_input(keys: Keys, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(os.devnull)
@@ -489,6 +514,26 @@ def test_variables_that_the_program_has_set_count_where_a_function_starts_progra
         inherited = key_of(keys, main.f, "a", **own)
         monkeypatch.setenv("TOOL_MODE", "1")
         assert key_of(keys, main.f, "a", **own) == inherited
+
+
+def test_variables_must_not_change_while_a_function_that_starts_programs_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"main.py": "import subprocess\ndef f(x): return subprocess.run(x)\n"})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        for shares_memory in (True, False):
+            task = described(main.f, "a", shares_memory=shares_memory)
+            key = keys.of(task, {}, {})
+            keys.require_same_values(task, key)
+            monkeypatch.setenv("OMP_NUM_THREADS", f"{shares_memory}")
+            keys.require_same_values(task, key)
+            monkeypatch.setenv("TOOL_MODE", f"{shares_memory}")
+            if shares_memory:
+                with pytest.raises(UnhashableError, match=r"TOOL_MODE.* changed"):
+                    keys.require_same_values(task, key)
+            else:  # the worker has its own environment
+                keys.require_same_values(task, key)
 
 
 def test_a_file_that_a_shell_command_names_counts_unless_it_is_written(

@@ -440,6 +440,34 @@ async def test_a_file_that_did_not_exist_counts(here: Path) -> None:
     assert await run(rate, ()) == ["default"]
 
 
+def in_database() -> str:
+    with contextlib.closing(sqlite3.connect("file:rate.txt?mode=ro", uri=True)) as database:
+        return f"{database.execute('PRAGMA user_version').fetchone()}"
+
+
+def in_file() -> str:
+    with open("rate.txt", "r+") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("find", [in_database, in_file])
+async def test_a_file_to_update_that_did_not_exist_counts(
+    find: Callable[[], str], here: Path
+) -> None:
+    def rate() -> str:
+        try:
+            return find()
+        except (sqlite3.OperationalError, FileNotFoundError):
+            return "default"
+
+    assert await run(rate, ()) == ["default"]
+    with contextlib.closing(sqlite3.connect("rate.txt")) as database:
+        database.execute("PRAGMA user_version = 5")
+        if find is in_file:
+            (here / "rate.txt").write_text("(5,)")
+        assert await run(rate, ()) == ["(5,)"]
+
+
 @pytest.mark.parametrize("directories", ["ba", "b"])
 async def test_a_relative_path_counts_with_the_current_directory(
     here: Path, monkeypatch: pytest.MonkeyPatch, directories: str

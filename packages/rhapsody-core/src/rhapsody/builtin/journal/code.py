@@ -160,6 +160,8 @@ _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 
 _EMPTY = (dict, list, set)
 
+_NO_INPUTS: Mapping[str, str | None] = types.MappingProxyType({})
+
 _WRAPPERS: Mapping[type, str] = {
     classmethod: "__func__",
     staticmethod: "__func__",
@@ -217,16 +219,19 @@ class CodeFingerprint:
         self._forget()
         self.begin()
 
-    def begin(self, sandbox: str = "") -> None:
+    def begin(self, sandbox: str = "", inputs: Mapping[str, str | None] = _NO_INPUTS) -> None:
         """Discard everything that was collected, and start with another task.
 
         Args:
             sandbox: The path of the task's sandbox, or an empty string. Paths inside the sandbox
                 are digested relative to it.
+            inputs: The paths of the task's input files by name.
         """
         if self._seen:
             self._forget()
         self._sandbox = sandbox
+        # Only these have another name than the file itself, such as `2/a.txt`.
+        self._numbered = {path: name for name, path in inputs.items() if os.sep in name}
         self.paths: dict[str, bytes | None] = {}
 
     def _forget(self) -> None:
@@ -327,6 +332,18 @@ class CodeFingerprint:
             return None
         place = program.portable(text)
         return None if place == text else place
+
+    def input_name(self, path: object, name: str) -> str:
+        """Return the unique name of a task's input file.
+
+        Several input files may have the same base name, and the arguments that receive them may be
+        the values of a dict, whose order does not count.
+
+        Args:
+            path: The path of the file, or `None` if it is unknown.
+            name: The base name of the file.
+        """
+        return self._numbered.get(str(path), name) if self._numbered else name
 
     def _name(self, thing: Any) -> str:
         program = self._program
@@ -496,9 +513,9 @@ class CodeFingerprint:
             roles = [role for role in ROLES if (role, *known) in self._roles]
             if isinstance(owner, type):
                 roles += self._roles_of(owner, name)
-            if is_cache(roles) or (known in self._stored and "adds" not in roles):
-                self.parts[part] = "filled by the task"
-                self._program.memos[known] = owner
+            roles += ["fills"] if known in self._stored else []
+            if is_cache(roles):
+                self.parts[part] = self._program.note_memo(known, owner, value)
             else:
                 self._used(part, value)
                 self.read.append((variables, name, value))
@@ -582,7 +599,8 @@ class CodeFingerprint:
             The variable's value, or `None` for a memo.
         """
         if self._is_memo(cell, name, code):
-            self.parts[part] = "filled by the task"
+            known = id(cell), ""
+            self.parts[part] = self._program.note_memo(known, cell, content_of(cell))
             return None
         value = content_of(cell)
         self._used(part, value)

@@ -641,9 +641,9 @@ def _is_dicom(entry: os.DirEntry[str]) -> bool:
 
 
 def changed_since(path: str, start: int) -> bool:
-    """Return True if a file was changed or removed after a time in nanoseconds since the epoch."""
+    """Return True if a file exists and was changed after a time in nanoseconds since the epoch."""
     about = stat_of(path)
-    return about is None or about.st_ctime_ns >= start
+    return about is not None and about.st_ctime_ns >= start
 
 
 def is_hidden(name: str) -> bool:

@@ -54,6 +54,7 @@ _NO_SOURCES: Mapping[str, tuple[str, Stamp | None]] = types.MappingProxyType({})
 
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _NO_CELLS: Mapping[str, types.CellType] = types.MappingProxyType({})
+_NO_INPUTS: Mapping[str, str | None] = types.MappingProxyType({})
 
 _SEARCH_PATHS = ("PYTHONPATH", "PERL5LIB")
 """Variables that name the directories in which scripts search modules."""
@@ -105,6 +106,8 @@ class Key(NamedTuple):
             `CodeFingerprint.sources`.
         portable: True if runs with other command-line arguments may use the result. False if the
             function uses a library that reads these arguments.
+        variables: The environment variables that the program has changed; `None` unless a function
+            in this process starts programs.
     """
 
     digest: bytes
@@ -121,6 +124,7 @@ class Key(NamedTuple):
     absent: Collection[str] = ()
     sources: Mapping[str, tuple[str, Stamp | None]] = _NO_SOURCES
     portable: bool = True
+    variables: Mapping[str, str | None] | None = None
 
 
 def as_text(parts: Mapping[str, object]) -> str:
@@ -202,7 +206,7 @@ class Keys:
         more: Mapping[str, str],
     ) -> Key:
         found = self._fingerprint
-        found.begin(task.get("sandbox") or "")
+        found.begin(task.get("sandbox") or "", inputs)
         parts = {"name": task["name"], **more}
         function = task["function"]
         shared: dict[str, object] = {}
@@ -293,9 +297,11 @@ class Keys:
             shared = {}
         digest = self.digest(text, code, paths)
         portable = not (found.reads_arguments or used.reads_arguments)
+        inherits = known is not None and used.starts_programs
         key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, cells, absent, sources, portable,
+            self.program.variables() if inherits else None,
         )  # fmt: skip
         return tuple.__new__(Key, key)  # calling the class takes twice as long
 
@@ -474,7 +480,9 @@ class Keys:
                     "nothing writes to it, and declare files that the task writes as OutputFile"
                 )
 
-    def require_same_values(self, task: Mapping[str, Any], key: Key) -> None:
+    def require_same_values(
+        self, task: Mapping[str, Any], key: Key, inputs: Mapping[str, str | None] = _NO_INPUTS
+    ) -> None:
         """Raise an error if values that a function uses have changed meanwhile.
 
         These are its arguments and their classes, the source files of modules that it imports and,
@@ -485,6 +493,7 @@ class Keys:
         Args:
             task: The task's description.
             key: The task's key.
+            inputs: The paths of the task's input files by name.
 
         Raises:
             UnhashableError: A value has changed since the key was computed.
@@ -502,6 +511,8 @@ class Keys:
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
             raise UnhashableError(_changed_in_place(what))
+        if key.variables is not None:
+            self._require_same_variables(task.get("environment") or {}, key.variables)
         for module in key.absent:
             if (variable := self.imported.changed(module)) is not None:
                 raise UnhashableError(
@@ -511,7 +522,7 @@ class Keys:
                 )
         if not (key.arguments or key.cells):
             return
-        self._fingerprint.begin(task.get("sandbox") or "")
+        self._fingerprint.begin(task.get("sandbox") or "", inputs)
         for name, value in key.arguments.items():
             if self._fingerprint.value(value) != key.watched[name]:
                 raise UnhashableError(_changed_in_place(_shown(task["function"], name)))
@@ -524,6 +535,27 @@ class Keys:
         for name, digest in self._fingerprint.parts.items():
             if key.watched.get(name) != digest:
                 raise UnhashableError(_changed_in_place(name))
+
+    def _require_same_variables(
+        self, own: Collection[str], before: Mapping[str, str | None]
+    ) -> None:
+        """Raise an error if variables that the programs of a function inherit have changed.
+
+        Args:
+            own: The variables that the task sets itself.
+            before: The variables that the program had changed before.
+
+        Raises:
+            UnhashableError: A variable has changed.
+        """
+        now = self.program.variables()
+        for name in sorted((before.keys() | now.keys()).difference(own)):
+            if counts(name) and before.get(name, "") != now.get(name, ""):
+                raise UnhashableError(
+                    f"os.environ[{name!r}] changed while the task waited or ran, so that the "
+                    "programs that it starts may have inherited either value; set the variable "
+                    "before the first call, or pass env= to the programs"
+                )
 
     def texts_of_code(self, function: object) -> frozenset[str]:
         """Return the texts and integers in the variables that a function reads, as text.

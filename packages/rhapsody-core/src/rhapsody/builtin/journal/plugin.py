@@ -763,7 +763,7 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
-            self._keys.require_same_values(task, key)
+            self._keys.require_same_values(task, key, record.inputs)
             if record.inputs or task["function"] is None:
                 self._keys.require_unchanged(task, record.inputs, key.watched)
             if uses.services:

@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -600,6 +601,8 @@ def _use(steps: list[_Step], number: int) -> Use:
     elif steps[last].name in _ATTRIBUTES or by in CALLS:
         ends = _taker(steps, last + 1)
         key = _key(first) if ends is not None and steps[ends].name in CALLS else None
+        if isinstance(key, str) and key.startswith("."):
+            key = _absolute(key, steps[last + 2])
     return Use(chain, by, key, tuple(_roles(steps, last, taker)))
 
 
@@ -644,6 +647,27 @@ def _is_new(step: _Step) -> bool:
     """Return True if an instruction pushes a literal other than `None`, or a new container."""
     literal = step.name.startswith(("LOAD_CONST", "LOAD_SMALL_INT"))
     return step.name.startswith("BUILD_") or (literal and step.value is not None)
+
+
+def _absolute(name: str, step: _Step) -> str | None:
+    """Return the name of a module that code imports with `importlib.import_module`.
+
+    Args:
+        name: A name that begins with a dot.
+        step: The instruction that pushes the next argument, the package.
+
+    Returns:
+        The absolute name; the unchanged name if the package is that of the code; `None` if the
+        package is unknown.
+    """
+    if step.name in _LOADS and step.value in ("__package__", "__name__"):
+        return name
+    if step.name != "LOAD_CONST" or not isinstance(step.value, str):
+        return None
+    try:
+        return resolve_name(name, step.value)
+    except ImportError:  # it fails in the task, too
+        return None
 
 
 def _key(step: _Step) -> str | tuple[str] | None:
@@ -736,6 +760,7 @@ class Program:
         self._environment: dict[bytes, bytes] | None = None
         self._variables: dict[str, str | None] = {}
         self.memos: dict[tuple[int, str], object] = {}
+        self._kinds: dict[tuple[int, str], str] = {}  # of the values that memos had at first
         self.caches: WeakValueDictionary[tuple[int, str], object] = WeakValueDictionary()
         self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
@@ -796,6 +821,22 @@ class Program:
     def once(self, make: Callable[..., T], *args: Any) -> T:
         """Return a function's result, which is reused within a batch. See `FileDigests.once`."""
         return self._files.once(make, *args)
+
+    def note_memo(self, known: tuple[int, str], owner: object, value: object) -> str:
+        """Add a variable to `memos`.
+
+        Args:
+            known: The variable's key in `memos`.
+            owner: The variable's owner.
+            value: The variable's value, which is empty in the first call for this variable.
+
+        Returns:
+            The part of a digest that represents the variable. It contains the type of the empty
+            value, because code may distinguish `None` from an empty container.
+        """
+        self.memos[known] = owner
+        kind = self._kinds.setdefault(known, type(value).__name__)
+        return f"filled by the task, {kind} at first"
 
     @property
     def pipes(self) -> set[str]:

@@ -104,6 +104,9 @@ class Collector(Protocol):
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file, and return its portable form or `None`."""
 
+    def input_name(self, path: object, name: str) -> str:
+        """Return the unique name of a task's input file, given its path and its base name."""
+
 
 class Values:
     """Hasher of values, one at a time.
@@ -255,12 +258,13 @@ class Values:
             more = (vars(value),) if getattr(value, "__dict__", None) else ()
             self._items(b"P", (kind, value.func, value.args, value.keywords, *more), feed)
         elif isinstance(value, InputFiles):
-            names = [
-                path.name for path in value
-            ]  # the content of input files is digested separately
-            feed(_framed(b"F", repr((value.file.filename, value.directory, names))))
+            # The content of input files is digested separately.
+            names = [self._collector.input_name(path, path.name) for path in value]
+            name = self._collector.input_name(value.file.filepath, value.file.filename)
+            feed(_framed(b"F", repr((name, value.directory, names))))
         elif isinstance(value, File):
-            feed(_framed(b"f", f"{kind.__name__} {value.filename}"))
+            name = self._collector.input_name(value.filepath, value.filename)
+            feed(_framed(b"f", f"{kind.__name__} {name}"))
         elif isinstance(value, PurePath):
             self._items(b"/", (kind, str(value)), feed)
         else:
