@@ -27,6 +27,10 @@ def f(x):
 """
 
 SAME: dict[str, tuple[str | Files, str | Files]] = {
+    "a seed, for a function with its own generator": (
+        "import random\nrandom.seed(1)\ndef f(x): return random.Random(x).random()\n",
+        "import random\nrandom.seed(2)\ndef f(x): return random.Random(x).random()\n",
+    ),
     "comments and formatting": (
         PLAIN,
         "# what\nimport functools\n\n\ndef helper(x,):\n  # why\n  return (x+1)\n\n"
@@ -109,6 +113,29 @@ SAME: dict[str, tuple[str | Files, str | Files]] = {
 
 CHANGED: dict[str, tuple[str | Files, str, str]] = {
     # What: the program, what is replaced in all its files, and what by.
+    "a global that pandas reads": (
+        "import pandas as pd\nCUT = 1\n"
+        "def f(x): return len(pd.DataFrame({'a': x}).query('a > @CUT'))\n",
+        "CUT = 1", "CUT = 2"),
+    "a global that an evaluated variable names": (
+        "import pandas as pd\nCUT = 1\nTEXT = 'CUT * 2'\ndef f(x): return pd.eval(TEXT)\n",
+        "CUT = 1", "CUT = 2"),
+    "a function around which a library's variable is wrapped": (
+        "import functools, shlex\ndef mine(x): return x + 1\n"
+        "shlex.more = functools.lru_cache(mine)\ndef f(x): return shlex.more(x)\n",
+        "x + 1", "x + 2"),
+    "a function that NumPy vectorizes, as a library's variable": (
+        "import numpy as np, shlex\ndef mine(x): return x + 1\nshlex.more = np.vectorize(mine)\n"
+        "def f(x): return shlex.more(x)\n", "x + 1", "x + 2"),
+    "the seed of a global generator": (
+        "import random\nrandom.seed(1)\ndef f(x): return random.gauss(0, 1)\n",
+        "seed(1)", "seed(2)"),
+    "a global as the seed of NumPy's global generator": (
+        "import numpy as np\nSEED = 1\ndef start(): np.random.seed(SEED)\nstart()\n"
+        "def f(x): return np.random.normal()\n", "SEED = 1", "SEED = 2"),
+    "a seed in another module": (
+        {"main.py": "import m\nfrom random import random\ndef f(x): return random()\n",
+         "m.py": "import random\nrandom.seed(1)\n"}, "seed(1)", "seed(2)"),
     "the function": (PLAIN, "helper(x)\n", "helper(x) + 1\n"),
     "a helper": (PLAIN, "x + 1", "x + 2"),
     "the type of a constant": (PLAIN, "x + 1", "x + 1.0"),
@@ -757,6 +784,14 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     # What: the program, and what the message says.
     "a module by a name that is made up": (
         "import importlib\ndef f(x): return importlib.import_module(f'm{x}')\n", "computed name"),
+    "a module that its loader runs": (
+        "from importlib.util import find_spec, module_from_spec\ndef f(x):\n"
+        "    spec = find_spec('json')\n    module = module_from_spec(spec)\n"
+        "    spec.loader.exec_module(module)\n    return module.dumps(x)\n",
+        "uses exec_module, which may import any module"),
+    "a module that is found by a function": (
+        "import inspect\ndef helper(): ...\ndef f(x): return inspect.getmodule(helper).__name__\n",
+        "uses getmodule, which gives access to any object"),
     "a partial that imports": (
         "import functools, importlib\nload = functools.partial(importlib.import_module, 'json')\n"
         "def f(x): return load()\n", "may import any module"),
@@ -793,7 +828,7 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
         "spec_from_file_location"),
     "a module by a loader": (
         "from importlib.machinery import SourceFileLoader as S\n"
-        "def f(x): return S('m', x).load_module()\n", "SourceFileLoader"),
+        "def f(x): return S('m', x).load_module()\n", "uses load_module"),
     "importlib's __import__": (
         "import importlib\ndef f(x): return importlib.__import__(f'm{x}')\n", "__import__"),
     "a change of sys.path": (

@@ -158,12 +158,22 @@ def spec_of(name: str, path: Any) -> ModuleSpec | None:
     if isinstance(spec, ModuleSpec):
         return spec
     try:
-        return PathFinder.find_spec(name, path)
+        return PathFinder.find_spec(name, path) or _spec_of_hook(name, path)
     except KeyError:  # a namespace package whose parent is not imported
         places = [os.path.join(each, name.rpartition(".")[2]) for each in path]
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [each for each in places if os.path.isdir(each)]
         return spec
+
+
+def _spec_of_hook(name: str, path: Any) -> ModuleSpec | None:
+    """Return the spec that an import hook finds, such as that of an editable installation."""
+    for finder in sys.meta_path:
+        if getattr(finder, "__module__", "").startswith("__editable__"):  # as setuptools names it
+            spec: ModuleSpec | None = finder.find_spec(name, path, None)
+            if spec is not None:
+                return spec
+    return None
 
 
 def own_modules() -> bytes | None:

@@ -64,7 +64,14 @@ from rhapsody.builtin.journal.program import (
     names_in,
     source_changed,
 )
-from rhapsody.builtin.journal.values import UnhashableError, Values, counts
+from rhapsody.builtin.journal.values import (
+    LARGE_VALUE,
+    UnhashableError,
+    Values,
+    counts,
+    is_global_generator,
+    is_large,
+)
 from rhapsody.sdk.modules import (
     MISSING,
     altered,
@@ -74,10 +81,7 @@ from rhapsody.sdk.modules import (
     spec_of,
     with_inner,
 )
-
-LARGE_VALUE = 10_000
-"""Size, as in `Values.size`, from which a value is digested only once per run, except arguments and
-their default values."""
+from rhapsody.tracebacks import SCRIPT_MODULE
 
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
@@ -142,9 +146,19 @@ _OF_FIELDS = (
 
 _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
-    "get_objects", "get_referrers",
+    "get_objects", "get_referrers", "getmodule",
 ))  # fmt: skip
 """Names that give code access to objects that it does not name."""
+
+_LOADERS = frozenset(("exec_module", "load_module"))
+"""Names of methods that run the code of a module."""
+
+_EVALUATORS = frozenset((
+    "eval", "query", "evaluate", "sql", "from_formula", "ols", "gls", "wls", "glm", "logit",
+    "probit", "dmatrix", "dmatrices",
+))  # fmt: skip
+"""Names of methods and functions that read variables of the caller that a text names, as
+`DataFrame.query("a > @CUT")` of pandas does."""
 
 _OPENS = re.compile(
     "open|read|load|memmap|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
@@ -171,6 +185,8 @@ _WRAPPERS: Mapping[type, str] = {
 }
 """Types of the objects that Python's own decorators return, each with the attribute that contains
 the decorated function."""
+
+_WORDS = re.compile(r"[^\W\d]\w*")
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
@@ -408,7 +424,7 @@ class CodeFingerprint:
                 empty.append((name, value))  # functions of the module may fill it, as a cache
                 continue
             try:
-                if _is_large(value):
+                if is_large(value):
                     refused.add(name)
                     continue
                 self._collecting = True
@@ -566,8 +582,10 @@ class CodeFingerprint:
             kind: type = type(value)
             kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
             # Functions of modules are imported; other functions travel with their closures.
-            if not kept and not _is_script(variables.get("__name__")):
-                self.set_here = self.set_here or is_in_its_module(function)
+            if not (kept or self.set_here or _is_script(variables.get("__name__"))):
+                self.set_here = is_in_its_module(function) and not self._program.is_as_imported(
+                    variables, function.__qualname__, function
+                )
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__, largest=math.inf)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -637,6 +655,10 @@ class CodeFingerprint:
                 raise UnhashableError(
                     f"{name} uses {min(hidden)}, which gives access to any object"
                 )
+            if loaders := _LOADERS.intersection(each.co_names):
+                raise UnhashableError(f"{name} uses {min(loaders)}, which may import any module")
+            if not _EVALUATORS.isdisjoint(each.co_names):
+                self._evaluated(code, names, variables, name)
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
         for use in names.uses:
             self._roles_in_classes.update((role, "", "", use.container) for role in use.roles)
@@ -647,6 +669,16 @@ class CodeFingerprint:
             found = self._loaded(_resolved(module, package))
             if found is not None:
                 self._member(found, use, variables, name)
+
+    def _evaluated(
+        self, code: types.CodeType, names: Names, variables: dict[str, Any], user: str
+    ) -> None:
+        """Collect the globals that are named in the texts of code which evaluates texts."""
+        texts = [text for each in with_inner(code) for text in each.co_consts]
+        texts += [variables.get(use.chain[0]) for use in names.uses]
+        words = {word for text in texts if type(text) is str for word in _WORDS.findall(text)}
+        for word in sorted(words & variables.keys()):
+            self._global(variables, Use((word,)), user)
 
     def _in_library(self, function: types.FunctionType | type) -> bool:
         """Return True if a function or class is found under its own name in a library's module."""
@@ -807,6 +839,7 @@ class CodeFingerprint:
                     what = ".".join(chain[: depth + 1])
                     raise UnhashableError(f"{user} uses {what}, which may import any module")
                 if not self._is_changed(value, chain[depth], member):
+                    self._draws(member)
                     self._library_s(".".join(chain[: depth + 1]), user, value, member)
                     return
             if chain[depth] in _OF_MODULES:
@@ -830,6 +863,7 @@ class CodeFingerprint:
             use: The code's use of the variable.
             rest: The number of names in `use.chain`, up to and including the variable.
         """
+        self._draws(value)
         if use.container == name and rest >= len(use.chain) - (use.by in CALLS):
             self._roles.update((role, id(variables), name) for role in use.roles)
         self._globals.add((id(variables), name))
@@ -839,6 +873,15 @@ class CodeFingerprint:
         else:
             self._used(part, value)
             self.read.append((variables, name, value))
+
+    def _draws(self, value: object) -> None:
+        """Collect the seeds that the program sets, if a value draws from a global generator.
+
+        The functions `seed` set the generator themselves.
+        """
+        is_method = issubclass(type(value), types.MethodType | types.BuiltinMethodType)
+        if is_method and is_global_generator(cast("types.MethodType", value).__self__):
+            self.parts.setdefault("seeds in the program", self._program.seeds())
 
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
@@ -854,8 +897,8 @@ class CodeFingerprint:
         """Return True if a variable has the value that a worker gets by importing the module.
 
         This holds for variables of the program's script, for modules, for functions and classes
-        under their own names, and for numbers in modules of libraries. Other values may have been
-        set by the program.
+        under their own names, for numbers in modules of libraries, and for values that are the same
+        as when the module was imported. Other values may have been set by the program.
 
         Args:
             variables: The variables of the module, or the attributes of the class.
@@ -866,20 +909,24 @@ class CodeFingerprint:
         module = variables.get("__name__") if owner is None else owner.__module__
         if _is_script(module) or issubclass(type(value), types.ModuleType):
             return True  # the script's variables travel with its functions
+        if str(module).startswith("namedtuple_"):  # the globals of a generated `__new__`
+            return True
         if owner is not None and name == "__hash__" and value is None:
             return True  # Python has set it, because the class has `__eq__`
         file = variables.get("__file__") if owner is None else file_of(module)
         if not self._program.origins.own(file):  # only constants are the library's own
             return module == "sys" or (type(value) in (int, float, bool) and module != "builtins")
+        inner, home = value, None
         if type(value) in _WRAPPERS:
-            value = getattr(value, _WRAPPERS[type(value)])
-        if issubclass(type(value), types.FunctionType):
-            home = value.__globals__.get("__name__")
-        elif issubclass(type(value), type):
-            home = value.__module__
-        else:
-            return False
-        return not _is_script(home) and value.__qualname__.rpartition(".")[2] == name
+            inner = getattr(value, _WRAPPERS[type(value)])
+        if issubclass(type(inner), types.FunctionType):
+            home = inner.__globals__.get("__name__")
+        elif issubclass(type(inner), type):
+            home = inner.__module__
+        named = home is not None and inner.__qualname__.rpartition(".")[2] == name
+        if named and not _is_script(home):
+            return True
+        return self._program.is_as_imported(variables if owner is None else owner, name, value)
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return True if the program may have replaced a variable of a library's module."""
@@ -890,9 +937,17 @@ class CodeFingerprint:
         kind = member if isinstance(member, type) else type(member)
         if isinstance(member, partial) or (kind.__module__ in sys.modules and self.own(kind)):
             return True
+        state = getattr(member, "__dict__", None)
+        if type(state) is dict and any(map(self._is_own_function, state.values())):
+            return True  # it wraps a function, as the result of `lru_cache` does
         if member is sys.flags or member is sys.argv or member is sys.orig_argv:
             return True
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
+
+    def _is_own_function(self, value: object) -> bool:
+        return isinstance(value, types.FunctionType) and self._program.origins.own(
+            value.__code__.co_filename
+        )
 
     def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
         """Note the use of a library's function or class, and collect its name if it was moved.
@@ -1210,19 +1265,11 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
 
 def _is_script(module: object) -> bool:
     """Return True if a name is that of the program's script, whose functions are sent by value."""
-    return module in ("__main__", "__mp_main__")
+    return module in ("__main__", "__mp_main__", SCRIPT_MODULE)
 
 
 def _is_empty(value: object) -> bool:
     return value is None or (type(value) in _EMPTY and not value)
-
-
-def _is_large(value: Any) -> bool:
-    """Return True for a container with many items, and for arrays and tables with much data."""
-    if isinstance(value, dict | list | tuple | set | frozenset | str | bytes | bytearray):
-        return len(value) > LARGE_VALUE
-    size = getattr(value, "nbytes", None)
-    return isinstance(size, int) and size > 100 * LARGE_VALUE
 
 
 def _is_python_s(name: str, value: Any) -> bool:

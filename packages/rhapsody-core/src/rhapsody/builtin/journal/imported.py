@@ -9,20 +9,14 @@ state of the module when its import ended.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 import types
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import NamedTuple
-from weakref import WeakSet
 
 from rhapsody.builtin.journal.code import CodeFingerprint, Known
 from rhapsody.builtin.journal.files import stamp_of
+from rhapsody.builtin.journal.import_hook import hook
 from rhapsody.builtin.journal.program import Program
 from rhapsody.errors import describe_error
-from rhapsody.plugins.manager import is_importing
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -52,9 +46,8 @@ class ImportedModules:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._states: dict[str, _State] = {}
-        _finder.listeners.add(self)
-        if _finder not in sys.meta_path:
-            sys.meta_path.insert(0, _finder)
+        hook.listeners.add(self)
+        hook.install()
 
     def note(self, module: types.ModuleType) -> None:
         """Note the state of a module, on the thread that has imported it."""
@@ -95,62 +88,3 @@ class ImportedModules:
         found = CodeFingerprint(self._program)
         refused = found.module(module)
         return _State(module, Known(b"", found), refused)
-
-
-class _Finder(MetaPathFinder):
-    """Import hook that reports to listeners that the import of a source file has ended.
-
-    It is the first finder, finds modules with the other finders, and stays until the program ends.
-    Modules that are imported by another module are reported together with it, because the other
-    one may set their variables. Modules that the engine imports for plugins are not reported: this
-    ends before the keys of tasks are computed.
-    """
-
-    def __init__(self) -> None:
-        self.listeners: WeakSet[ImportedModules] = WeakSet()
-        self._local = _Imports()
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find a module. See `importlib.abc.MetaPathFinder`."""
-        for finder in sys.meta_path or ():  # it is `None` when Python ends
-            find = None if finder is self else getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find and find(name, path, target)
-            if spec is not None:
-                if type(spec.loader) is SourceFileLoader and self.listeners:
-                    vars(spec.loader)["exec_module"] = self._reporting(spec.loader)
-                return spec
-        return None
-
-    def _reporting(self, loader: SourceFileLoader) -> Callable[[types.ModuleType], None]:
-        """Return the method of a loader that runs a module, extended by the report."""
-
-        def exec_module(module: types.ModuleType) -> None:
-            vars(loader).pop("exec_module", None)
-            local = self._local
-            local.depth += 1
-            try:
-                loader.exec_module(module)
-                local.ended.append(module)
-            finally:
-                local.depth -= 1
-                if not local.depth:
-                    ended, local.ended = local.ended, []
-                    for each in () if is_importing() else ended:
-                        for listener in list(self.listeners):
-                            listener.note(each)
-
-        return exec_module
-
-
-class _Imports(threading.local):
-    """Imports on one thread: their depth, and the modules whose import has ended."""
-
-    depth = 0
-
-    def __init__(self) -> None:
-        self.ended: list[types.ModuleType] = []
-
-
-_finder = _Finder()

@@ -36,9 +36,10 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from rhapsody.builtin.journal.as_imported import VALUES
 from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
 from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
@@ -99,11 +100,34 @@ class Sources:
         self.process_start: int = PROCESS_START
         self._files: dict[str, _File] = {}
         self._current: set[str | None] = set()
+        self._seeds: dict[str, list[ast.Call]] = {}  # calls that set seeds, by file
 
     def of_function(self, function: types.FunctionType) -> str:
         """Return the digest of a function's own code."""
         code = function.__code__
         return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
+
+    def seeds(self, file: str, variables: dict[str, Any]) -> list[str]:
+        """Return the calls in a file that set seeds, with the values of the globals in them.
+
+        Args:
+            file: The path of the file.
+            variables: The variables of its module.
+        """
+        if file not in self._seeds:
+            text = "".join(linecache.getlines(file, variables))
+            calls = list[ast.Call]()
+            if "seed" in text:
+                with contextlib.suppress(SyntaxError, ValueError):
+                    calls = [each for each in ast.walk(ast.parse(text)) if _sets_seed(each)]
+            self._seeds[file] = calls
+        found = []
+        for call in self._seeds[file]:
+            names = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
+            values = {each: variables.get(each) for each in sorted(names)}
+            known = {each: v for each, v in values.items() if isinstance(v, int | float | str)}
+            found.append(f"{ast.unparse(call)} {known or ''}".strip())
+        return found
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
         """Return True if no other code in the file has the same qualified name.
@@ -767,6 +791,23 @@ class Program:
         self.unloaded: set[str] = set()
         self.imported: dict[str, Stamp] = {}
 
+    def is_as_imported(self, holder: object, name: str, value: object) -> bool:
+        """Return True if a variable is known to have the value that an import gives it.
+
+        Args:
+            holder: The variables of a module, or a class.
+            name: The name of the variable or attribute.
+            value: Its value.
+        """
+        return VALUES.is_unchanged(holder, name, value)
+
+    def seeds(self) -> str:
+        """Return the calls by which the program's modules set the seeds of generators, as text."""
+        modules = list(sys.modules.values())
+        files = {getattr(each, "__file__", None): vars(each) for each in modules if each}
+        own = [(file, variables) for file, variables in files.items() if self.origins.own(file)]
+        return "; ".join(sorted({call for each in own for call in self.sources.seeds(*each)}))
+
     def imported_from(self, module: str) -> Stamp | None:
         """Return the state of a module's source file when the loaded module was imported.
 
@@ -900,6 +941,15 @@ class Program:
         if digest is None:
             raise UnhashableError(f"its input file {name!r} cannot be read on this machine")
         return digest
+
+
+def _sets_seed(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Return True for calls such as `random.seed(1)` and `torch.manual_seed(1)`."""
+    if not isinstance(node, ast.Call):
+        return False
+    function = node.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return re.search(r"(^|_)seed(_|$)", name) is not None
 
 
 def _names_on(path: str | None) -> frozenset[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+import types
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.builtin.journal.import_hook import hook
 from rhapsody.errors import JournalError
+from rhapsody.plugins.manager import importing
 from rhapsody.plugins.specs import (
     LookupTask,
     Outcome,
@@ -55,6 +58,9 @@ class JournalOfRun:
         self._copied: Path | None = None
         self._others = 0  # number of other journals in which results are looked up
         self._opened = self._warned = False
+        if not (self._none or (run.dry_run and not self.resumes)):
+            hook.at_end = _note_values
+            hook.install()
 
     def chosen(
         self, options: Mapping[str, Any], sources: Mapping[str, str]
@@ -222,3 +228,10 @@ class JournalOfRun:
             self._complain(f"--rerun {unknown[0]}: no task with this name was called")
         if outcome != "done" and (journal.kept or journal.taken):
             self._complain("results are kept; run the same command again to continue")
+
+
+def _note_values(module: types.ModuleType) -> None:
+    """Note the values of a module's variables; see `rhapsody.builtin.journal.as_imported`."""
+    with importing(__name__):
+        from rhapsody.builtin.journal.as_imported import VALUES
+    VALUES.note(module)

@@ -41,6 +41,10 @@ from rhapsody.sdk.modules import cached_properties
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
 
+LARGE_VALUE = 10_000
+"""Size, as in `Values.size`, from which a value is digested only once per run, except arguments and
+their default values."""
+
 MAX_PATH_LENGTH = 4096
 """Maximum number of characters in a path (Linux's `PATH_MAX`)."""
 
@@ -362,6 +366,14 @@ class Values:
             self._sorted(b"d", pairs or (), feed)
 
 
+def is_large(value: Any) -> bool:
+    """Return True for a container with many items, and for arrays and tables with much data."""
+    if isinstance(value, dict | list | tuple | set | frozenset | str | bytes | bytearray):
+        return len(value) > LARGE_VALUE
+    size = getattr(value, "nbytes", None)
+    return isinstance(size, int) and size > 100 * LARGE_VALUE
+
+
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
     """Return the digest of encoded text. Cached because many tasks have the same short texts."""
@@ -448,13 +460,17 @@ def _is_machinery(value: object) -> bool:
     This holds for engines, backends, task functions, and the random number generators that
     module-level functions such as `random.random` use.
     """
-    numpy = sys.modules.get("numpy.random.mtrand")
     return (
         type(value).__module__.startswith(_MACHINERY)
         or isinstance(value, BaseExecutionBackend)
-        or value is _random
-        or (numpy is not None and value is numpy._rand)
+        or is_global_generator(value)
     )
+
+
+def is_global_generator(value: object) -> bool:
+    """Return True for the generators that functions such as `random.random` use."""
+    numpy = sys.modules.get("numpy.random.mtrand")
+    return value is _random or (numpy is not None and value is numpy._rand)
 
 
 def _is_mute(value: object) -> bool:

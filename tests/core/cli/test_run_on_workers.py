@@ -1,0 +1,218 @@
+"""`rhapsody run --resume` on worker processes, after a run on threads: what is reused, what is not.
+
+A worker imports the program's modules again. A result is reused if the variables of the modules
+have the values that the import gives them, as far as the function uses them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests._support.programs import PATIENCE
+from tests._support.resumed import Place
+
+MODULE = """
+import collections, dataclasses, enum, functools, logging, re, threading, typing
+
+RATE = 0.5
+TABLE = {"a": 1, "b": [1, 2]}
+NAMES = ("x", "y")
+TEXT = f"v{RATE}"
+NONE = None
+GROUP = frozenset({1, 2})
+PATTERN = re.compile("a+")
+log = logging.getLogger("some")
+LETTERS = collections.Counter("aab")
+DEFAULTS = collections.defaultdict(list)
+
+class Plain:
+    factor = 3
+    table = {"a": 1}
+
+    def __init__(self, number):
+        self.number = number
+
+    def times(self):
+        return self.number * self.factor + self.table["a"]
+
+class Derived(Plain):
+    factor = 4
+
+class Slots:
+    __slots__ = ("number",)
+
+    def __init__(self, number):
+        self.number = number
+
+@dataclasses.dataclass
+class Data:
+    number: int = 2
+    others: list = dataclasses.field(default_factory=list)
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+Point = collections.namedtuple("Point", "x y")
+
+class Pair(typing.NamedTuple):
+    x: int
+    y: int = 3
+
+ITEM = Plain(4)
+CONFIG = Config()
+
+def helper(number):
+    return number + 1
+
+def multiplier(factor):
+    def multiply(number):
+        return number * factor
+    return multiply
+
+def decorated(function):
+    @functools.wraps(function)
+    def around(*args):
+        return function(*args)
+    return around
+
+double = multiplier(2)
+plus = functools.partial(helper)
+power = functools.partial(pow, 2)
+square = lambda number: number * number
+HANDLERS = {"helper": helper}
+
+@functools.lru_cache
+def cached(number):
+    return number * 10
+
+@decorated
+def wrapped(number):
+    return number - 1
+
+def appended(number, others=[1, 2]):
+    return number + len(others)
+
+def counted(number):
+    yield from range(number)
+"""
+
+SHAPES = """
+@RATE * x|@TABLE["a"] + x|@NAMES[0]|@TEXT|@NONE|len(@GROUP)|@PATTERN.sub("b", "aac")|@log.debug("x")
+@LETTERS["a"]|len(@DEFAULTS)|@Plain(x).times()|@Derived(x).times()|@Slots(x).number|@Data(x).number
+@Config().rate|@Color.RED.value|@Point(x, 1).x|@Pair(x).y|@ITEM.times()|@CONFIG.rate|@helper(x)
+@double(x)|@plus(x)|@power(x)|@square(x)|@HANDLERS["helper"](x)|@cached(x)|@wrapped(x)|@appended(x)
+sum(@counted(x))|@Plain(x)|@Data(x)|@Color.BLUE|@Point(1, x)|@Config(x)|[@RATE, @ITEM]
+"""
+
+
+def program(start: str, prefix: str, shapes: str) -> str:
+    """A program with one task for each of several expressions of `x`, which prints the results."""
+    found = re.split(r"[|\n]", shapes.strip())
+    tasks = "".join(
+        f"    @flow.function_task\n    def shape_{number}(x):\n        return {each}\n\n"
+        for number, each in enumerate(each.replace("@", prefix) for each in found)
+    )
+    calls = ", ".join(f"shape_{number}(3)" for number in range(len(found)))
+    return (
+        f"{start}\n\nasync def main(flow):\n{tasks}\n    for future in [{calls}]:\n"
+        '        print(re.sub("0x[0-9a-f]+", "", repr(await future)))\n'
+    )
+
+
+@pytest.fixture
+def place(place: Place) -> Place:
+    place.write("values.py", MODULE)
+    return place
+
+
+WORKERS = ("-o", "executor=process", "-o", "cores=1")
+
+
+def run(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process that starts after its files were written."""
+    command = [sys.executable, "-m", "rhapsody", "run", "wf.py", *options]
+    return subprocess.run(
+        command, cwd=place.path, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+
+def reused(place: Place) -> int:
+    """Run the program on worker processes, and return how many results were reused."""
+    done = run(place, "--resume", *WORKERS)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"\((\d+) of them reused\)", done.stderr)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("where", ["script", "module"])
+def test_results_of_threads_are_reused_on_workers(place: Place, where: str) -> None:
+    if where == "script":
+        place.write("wf.py", program(MODULE, "", SHAPES))
+    else:
+        place.write("wf.py", program("import re, values", "values.", SHAPES))
+    first = run(place)
+    assert "36 done in" in first.stderr, first.stderr
+    assert reused(place) == 36
+
+
+CHANGES = """
+values.RATE = 7|@RATE
+values.TABLE["a"] = 7|@TABLE["a"]
+values.ITEM.number = 7|@ITEM.times()
+values.Plain.factor = 7|@Plain(x).times()
+values.Plain.table["a"] = 7|@Plain(x).times()
+values.LETTERS["a"] = 7|@LETTERS["a"]
+values.DEFAULTS[7] = []|len(@DEFAULTS)
+values.CONFIG = values.Config(7)|@CONFIG.rate
+values.PATTERN = re.compile("a")|@PATTERN.sub("b", "aac")
+values.power = values.functools.partial(pow, 7)|@power(x)
+values.double = values.multiplier(7)|@double(x)
+values.double.__closure__[0].cell_contents = 7|@double(x)
+values.helper = values.square|@helper(x)
+values.HANDLERS["helper"] = values.square|@HANDLERS["helper"](x)
+"""
+
+
+@pytest.mark.parametrize("change", CHANGES.strip().splitlines())
+def test_results_with_a_variable_that_the_script_has_changed_are_not(
+    place: Place, change: str
+) -> None:
+    statement, _, shape = change.partition("|")
+    place.write("wf.py", program(f"import re, values\n{statement}", "values.", f"{shape}|@NONE"))
+    on_threads = run(place).stdout
+    assert reused(place) == 1  # the other task
+    on_workers = run(place, "--no-journal", *WORKERS).stdout
+    assert on_workers != on_threads
+
+
+def test_results_with_a_variable_that_another_module_has_changed_are_not(place: Place) -> None:
+    place.write("changing.py", "import values\nvalues.RATE = 7\n")
+    place.write("wf.py", program("import re, changing, values", "values.", "@RATE|@NONE"))
+    assert run(place).stdout.splitlines()[0] == "7"
+    assert reused(place) == 1
+
+
+def test_results_with_a_variable_that_depends_on_the_process_are_not(place: Place) -> None:
+    place.write("values.py", "import os\nLEVEL = os.environ.get('LEVEL', 0)\nRATE = 1\n")
+    place.write("others.py", "RATE = 1\n")
+    shapes = "@LEVEL|@RATE|others.RATE"
+    place.write("wf.py", program("import re, others, values", "values.", shapes))
+    assert run(place).returncode == 0
+    assert reused(place) == 1
+
+
+def test_results_with_values_that_only_an_import_could_tell_are_not(place: Place) -> None:
+    """Objects of libraries may do anything when they are inspected."""
+    place.write("values.py", "import pytest\nMARK = pytest.mark.skip\nRATE = 1\n")
+    place.write("wf.py", program("import re, values", "values.", "str(@MARK)|@RATE"))
+    assert run(place).returncode == 0
+    assert reused(place) == 1
