@@ -174,7 +174,7 @@ _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 
 _EMPTY = (dict, list, set)
 
-_NO_INPUTS: Mapping[str, str | None] = types.MappingProxyType({})
+_NOTHING: Mapping[Any, Any] = types.MappingProxyType({})
 
 _WRAPPERS: Mapping[type, str] = {
     classmethod: "__func__",
@@ -235,7 +235,7 @@ class CodeFingerprint:
         self._forget()
         self.begin()
 
-    def begin(self, sandbox: str = "", inputs: Mapping[str, str | None] = _NO_INPUTS) -> None:
+    def begin(self, sandbox: str = "", inputs: Mapping[str, str | None] = _NOTHING) -> None:
         """Discard everything that was collected, and start with another task.
 
         Args:
@@ -247,7 +247,9 @@ class CodeFingerprint:
             self._forget()
         self._sandbox = sandbox
         # Only these have another name than the file itself, such as `2/a.txt`.
-        self._numbered = {path: name for name, path in inputs.items() if os.sep in name}
+        self._numbered: Mapping[str | None, str] = _NOTHING
+        if inputs:
+            self._numbered = {path: name for name, path in inputs.items() if os.sep in name}
         self.paths: dict[str, bytes | None] = {}
 
     def _forget(self) -> None:
@@ -359,7 +361,7 @@ class CodeFingerprint:
             path: The path of the file, or `None` if it is unknown.
             name: The base name of the file.
         """
-        return self._numbered.get(str(path), name) if self._numbered else name
+        return self._numbered.get(str(path), name)
 
     def _name(self, thing: Any) -> str:
         program = self._program
