@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -157,20 +158,16 @@ class Memoization:
             results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
             if inspect.isawaitable(results):
                 results = await self._answer_of(hook, results)
-            for record, task in zip(waiting, tasks, strict=True):
-                if record.state.work is _READY:
-                    _add_keys(record, task)
-            if results is None:
-                continue
-            if not _answers(results, len(waiting)):
+            if results is not None and not _answers(results, len(waiting)):
                 answer = f"expected {len(waiting)} results or None values, got {results!r:.200}"
                 self._hooks.report(hook, PluginError(answer))
-                continue
+                results = None
             missing = []
-            for record, result in zip(waiting, results, strict=True):
+            for record, task, result in zip(waiting, tasks, results or repeat(None)):  # noqa: B905
                 if record.state.work is not _READY:  # canceled during the lookup
                     continue
                 if result is None or record.call.task.settings.service:
+                    _add_keys(record, task)
                     missing.append(record)
                     continue
                 files = record.files
@@ -180,6 +177,7 @@ class Memoization:
                     self._scheduler.refuse(record, error)
                     continue
                 if not self._stage_out.restore(record, result):
+                    _add_keys(record, task)
                     missing.append(record)
             waiting = missing
         for record in waiting:
