@@ -1,8 +1,8 @@
 """Checks of this workspace, for development machines and for CI.
 
-`nox` runs the checks that take minutes: lint, prose, types, the tests on the running Python, and
-the built wheels in clean environments, without tests that are marked `long`. `nox -s ci` adds what
-CI can afford, and `nox -s release` runs everything on every Python. The tools of each session are a
+`nox` runs the checks that take minutes: lint, types, the tests on the running Python, and the built
+wheels in clean environments, without tests that are marked `long`. `nox -s ci` adds what CI can
+afford, and `nox -s release` runs everything on every Python. The tools of each session are a
 dependency group in `pyproject.toml`.
 """
 
@@ -80,7 +80,7 @@ VERSION_DEPENDENT = [
 LONG = ["core", "dask", "psij", "radical", "testing"]
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "prose", "types", f"tests-{RUNNING}", "system"]
+nox.options.sessions = ["lint", "types", f"tests-{RUNNING}", "system"]
 # `nox -s tests` skips missing Pythons, also with CI=true; `release` requires all of them.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -132,12 +132,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def prose(session: nox.Session) -> None:
-    """Check the wording and spelling of texts, and the list of all messages."""
+    """Print words that may be unusual or misspelled. This is advice: it never fails."""
     session.install(*tools("prose"))
-    session.run("python", ".ci/prose.py")
-    session.run("python", ".ci/messages.py", "--check")
+    session.run("python", ".ci/prose.py", success_codes=[0, 1])
     files = session.run("git", "ls-files", "*.md", "*.py", "*.toml", silent=True, external=True)
-    session.run("codespell", *str(files).split(), log=False)
+    session.run("codespell", *str(files).split(), log=False, success_codes=[0, 65])
 
 
 @nox.session
