@@ -203,11 +203,11 @@ def test_results_with_a_variable_that_another_module_has_changed_are_not(place: 
 
 def test_results_with_a_variable_that_depends_on_the_process_are_not(place: Place) -> None:
     place.write("values.py", "import os\nLEVEL = os.environ.get('LEVEL', 0)\nRATE = 1\n")
-    place.write("others.py", "RATE = 1\n")
-    shapes = "@LEVEL|@RATE|others.RATE"
+    place.write("others.py", "LEVEL = 1 + 1\n")
+    shapes = "@LEVEL|@RATE|others.LEVEL"
     place.write("wf.py", program("import re, others, values", "values.", shapes))
     assert run(place).returncode == 0
-    assert reused(place) == 1
+    assert reused(place) == 2  # a literal is the same everywhere
 
 
 def test_results_with_values_that_only_an_import_could_tell_are_not(place: Place) -> None:
@@ -216,3 +216,36 @@ def test_results_with_values_that_only_an_import_could_tell_are_not(place: Place
     place.write("wf.py", program("import re, values", "values.", "str(@MARK)|@RATE"))
     assert run(place).returncode == 0
     assert reused(place) == 1
+
+
+STARTED = """
+import asyncio, re, sys, values
+from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+if sys.argv[2:]:
+    exec(sys.argv[2])
+
+async def main():
+    backend = LocalExecutionBackend(sys.argv[1], resources={"cores": 1})
+    async with WorkflowEngine.create(backend, journal="own.sqlite", resume=True) as flow:
+        await tasks(flow)
+        print("reused", flow.stats.recorded)
+"""
+
+LITERALS = "@RATE|@TABLE|@NAMES|@NONE|@Plain(x).times()|@Derived(x).times()"
+
+
+def test_a_program_that_python_starts_reuses_results_with_literals(place: Place) -> None:
+    tasks = program("", "values.", f"{LITERALS}|@ITEM.times()").replace("main(", "tasks(")
+    start = "if __name__ == '__main__':\n    asyncio.run(main())\n"
+    place.write("wf.py", f"{tasks}\n{STARTED}\n{start}")
+
+    def started(*arguments: str) -> str:
+        command = [sys.executable, "wf.py", *arguments]
+        return subprocess.run(
+            command, cwd=place.path, capture_output=True, text=True, check=True, timeout=PATIENCE
+        ).stdout.splitlines()[-1]
+
+    assert started("thread") == "reused 0"
+    assert started("process") == "reused 6"
+    assert started("process", "values.RATE = 7; values.Plain.factor = 7") == "reused 3"

@@ -593,8 +593,8 @@ class RareFacts(TaskFacts):
         destinations: Mapping[str, str | None],
     ) -> None:
         super().__init__(uid, number, definition, backend, outcome)
-        self.computed = computed
-        self.destinations = destinations
+        self.computed: float = computed
+        self.destinations: Mapping[str, str | None] = destinations
 
     def with_outcome(self, outcome: AttemptInfo | None) -> RareFacts:
         """Return the same facts with another outcome."""

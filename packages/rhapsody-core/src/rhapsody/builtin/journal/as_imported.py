@@ -151,5 +151,5 @@ class _Hasher(Values):
         super()._composed(value, feed)
 
 
-VALUES = ImportedValues()
+VALUES: ImportedValues = ImportedValues()
 """The values of this process."""

@@ -928,7 +928,18 @@ class CodeFingerprint:
         named = home is not None and inner.__qualname__.rpartition(".")[2] == name
         if named and not _is_script(home):
             return True
-        return self._program.is_as_imported(variables if owner is None else owner, name, value)
+        holder = variables if owner is None else owner
+        return self._program.is_as_imported(holder, name, value) or self._is_literal(
+            str(module), file, name if owner is None else f"{owner.__qualname__}.{name}", value
+        )
+
+    def _is_literal(self, module: str, file: str, name: str, value: Any) -> bool:
+        """Return True if a variable has the value of the only literal that the file assigns."""
+        if type(value) not in (*_PLAIN, tuple, list, dict, set) or is_large(value):
+            return False
+        variables = getattr(sys.modules.get(module), "__dict__", {})
+        literal = self._program.sources.literal(file, variables, name)
+        return type(literal) is type(value) and repr(literal) == repr(value)
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return True if the program may have replaced a variable of a library's module."""

@@ -100,5 +100,5 @@ class _Imports(threading.local):
         self.ended: list[types.ModuleType] = []
 
 
-hook = _Finder()
+hook: _Finder = _Finder()
 """The import hook of this process."""

@@ -36,13 +36,13 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.builtin.journal.as_imported import VALUES
 from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.modules import Origins, real_path, spec_of, with_inner
+from rhapsody.sdk.modules import MISSING, Origins, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
 
 T = TypeVar("T")
@@ -101,6 +101,7 @@ class Sources:
         self._files: dict[str, _File] = {}
         self._current: set[str | None] = set()
         self._seeds: dict[str, list[ast.Call]] = {}  # calls that set seeds, by file
+        self._literals: dict[str, dict[str, Any]] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
         """Return the digest of a function's own code."""
@@ -128,6 +129,24 @@ class Sources:
             known = {each: v for each, v in values.items() if isinstance(v, int | float | str)}
             found.append(f"{ast.unparse(call)} {known or ''}".strip())
         return found
+
+    def literal(self, file: str, variables: dict[str, Any], name: str) -> Any:
+        """Return the literal that a variable is set to, once in the file.
+
+        Args:
+            file: The path of the file.
+            variables: The variables of its module.
+            name: The name of the variable; for the attribute of a class, `CLASS.NAME`.
+
+        Returns:
+            The value; `MISSING` if the variable is set in another way.
+        """
+        if file not in self._literals:
+            self._literals[file] = {}
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+                tree = ast.parse("".join(linecache.getlines(file, variables)))
+                self._literals[file] = dict(_literals(tree))
+        return self._literals[file].get(name, MISSING)
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
         """Return True if no other code in the file has the same qualified name.
@@ -941,6 +960,41 @@ class Program:
         if digest is None:
             raise UnhashableError(f"its input file {name!r} cannot be read on this machine")
         return digest
+
+
+def _literals(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the variables of a module and of its classes that the file sets once, to a literal.
+
+    A global whose name occurs again is left out, even if that is a local variable.
+    """
+    classes = [each for each in tree.body if isinstance(each, ast.ClassDef)]
+    bodies = [(f"{each.name}.", each.body, _stores(each.body)) for each in classes]
+    stores = _stores([tree])
+    for _, _, inner in bodies:
+        stores.subtract(inner)
+    for prefix, body, counts in (("", tree.body, stores), *bodies):
+        for node in body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign) and node.value is not None:
+                targets = [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name) and counts[target.id] == 1 and not counts["*"]:
+                    with contextlib.suppress(ValueError, TypeError, RecursionError):
+                        yield f"{prefix}{target.id}", ast.literal_eval(cast("Any", node).value)
+
+
+def _stores(nodes: Iterable[ast.AST]) -> Counter[str]:
+    """Count how often statements set or delete each name; methods of a class are left out."""
+    found: Counter[str] = Counter()
+    for each in nodes:
+        for node in () if isinstance(each, _FUNCTIONS) else ast.walk(each):
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                found[node.id] += 1
+            elif isinstance(node, ast.Global | ast.Nonlocal):
+                found.update(node.names)
+            elif isinstance(node, ast.alias):
+                found[node.asname or node.name.partition(".")[0]] += 1
+    return found
 
 
 def _sets_seed(node: ast.AST) -> TypeGuard[ast.Call]:
