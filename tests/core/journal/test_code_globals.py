@@ -7,6 +7,7 @@ import ast
 import enum
 import functools
 import importlib
+import importlib.util
 import linecache
 import math
 import operator
@@ -26,6 +27,7 @@ import rhapsody
 from rhapsody import WorkflowEngine
 from rhapsody.builtin.journal.code import CodeFingerprint
 from rhapsody.builtin.journal.keys import Keys
+from rhapsody.builtin.journal.program import Sources
 from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.plugins.manager import PluginEntry, load
@@ -1009,3 +1011,31 @@ def test_a_module_that_a_task_imports_may_fill_its_caches(tmp_path: Path) -> Non
         keys.begin()
         keys.require_same_values(task, key)
         assert keys.of(task, {}, {}).digest == key.digest
+
+
+def test_a_module_that_an_editable_installation_finds_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such an installation of a flat project has no directory on `sys.path`, but an import hook."""
+    file = tmp_path / "flat.py"
+
+    class EditableFinder:
+        @classmethod
+        def find_spec(cls, name: str, path: Any, target: Any = None) -> Any:
+            return importlib.util.spec_from_file_location(name, file) if name == "flat" else None
+
+    def f() -> Any:
+        import flat  # type: ignore[import-not-found]
+
+        return flat.rate()
+
+    EditableFinder.__module__ = "__editable___flat_0_1_finder"
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder])
+    digests = set()
+    for rate in (1, 2):
+        file.write_text(f"def rate(): return {rate}\n")
+        sources = Sources()
+        sources.process_start = sys.maxsize
+        monkeypatch.setattr("tests._support.journal_keys.SOURCES", sources)
+        digests.add(key_of(keys_in(tmp_path), f).digest)
+    assert len(digests) == 2
