@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -217,3 +219,50 @@ async def test_values_on_workers_are_not_recorded_either_if_a_path_was_relative(
     journal.end("done")
     assert not journal.kept
     assert "'pyproject.toml' is a relative path" in caplog.text
+
+
+VARIABLES = """
+import re
+
+RATE = 2
+TABLE = {"a": 1}
+PATTERN = re.compile("a+")
+
+class Model:
+    factor = 3
+
+    def __init__(self, number):
+        self.number = number
+
+    def run(self):
+        return self.number * self.factor
+
+MODEL = Model(4)
+"""
+
+READING = """
+import values
+
+async def main(flow):
+    @flow.function_task
+    def read(number):
+        return values.RATE, values.TABLE["a"], values.PATTERN.sub("b", "aac"), values.MODEL.run()
+
+    print([await read(number) for number in range(3)])
+"""
+
+
+async def test_a_run_on_a_laptop_continues_on_dask(tmp_path: Path) -> None:
+    (tmp_path / "values.py").write_text(VARIABLES)
+    (tmp_path / "wf.py").write_text(READING)
+
+    def run(*options: str) -> str:
+        command = [sys.executable, "-m", "rhapsody", "run", "wf.py", *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100
+        )
+        assert done.stdout.count("(2, 1, 'bc', 12)") == 3
+        return done.stderr
+
+    assert "3 done in" in run()
+    assert "3 done (3 of them reused)" in run("--resume", "-b", "dask", "-o", "n_workers=1")
