@@ -16,7 +16,7 @@ from typing import Any
 
 from rhapsody.builtin.journal.files import FileDigests
 from rhapsody.builtin.journal.keys import Key, Keys
-from rhapsody.builtin.journal.program import Program, Sources
+from rhapsody.builtin.journal.program import Sources, Surroundings
 
 SOURCES = Sources()
 SOURCES.process_start = sys.maxsize  # programs are written while it is there
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 def keys_in(directory: Path) -> Keys:
     """Makes keys as a run of the program in a directory does, with sources read once for all."""
-    program = Program(directory, FileDigests())
+    program = Surroundings(directory, FileDigests())
     program.sources = SOURCES
     return Keys(program)
 

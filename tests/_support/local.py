@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.jobs import ONE_FUNCTION, Job, JobRunner
+from rhapsody.backends.local.jobs import ONE_FUNCTION, JobRunner, LocalJob
 from rhapsody.resources import Resources
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -31,16 +31,16 @@ def in_each_way(driver: Driver, function: Callable[..., Any], *args: Any) -> lis
 class NoRunner(JobRunner):
     """Runner that does nothing."""
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Do nothing."""
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Do nothing."""
 
 
-def job_of(task: Any, **fields: Any) -> Job:
+def job_of(task: Any, **fields: Any) -> LocalJob:
     """Return a job for a task; it is never run."""
-    return Job(task, task["uid"], **{"request": ONE_FUNCTION, "runner": NoRunner(), **fields})
+    return LocalJob(task, task["uid"], **{"request": ONE_FUNCTION, "runner": NoRunner(), **fields})
 
 
 class CannotStart(LocalExecutionBackend):

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from rhapsody.sdk import executables
-from rhapsody.sdk.executables import V2, Files, MemoryGroup
+from rhapsody.sdk.executables import V2, CgroupFiles, MemoryGroup
 
 MiB = 1 << 20
 
 
-def write(directory: Path, files: Files, kills: int, limit: int | str, peak: int | str) -> Path:
+def write(
+    directory: Path, files: CgroupFiles, kills: int, limit: int | str, peak: int | str
+) -> Path:
     """Writes what the kernel has in the directory of a control group; returns the counts' file."""
     directory.mkdir(parents=True, exist_ok=True)
     counts = directory / files.kills

@@ -20,7 +20,7 @@ from rhapsody import LocalExecutionBackend, WorkflowEngine, current_task
 from rhapsody.errors import BackendUnavailableError, DependencyFailureError, TaskLostError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
-from rhapsody_dask.cluster import Connection
+from rhapsody_dask.cluster import ClusterConnection
 from tests.dask.clusters import foreign
 from tests.dask.links import Link, link
 
@@ -201,9 +201,9 @@ async def test_a_cut_during_the_start_is_reported(
         names = [*dask_scheduler.plugins, *dask_scheduler.worker_plugins]
         return [name for name in names if name.startswith("rhapsody-")]
 
-    original = Connection.send_modules
+    original = ClusterConnection.send_modules
 
-    async def send_modules(self: Connection, *arguments: Any) -> None:
+    async def send_modules(self: ClusterConnection, *arguments: Any) -> None:
         network.cut()
         if healed:
             network.heal()
@@ -211,7 +211,7 @@ async def test_a_cut_during_the_start_is_reported(
             await _until(lambda: self.client.status == "running")
         await original(self, *arguments)
 
-    monkeypatch.setattr(Connection, "send_modules", send_modules)
+    monkeypatch.setattr(ClusterConnection, "send_modules", send_modules)
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(BackendUnavailableError, match=LOST):
             await DaskExecutionBackend(address=network.address)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody_dask.results import Results
-from rhapsody_dask.task import Call
+from rhapsody_dask.results import ClusterResults
+from rhapsody_dask.task import ClusterTask
 from rhapsody_dask.worker.messages import DONE, Reply, pack
 
 pytestmark = pytest.mark.asyncio
@@ -22,9 +22,9 @@ class WeakReply(Reply):
     """A reply that can be referred to weakly."""
 
 
-def _call(uid: str, name: str) -> Call:
+def _call(uid: str, name: str) -> ClusterTask:
     task: Any = {"uid": uid, "name": name, "function": print, "is_service": False}
-    return Call(task, "session")
+    return ClusterTask(task, "session")
 
 
 def _put_ends(queue: asyncio.Queue[str]) -> Callable[..., None]:
@@ -35,10 +35,12 @@ def _put_ends(queue: asyncio.Queue[str]) -> Callable[..., None]:
     return notify
 
 
-def _results(client: Any, calls: dict[str, Call], notify: Callable[..., None]) -> Results:
+def _results(
+    client: Any, calls: dict[str, ClusterTask], notify: Callable[..., None]
+) -> ClusterResults:
     shared: Any = None
     tasks = {call.uid: call for call in calls.values()}
-    results = Results(client, tasks, shared, notify, lambda call: None, lambda: None, True)
+    results = ClusterResults(client, tasks, shared, notify, lambda call: None, lambda: None, True)
     results.calls.update(calls)
     return results
 

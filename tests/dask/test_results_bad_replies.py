@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 
-from rhapsody_dask.results import Results
-from rhapsody_dask.task import Call
+from rhapsody_dask.results import ClusterResults
+from rhapsody_dask.task import ClusterTask
 from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Reply, failure, pack
 from tests._support.nonsense import little_memory, nonsense, values
 
@@ -30,10 +30,10 @@ class Open:
 def settled(reply: Reply) -> tuple[int, Any]:
     """Return how the call of a reply ends, and the call."""
     call, kinds = Open(), list[int]()
-    results: Any = Results.__new__(Results)
+    results: Any = ClusterResults.__new__(ClusterResults)
     results.settle = lambda _, kind: kinds.append(kind)
     with little_memory():
-        results.receive(cast(Call, call), reply)
+        results.receive(cast(ClusterTask, call), reply)
     (kind,) = kinds
     return kind, call
 

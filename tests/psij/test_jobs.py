@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody import CapabilityError, Resources, TaskDescription
 from rhapsody_psij.job import read_log, read_outcome
-from rhapsody_psij.jobs import Settings, job_spec, launch_ranks, script_of
+from rhapsody_psij.jobs import JobSettings, job_spec, launch_ranks, script_of
 
 
 def task(**more: Any) -> TaskDescription:
@@ -23,7 +23,7 @@ def task(**more: Any) -> TaskDescription:
 
 def test_resources_are_those_of_each_process() -> None:
     resources = Resources(cores=4, gpus=1, memory="1 GiB", ranks=6, walltime="90 s")
-    spec = job_spec(task(resources=resources), Settings(nodes=2), "slurm")
+    spec = job_spec(task(resources=resources), JobSettings(nodes=2), "slurm")
     assert spec["name"] == "a_task_with_a_l"
     assert spec["attributes"]["duration"] == 90
     assert spec["resources"] == {
@@ -37,7 +37,7 @@ def test_resources_are_those_of_each_process() -> None:
 
 @pytest.mark.parametrize("executor", ["pbs", "pbs_classic", "lsf"])
 def test_cores_are_requested_as_processes_where_psij_counts_those(executor: str) -> None:
-    spec = job_spec(task(resources=Resources(cores=4)), Settings(), executor)
+    spec = job_spec(task(resources=Resources(cores=4)), JobSettings(), executor)
     assert spec["resources"] == {"process_count": 4, "cpu_cores_per_process": 1}
     assert spec["launcher"] == "single"
 
@@ -56,19 +56,19 @@ def test_what_psij_cannot_express_is_refused(
     executor: str, nodes: int, resources: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(CapabilityError, match=reason):
-        job_spec(task(resources=Resources(**resources)), Settings(nodes=nodes), executor)
+        job_spec(task(resources=Resources(**resources)), JobSettings(nodes=nodes), executor)
 
 
 def test_functions_with_one_rank_run_on_one_node() -> None:
     with pytest.raises(CapabilityError, match="one rank and runs on one node, not on 2"):
-        job_spec(task(function=print), Settings(nodes=2), "slurm")
+        job_spec(task(function=print), JobSettings(nodes=2), "slurm")
 
 
 def test_local_ranks_need_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     ranks = task(resources=Resources(ranks=2), sandbox="/tmp")
     with pytest.raises(CapabilityError, match=r"no mpirun .*pip install mpich"):
-        launch_ranks(job_spec(ranks, Settings(), "local"), ranks, Settings(), "local")
+        launch_ranks(job_spec(ranks, JobSettings(), "local"), ranks, JobSettings(), "local")
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_local_ranks_need_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["walltime", "timeout", "default"],
 )
 def test_the_time_limit_is_that_of_the_task(more: dict[str, Any], duration: int) -> None:
-    settings = Settings(attributes={"duration": "10 min"})
+    settings = JobSettings(attributes={"duration": "10 min"})
     assert job_spec(task(**more), settings, "slurm")["attributes"]["duration"] == duration
 
 
 def test_settings_of_a_task_take_precedence() -> None:
-    settings = Settings("debug", "A", attributes={"slurm.qos": "low", "slurm.constraint": "cpu"})
+    settings = JobSettings("debug", "A", attributes={"slurm.qos": "low", "slurm.constraint": "cpu"})
     own = {"queue": "long", "attributes": {"slurm.qos": "high", "reservation_id": "r"}}
     attributes = job_spec(task(), settings.of(task(task_backend_specific_kwargs=own)), "slurm")
     assert attributes["attributes"] == {
@@ -100,8 +100,8 @@ def test_settings_of_a_task_take_precedence() -> None:
 
 def test_a_mistyped_prefix_of_an_attribute_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown prefix in 'slrum\.qos'; did you mean 'slurm\.'"):
-        Settings(attributes={"slrum.qos": "low"})
-    Settings(attributes={"mysite.qos": "low", "pbs_classic.q": "x"})
+        JobSettings(attributes={"slrum.qos": "low"})
+    JobSettings(attributes={"mysite.qos": "low", "pbs_classic.q": "x"})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_mistyped_prefix_of_an_attribute_is_refused() -> None:
 def test_attributes_without_a_value_are_options_of_the_command(
     executor: str, name: str, options: list[str]
 ) -> None:
-    settings = Settings(attributes={name: True, "slurm.hold": False, "slurm.nice": 1})
+    settings = JobSettings(attributes={name: True, "slurm.hold": False, "slurm.nice": 1})
     spec = job_spec(task(), settings, executor)
     assert spec["options"] == options
     assert spec["attributes"]["custom_attributes"] == {"slurm.nice": 1}
@@ -153,7 +153,7 @@ def test_invalid_settings_are_refused(
     given: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
-        Settings(**given)
+        JobSettings(**given)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_ranks_need_paths_and_variables_that_scripts_can_contain(
 ) -> None:
     ranks = task(resources=Resources(ranks=2), sandbox=sandbox, environment=environment)
     with pytest.raises(CapabilityError, match=reason):
-        launch_ranks(job_spec(ranks, Settings(), "slurm"), ranks, Settings(), "slurm")
+        launch_ranks(job_spec(ranks, JobSettings(), "slurm"), ranks, JobSettings(), "slurm")
 
 
 @pytest.mark.parametrize(

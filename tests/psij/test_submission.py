@@ -21,7 +21,7 @@ from rhapsody.cli import main
 from rhapsody.plugins import UsageError
 from rhapsody_psij import commands, supervisor
 from rhapsody_psij.commands import _Queue, _selected
-from rhapsody_psij.submission import DIRECTORY, OUTPUT, EndOfRun, Submission
+from rhapsody_psij.submission import DIRECTORY, OUTPUT, EndOfRun, SubmittedRun
 from rhapsody_psij.supervisor import Supervisor
 from tests._support.slurm import until_no_jobs
 
@@ -63,22 +63,22 @@ def rhapsody(*words: object, code: int = 0) -> str:
     return said.stdout
 
 
-def submit(*words: object) -> Submission:
+def submit(*words: object) -> SubmittedRun:
     """Submit a run, and return it; its name is known at once."""
     said = rhapsody("submit", *words)
     (root,) = [path.parents[1] for path in Path().glob(f".rhapsody/2*/{DIRECTORY}/control")]
     assert root.name in said
-    return Submission(root.resolve())
+    return SubmittedRun(root.resolve())
 
 
-def submitted(job: str) -> Submission:
+def submitted(job: str) -> SubmittedRun:
     """Return a run whose job was submitted to Slurm, but does not exist."""
     root = reserve_run("steps.py")
     (root / DIRECTORY).mkdir(0o700)
     (root / DIRECTORY / "description.json").write_text('{"executor": "slurm"}')
     description = {"number": 1, "run": root.name, "job": job}
     (root / DIRECTORY / "job-1.json").write_text(json.dumps(description))
-    return Submission(root)
+    return SubmittedRun(root)
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -234,9 +234,9 @@ def test_a_supervisor_that_has_ended_without_a_word_is_noticed() -> None:
         (root / DIRECTORY / "host-1").write_text(socket.gethostname())
         (root / DIRECTORY / "job-2.json").write_text('{"number": 2, "run": "y"}')
     assert main(["attach", roots[0].name]) == 1
-    assert "was killed" in str(Submission(roots[0]).end)
+    assert "was killed" in str(SubmittedRun(roots[0]).end)
     assert main(["cancel", roots[1].name]) == 0
-    assert "canceled" in str(Submission(roots[1]).end)
+    assert "canceled" in str(SubmittedRun(roots[1]).end)
 
 
 def test_a_program_is_not_submitted_twice_and_its_early_errors_are_shown(place: Path) -> None:
@@ -255,14 +255,14 @@ def test_a_program_is_not_submitted_twice_and_its_early_errors_are_shown(place: 
 def test_of_two_submissions_at_the_same_moment_only_one_is_submitted(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def create(description: dict[str, object]) -> Submission:
+    def create(description: dict[str, object]) -> SubmittedRun:
         made.append(made_by(description))
         if len(made) == 1:  # the other one starts now, and is not stopped by its first check
             made.append(made_by(description))
         return made[0]
 
-    made_by, made = Submission.create, list[Submission]()
-    monkeypatch.setattr(Submission, "create", create)
+    made_by, made = SubmittedRun.create, list[SubmittedRun]()
+    monkeypatch.setattr(SubmittedRun, "create", create)
     assert main(["submit", str(place / "steps.py"), "--executor=local"]) == 1
     assert f"run {made[1].root.name} of the same program" in capsys.readouterr().err
     assert [path.parent for path in Path().resolve().glob(".rhapsody/2*/submission")] == [
@@ -294,7 +294,7 @@ def test_attach_ends_although_the_record_does_not_show_the_end(
 def test_attach_ends_if_the_job_can_never_start(
     reason: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Submission, "status", lambda *_: reason)
+    monkeypatch.setattr(SubmittedRun, "status", lambda *_: reason)
     run = submitted("1")
     queue = _Queue(run)
     assert queue.check(run.jobs[0]) is None
@@ -310,9 +310,9 @@ def test_a_job_that_can_never_start_is_canceled_at_once(
 ) -> None:
     statuses, removed = iter(["", "None", "PartitionTimeLimit"]), list[str | None]()
     monkeypatch.setattr(commands, "POLL", 0.01)
-    monkeypatch.setattr(Submission, "_submit", lambda *_: "17")
-    monkeypatch.setattr(Submission, "status", lambda *_: next(statuses))
-    monkeypatch.setattr(Submission, "remove_from_queue", lambda _, job: removed.append(job.job))
+    monkeypatch.setattr(SubmittedRun, "_submit", lambda *_: "17")
+    monkeypatch.setattr(SubmittedRun, "status", lambda *_: next(statuses))
+    monkeypatch.setattr(SubmittedRun, "remove_from_queue", lambda _, job: removed.append(job.job))
     assert main(["submit", "steps.py", "--executor=slurm"]) == 1
     assert removed == ["17"]
     assert "job 17 of slurm was canceled: PartitionTimeLimit" in capsys.readouterr().err
@@ -333,10 +333,10 @@ def test_a_refused_continuation_is_submitted_again(
     )
     (run.root / DIRECTORY / "control").touch()
     (run.root / DIRECTORY / "queue").mkdir()
-    run = Submission(run.root)
+    run = SubmittedRun(run.root)
     refusals = ["invalid account", "MaxSubmitJobs", "MaxSubmitJobs"]
     monkeypatch.setattr(supervisor, "CHECK_INTERVAL", 0.01)
-    monkeypatch.setattr(Submission, "_submit", submit_job)
+    monkeypatch.setattr(SubmittedRun, "_submit", submit_job)
     watching = Supervisor(run, 1)
     status = {"run": {"counts": {"done": 1, "reused": 0}}, "jobs": []}
     assert asyncio.run(watching._continue(status, 0)) is None

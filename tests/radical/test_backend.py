@@ -16,7 +16,7 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
 from rhapsody_radical.functions import completed
 from rhapsody_radical.pilot import rp
-from rhapsody_radical.pilots import Job
+from rhapsody_radical.pilots import PilotTask
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
 
@@ -169,12 +169,12 @@ class Held:
         assert name == "submit"
         self.sent += [(number, uid) for uid, _, _ in batch]
 
-    def submit(self, count: int, **more: Any) -> list[Job]:
+    def submit(self, count: int, **more: Any) -> list[PilotTask]:
         tasks = [
             completed(f"task.{number}", {"executable": "true", **more}, None)
             for number in range(count)
         ]
-        jobs = [Job(task, self.backend.pilots[0]) for task in tasks]
+        jobs = [PilotTask(task, self.backend.pilots[0]) for task in tasks]
         self.backend.open_tasks.update((job.uid, job) for job in jobs)
         self.do(partial(self.backend._submit, jobs))
         return jobs
@@ -294,7 +294,9 @@ def test_a_task_does_not_fail_if_raptor_cannot_be_ended_for_it(
     pilot = held.backend.pilots[0]
     pilot.raptor, pilot.pairs = CONFIG, [object()]  # type: ignore[list-item]
     task = completed("task.0", {"executable": "true"}, None)
-    held.do(partial(held.backend._make_room, Job(task, pilot), {"cores_per_rank": 1, "ranks": 1}))
+    held.do(
+        partial(held.backend._make_room, PilotTask(task, pilot), {"cores_per_rank": 1, "ranks": 1})
+    )
     held.do()
     assert pilot.only_programs
     assert "RADICAL-Pilot cannot cancel tasks" in caplog.text

@@ -10,7 +10,7 @@ from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.sdk import OUTPUT_FILES
 from rhapsody_radical import results
 from rhapsody_radical.functions import completed
-from rhapsody_radical.pilots import Job
+from rhapsody_radical.pilots import PilotTask
 from rhapsody_radical.results import error_of
 
 
@@ -36,7 +36,7 @@ def test_messages_of_launchers_are_removed_from_the_standard_error(
     (tmp_path / OUTPUT_FILES[0]).touch()
     (tmp_path / OUTPUT_FILES[1]).write_text(text)
     pilot = RadicalExecutionBackend().pilots[0]
-    job = Job(completed("a", {"executable": "true", "sandbox": str(tmp_path)}, None), pilot)
+    job = PilotTask(completed("a", {"executable": "true", "sandbox": str(tmp_path)}, None), pilot)
     results.collect_output(job)
     assert job.task["stderr"] == left
 

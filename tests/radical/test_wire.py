@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rhapsody.sdk import copied_classes
-from rhapsody_radical.wire import Channel, Outbox, Records, Worker, dumps, loads
+from rhapsody_radical.wire import CallThread, Channel, Outbox, Records, dumps, loads
 
 
 @pytest.fixture
@@ -70,14 +70,14 @@ def test_log_records_are_sent_without_values_that_cannot_be(ends: tuple[Channel,
 
 
 def test_a_worker_thread_logs_failures_of_posted_calls(caplog: pytest.LogCaptureFixture) -> None:
-    worker = Worker("worker")
+    worker = CallThread("worker")
     worker.post(lambda: 1 // 0)
     worker.stop()
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_worker_thread_rejects_calls_after_its_end() -> None:
-    worker, done = Worker("worker"), []
+    worker, done = CallThread("worker"), []
     future = worker.submit(lambda: 1)
     worker.post(lambda: done.append(2))
     worker.stop()

@@ -17,8 +17,8 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 from rhapsody_testing import BackendConformance, Driver
-from rhapsody_testing._suite import Shared
-from rhapsody_testing._system import Clock, Program
+from rhapsody_testing._suite import SharedState
+from rhapsody_testing._system import ProcessSettings, RunningClock
 from tests._support.faulty_backends import (
     AddsToThePath,
     HandlesForks,
@@ -54,7 +54,7 @@ def test_a_check_that_a_mixin_hides_is_an_error() -> None:
 def test_the_status_names_an_unknown_task_alone(tmp_path: Path) -> None:
     driver = Driver(SmallBackend())
     driver.strangers.append("other.task.000001.1")
-    shared = Shared(Clock(), Program.now(), tmp_path, drivers=[driver])
+    shared = SharedState(RunningClock(), ProcessSettings.now(), tmp_path, drivers=[driver])
     assert shared.status().startswith("; the callback reported task 'other.task.000001.1'")
 
 

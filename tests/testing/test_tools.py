@@ -16,7 +16,7 @@ from rhapsody.states import TasksMainStates
 from rhapsody_testing import Driver, EventRecorder, capability_table
 from rhapsody_testing.__main__ import main as write_table
 from rhapsody_testing._suite import until
-from rhapsody_testing._system import Clock, Heartbeat, listed
+from rhapsody_testing._system import Heartbeat, RunningClock, listed
 from rhapsody_testing._work import tick
 from tests._support.faulty_backends import CallsBackTwice, ReportsTasksNobodySubmitted
 from tests._support.small_backend import SmallBackend
@@ -166,7 +166,7 @@ async def test_what_goes_on_ends_with_the_directory_of_its_check(tmp_path: Path)
 
 @pytest.mark.asyncio
 async def test_a_heartbeat_measures_how_long_the_loop_was_held_up() -> None:
-    with Clock() as clock, Heartbeat(clock) as held:
+    with RunningClock() as clock, Heartbeat(clock) as held:
         await asyncio.sleep(0.01)
         threading.Event().wait(0.4)
         await asyncio.sleep(0.01)

@@ -21,7 +21,7 @@ from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.configuration.settings import NO_FALLBACK, Settings
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import Attempt, BlockRecord, Call, TaskRecord, record_of
+from rhapsody.engine.core.record import AttemptRecord, BlockRecord, Call, TaskRecord, record_of
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import FutureState, WorkState
 from rhapsody.engine.functions.task_function import CallKind, TaskFunction
@@ -339,7 +339,7 @@ class World:
         number = record.attempt.number + 1
         uid = f"world.{record.future.uid}.{number}"
         description = cast("TaskDescription", {"uid": uid})
-        record.attempt = Attempt(number, uid, self.of(record), description, None)
+        record.attempt = AttemptRecord(number, uid, self.of(record), description, None)
         if record.call.task.settings.timeout is not None:
             description["timeout"] = record.call.task.settings.timeout
 

@@ -23,7 +23,7 @@ from rhapsody import (
     OutputFile,
     WorkflowEngine,
 )
-from rhapsody.builtin.record.recorder import Recorder, RecordFile
+from rhapsody.builtin.record.recorder import RecordFile, RunRecorder
 from rhapsody.history.reader import RecordReader, RunHistory, TaskRun, read_run
 from rhapsody.sdk.runs import runs_in
 from rhapsody.states import TasksMainStates
@@ -63,7 +63,7 @@ def use_full_disk(file: RecordFile) -> None:
     os.close(full)
 
 
-def close_in_child(recorder: Recorder) -> None:
+def close_in_child(recorder: RunRecorder) -> None:
     """End the recording of an engine in a forked child."""
     child = os.fork()
     if child == 0:
@@ -461,7 +461,7 @@ async def test_a_full_disk_ends_the_record_and_not_the_run(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = here / "record.jsonl"
-    recorder: Any = Recorder(path)
+    recorder: Any = RunRecorder(path)
     async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         task = flow.function_task(lambda x: x)
         file = recorder._file
@@ -486,7 +486,7 @@ async def test_a_directory_that_is_not_writable_does_not_stop_the_run(
 
 async def test_an_idle_engine_has_no_timer_and_one_thread_that_ends_with_it(here: Path) -> None:
     before = set(threading.enumerate())
-    recorder: Any = Recorder()
+    recorder: Any = RunRecorder()
     async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         await flow.function_task(lambda: 1)()
         assert recorder._timer is not None
@@ -498,7 +498,7 @@ async def test_an_idle_engine_has_no_timer_and_one_thread_that_ends_with_it(here
 
 async def test_a_forked_child_does_not_write(here: Path) -> None:
     path = here / "record.jsonl"
-    recorder = Recorder(path)
+    recorder = RunRecorder(path)
     async with WorkflowEngine.create(Inline(), observers=[recorder]) as flow:
         task = flow.function_task(name="part")(lambda: 1)
         await task()

@@ -203,14 +203,14 @@ async def test_the_rest_of_much_output_is_kept_compressed_up_to_a_limit(
     monkeypatch.setattr(capture, "MAX_CAPTURED", 10)
     monkeypatch.setattr(capture, "MAX_PACKED", 1000)
     for size in (8, 10, 11, 100):
-        record = capture.Record(None)
+        record = capture.CapturedText(None)
         for _ in range(size):
             record.write("ä")
         text = record.result()
         assert (type(text) is TruncatedText) is (size > 10)
         assert text[:10] == "ä" * min(size, 10)
         assert not isinstance(text, TruncatedText) or text.whole() == "ä" * size
-    record = capture.Record(None)
+    record = capture.CapturedText(None)
     for number in range(100_000):
         record.write(f"{hash(number / 3)}")
     text = record.result()

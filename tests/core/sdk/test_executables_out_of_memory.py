@@ -15,7 +15,7 @@ import pytest
 from rhapsody import OutOfMemoryError, RetryPolicy, TaskFailedError, TaskLostError
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import describe_error
-from rhapsody.sdk.executables import V1, V2, Files, MemoryGroup
+from rhapsody.sdk.executables import V1, V2, CgroupFiles, MemoryGroup
 from tests._support.engine_fixtures import engine, local_threads
 from tests._support.machine import gone
 from tests._support.memory_group import MiB, killed, pretend, write
@@ -130,7 +130,7 @@ async def test_a_worker_process_that_is_killed_for_memory_is_not_lost_but_failed
     ],
 )
 def test_the_group_of_this_process_is_found(
-    tmp_path: Path, files: Files, own: str, place: str
+    tmp_path: Path, files: CgroupFiles, own: str, place: str
 ) -> None:
     named, mount = tmp_path / "own", tmp_path / "mount"
     named.write_text(own)

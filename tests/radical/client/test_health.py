@@ -11,9 +11,9 @@ import pytest
 from rhapsody_radical import descriptions
 from rhapsody_radical.client import health
 from rhapsody_radical.client.health import STALL_TIMEOUT, is_stuck
-from rhapsody_radical.client.main import Client
+from rhapsody_radical.client.main import PilotClient
 from rhapsody_radical.client.raptor import Pair, Raptor, Raptors
-from rhapsody_radical.client.tasks import Entry, Tasks
+from rhapsody_radical.client.tasks import SubmittedTask, Tasks
 
 RUNNING, WAITING = "AGENT_EXECUTING", "AGENT_SCHEDULING"
 
@@ -84,7 +84,7 @@ class Looking:
             "state": "PMGR_ACTIVE",
             "ended": False,
         }
-        values |= {"manager": manager, "progress": health.Progress()}
+        values |= {"manager": manager, "progress": health.IdleTime()}
         values |= {"cores": lambda: [4], "forget": lambda uid: None}
         self.pilot: Any = cast("Any", SimpleNamespace(**values))
         (settings,) = descriptions.checked_raptor({"masters": [{"workers": list(workers)}]})[
@@ -96,7 +96,7 @@ class Looking:
         raptors = Raptors([self.pilot], lambda *_: None)
         raptor = raptors.found[0] = Raptor(self.pilot, {"masters": []}, self._changed)
         raptor.pairs.append(self.pair)
-        self.client = Client.__new__(Client)
+        self.client = PilotClient.__new__(PilotClient)
         self.client.raptors = raptors
         self.client.tasks = Tasks("session", [self.pilot], raptors, lambda *_, within: None)
         self.client._give_up = lambda pilot, how: self.given_up.append(how)  # type: ignore[method-assign]
@@ -185,8 +185,8 @@ def test_a_pair_that_is_not_running_yet_is_not_lost(clock: list[float]) -> None:
 @pytest.mark.parametrize("running", [1, 2])
 def test_the_calls_of_a_group_are_counted_separately(clock: list[float], running: int) -> None:
     looking = Looking(clock)
-    group = Entry("group", looking.pilot, call(RUNNING, uid="group"), looking.pair)
-    group.calls = [Entry(f"call.{n}", looking.pilot, group=group) for n in range(3)]
+    group = SubmittedTask("group", looking.pilot, call(RUNNING, uid="group"), looking.pair)
+    group.calls = [SubmittedTask(f"call.{n}", looking.pilot, group=group) for n in range(3)]
     for each in group.calls[:running]:
         each.running = True
     looking.client.tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))

@@ -9,7 +9,7 @@ import pytest
 
 from rhapsody_radical import cleanup
 from rhapsody_radical.cleanup import BatchJob
-from rhapsody_radical.client.session import Session
+from rhapsody_radical.client.session import PilotSession
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_reason_why_a_pilot_waits_is_reported(
 ) -> None:
     monkeypatch.setattr(cleanup, "find_jobs", lambda uid, _: found if uid == "mine" else None)
     settings = {"resource": "local.localhost", "queue": "debug"}
-    session = Session("mine", str(tmp_path), str(tmp_path), [settings])
+    session = PilotSession("mine", str(tmp_path), str(tmp_path), [settings])
     assert session.place_in_queue(session.pilots[0]) == ", queue debug"
     session.managers = ["SLURM"]
     assert said in session.place_in_queue(session.pilots[0])
@@ -52,7 +52,7 @@ def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
     }
     monkeypatch.setattr(cleanup, "find_jobs", lambda uid, states: jobs[states])
     settings = {"resource": "local.localhost"}
-    session = Session("mine", str(tmp_path), str(tmp_path), [settings] * 3)
+    session = PilotSession("mine", str(tmp_path), str(tmp_path), [settings] * 3)
     session.managers = ["SLURM"]
     first, second, third = session.pilots
     assert "job 7 in queue debug" in str(session.why_never(first))
@@ -71,7 +71,7 @@ def test_slurms_reason_is_reported_for_jobs_that_cannot_start_or_timed_out(
 def test_a_full_disk_is_reported_if_the_logs_contain_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session("mine", str(tmp_path), str(tmp_path), [{"resource": "local.localhost"}])
+    session = PilotSession("mine", str(tmp_path), str(tmp_path), [{"resource": "local.localhost"}])
     session.objects.session = SimpleNamespace(path=str(tmp_path))
     (pilot,) = session.pilots
     pilot.sandbox = str(tmp_path / "pilot")

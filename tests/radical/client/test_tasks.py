@@ -11,9 +11,9 @@ import pytest
 
 from rhapsody_radical._raptor import CALL_REPORTS
 from rhapsody_radical.client import raptor
-from rhapsody_radical.client.health import Progress
+from rhapsody_radical.client.health import IdleTime
 from rhapsody_radical.client.raptor import Raptors
-from rhapsody_radical.client.tasks import Entry, Tasks
+from rhapsody_radical.client.tasks import SubmittedTask, Tasks
 from rhapsody_radical.states import AGENT_EXECUTING
 
 SLOTS = [{"node_index": 0, "cores": [1, 2]}, {"node_index": 1, "cores": [0, 1]}]
@@ -51,7 +51,9 @@ class Canceling:
         handle = SimpleNamespace(
             slots=slots, description=words, pilot="pilot.0000", _info_evt=info, **nothing
         )
-        entry = self._tasks.by_uid["task"] = Entry("task", self.pilot, handle, running=running)
+        entry = self._tasks.by_uid["task"] = SubmittedTask(
+            "task", self.pilot, handle, running=running
+        )
         self._tasks.end(entry, "CANCELED")
         self._tasks._reaper.stop()
 
@@ -104,7 +106,7 @@ def test_reports_do_not_wait_for_rejected_or_lost_tasks() -> None:
         return [(f"{name}.{number}", {"executable": "true"}, None) for number in range(count)]
 
     pilot: Any = SimpleNamespace(
-        manager=Refusing(), ended=False, number=0, progress=Progress(), config={}
+        manager=Refusing(), ended=False, number=0, progress=IdleTime(), config={}
     )
     tasks = Tasks("session", [pilot], raptor.Raptors([pilot], lambda *_: None), send)
     tasks.submit(0, batch("lost", 50))
@@ -122,8 +124,8 @@ def test_the_end_of_a_group_reports_calls_whose_message_was_lost() -> None:
     pilot: Any = SimpleNamespace(forget=lambda uid: None)
     tasks = Tasks("session", [pilot], SimpleNamespace(), lambda *what, within: said.append(what))  # type: ignore[arg-type]
     outcomes = [["call.0", "result", None, False], ["call.1", None, "ValueError('a')", False]]
-    group = Entry("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
-    group.calls = [Entry(f"call.{n}", pilot, group=group) for n in range(2)]
+    group = SubmittedTask("group", pilot, SimpleNamespace(return_value=json.dumps(outcomes)))
+    group.calls = [SubmittedTask(f"call.{n}", pilot, group=group) for n in range(2)]
     tasks.by_uid.update((each.uid, each) for each in (group, *group.calls))
     tasks.receive_news("state_pubsub", {"cmd": CALL_REPORTS, "arg": [outcomes[0]]})
     tasks.handle_state(group, group.handle, "DONE")
@@ -149,9 +151,9 @@ def test_commands_that_end_with_their_job_are_not_reported_as_failed() -> None:
         said.append(what)
 
     tasks = Tasks("session", [pilot], SimpleNamespace(), send, end_with_job)  # type: ignore[arg-type]
-    group = Entry("group", pilot)
+    group = SubmittedTask("group", pilot)
     for name in ("killed", "ended", "failed", "lost"):
-        tasks.by_uid[name] = Entry(name, pilot, running=True, group=group, command=True)
+        tasks.by_uid[name] = SubmittedTask(name, pilot, running=True, group=group, command=True)
     replies = {"killed": 137, "ended": 143, "failed": 3}
     news = [[name, json.dumps({"exit_code": code}), None, False] for name, code in replies.items()]
     news.append(["lost", None, "ChildProcessError('')", False])

@@ -23,14 +23,14 @@ from rhapsody import BackendUnavailableError, CapabilityError, StateMapper, Task
 from rhapsody.backends import BackendState, Capabilities, ManagedBackend
 from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
 from rhapsody_dask import options
-from rhapsody_dask.cluster import Connection, NotStartedError
-from rhapsody_dask.files import Links, View, copy_out
+from rhapsody_dask.cluster import ClusterConnection, NotStartedError
+from rhapsody_dask.files import ClusterLinks, View, copy_out
 from rhapsody_dask.groups import Groups
 from rhapsody_dask.jobs import WorkerJobs
 from rhapsody_dask.plugin import CLUSTER
-from rhapsody_dask.results import Background, Results, reference_lost, worker_lost
-from rhapsody_dask.task import Call, Packer, Ready, Submission, problem
-from rhapsody_dask.values import Shared
+from rhapsody_dask.results import BackgroundTasks, ClusterResults, reference_lost, worker_lost
+from rhapsody_dask.task import ClusterTask, Packer, SendableTask, TaskSender, problem
+from rhapsody_dask.values import LargeArguments
 from rhapsody_dask.worker.entry import stuck
 from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, uid_in, unpack
 from rhapsody_dask.worker.site import cancel, mark, topic
@@ -149,15 +149,15 @@ class DaskExecutionBackend(ManagedBackend):
         self._shared_files = shared_file_system
         self._batch_calls = batch_calls
         self._jobs = WorkerJobs(self._give_up, self._check_jobs_soon)
-        self._connection = Connection(parsed, self._jobs, self._job_directory)
-        self._links = Links()
+        self._connection = ClusterConnection(parsed, self._jobs, self._job_directory)
+        self._links = ClusterLinks()
         self._loss: str | None = None
         self._remedy = ""
         self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
-        self._background = Background()
-        self._to_stop: list[Call] = []
+        self._background = BackgroundTasks()
+        self._to_stop: list[ClusterTask] = []
         self._stopping = self._check_scheduled = False
 
     # Start and shutdown.
@@ -188,12 +188,12 @@ class DaskExecutionBackend(ManagedBackend):
         view = View(
             client, self._shared_files if cluster is None else self._shared_files is not False
         )
-        self._shared = Shared(client, f"rhapsody-data-{session}-")
-        self._submission = Submission(
+        self._shared = LargeArguments(client, f"rhapsody-data-{session}-")
+        self._submission = TaskSender(
             client, session, self._own(), self._links, view, self._shared, cluster,
             self._jobs.uniform,
         )  # fmt: skip
-        self._results = Results(
+        self._results = ClusterResults(
             client,
             self.open_tasks,
             self._shared,
@@ -313,7 +313,7 @@ class DaskExecutionBackend(ManagedBackend):
             TypeError: An object in the batch is not a task description.
         """
         self.require_running()
-        calls = [Call(task, self.session.uid) for task in self.admit(tasks)]
+        calls = [ClusterTask(task, self.session.uid) for task in self.admit(tasks)]
         for call in calls:
             self.open_tasks[call.uid] = call
         try:
@@ -331,7 +331,7 @@ class DaskExecutionBackend(ManagedBackend):
                 self._results.release(one.call)
         self._send(self._groups.take(live) if self._batch_calls else live)
 
-    def _send(self, ready: Sequence[Ready]) -> None:
+    def _send(self, ready: Sequence[SendableTask]) -> None:
         """Send packed tasks to Dask, each as a separate Dask task."""
         for one in ready:
             self._results.calls[one.call.key] = one.call
@@ -339,7 +339,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._results.watch([one.call for one in ready])
         self._watch_waiting()
 
-    async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
+    async def _prepare(self, calls: Sequence[ClusterTask]) -> list[SendableTask]:
         """Pack tasks, fail those that cannot be packed, and send large values to the cluster."""
         from distributed.comm.core import CommClosedError
 
@@ -357,7 +357,7 @@ class DaskExecutionBackend(ManagedBackend):
         await self._submission.share(ready)
         return ready
 
-    def _resolve(self, call: Call) -> None:
+    def _resolve(self, call: ClusterTask) -> None:
         """Record the keys and futures of the tasks whose values a task uses.
 
         Raises:
@@ -475,7 +475,7 @@ class DaskExecutionBackend(ManagedBackend):
                 self._request_stop(call)  # of a rerun by Dask
         self._watch_waiting()
 
-    def _runs(self, call: Call, worker: str, token: str) -> None:
+    def _runs(self, call: ClusterTask, worker: str, token: str) -> None:
         """Handle the report that a task is running on a worker."""
         if call.token not in (None, token):
             log.warning(
@@ -554,7 +554,7 @@ class DaskExecutionBackend(ManagedBackend):
             BackendUnavailableError: The backend has not been started.
         """
         self._require_started()
-        call: Call | None = self.open_tasks.get(uid)
+        call: ClusterTask | None = self.open_tasks.get(uid)
         if call is None:
             return False
         self._cancel(call)
@@ -579,12 +579,12 @@ class DaskExecutionBackend(ManagedBackend):
         if self.state() == "initialized":
             self.require_running()
 
-    def _cancel(self, call: Call) -> None:
+    def _cancel(self, call: ClusterTask) -> None:
         if not call.cancelled:
             call.cancelled = True
             self._request_stop(call)
 
-    def _request_stop(self, call: Call) -> None:
+    def _request_stop(self, call: ClusterTask) -> None:
         """Request that workers stop a task; the request is sent with the next batch."""
         self._to_stop.append(call)
         if not self._stopping:
@@ -666,7 +666,7 @@ class DaskExecutionBackend(ManagedBackend):
             return
         self._watch_waiting(again=True)
 
-    def _fail_hopeless(self, call: Call, workers: Mapping[str, Any]) -> bool:
+    def _fail_hopeless(self, call: ClusterTask, workers: Mapping[str, Any]) -> bool:
         """Fail a task that no worker can run if all have equal options, and return True."""
         why = problem(call.demand, workers, None, jobs=True)
         if why is None or call.grouped:

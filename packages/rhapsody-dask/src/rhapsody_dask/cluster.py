@@ -58,7 +58,7 @@ class NotStartedError(BackendUnavailableError, RuntimeError):
     """The backend was used before it was started or after it was shut down."""
 
 
-class Connection:
+class ClusterConnection:
     """Client of a cluster, and the LocalCluster if the backend started one.
 
     Args:

@@ -38,7 +38,7 @@ The name may be a path relative to the sandbox.
 """
 
 
-class Links:
+class ClusterLinks:
     """Links to create in the sandboxes of tasks that have not been submitted."""
 
     def __init__(self) -> None:

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rhapsody_dask.results import Background, Results
-from rhapsody_dask.task import Call, Demand, Ready
+from rhapsody_dask.results import BackgroundTasks, ClusterResults
+from rhapsody_dask.task import ClusterTask, Demand, SendableTask
 from rhapsody_dask.worker.entry import run_group
 from rhapsody_dask.worker.messages import CANCELED, GroupReplies, Order, key_of
 from rhapsody_dask.worker.site import stop_group
@@ -81,7 +81,7 @@ class Function:
     measured: int = 0
     slow: bool = False
     probes: int = 0
-    held: list[Ready] = field(default_factory=list)
+    held: list[SendableTask] = field(default_factory=list)
 
     @property
     def known(self) -> bool:
@@ -106,7 +106,7 @@ class Function:
         return max(1, min(MAX_CALLS, int(limit / max(self.seconds, 1e-6))))
 
 
-class Group:
+class SentGroup:
     """Calls that were sent as one task.
 
     Attributes:
@@ -115,10 +115,10 @@ class Group:
         members: The calls without a reply, by uid.
     """
 
-    def __init__(self, function: Function, calls: Sequence[Ready]) -> None:
+    def __init__(self, function: Function, calls: Sequence[SendableTask]) -> None:
         self.function = function
         self.uid: str = f"{calls[0].call.uid}+{len(calls) - 1}"
-        self.members: dict[str, Ready] = {one.call.uid: one for one in calls}
+        self.members: dict[str, SendableTask] = {one.call.uid: one for one in calls}
 
     def packed(self, session: str) -> bytes:
         """Return the pickled `Order` of the group with the packed tasks, for the worker."""
@@ -141,22 +141,22 @@ class Groups:
 
     client: Any
     session: str
-    tasks: Mapping[str, Call]
-    results: Results
-    send_alone: Callable[[Sequence[Ready]], None]
+    tasks: Mapping[str, ClusterTask]
+    results: ClusterResults
+    send_alone: Callable[[Sequence[SendableTask]], None]
     _functions: dict[tuple[str, Demand], Function] = field(default_factory=dict)
-    _open: set[Group] = field(default_factory=set)
-    _background: Background = field(default_factory=Background)
+    _open: set[SentGroup] = field(default_factory=set)
+    _background: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def close(self) -> None:
         """Stop waiting for groups."""
         self._background.close()
         self._functions.clear()
 
-    def take(self, ready: Sequence[Ready]) -> list[Ready]:
+    def take(self, ready: Sequence[SendableTask]) -> list[SendableTask]:
         """Send calls in groups or hold them back; return the calls to send as separate tasks."""
-        others: list[Ready] = []
-        alike: dict[tuple[str, Demand], list[Ready]] = {}
+        others: list[SendableTask] = []
+        alike: dict[tuple[str, Demand], list[SendableTask]] = {}
         for one in ready:
             if one.plain and len(one.order) <= MAX_CALL_SIZE and not one.call.referred_to:
                 task = one.call.task
@@ -168,7 +168,7 @@ class Groups:
             others += self._group(self._functions.setdefault(kind, Function()), calls)
         return others
 
-    def _group(self, function: Function, calls: list[Ready]) -> list[Ready]:
+    def _group(self, function: Function, calls: list[SendableTask]) -> list[SendableTask]:
         """Send a function's calls in groups or hold them back; return those to send separately."""
         if len(calls) < 2:
             return calls
@@ -189,9 +189,9 @@ class Groups:
         self._send(function, list(iter(lambda: list(islice(rest, size)), [])))
         return []
 
-    def _send(self, function: Function, parts: Sequence[Sequence[Ready]]) -> None:
+    def _send(self, function: Function, parts: Sequence[Sequence[SendableTask]]) -> None:
         """Send groups of calls with equal annotations."""
-        groups = [Group(function, part) for part in parts]
+        groups = [SentGroup(function, part) for part in parts]
         first = parts[0][0].call
         keys = [key_of(first.task["name"], self.session, group.uid) for group in groups]
         orders = [group.packed(self.session) for group in groups]
@@ -203,20 +203,20 @@ class Groups:
             self._open.add(group)
             self._background.start(self._follow(group, future))
 
-    def _send_again(self, calls: Sequence[Ready]) -> None:
+    def _send_again(self, calls: Sequence[SendableTask]) -> None:
         """Send calls that were in a group or held back, each as a separate task."""
         for one in calls:
             one.call.grouped = False
         self.send_alone(calls)
 
-    def _to_run(self, calls: Sequence[Ready]) -> list[Ready]:
+    def _to_run(self, calls: Sequence[SendableTask]) -> list[SendableTask]:
         """End the calls that are being stopped, and return those that still have to run."""
         for one in calls:
             if one.call.cancelled or one.call.error is not None:
                 self.results.end_unstarted(one.call)
         return [one for one in calls if one.call.uid in self.tasks]
 
-    async def _follow(self, group: Group, future: Any) -> None:
+    async def _follow(self, group: SentGroup, future: Any) -> None:
         """Wait for the end of a group, deliver its replies, and send the remaining calls again."""
         await future.exception()
         ran = False
@@ -239,7 +239,7 @@ class Groups:
         if function.known or not function.probes:
             self._release(function)
 
-    def _deliver(self, group: Group, replies: GroupReplies) -> bool:
+    def _deliver(self, group: SentGroup, replies: GroupReplies) -> bool:
         """Deliver the replies of a group; return False if there are none."""
         times = [seconds for reply, seconds in replies.values() if reply.kind != CANCELED]
         if times:
@@ -258,7 +258,7 @@ class Groups:
         held, function.held = function.held, []
         self._send_again(self._group(function, self._to_run(held)))
 
-    def runs(self, call: Call) -> None:
+    def runs(self, call: ClusterTask) -> None:
         """Handle a worker's report that a call has been running for at least 10 ms."""
         group = next((group for group in self._open if call.uid in group.members), None)
         if group is None:
@@ -268,14 +268,14 @@ class Groups:
         elif not group.function.known:
             self._background.start(self._give_up(group, call))
 
-    async def _give_up(self, group: Group, call: Call) -> None:
+    async def _give_up(self, group: SentGroup, call: ClusterTask) -> None:
         """Send the calls that wait for a measured call if it takes over `TARGET_SECONDS`."""
         await asyncio.sleep(TARGET_SECONDS)
         if call.uid in group.members:
             group.function.slow = True
             self._release(group.function)
 
-    async def _withdraw(self, group: Group, call: Call) -> None:
+    async def _withdraw(self, group: SentGroup, call: ClusterTask) -> None:
         """Send the remaining calls of a group again if a call takes over `RECALL_AFTER`."""
         await asyncio.sleep(RECALL_AFTER)
         if call.uid not in group.members:

@@ -20,8 +20,8 @@ from rhapsody import BackendError, DataError, TaskDescription, TaskFailedError, 
 from rhapsody.backends import ReferenceLostError
 from rhapsody.sdk import Readiness, add_note, call_ready, in_thread, unpack_error
 from rhapsody_dask.files import log_left_out, write_back
-from rhapsody_dask.task import Call
-from rhapsody_dask.values import Shared
+from rhapsody_dask.task import ClusterTask
+from rhapsody_dask.values import LargeArguments
 from rhapsody_dask.worker.entry import recompute
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -53,7 +53,7 @@ BATCH_TIMEOUT = 0.5
 """Longest time in seconds that a batch waits for the previous one."""
 
 
-class Background:
+class BackgroundTasks:
     """Set of asyncio tasks that are canceled together."""
 
     def __init__(self) -> None:
@@ -84,8 +84,8 @@ class Held:
         size: The size of the value in bytes, or `None` if the worker has not reported it.
     """
 
-    call: Call
-    results: Results
+    call: ClusterTask
+    results: ClusterResults
     size: int | None
 
     async def fetch(self) -> TaskDescription:
@@ -101,7 +101,7 @@ class Held:
 
 
 @dataclass(eq=False)
-class Results:
+class ClusterResults:
     """Results of one backend's tasks.
 
     Attributes:
@@ -119,19 +119,19 @@ class Results:
     """
 
     client: Any
-    tasks: dict[str, Call]
-    shared: Shared
+    tasks: dict[str, ClusterTask]
+    shared: LargeArguments
     notify: Callable[..., None]
-    cancel: Callable[[Call], None]
+    cancel: Callable[[ClusterTask], None]
     require_running: Callable[[], None]
     direct: bool | None
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, ClusterTask] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _held: WeakValueDictionary[str, Held] = field(default_factory=WeakValueDictionary)
     _queue: list[str] = field(default_factory=list)
     _in_flight: dict[str, list[str]] = field(default_factory=dict)
-    _background: Background = field(default_factory=Background)
+    _background: BackgroundTasks = field(default_factory=BackgroundTasks)
     _closed: bool = False
     _fetching: bool = False
 
@@ -143,7 +143,7 @@ class Results:
 
     # Reports to the engine.
 
-    def announce(self, call: Call) -> None:
+    def announce(self, call: ClusterTask) -> None:
         """Report that a task is running, unless this has already been reported."""
         if call.announced:
             return
@@ -157,7 +157,7 @@ class Results:
         if callable(ready):
             call.watchers.append(self._background.start(self._watch_readiness(call, ready)))
 
-    async def _watch_readiness(self, call: Call, ready: Any) -> None:
+    async def _watch_readiness(self, call: ClusterTask, ready: Any) -> None:
         """Call a service's `ready` in this process; see `call_ready`."""
         try:
             value = await call_ready(ready, call.task)
@@ -168,14 +168,14 @@ class Results:
         else:
             call.readiness.set(value)
 
-    def withdraw(self, call: Call) -> None:
+    def withdraw(self, call: ClusterTask) -> None:
         """Forget a task that was not submitted, without reporting it to the engine."""
         if self.tasks.get(call.uid) is call:
             del self.tasks[call.uid]
             self.release(call)
             self.ended.set()
 
-    def settle(self, call: Call, kind: int) -> None:
+    def settle(self, call: ClusterTask, kind: int) -> None:
         """End a task that has run.
 
         Args:
@@ -192,14 +192,14 @@ class Results:
             self.announce(call)
         self._end(call, kind if call.error is None else FAILED)
 
-    def fail(self, call: Call, error: BaseException) -> None:
+    def fail(self, call: ClusterTask, error: BaseException) -> None:
         """Fail a task that was lost or never sent; end it as canceled if it is being canceled."""
         if not call.cancelled and call.error is None:
             call.error = error
         self._wake(call)
         self.end_unstarted(call)
 
-    def end_unstarted(self, call: Call) -> None:
+    def end_unstarted(self, call: ClusterTask) -> None:
         """End a task without reporting it as running.
 
         The task has failed if it has an error; otherwise it has been canceled.
@@ -207,7 +207,7 @@ class Results:
         if call.uid in self.tasks:
             self._end(call, CANCELED if call.error is None else FAILED)
 
-    def _end(self, call: Call, kind: int) -> None:
+    def _end(self, call: ClusterTask, kind: int) -> None:
         """Report a task's terminal state and forget the task."""
         task = call.task
         if call.error is not None:
@@ -228,7 +228,7 @@ class Results:
         self.notify(task, ENDS[kind])
         self.ended.set()
 
-    def release(self, call: Call) -> None:
+    def release(self, call: ClusterTask) -> None:
         """Release the large arguments of a task."""
         entries, call.entries = call.entries, []
         for entry in entries:
@@ -236,12 +236,14 @@ class Results:
 
     # Values that stay on the workers.
 
-    def held(self, uid: str) -> Call | None:
+    def held(self, uid: str) -> ClusterTask | None:
         """Return the task with a uid if its value is held on a worker, otherwise `None`."""
         held = self._held.get(uid)
         return None if held is None else held.call
 
-    def hold(self, call: Call, size: int | None, interval: tuple[float, float] | None) -> None:
+    def hold(
+        self, call: ClusterTask, size: int | None, interval: tuple[float, float] | None
+    ) -> None:
         """End a task, but leave its value on the worker.
 
         The task's large arguments are kept as well, because Dask needs them to compute the value
@@ -263,7 +265,7 @@ class Results:
         kept = {key: task[key] for key in ("uid", "name", "function")}
         call.task = cast("TaskDescription", kept)
 
-    async def fetch_held(self, call: Call) -> TaskDescription:
+    async def fetch_held(self, call: ClusterTask) -> TaskDescription:
         """Fetch a task's held value; see `Held.fetch`."""
         former = call.task
         call.task = former.copy()  # the engine may fetch the value again
@@ -285,17 +287,17 @@ class Results:
             self.calls.pop(call.key, None)
 
     @staticmethod
-    def _wake(call: Call) -> None:
+    def _wake(call: ClusterTask) -> None:
         """Wake the coroutine that waits for a task's value, which has arrived or was lost."""
         if call.waiter is not None and not call.waiter.done():
             call.waiter.set_result(None)
 
     @staticmethod
-    def _may_recompute(call: Call, error: BaseException) -> bool:
+    def _may_recompute(call: ClusterTask, error: BaseException) -> bool:
         lost = isinstance(error, TaskLostError | ReferenceLostError)
         return lost and call.lost_retries > 0
 
-    def _lost(self, call: Call, error: BaseException) -> None:
+    def _lost(self, call: ClusterTask, error: BaseException) -> None:
         """Fail a task that was lost. If its held value is being fetched, compute it again."""
         if call.waiter is None or not self._may_recompute(call, error):
             self.fail(call, error)
@@ -308,7 +310,7 @@ class Results:
         )  # fmt: skip
         self._background.start(self._recompute(call, error))
 
-    async def _recompute(self, call: Call, error: BaseException) -> None:
+    async def _recompute(self, call: ClusterTask, error: BaseException) -> None:
         """Let Dask compute a held value again. An event announces the result."""
         found = False
         with suppress(OSError):  # the client reports the loss of the connection
@@ -316,7 +318,7 @@ class Results:
         if not found and self.calls.get(call.key) is call:
             self.fail(call, error)
 
-    def release_held(self, call: Call) -> None:
+    def release_held(self, call: ClusterTask) -> None:
         """Release the large arguments of a task whose value is no longer held, on any thread."""
         if call.entries:
             with suppress(RuntimeError):  # the loop is closed, and so is the backend
@@ -324,7 +326,7 @@ class Results:
 
     # Events of tasks.
 
-    def watch(self, calls: Sequence[Call]) -> None:
+    def watch(self, calls: Sequence[ClusterTask]) -> None:
         """Watch for tasks that the scheduler rejects.
 
         The scheduler rejects tasks whose dependencies it has forgotten, and graphs that it cannot
@@ -335,7 +337,7 @@ class Results:
                 watcher = self._watch_refusal(call, call.future)
                 call.watchers.append(self._background.start(watcher))
 
-    async def _watch_refusal(self, call: Call, future: Any) -> None:
+    async def _watch_refusal(self, call: ClusterTask, future: Any) -> None:
         await future.exception()
         if call.key in self.calls and not call.finished:
             if future.status == "cancelled":
@@ -355,7 +357,7 @@ class Results:
             message = f"the value of {call} was lost with the worker that held it"
             call.error = TaskLostError(message)
 
-    def dropped(self, call: Call) -> None:
+    def dropped(self, call: ClusterTask) -> None:
         """Fail a task that Dask has forgotten."""
         if call.references and call.waiter is None:
             # Usually one of the dependencies was forgotten.
@@ -367,12 +369,12 @@ class Results:
         )
         self.fail(call, TaskLostError(f"{call} was dropped by Dask: {reason}"))
 
-    def erred(self, call: Call) -> None:
+    def erred(self, call: ClusterTask) -> None:
         """Fail a task that Dask has marked as erred."""
         if call.future is not None:
             self._background.start(self._erred(call))
 
-    async def _erred(self, call: Call) -> None:
+    async def _erred(self, call: ClusterTask) -> None:
         from distributed import KilledWorker
 
         error = await call.future.exception()
@@ -455,7 +457,7 @@ class Results:
         else:
             self.erred(call)
 
-    def _not_fetched(self, call: Call, error: Exception) -> None:
+    def _not_fetched(self, call: ClusterTask, error: Exception) -> None:
         if isinstance(error, OSError) and not call.refetched:
             # If the scheduler was lost, the client will report that.
             call.refetched = True
@@ -463,7 +465,7 @@ class Results:
         else:
             self.fail(call, TaskLostError(f"cannot fetch the result of {call}: {error!r}"))
 
-    def receive(self, call: Call, reply: Reply) -> None:
+    def receive(self, call: ClusterTask, reply: Reply) -> None:
         """Write a reply into the description, and report that the task has ended."""
         task: Any = call.task
         if reply.worker is not None:
@@ -475,7 +477,7 @@ class Results:
             task.update(reply.more)
         self.settle(call, _kind(call, reply))
 
-    async def _receive_files(self, call: Call, reply: Reply) -> None:
+    async def _receive_files(self, call: ClusterTask, reply: Reply) -> None:
         """Create the sandbox of a task from the files in its reply, and end the task."""
         task: Any = call.task
         more = dict(reply.more or {})
@@ -498,7 +500,7 @@ class Results:
         self.settle(call, kind)
 
 
-def _kind(call: Call, reply: Reply) -> int:
+def _kind(call: ClusterTask, reply: Reply) -> int:
     """Write a reply's value or error into the task, and return `DONE`, `FAILED` or `CANCELED`."""
     if reply.kind == CANCELED or call.cancelled:
         return CANCELED
@@ -523,14 +525,14 @@ def _kind(call: Call, reply: Reply) -> int:
     return FAILED
 
 
-def _is_of_another(call: Call, error: BaseException | None) -> bool:
+def _is_of_another(call: ClusterTask, error: BaseException | None) -> bool:
     """Return True if Dask failed a task because one of its dependencies had failed."""
     if isinstance(error, TaskRaised):
         return error.uid != call.uid
     return error is None or getattr(error, "task", call.key) != call.key
 
 
-def worker_lost(call: Call, worker: str) -> TaskLostError:
+def worker_lost(call: ClusterTask, worker: str) -> TaskLostError:
     """Return the error for a task that was lost with a worker."""
     attempt = f"attempt {call.task.get('attempt', 1)}"
     during = f"before the task was reported as running ({attempt})"
@@ -542,7 +544,7 @@ def worker_lost(call: Call, worker: str) -> TaskLostError:
     )
 
 
-def reference_lost(call: Call) -> ReferenceLostError:
+def reference_lost(call: ClusterTask) -> ReferenceLostError:
     """Return the error for a task that was not run because the value of a dependency is missing."""
     return ReferenceLostError(
         f"{call} was not run: the value of a task that it depends on is not available"

@@ -392,7 +392,7 @@ def _stuck(scheduler: Any) -> list[str]:
     return [key for key in seen if isinstance(key, str)]
 
 
-class Packed:
+class PackedPlugin:
     """Plugin pickled by value; unpickling this object returns the plugin."""
 
     def __init__(self, plugin: Any) -> None:
@@ -405,11 +405,11 @@ class Packed:
         return pickle.loads, (self._packed,)
 
 
-class PackedWorkerSetup(Packed, WorkerPlugin):
+class PackedWorkerSetup(PackedPlugin, WorkerPlugin):
     """Packed worker plugin."""
 
 
-class PackedSchedulerSetup(Packed, SchedulerPlugin):
+class PackedSchedulerSetup(PackedPlugin, SchedulerPlugin):
     """Packed scheduler plugin."""
 
 

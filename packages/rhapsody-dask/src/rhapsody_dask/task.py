@@ -31,13 +31,13 @@ from rhapsody.sdk import (
     parse_ready,
     pickler,
 )
-from rhapsody_dask.files import Link, Links, View, content_of
-from rhapsody_dask.values import Big, Entry, Shared
+from rhapsody_dask.files import ClusterLinks, Link, View, content_of
+from rhapsody_dask.values import Big, LargeArgument, LargeArguments
 from rhapsody_dask.worker.entry import run
 from rhapsody_dask.worker.messages import (
     MIN_BUFFER_SIZE,
+    ClusterValue,
     Order,
-    Value,
     file_here,
     key_of,
     pack,
@@ -196,7 +196,7 @@ def problem(
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Call:
+class ClusterTask:
     """Task of the backend, and its state on the cluster.
 
     Args:
@@ -242,7 +242,7 @@ class Call:
     key: str = field(init=False)
     demand: Demand = NOTHING
     future: Any = None
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LargeArgument] = field(default_factory=list)
     references: dict[str, Any] = field(default_factory=dict)
     referred_to: bool = False
     grouped: bool = False
@@ -337,7 +337,7 @@ PICKLE_ADVICE = "pass data that can be pickled, or run the task on the local bac
 FILES = (InputFile, OutputFile, OutputDir)
 """Types of declared files, which are bound to the task's sandbox on the worker."""
 
-STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
+STAND_INS: frozenset[object] = PLAIN | {ClusterValue, Reference, InputFiles, *FILES}
 """Types whose values are never packed separately."""
 
 
@@ -438,7 +438,7 @@ class Packer:
                 return value
             if id(big) not in map(id, bigs):
                 bigs.append(big)
-            return Value(held + [*map(id, bigs)].index(id(big)))
+            return ClusterValue(held + [*map(id, bigs)].index(id(big)))
 
         return tuple(map(apart, args)), {key: apart(value) for key, value in kwargs.items()}
 
@@ -496,7 +496,7 @@ def _dumps_with_stand_ins(value: Any, places: Mapping[str, int], **options: Any)
     return target.getvalue()
 
 
-class Ready(NamedTuple):
+class SendableTask(NamedTuple):
     """Task that can be sent.
 
     Attributes:
@@ -508,14 +508,14 @@ class Ready(NamedTuple):
             special settings for the worker, so that it can be grouped.
     """
 
-    call: Call
+    call: ClusterTask
     order: bytes
     bigs: list[Big]
     plain: bool
 
 
 @dataclass(eq=False)
-class Submission:
+class TaskSender:
     """Sender that packs the tasks of one backend and sends them to Dask.
 
     Attributes:
@@ -532,13 +532,13 @@ class Submission:
     client: Any
     session: str
     own: str
-    links: Links
+    links: ClusterLinks
     view: View
-    shared: Shared
+    shared: LargeArguments
     cluster: Any
     jobs: bool
 
-    async def pack(self, call: Call, packer: Packer) -> Ready:
+    async def pack(self, call: ClusterTask, packer: Packer) -> SendableTask:
         """Pack one task.
 
         Returns:
@@ -561,9 +561,9 @@ class Submission:
         held = len(call.references) + len(content)
         order, bigs = packer.pack(task, more, held)
         plain = task["function"] is not None and more.keys() <= GROUPED
-        return Ready(call, order, [*content, *bigs], plain and not (held or bigs))
+        return SendableTask(call, order, [*content, *bigs], plain and not (held or bigs))
 
-    async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
+    async def _files(self, call: ClusterTask, more: dict[str, Any]) -> list[Big]:
         """Add a task's input files to its settings.
 
         Returns:
@@ -583,7 +583,7 @@ class Submission:
         more["links"] = [("content", len(call.references))]
         return [Big(content, content, [])]
 
-    async def share(self, ready: Sequence[Ready]) -> None:
+    async def share(self, ready: Sequence[SendableTask]) -> None:
         """Send the tasks' large values to the cluster, and record which tasks use them."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
@@ -596,7 +596,7 @@ class Submission:
         for entry in entries.values():
             self.shared.release(entry)  # now the tasks are the users
 
-    def send(self, ready: Sequence[Ready]) -> None:
+    def send(self, ready: Sequence[SendableTask]) -> None:
         """Send tasks to Dask; consecutive tasks with equal annotations are sent in one graph."""
         for demanded, alike in groupby(ready, key=lambda one: one.call.demand):
             group = list(alike)
@@ -611,7 +611,7 @@ class Submission:
                 call.future = future
 
 
-def _values(call: Call) -> list[Any]:
+def _values(call: ClusterTask) -> list[Any]:
     """Return the values that Dask holds for a task: references, files, large arguments."""
     # Private, but a future, the public alternative, exists only after its task's graph is sent.
     from dask._task_spec import TaskRef

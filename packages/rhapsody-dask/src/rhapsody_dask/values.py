@@ -44,7 +44,7 @@ class Big(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class LargeArgument:
     """Large argument on the cluster.
 
     Attributes:
@@ -67,7 +67,7 @@ class Entry:
         return getattr(self.future, "status", "finished") != "finished"
 
 
-class Shared:
+class LargeArguments:
     """Large arguments of one backend.
 
     Args:
@@ -78,12 +78,12 @@ class Shared:
     def __init__(self, client: Any, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, LargeArgument] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
+    async def put(self, bigs: Iterable[Big]) -> dict[int, LargeArgument]:
         """Send arguments to the cluster, except arguments that the cluster already holds.
 
         Args:
@@ -95,7 +95,7 @@ class Shared:
         """
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
-        entries: dict[int, Entry] = {}
+        entries: dict[int, LargeArgument] = {}
         try:
             for identity, (digest, reply) in zip(distinct, snapshots, strict=True):
                 entry = self._entries.get(digest)
@@ -109,27 +109,27 @@ class Shared:
             raise
         return entries
 
-    async def _send(self, digest: str, reply: Reply) -> Entry:
+    async def _send(self, digest: str, reply: Reply) -> LargeArgument:
         size = len(reply.payload) + sum(len(buffer.raw()) for buffer in reply.buffers)
         if not await self._client.nthreads():
-            return Entry(digest, reply, size)  # Dask would wait for a worker, and fail
+            return LargeArgument(digest, reply, size)  # Dask would wait for a worker, and fail
         key = f"{self._prefix}{digest}"
         try:
             futures = await self._client.scatter({key: reply}, hash=False)
         except OSError:  # the worker that should hold it was lost
-            return Entry(digest, reply, size)
-        entry = self._entries.setdefault(digest, Entry(digest, None, size))
+            return LargeArgument(digest, reply, size)
+        entry = self._entries.setdefault(digest, LargeArgument(digest, None, size))
         entry.future = futures[key]
         return entry
 
-    def use(self, entry: Entry) -> None:
+    def use(self, entry: LargeArgument) -> None:
         """Add a user to an entry."""
         entry.users += 1
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
 
-    def release(self, entry: Entry) -> None:
+    def release(self, entry: LargeArgument) -> None:
         """Remove a user from an entry.
 
         An entry without users is dropped after `IDLE_SECONDS`, or earlier if the entries without
@@ -142,7 +142,7 @@ class Shared:
             while len(unused) > 1 and sum(each.size for each in unused) > MAX_IDLE_SIZE:
                 self._drop(unused.pop(0))
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: LargeArgument) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
         if self._entries.get(entry.digest) is entry:

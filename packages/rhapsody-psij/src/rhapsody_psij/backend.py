@@ -71,8 +71,8 @@ from rhapsody_psij import detached
 from rhapsody_psij.job import read_log, read_outcome
 from rhapsody_psij.jobs import (
     UNSAFE,
+    JobSettings,
     JobSpec,
-    Settings,
     cores_of,
     job_spec,
     launch_ranks,
@@ -154,7 +154,7 @@ MAX_LINE = 2**26
 Report = tuple[str, str, bytes]
 
 
-class _Run:
+class _WaitingTask:
     """Task that waits for a job or is part of one."""
 
     def __init__(
@@ -204,7 +204,7 @@ class _Job:
     """
 
     def __init__(
-        self, runs: Sequence[_Run], reports: Path, left: detached.LeftJob | None = None
+        self, runs: Sequence[_WaitingTask], reports: Path, left: detached.LeftJob | None = None
     ) -> None:
         self.number = uuid.uuid4().hex
         self.runs = {run.uid: run for run in runs}
@@ -322,12 +322,12 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self.detach = detach
         self.executor = executor
         self.capabilities: Capabilities = capabilities_of(executor)
-        self.settings: Settings = Settings(
+        self.settings: JobSettings = JobSettings(
             queue, account, launcher, attributes={} if attributes is None else attributes
         )
         self.max_jobs = max_jobs
         self.tasks_per_job = tasks_per_job
-        self._waiting: dict[str, deque[_Run]] = {}  # by the key of a group
+        self._waiting: dict[str, deque[_WaitingTask]] = {}  # by the key of a group
         self._times: dict[str, deque[float]] = {}  # recent run times in seconds, by kind
         self._filling = False
         self._grouped = False  # true after the warning about shared jobs
@@ -517,7 +517,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             call = pack(task, call_spec(task, cores=cores_of(task)), worker="a job")
         elif ranks > 1:
             launch_ranks(spec, task, settings, self.executor)
-        run = _Run(task, spec, call, task if inside is None else inside.program)
+        run = _WaitingTask(task, spec, call, task if inside is None else inside.program)
         run.detach = self.detach and "identity" in task and inside is None and files is None
         try:
             outcome = await self._outcome(run)
@@ -530,7 +530,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             if files is not None:
                 await in_thread(partial(shutil.rmtree, files, ignore_errors=True))
 
-    async def _outcome(self, run: _Run) -> dict[str, Any]:
+    async def _outcome(self, run: _WaitingTask) -> dict[str, Any]:
         """Run a task in a job, and return the outcome that the job has reported."""
         task, spec = run.task, run.spec
         key = task["uid"]
@@ -545,7 +545,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         self._fill_soon()
         return await self._ended(run, key)
 
-    async def _ended(self, run: _Run, key: str) -> dict[str, Any]:
+    async def _ended(self, run: _WaitingTask, key: str) -> dict[str, Any]:
         """Wait for the end of a task, and return its outcome. `key` is that of its group."""
         while not run.ended.done():
             try:
@@ -610,7 +610,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         Returns:
             The outcome; without meaning if the task was canceled.
         """
-        job, run = self._left_jobs[left], _Run(task, {}, None, task)
+        job, run = self._left_jobs[left], _WaitingTask(task, {}, None, task)
         run.uid, run.ranks, run.job = uid, left.ranks, job
         job.runs[uid] = run
         self._jobs[job.number] = job
@@ -658,7 +658,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         assert self._directory is not None
         return self._directory / f"{task['uid']}.ranks"
 
-    def _cancel(self, run: _Run, key: str) -> None:
+    def _cancel(self, run: _WaitingTask, key: str) -> None:
         if run.cancelled or run.ended.done():
             return
         run.cancelled = True
@@ -672,7 +672,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         else:
             self._spawn(self._cancel_shared(run.job, run))
 
-    def _leave(self, run: _Run, job: _Job) -> None:
+    def _leave(self, run: _WaitingTask, job: _Job) -> None:
         """End a task whose job continues."""
         self._number_left += 1
         run.task.pop("sandbox", None)  # the job needs it, so the engine must not remove it
@@ -681,7 +681,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if not job.runs:
             del self._jobs[job.number]
 
-    async def _cancel_shared(self, job: _Job, run: _Run) -> None:
+    async def _cancel_shared(self, job: _Job, run: _WaitingTask) -> None:
         uid = run.uid
         try:
             await in_thread((job.reports / f"{uid}.started").symlink_to, "canceled")
@@ -722,7 +722,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         if jobs:
             self._spawn(self._submit(jobs))
 
-    def _take_alike(self, name: str, kind: str) -> list[_Run]:
+    def _take_alike(self, name: str, kind: str) -> list[_WaitingTask]:
         """Take the waiting tasks that share the job of a task by default."""
         times = self._times.get(kind, ())
         if len(times) < MIN_MEASURED:
@@ -795,7 +795,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
         return self._directory / job.number
 
     def _write_orders(
-        self, specs: Sequence[JobSpec], jobs: Sequence[_Job], runs: Sequence[Sequence[_Run]]
+        self, specs: Sequence[JobSpec], jobs: Sequence[_Job], runs: Sequence[Sequence[_WaitingTask]]
     ) -> None:
         """Write the orders of jobs, or add the scripts of those that do not need Python."""
         reports = str(self._reports)
@@ -1000,7 +1000,7 @@ class PsijExecutionBackend(SharedSandboxes, ManagedBackend):
             self._end_run(job, run, dict(outcome))
         self._forget(job)
 
-    def _end_run(self, job: _Job, run: _Run, outcome: dict[str, Any]) -> None:
+    def _end_run(self, job: _Job, run: _WaitingTask, outcome: dict[str, Any]) -> None:
         del job.runs[run.uid]
         run.ended.set_result(outcome)
         if run.kind is not None:
@@ -1089,7 +1089,7 @@ def _take_reports(
 
 
 def _launch_call(
-    spec: JobSpec, task: TaskDescription, settings: Settings, executor: str, files: Path
+    spec: JobSpec, task: TaskDescription, settings: JobSettings, executor: str, files: Path
 ) -> bytes:
     """Add the program of a function with several ranks to its job, and return the packed call."""
     require_mpi4py(task)

@@ -116,7 +116,7 @@ REASON = "SystemFailure"
 """A reason of Slurm's that PSI/J knows."""
 
 
-class Client:
+class JobClient:
     """Executor of PSI/J and its jobs.
 
     Args:
@@ -631,7 +631,7 @@ def main(directory: str) -> None:
     os.dup2(2, 1)  # only messages go to standard output
     reports: SimpleQueue[list[Any]] = SimpleQueue()
     try:
-        client = Client(Path(directory), json.loads(sys.stdin.readline()), reports.put)
+        client = JobClient(Path(directory), json.loads(sys.stdin.readline()), reports.put)
     except Exception as error:  # PSI/J loads modules of any origin
         cause = f": {error.__cause__}" if error.__cause__ else ""
         print(json.dumps({"error": f"{error}{cause}"}), file=out, flush=True)

@@ -22,14 +22,14 @@ from rhapsody.backends import backend_from_options
 from rhapsody.plugins import UsageError
 from rhapsody.sdk import end_of_file, escaped, mask, seconds, slurm_refusal, slurm_waiting
 from rhapsody_psij.detached import LeftJobs
-from rhapsody_psij.jobs import Settings, job_spec
+from rhapsody_psij.jobs import JobSettings, job_spec
 from rhapsody_psij.submission import (
     DIRECTORY,
     OUTPUT,
     RHAPSODY,
     EndOfRun,
     JobOfRun,
-    Submission,
+    SubmittedRun,
     cancel_detached,
 )
 
@@ -149,7 +149,7 @@ def submit(arguments: argparse.Namespace) -> int:
     named = str(arguments.module or os.path.abspath(arguments.script))
     program = [named, *arguments.arguments]
     _require_ended(program)
-    submission = Submission.create(
+    submission = SubmittedRun.create(
         {
             "script": script,
             "program": program,
@@ -184,7 +184,7 @@ def submit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cannot_start(submission: Submission, job: JobOfRun) -> str | None:
+def _cannot_start(submission: SubmittedRun, job: JobOfRun) -> str | None:
     """Wait a moment for the first reason why a job waits.
 
     Returns:
@@ -199,7 +199,7 @@ def _cannot_start(submission: Submission, job: JobOfRun) -> str | None:
     return _never(status or "")
 
 
-def _require_ended(program: list[str], without: Submission | None = None) -> None:
+def _require_ended(program: list[str], without: SubmittedRun | None = None) -> None:
     """Require that all submitted runs of a program, with the same arguments, have ended.
 
     Args:
@@ -328,7 +328,7 @@ def _spec(
     for text in arguments.attribute:
         name, equals, value = text.partition("=")
         attributes[name] = value if equals else True
-    settings = Settings(
+    settings = JobSettings(
         queue=arguments.queue or options.get("queue"),
         account=arguments.account or options.get("account"),
         nodes=arguments.nodes,
@@ -415,7 +415,7 @@ def _never(reason: str) -> str | None:
     return f"{reason}. This cannot pass: submit the run with another {option}"
 
 
-def _job_text(submission: Submission, job: JobOfRun) -> str:
+def _job_text(submission: SubmittedRun, job: JobOfRun) -> str:
     if job.job is None:
         return f"job {job.number}, which is not submitted"
     if submission.executor == "local":
@@ -435,13 +435,13 @@ def configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help=text)
 
 
-def _own() -> list[Submission]:
+def _own() -> list[SubmittedRun]:
     """Return the user's submitted runs in this directory, the newest first.
 
     Raises:
         DataError: Other users could replace the runs in this directory.
     """
-    found: list[Submission] = []
+    found: list[SubmittedRun] = []
     for root in reversed(own_runs(Path(os.path.abspath(".rhapsody")))):
         place = root / DIRECTORY
         if not os.path.lexists(place / "description.json"):
@@ -450,7 +450,7 @@ def _own() -> list[Submission]:
             log.warning("ignoring %s: other users could write to it", escaped(str(place)))
             continue
         try:
-            submission = Submission(root)
+            submission = SubmittedRun(root)
             _ = submission.jobs
         except (OSError, ValueError, TypeError, SubmissionError) as error:
             log.warning("ignoring %s: %s", escaped(str(place)), escaped(str(error)))
@@ -465,7 +465,7 @@ def _only_user_writes(directory: Path) -> bool:
     return mine and stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022
 
 
-def _selected(text: str | None) -> Submission:
+def _selected(text: str | None) -> SubmittedRun:
     """Return the submitted run that the user's text selects.
 
     Raises:
@@ -492,7 +492,7 @@ class _Queue:
         never: The text about the job if it waits for a reason that cannot pass, otherwise `None`.
     """
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: SubmittedRun) -> None:
         self._submission = submission
         self._next = 0.0
         self._last = ""
@@ -573,7 +573,7 @@ def attach(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _followed(submission: Submission) -> EndOfRun:
+def _followed(submission: SubmittedRun) -> EndOfRun:
     """Show the status of each job's run until the submitted run ends.
 
     Returns:
@@ -600,7 +600,7 @@ def _followed(submission: Submission) -> EndOfRun:
             time.sleep(POLL)
 
 
-def _watch(submission: Submission, job: JobOfRun, queue: _Queue) -> None:
+def _watch(submission: SubmittedRun, job: JobOfRun, queue: _Queue) -> None:
     """Show the status of the run of a job until its end.
 
     A record of another host does not show that its program was killed, so the end of the submitted
@@ -646,7 +646,7 @@ def cancel(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cancel_detached(submission: Submission) -> None:
+def _cancel_detached(submission: SubmittedRun) -> None:
     """Cancel the detached jobs of a run, and of the earlier runs of the program that it resumes."""
     program = submission.description.get("program")
     runs = [
@@ -666,7 +666,7 @@ def _cancel_detached(submission: Submission) -> None:
         _say(f"canceled {count} detached {'job' if count == 1 else 'jobs'} of tasks")
 
 
-def _cancel(submission: Submission) -> None:
+def _cancel(submission: SubmittedRun) -> None:
     name = submission.root.name
     submission.request_cancellation()
     queue, removed = _Queue(submission), 0

@@ -58,7 +58,7 @@ TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-class Reports:
+class ReportDirectory:
     """Directory for the reports of tasks."""
 
     def __init__(self, directory: str, *, shared: bool) -> None:
@@ -134,7 +134,7 @@ def read_outcome(kind: str, content: bytes) -> dict[str, Any]:
     }
 
 
-def run_call(uid: str, packed: bytes, reports: Reports) -> dict[str, Any]:
+def run_call(uid: str, packed: bytes, reports: ReportDirectory) -> dict[str, Any]:
     """Make a call in a child process, and return its outcome."""
     context = multiprocessing.get_context("fork")  # this process has one thread
     path = reports.path(uid, "call")
@@ -172,7 +172,7 @@ def _call(packed: bytes, path: str) -> None:
 
 
 async def run_executable(
-    task: TaskDescription, cores: int, reports: Reports, reaper: Reaper
+    task: TaskDescription, cores: int, reports: ReportDirectory, reaper: Reaper
 ) -> dict[str, Any]:
     """Run the program of a task in its sandbox.
 
@@ -211,7 +211,7 @@ async def run_executable(
     return outcome | {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
 
 
-def outcome_of(entry: dict[str, Any], reports: Reports, reaper: Reaper) -> dict[str, Any]:
+def outcome_of(entry: dict[str, Any], reports: ReportDirectory, reaper: Reaper) -> dict[str, Any]:
     """Run one task of an order, and return its outcome."""
     task = entry["task"]
     if entry["call"] is not None:
@@ -235,7 +235,7 @@ def main(path: str | None = None) -> None:
     except FileNotFoundError:  # the job was canceled, or is started again
         return
     order = pickle.loads(content)  # noqa: S301 - of the program's user
-    reports = Reports(order["reports"], shared=len(order["tasks"]) > 1)
+    reports = ReportDirectory(order["reports"], shared=len(order["tasks"]) > 1)
     reaper = Reaper()
     for entry in order["tasks"]:
         uid = entry["task"]["uid"]

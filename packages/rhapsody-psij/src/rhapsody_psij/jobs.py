@@ -52,7 +52,7 @@ PREFIXES = ("slurm", "pbs", "pbs_classic", "lsf", "flux", "cobalt")
 
 
 @dataclass(frozen=True)
-class Settings:
+class JobSettings:
     """Options that apply to all jobs, and that a task can change with `task_description`.
 
     Raises:
@@ -107,7 +107,7 @@ class Settings:
                     f"use {{{name!r}: True}}"
                 )
 
-    def of(self, task: TaskDescription) -> Settings:
+    def of(self, task: TaskDescription) -> JobSettings:
         """Return the settings of a task.
 
         Raises:
@@ -118,7 +118,7 @@ class Settings:
         given = task["task_backend_specific_kwargs"]
         if isinstance(given.get("attributes"), Mapping):
             given = {**given, "attributes": {**self.attributes, **given["attributes"]}}
-        return Settings(**{**own, **given})
+        return JobSettings(**{**own, **given})
 
 
 def cores_of(task: TaskDescription) -> int:
@@ -134,7 +134,7 @@ def _near_prefix(name: str) -> str | None:
 
 
 def job_spec(
-    task: TaskDescription, settings: Settings, executor: str, node_cores: int | None = None
+    task: TaskDescription, settings: JobSettings, executor: str, node_cores: int | None = None
 ) -> JobSpec:
     """Return the specification of a job for a task, without the program that the job runs.
 
@@ -219,7 +219,9 @@ def _flags(names: list[str], executor: str) -> list[str]:
     return [dash + name for system, name in found if system == executor.partition("_")[0]]
 
 
-def launch_ranks(spec: JobSpec, task: TaskDescription, settings: Settings, executor: str) -> None:
+def launch_ranks(
+    spec: JobSpec, task: TaskDescription, settings: JobSettings, executor: str
+) -> None:
     """Add the program of a task with several ranks, which PSI/J's launcher starts.
 
     Raises:

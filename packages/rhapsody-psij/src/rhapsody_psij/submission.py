@@ -89,7 +89,7 @@ class EndOfRun:
     exit_code: int | None = None
 
 
-class Submission:
+class SubmittedRun:
     """Submitted run.
 
     Args:
@@ -111,7 +111,7 @@ class Submission:
         self.description: dict[str, Any] = _read(self._place / "description.json")
 
     @classmethod
-    def create(cls, description: Mapping[str, Any]) -> Submission:
+    def create(cls, description: Mapping[str, Any]) -> SubmittedRun:
         """Reserve the run directory, and write the description and the environment.
 
         Returns:
@@ -336,7 +336,7 @@ def _made_executor(name: str, directory: Path) -> Any:
 
 
 def _statuses(executor: Any, natives: list[str]) -> dict[str, str]:
-    """Return the statuses of the jobs that are in the queue; see `Submission.status`."""
+    """Return the statuses of the jobs that are in the queue; see `SubmittedRun.status`."""
     from rhapsody_psij.client import _parse_queue, _status_command
 
     reasons = dict[str, str]()

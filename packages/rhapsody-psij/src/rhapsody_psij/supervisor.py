@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rhapsody.sdk import describe_error, seconds_of_job, slurm_refusal
-from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, Submission, no_link
+from rhapsody_psij.submission import OUTPUT, RHAPSODY, EndOfRun, JobOfRun, SubmittedRun, no_link
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,7 +40,7 @@ class Supervisor:
         number: The number of the job.
     """
 
-    def __init__(self, submission: Submission, number: int) -> None:
+    def __init__(self, submission: SubmittedRun, number: int) -> None:
         self._submission = submission
         self._description = submission.description
         self._job: JobOfRun = submission.started(number)
@@ -195,7 +195,7 @@ class Supervisor:
 
 async def supervise(root: str, number: str) -> None:
     """Supervise a job, and record the end of the submitted run if it does not continue."""
-    submission = Submission(Path(root))
+    submission = SubmittedRun(Path(root))
     end = await Supervisor(submission, int(number)).run()
     if end is not None:
         submission.finish(end)

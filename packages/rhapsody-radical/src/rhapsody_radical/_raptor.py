@@ -114,7 +114,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._expired: set[str] = set()
         self._busy: list[Process] = []
         self._idle: list[Process] = []
-        self._commands: Commands | None = None
+        self._commands: CommandRunner | None = None
         self._states: Any = None
         self._news: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._made = threading.Event()
@@ -339,7 +339,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         with self._change:
             try:
                 if self._commands is None:
-                    self._commands = Commands(call["script"])
+                    self._commands = CommandRunner(call["script"])
                     watch = self._watch_commands, (self._commands,)
                     threading.Thread(target=watch[0], args=watch[1], daemon=True).start()
             except (OSError, RuntimeError) as raised:  # such as too many processes; it is retried
@@ -349,7 +349,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             self._announce(call)
             self._commands.send(call["uid"], call["description"]["function"])
 
-    def _watch_commands(self, commands: Commands) -> None:
+    def _watch_commands(self, commands: CommandRunner) -> None:
         """Report the end of each command until the process that runs the commands has ended."""
         for uid, text, error in commands.receive():
             with self._change:
@@ -439,7 +439,7 @@ def _kind(task: dict[str, Any]) -> Any:
     return (task["description"].get("metadata") or {}).get(MARK)
 
 
-class Group:
+class CallGroup:
     """RADICAL-Pilot task that contains several calls, which are executed independently."""
 
     def __init__(self, task: dict[str, Any], size: int) -> None:
@@ -450,7 +450,7 @@ class Group:
 def _members(task: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the calls of a group as tasks."""
     calls = json.loads(task["description"]["function"])
-    group = Group(task, len(calls))
+    group = CallGroup(task, len(calls))
     shared = {**task["description"], "metadata": {MARK: "call"}}
     return [
         {"uid": uid, "description": {**shared, "function": order}, "group": group, **more}
@@ -538,7 +538,7 @@ class Process:
             each.close()
 
 
-class Commands:
+class CommandRunner:
     """Process that runs commands, see `command.py`; it ends when the worker ends.
 
     Args:

@@ -27,15 +27,15 @@ from rhapsody.backends import Capabilities, ManagedBackend, Session
 from rhapsody.sdk import in_thread
 from rhapsody_radical import descriptions, functions, links, results, services, states, translate
 from rhapsody_radical.cleanup import SESSIONS_DIRECTORY
-from rhapsody_radical.connection import COMMANDS, PROGRAM, Connection
+from rhapsody_radical.connection import COMMANDS, PROGRAM, ClientConnection
 from rhapsody_radical.descriptions import checked_settings, has_other_workers, total_cores
-from rhapsody_radical.links import Links
+from rhapsody_radical.links import PilotLinks
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.pilots import Ended, Job, Pilot, Pilots
+from rhapsody_radical.pilots import Ended, Pilot, Pilots, PilotTask
 from rhapsody_radical.plugin import RAPTOR, capabilities_of
 from rhapsody_radical.remote import RAPTORS
 from rhapsody_radical.states import AGENT_EXECUTING, PMGR_ACTIVE
-from rhapsody_radical.wire import Worker
+from rhapsody_radical.wire import CallThread
 
 log: logging.Logger = logging.getLogger("rhapsody.radical")
 
@@ -137,7 +137,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self.pre_exec: list[str] = descriptions.check_commands(pre_exec)
         self._keep = keep_session
         self._verbose = verbose
-        self._connection: Connection | None = None
+        self._connection: ClientConnection | None = None
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
         self._work_dir = descriptions.directory(work_dir)
         self.session.path = self._work_dir or self.session.path
@@ -149,12 +149,12 @@ class RadicalExecutionBackend(ManagedBackend):
         self.raptor_mode: bool = raptor and functions == "raptor"
         self.capabilities = self._able(self._config)
         self._selector = self.select_master()
-        self._links = Links()
+        self._links = PilotLinks()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._commands = Worker("rhapsody-radical-commands")
-        self._waiting: list[Job] = []
+        self._commands = CallThread("rhapsody-radical-commands")
+        self._waiting: list[PilotTask] = []
         self._sending = False
-        self._cancelling: deque[Job] = deque()
+        self._cancelling: deque[PilotTask] = deque()
         self._none_open = threading.Event()
         self._pilot_callbacks: list[PilotCallback] = []
         self._built: dict[str, Any] = {}
@@ -181,7 +181,9 @@ class RadicalExecutionBackend(ManagedBackend):
         interrupted = (
             f"interrupted while RADICAL-Pilot was starting; the session's directory was {place}"
         )
-        self._connection = Connection(self.session.uid, place, self._receive, self._client_lost)
+        self._connection = ClientConnection(
+            self.session.uid, place, self._receive, self._client_lost
+        )
         try:
             await in_thread(self._start, self._connection, place)
         except asyncio.CancelledError:
@@ -197,7 +199,7 @@ class RadicalExecutionBackend(ManagedBackend):
         )
         return Path(os.path.abspath(work_dir)) / self.session.uid
 
-    def _start(self, connection: Connection, place: Path) -> None:
+    def _start(self, connection: ClientConnection, place: Path) -> None:
         if not descriptions.can_work_in(place):
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(place.parent)!r}, because its scripts do not "
@@ -277,11 +279,11 @@ class RadicalExecutionBackend(ManagedBackend):
             TypeError: An object in the batch is not a task description.
         """
         self.require_running()
-        jobs = [Job(task, self.pilots[0]) for task in self.admit(tasks)]
+        jobs = [PilotTask(task, self.pilots[0]) for task in self.admit(tasks)]
         self.open_tasks.update((job.uid, job) for job in jobs)
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
-    def _submit(self, jobs: list[Job]) -> None:
+    def _submit(self, jobs: list[PilotTask]) -> None:
         """Send tasks, or make them wait for a pilot. Called on the command thread."""
         # If the user has set RAPTOR's size, RAPTOR has to start before executables are checked;
         # otherwise, executables decide whether RAPTOR may start.
@@ -297,7 +299,7 @@ class RadicalExecutionBackend(ManagedBackend):
         work: Counter[int] = Counter()
         for job in self.open_jobs() if len(self.pilots) > 1 else ():
             work[job.pilot.number] += job.cores * job.sent
-        ready: dict[int, list[tuple[Job, Any, Any]]] = {}
+        ready: dict[int, list[tuple[PilotTask, Any, Any]]] = {}
         batch = functions.Batch()
         for job in waiting:
             if job.has_ended:
@@ -322,7 +324,7 @@ class RadicalExecutionBackend(ManagedBackend):
         for pilot_number, part in ready.items():
             self._send_tasks(pilot_number, part)
 
-    def _send_tasks(self, number: int, part: list[tuple[Job, Any, Any]]) -> None:
+    def _send_tasks(self, number: int, part: list[tuple[PilotTask, Any, Any]]) -> None:
         """Send translated tasks to one pilot."""
         jobs = [job for job, _, _ in part]
         for job in jobs:
@@ -353,7 +355,7 @@ class RadicalExecutionBackend(ManagedBackend):
             return False
         return True
 
-    def _described(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
+    def _described(self, job: PilotTask, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
         """Create a job's sandbox, and describe the job for RADICAL-Pilot.
 
         Returns:
@@ -387,7 +389,9 @@ class RadicalExecutionBackend(ManagedBackend):
             links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
 
-    def _described_function(self, job: Job, batch: functions.Batch) -> tuple[dict[str, Any], Any]:
+    def _described_function(
+        self, job: PilotTask, batch: functions.Batch
+    ) -> tuple[dict[str, Any], Any]:
         """Return the description of a function task, and its packed call if it runs on RAPTOR."""
         task, pilot = job.task, job.pilot
         self._check_function(task)
@@ -488,7 +492,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """True if RAPTOR ends when a task needs its cores: the user has not set RAPTOR's size."""
         return self._config is None and self.function_cores is None
 
-    def _too_large(self, pilot: Pilot, taken: int) -> Job | None:
+    def _too_large(self, pilot: Pilot, taken: int) -> PilotTask | None:
         """Return an open program that needs more cores than RAPTOR would leave, or `None`."""
         for job in self.open_jobs():
             program = job.program or not (
@@ -498,13 +502,13 @@ class RadicalExecutionBackend(ManagedBackend):
                 return job
         return None
 
-    def _make_room(self, job: Job, words: Mapping[str, Any]) -> None:
+    def _make_room(self, job: PilotTask, words: Mapping[str, Any]) -> None:
         """Stop using RAPTOR on a pilot if RAPTOR leaves too few cores for a program."""
         pilot, cores = job.pilot, descriptions.cores_taken(words)
         if self._gives_way and pilot.cores - pilot.raptor_cores < cores <= pilot.cores:
             self._do_without_raptor(job)
 
-    def _do_without_raptor(self, job: Job) -> None:
+    def _do_without_raptor(self, job: PilotTask) -> None:
         """Run functions as programs on a pilot from now on, because a task needs RAPTOR's cores."""
         pilot = job.pilot
         pilot.raptor, pilot.only_programs = None, True
@@ -552,17 +556,17 @@ class RadicalExecutionBackend(ManagedBackend):
         Returns:
             True if the task is open, False if it is unknown or has ended.
         """
-        job: Job | None = self.open_tasks.get(uid)
+        job: PilotTask | None = self.open_tasks.get(uid)
         if job is None or job.has_ended:
             return False
         self._cancel(job)
         return True
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: PilotTask) -> None:
         job.cancelled = True
         self.request_end(job)
 
-    def request_end(self, job: Job) -> None:
+    def request_end(self, job: PilotTask) -> None:
         """Make the client cancel a job; several requests are sent in one message."""
         self._cancelling.append(job)
         self._commands.post(self._send_cancellations)
@@ -590,7 +594,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._pilots.ended(pilot, f"was lost: {reason}")
 
     def _on_running(self, uid: str, state: str, host: str) -> None:
-        job: Job | None = self.open_tasks.get(uid)
+        job: PilotTask | None = self.open_tasks.get(uid)
         if job is None or job.running or job.has_ended:
             return
         attach = None
@@ -607,7 +611,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self.send("ready", uid, info)
 
     def _on_end(self, uid: str, state: str, reason: str, found: Any) -> None:
-        job: Job | None = self.open_tasks.get(uid)
+        job: PilotTask | None = self.open_tasks.get(uid)
         if job is None:
             return
         if state == "REFUSED":
@@ -640,7 +644,7 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # Ends.
 
-    def end(self, job: Job, state: str) -> None:
+    def end(self, job: PilotTask, state: str) -> None:
         """Process a task's terminal state, and report it; later calls for the task do nothing.
 
         May be called on any thread.
@@ -661,7 +665,7 @@ class RadicalExecutionBackend(ManagedBackend):
             job.task.pop("exception", None)
         self._report(job, reported)
 
-    def fail(self, job: Job, error: BaseException) -> None:
+    def fail(self, job: PilotTask, error: BaseException) -> None:
         """End a task immediately; may be called on any thread.
 
         The task is reported as canceled if its cancellation was requested; otherwise, it fails with
@@ -672,7 +676,7 @@ class RadicalExecutionBackend(ManagedBackend):
             job.task["exception"] = error
             self._report(job, "CANCELED" if job.cancelled else "FAILED")
 
-    def _report(self, job: Job, state: str) -> None:
+    def _report(self, job: PilotTask, state: str) -> None:
         if job.is_function:
             functions.tidy(job, state)
         if state == "CANCELED" and job.sent and not job.running:
@@ -686,7 +690,7 @@ class RadicalExecutionBackend(ManagedBackend):
             self._none_open.set()
         self._reconsider_waiting()
 
-    def open_jobs(self) -> list[Job]:
+    def open_jobs(self) -> list[PilotTask]:
         """Return the jobs that have not ended."""
         return list(self.open_tasks.values())
 

@@ -191,7 +191,7 @@ NOTICE_AFTER = 2.0
 """Seconds after which a warning is logged if the client is still closing."""
 
 
-class Connection:
+class ClientConnection:
     """Connection to one client.
 
     Args:
@@ -423,7 +423,7 @@ def _tail(path: Path) -> str:
     return " / ".join(line.strip() for line in lines[-3:])[-1000:] or "it printed nothing"
 
 
-_open: set[Connection] = set()
+_open: set[ClientConnection] = set()
 
 
 def _at_exit() -> None:

@@ -39,7 +39,7 @@ from rhapsody.sdk import (
 from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call, descriptions, translate
 from rhapsody_radical.descriptions import as_list, number, task_settings
-from rhapsody_radical.pilots import Job, Pilot
+from rhapsody_radical.pilots import Pilot, PilotTask
 from rhapsody_radical.translate import plain, requested_cores
 
 
@@ -272,7 +272,7 @@ def default_raptor(pilot: Pilot, cores: int | None, *, whole: bool = False) -> d
     }
 
 
-def describe_call(job: Job, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def describe_call(job: PilotTask, batch: Batch) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Create a function task's sandbox, and describe the task for RAPTOR.
 
     Args:
@@ -321,7 +321,7 @@ def call_words(
     return words, order
 
 
-def describe_program(job: Job) -> dict[str, Any]:
+def describe_program(job: PilotTask) -> dict[str, Any]:
     """Return the RADICAL-Pilot description of a function task that runs as a separate program.
 
     Creates the task's sandbox, and writes the packed call to a file in it. All ranks read this
@@ -352,7 +352,7 @@ def describe_program(job: Job) -> dict[str, Any]:
     return words
 
 
-def tidy(job: Job, state: str) -> None:
+def tidy(job: PilotTask, state: str) -> None:
     """Remove the files of a call that has ended.
 
     The sandbox of a separate program is removed as well if the backend created the sandbox and the

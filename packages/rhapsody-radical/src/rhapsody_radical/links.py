@@ -11,7 +11,7 @@ from rhapsody.sdk import copy_into, link_into, name_in_sandbox, plain_name
 from rhapsody_radical.descriptions import as_list
 
 if TYPE_CHECKING:
-    from rhapsody_radical.pilots import Job
+    from rhapsody_radical.pilots import PilotTask
 
 PILOT = "pilot:///"
 TASK = "task:///"
@@ -49,7 +49,7 @@ take precedence. A link is copied as a link, and is skipped if its name is taken
 """
 
 
-class Links:
+class PilotLinks:
     """Links to create in the sandboxes of tasks that have not been submitted."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Links:
         self._sandboxes.pop(uid, None)
         self._directives.pop(uid, None)
 
-    def take(self, job: Job) -> list[dict[str, Any]]:
+    def take(self, job: PilotTask) -> list[dict[str, Any]]:
         """Create links in the pilot's sandbox to the sandboxes from which a task uses files.
 
         The directives of `add_file` are removed from the task's description, except those that the

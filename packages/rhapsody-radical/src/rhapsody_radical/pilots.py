@@ -274,7 +274,7 @@ NOTHING = Ended()
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class PilotTask:
     """Task, from its submission to its terminal state.
 
     Attributes:

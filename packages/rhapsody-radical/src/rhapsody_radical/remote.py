@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from rhapsody.sdk import settable
 from rhapsody_radical.pilot import PilotException
-from rhapsody_radical.wire import Worker, dumps, loads
+from rhapsody_radical.wire import CallThread, dumps, loads
 
 RAPTORS = "raptors"
 """Uid of RAPTOR's masters and workers on all pilots, which are one object in the client."""
@@ -125,7 +125,7 @@ class Remotes:
         """The futures of calls, by their numbers; number 0 is the start of the session."""
         self.reader: int = 0
         """Identifier of the thread that reads messages."""
-        self.callbacks: Worker = Worker("rhapsody-radical-callbacks")
+        self.callbacks: CallThread = CallThread("rhapsody-radical-callbacks")
         """Thread that calls the program's callbacks."""
 
     def call(self, uid: str, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ from rhapsody import (
 )
 from rhapsody.sdk import output_of, too_early
 from rhapsody_radical import functions
-from rhapsody_radical.pilots import Job
+from rhapsody_radical.pilots import PilotTask
 from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
@@ -35,7 +35,7 @@ OF_LAUNCHER = re.compile(
 """Pattern of the lines that `srun` and RADICAL-Pilot's script print about a failed program."""
 
 
-def of(job: Job, state: str) -> tuple[str, BaseException | None]:
+def of(job: PilotTask, state: str) -> tuple[str, BaseException | None]:
     """Collect a job's output, and determine the state and the error to report.
 
     Args:
@@ -66,13 +66,13 @@ def of(job: Job, state: str) -> tuple[str, BaseException | None]:
     return outcome(job, state)
 
 
-def output_paths(job: Job) -> tuple[str, str]:
+def output_paths(job: PilotTask) -> tuple[str, str]:
     """Return the paths of the files with the output of an executable."""
     sandbox, (out, err) = job.task.get("sandbox", ""), output_names(job.task)
     return os.path.join(sandbox, out), os.path.join(sandbox, err)
 
 
-def collect_output(job: Job) -> None:
+def collect_output(job: PilotTask) -> None:
     """Write the output and the exit code of an executable into its description."""
     task, ended = job.task, job.ended
     code = ended.exit_code
@@ -92,7 +92,7 @@ def collect_output(job: Job) -> None:
     task["stderr"] = errors
 
 
-def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
+def outcome(job: PilotTask, state: str) -> tuple[str, BaseException | None]:
     """Return the state and the error to report for an executable whose output was collected.
 
     Returns:
@@ -117,7 +117,7 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     return FAILED, error_of(job.task, ended.exception, ended.detail)
 
 
-def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
+def function_outcome(job: PilotTask, state: str) -> tuple[str, BaseException | None]:
     """Return the state and the error to report for a function."""
     if job.cancelled:
         return CANCELED, None
@@ -139,7 +139,7 @@ def function_outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     return FAILED, TaskFailedError(text, exit_code=status or None)
 
 
-def _reply(job: Job) -> bytes | None:
+def _reply(job: PilotTask) -> bytes | None:
     path = os.path.join(job.task.get("sandbox", ""), f"{job.uid}.reply")
     try:
         with open(path, "rb") as file:
@@ -148,7 +148,7 @@ def _reply(job: Job) -> bytes | None:
         return None
 
 
-def unrequested_cancellation(job: Job) -> BaseException:
+def unrequested_cancellation(job: PilotTask) -> BaseException:
     """Return the error for a job that RADICAL-Pilot canceled without a request."""
     name = job.task["name"]
     if job.timeout or job.startup_timeout:

@@ -31,7 +31,7 @@ from rhapsody.sdk import (
     start_thread,
     wait_until,
 )
-from rhapsody_radical.pilots import Job, Pilot
+from rhapsody_radical.pilots import Pilot, PilotTask
 from rhapsody_radical.results import output_paths
 from rhapsody_radical.wire import is_plain
 
@@ -119,10 +119,10 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
 
 
 def watch(
-    job: Job,
+    job: PilotTask,
     loop: asyncio.AbstractEventLoop,
     report: Callable[[str, Any], None],
-    fail: Callable[[Job], None],
+    fail: Callable[[PilotTask], None],
 ) -> None:
     """Start a thread that reports to RADICAL-Pilot when a service is ready.
 
@@ -151,7 +151,9 @@ def watch(
     start_thread(look, "rhapsody-radical-ready")
 
 
-def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> Any:
+def _wait(
+    job: PilotTask, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop
+) -> Any:
     if ready.kind == "call":
         return asyncio.run_coroutine_threadsafe(call_ready(ready.value, job.task), loop).result()
     if ready.kind == "file":
@@ -166,12 +168,12 @@ def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.Abstra
     return search_output(output_paths(job)[0], ready.value, stopped)
 
 
-def _picked(job: Job, stopped: threading.Event) -> int:
+def _picked(job: PilotTask, stopped: threading.Event) -> int:
     link = os.path.join(job.task["sandbox"], PORT_LINK)
     wait_until(lambda: os.path.islink(link), stopped)
     return FREE if stopped.is_set() else int(os.readlink(link))
 
 
-def _host(job: Job) -> str:
+def _host(job: PilotTask) -> str:
     """Return the node that a service runs on, or the loopback address for this machine."""
     return "127.0.0.1" if job.host in ("", "localhost", socket.gethostname()) else job.host

@@ -38,7 +38,7 @@ class Generation(StrEnum):
     """Version 1 of `radical.pilot`."""
 
 
-class _Row(NamedTuple):
+class _StateRow(NamedTuple):
     """One step of a task's life: its name in each generation that has it, and its canonical state.
 
     Attributes:
@@ -73,11 +73,13 @@ FAILED FAILED FAILED FAILED
 """
 
 
-def _row(line: str) -> _Row:
+def _row(line: str) -> _StateRow:
     *names, main = line.split()
     current = re.sub("^UMGR_", "TMGR_", re.sub("^EXECUTING", "AGENT_EXECUTING", names[-1]))
     of_generations = zip(Generation, (*names, current), strict=True)
-    return _Row({of: name for of, name in of_generations if name != "-"}, TasksMainStates[main])
+    return _StateRow(
+        {of: name for of, name in of_generations if name != "-"}, TasksMainStates[main]
+    )
 
 
 _ROWS = tuple(map(_row, _DOCUMENTED.strip().splitlines()))
@@ -109,7 +111,7 @@ def generation(value: Generation | str) -> Generation:
         ) from None
 
 
-def _rows(state: str, of: Generation) -> list[_Row]:
+def _rows(state: str, of: Generation) -> list[_StateRow]:
     rows = [row for row in _ROWS if (of, state) in row.names.items()]
     if not rows:
         known = ", ".join(TASK_STATES[of])
@@ -222,7 +224,7 @@ _PILOT_NATIVE = {
 }
 
 
-class Transition(NamedTuple):
+class PilotTransition(NamedTuple):
     """Transition between two states of a pilot.
 
     Attributes:
@@ -252,8 +254,8 @@ _STEPS = (
     ("PENDING_ACTIVE", "CANCELED", "canceled before it was active"),
 )
 
-TRANSITIONS: tuple[Transition, ...] = tuple(
-    Transition(PilotState.of(a), PilotState(b), why) for a, b, why in _STEPS
+TRANSITIONS: tuple[PilotTransition, ...] = tuple(
+    PilotTransition(PilotState.of(a), PilotState(b), why) for a, b, why in _STEPS
 )
 """All transitions of a pilot."""
 
@@ -266,7 +268,7 @@ PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingPr
 """The states that may follow each state; for `None`, the first state."""
 
 
-def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> Transition:
+def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> PilotTransition:
     """Return the transition between two pilot states.
 
     Accepts the names in RADICAL-Pilot's documentation and the names that RADICAL-Pilot reports. If

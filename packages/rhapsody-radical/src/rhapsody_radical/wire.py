@@ -90,7 +90,7 @@ class Channel:
         self._connection.close()
 
 
-class Record(dict[str, Any]):
+class AttributeDict(dict[str, Any]):
     """Dict from RADICAL-Pilot whose values are also attributes."""
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +102,7 @@ class Record(dict[str, Any]):
             ) from None
 
 
-class _Pickler(pickler()):  # type: ignore[misc]
+class _WirePickler(pickler()):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, name: Callable[[Any], Any]) -> None:
         super().__init__(file)
         self._name = name
@@ -123,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
 def dumps(value: Any, name: Callable[[Any], Any]) -> bytes:
     """Pickle a value, except the objects for which `name` returns a name instead of `None`."""
     file = io.BytesIO()
-    _Pickler(file, name).dump(value)
+    _WirePickler(file, name).dump(value)
     return file.getvalue()
 
 
@@ -190,7 +190,7 @@ def is_plain(value: Any) -> bool:
         return True
     if type(value) in (list, tuple):
         return all(map(is_plain, value))
-    if type(value) in (dict, Record):
+    if type(value) in (dict, AttributeDict):
         return all(map(is_plain, value)) and all(map(is_plain, value.values()))
     return False
 
@@ -215,7 +215,7 @@ class Records(logging.Handler):
         self._outbox.put("log", values)
 
 
-class Worker:
+class CallThread:
     """Thread that calls functions one after the other; started by the first call.
 
     Args:

@@ -155,7 +155,7 @@ def _notices(history: RunHistory, until: float, attempts: int) -> Iterator[str]:
 
 
 @dataclass(slots=True)
-class FailureGroup:
+class FailureRow:
     """Tasks that failed alike, as `rhapsody status` groups them.
 
     Attributes:
@@ -216,10 +216,10 @@ def tail(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"...{text[-MAX_TEXT:]}"
 
 
-def failure_groups(history: RunHistory) -> list[FailureGroup]:
+def failure_groups(history: RunHistory) -> list[FailureRow]:
     """Return the groups of failures; those that caused the most skipped tasks are first."""
-    groups: dict[tuple[object, ...], FailureGroup] = {}
-    group_of: dict[tuple[str, str], FailureGroup] = {}
+    groups: dict[tuple[object, ...], FailureRow] = {}
+    group_of: dict[tuple[str, str], FailureRow] = {}
     skipped: list[TaskRun] = []
     for task in history.tasks.values():
         outcome = task.outcome
@@ -231,7 +231,7 @@ def failure_groups(history: RunHistory) -> list[FailureGroup]:
         kind = f"exit code {code}" if code else "unknown error" if error is None else error.kind
         text = "" if error is None else (error.message.strip().splitlines() or [""])[0]
         key = (task.fallback, *failure_key(task))
-        new = FailureGroup(task.name, kind, text, fallback=task.fallback)
+        new = FailureRow(task.name, kind, text, fallback=task.fallback)
         group = groups.setdefault(key, new)
         group.tasks.append(task)
         if group.text != text:

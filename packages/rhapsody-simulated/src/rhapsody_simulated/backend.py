@@ -208,7 +208,7 @@ def ranks_in(free: tuple[int, int], cores: int, gpus: int) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class SimulatedAttempt:
     """Attempt that waits or runs."""
 
     task: TaskDescription
@@ -305,8 +305,8 @@ class SimulatedExecutionBackend(ManagedBackend):
         self._walltime = math.inf if walltime is None else seconds("walltime", walltime)
         self._jobs = 0
         self._job_begins = self._job_ends = -math.inf
-        self._waiting: deque[Run] = deque()
-        self._runs: dict[str, Run] = {}
+        self._waiting: deque[SimulatedAttempt] = deque()
+        self._runs: dict[str, SimulatedAttempt] = {}
         self._next_fill = -math.inf
 
     async def start(self) -> None:
@@ -358,7 +358,7 @@ class SimulatedExecutionBackend(ManagedBackend):
         self._fill(self.clock.monotonic())
         return True
 
-    def _checked(self, task: TaskDescription) -> Run:
+    def _checked(self, task: TaskDescription) -> SimulatedAttempt:
         """Return a run of a task.
 
         Raises:
@@ -387,7 +387,7 @@ class SimulatedExecutionBackend(ManagedBackend):
             lasts = math.inf
         else:
             lasts = seconds("duration", self.duration(task), zero=True) + self._startup
-        return Run(task, (cores, gpus, ranks), lasts, walltime)
+        return SimulatedAttempt(task, (cores, gpus, ranks), lasts, walltime)
 
     def _fill(self, now: float) -> None:
         """Start the waiting tasks that fit, in order."""
@@ -420,7 +420,7 @@ class SimulatedExecutionBackend(ManagedBackend):
             self._next_fill = when
             self.clock.at(when, self._fill)
 
-    def _begin(self, run: Run, now: float, limit: float) -> None:
+    def _begin(self, run: SimulatedAttempt, now: float, limit: float) -> None:
         """Start a task that ends, or is lost, at `limit` at the latest."""
         task, ends, lost = run.task, now + run.seconds, ""
         run.started = now
@@ -439,7 +439,7 @@ class SimulatedExecutionBackend(ManagedBackend):
             run.end = self.clock.at(ends, partial(self._end, run, lost))
         self.task_state_cb(task, RUNNING)
 
-    def _end(self, run: Run, lost: str, now: float) -> None:
+    def _end(self, run: SimulatedAttempt, lost: str, now: float) -> None:
         """End a task; `lost` is the reason if the attempt is lost."""
         task = run.task
         del self._runs[task["uid"]]

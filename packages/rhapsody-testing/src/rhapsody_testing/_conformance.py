@@ -10,10 +10,10 @@ _TOPICS = "engine executables functions lifecycle protocol"
 pytest.register_assert_rewrite(*(f"rhapsody_testing._{topic}" for topic in _TOPICS.split()))
 
 from rhapsody_testing._engine import Engine
-from rhapsody_testing._executables import Executables, Files, Services
-from rhapsody_testing._functions import Functions
+from rhapsody_testing._executables import ExecutableChecks, FileChecks, ServiceChecks
+from rhapsody_testing._functions import FunctionChecks
 from rhapsody_testing._lifecycle import Lifecycle
-from rhapsody_testing._protocol import Cancellation, Reports, ResourceRequests
+from rhapsody_testing._protocol import Cancellation, ReportChecks, ResourceRequests
 from rhapsody_testing._suite import require_unchanged
 
 
@@ -22,11 +22,11 @@ class BackendConformance(
     Engine,
     ResourceRequests,
     Cancellation,
-    Services,
-    Files,
-    Executables,
-    Functions,
-    Reports,
+    ServiceChecks,
+    FileChecks,
+    ExecutableChecks,
+    FunctionChecks,
+    ReportChecks,
     Lifecycle,
 ):
     """Suite of checks that a backend does what its capabilities declare.

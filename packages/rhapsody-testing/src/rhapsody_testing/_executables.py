@@ -44,7 +44,7 @@ from rhapsody_testing._work import read
 _FAILING = "echo out; echo err >&2; echo more; exit 3"
 
 
-class Executables(Suite):
+class ExecutableChecks(Suite):
     """Checks of shell commands, programs with arguments, and the directories in which they run."""
 
     @check("executables", "executables")
@@ -215,7 +215,7 @@ class Executables(Suite):
             )
 
 
-class Files(Suite):
+class FileChecks(Suite):
     """Checks of files that the backend's methods link, and of files that tasks declare."""
 
     @check("files", "executables", "files", "shared_file_system")
@@ -410,7 +410,7 @@ async def _wait_async(task: Any) -> tuple[str, bool]:
     return "up", True
 
 
-class Services(Suite):
+class ServiceChecks(Suite):
     """Checks of services: executables and functions that run until they are canceled."""
 
     @check("services", "services", STOPPABLE)

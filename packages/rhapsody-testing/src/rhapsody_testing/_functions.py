@@ -46,7 +46,7 @@ _VARIABLE = "RHAPSODY_KIT_ROUTE"
 _CALLS = 300
 
 
-class Functions(Suite):
+class FunctionChecks(Suite):
     """Checks of functions: every form of call must run, and outcomes must arrive unchanged."""
 
     @check("functions", FUNCTIONS)

@@ -39,7 +39,7 @@ from rhapsody_testing._system import (
     Heartbeat,
     Holdings,
     NamedPipe,
-    Program,
+    ProcessSettings,
     end_processes,
     fork_handlers,
     holdings,
@@ -105,7 +105,9 @@ class Lifecycle(Suite):
         program, adds = self._current.program, frozenset(self.adds)
         await self._lives(1)
         # Signal handlers may be those of a library that the first life imported.
-        found = [w for w in Program.now().since(program, frozenset()) if "handler of" not in w]
+        found = [
+            w for w in ProcessSettings.now().since(program, frozenset()) if "handler of" not in w
+        ]
         program.restore()
         assert not found, f"changed by earlier starts and shutdowns: {'; '.join(found)}"
         made = await new_backend()
@@ -119,7 +121,7 @@ class Lifecycle(Suite):
                     return leftovers(held, self.leaves_behind, kinds, mark)
 
                 def look() -> list[str]:
-                    words = Program.now().since(program, allowed)
+                    words = ProcessSettings.now().since(program, allowed)
                     if "at-fork handlers" not in adds:
                         words += [f"{module} registered an at-fork handler" for module in forks]
                     return words + [f"new {' '.join(text.split())}" for text in new().values()]

@@ -51,7 +51,7 @@ def _is_usage(key: str, value: object) -> bool:
     return known and isinstance(value, number) and not isinstance(value, bool) and value >= 0
 
 
-class Reports(Suite):
+class ReportChecks(Suite):
     """Checks of a backend's declarations, and of the reports that the callback receives."""
 
     @check("declaration", dry=True)

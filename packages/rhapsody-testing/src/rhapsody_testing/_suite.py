@@ -29,7 +29,15 @@ from rhapsody.plugins import AttemptId
 from rhapsody.sdk import TaskKind, suggestion
 from rhapsody_testing import _work
 from rhapsody_testing._stacks import describe_wait
-from rhapsody_testing._system import Clock, Program, holdings, leftovers, listed, scratch, settled
+from rhapsody_testing._system import (
+    ProcessSettings,
+    RunningClock,
+    holdings,
+    leftovers,
+    listed,
+    scratch,
+    settled,
+)
 from rhapsody_testing._tools import Driver, Finished, started
 
 CONTRACT = "https://rhapsody.example/docs/reference/backend-contract.html"
@@ -193,7 +201,7 @@ ISOLATED = Need(
 
 
 @dataclass(slots=True)
-class Shared:
+class SharedState:
     """State that the checks of one test class share.
 
     Attributes:
@@ -209,8 +217,8 @@ class Shared:
         failed: True if the running check has failed.
     """
 
-    clock: Clock
-    program: Program
+    clock: RunningClock
+    program: ProcessSettings
     parent: Path
     backend: Any = None
     lives: list[Any] = field(default_factory=list)
@@ -370,7 +378,7 @@ class Suite:
     # Set during a check. `place` is a directory that is removed at the end of the check.
     capabilities: Capabilities
     place: Path
-    _current: Shared
+    _current: SharedState
 
     async def make_backend(self) -> Any:
         """Create the backend under test, started or not.
@@ -400,12 +408,12 @@ class Suite:
 
     @pytest_asyncio.fixture(scope="class", loop_scope="class", name="shared")
     @classmethod
-    async def _shared(cls) -> AsyncIterator[Shared]:
+    async def _shared(cls) -> AsyncIterator[SharedState]:
         # Resolved before `scratch` changes the current directory and the temporary directory.
         parent = Path(tempfile.gettempdir() if cls.work_dir is None else cls.work_dir).resolve()
-        with scratch(), Clock() as clock:
+        with scratch(), RunningClock() as clock:
             before = holdings()
-            shared = Shared(clock, Program.now(), parent)
+            shared = SharedState(clock, ProcessSettings.now(), parent)
             asyncio.get_running_loop().set_exception_handler(shared.note_error)
             yield shared
             await shared.discard(cls.time_limit)
@@ -417,7 +425,7 @@ class Suite:
 
     @pytest_asyncio.fixture(loop_scope="class")
     async def _prepared(
-        self, request: pytest.FixtureRequest, shared: Shared
+        self, request: pytest.FixtureRequest, shared: SharedState
     ) -> AsyncIterator[None]:
         """Skip or prepare a check, limit its time, and discard the backend if the check fails."""
         check: Check = request.function.check
@@ -449,7 +457,7 @@ class Suite:
                 await shared.discard(self.time_limit)
 
     @pytest_asyncio.fixture(loop_scope="class", name="backend")
-    async def _backend(self, shared: Shared) -> Any:
+    async def _backend(self, shared: SharedState) -> Any:
         return await shared.started(self)
 
     @pytest_asyncio.fixture(loop_scope="class", name="driver")
@@ -519,7 +527,7 @@ class Suite:
         return driver
 
     @pytest_asyncio.fixture(loop_scope="class", name="new_backend")
-    async def _new_backend(self, shared: Shared) -> AsyncIterator[NewBackend]:
+    async def _new_backend(self, shared: SharedState) -> AsyncIterator[NewBackend]:
         async with AsyncExitStack() as ends:
 
             async def shut_down(backend: Any) -> None:
@@ -534,7 +542,7 @@ class Suite:
             yield new_backend
 
     @pytest_asyncio.fixture(loop_scope="class", name="new_engine")
-    async def _new_engine(self, shared: Shared) -> AsyncIterator[NewEngine]:
+    async def _new_engine(self, shared: SharedState) -> AsyncIterator[NewEngine]:
         async with AsyncExitStack() as ends:
 
             async def new_engine(backend: Any = None, **settings: Any) -> WorkflowEngine:

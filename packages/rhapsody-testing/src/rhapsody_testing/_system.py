@@ -67,7 +67,7 @@ _PYTHONS_OWN = (
 )
 
 
-class Clock:
+class RunningClock:
     """Clock that stops while this process cannot run.
 
     A daemon thread ticks at regular intervals. A late tick means that the process could not run; of
@@ -165,7 +165,7 @@ class Heartbeat:
         total: The sum of all pauses of more than 5 ms; complete when the `with` block has ended.
     """
 
-    def __init__(self, clock: Clock, interval: float = 0.005) -> None:
+    def __init__(self, clock: RunningClock, interval: float = 0.005) -> None:
         self.worst = self.total = Gap(0.0, 0.0)
         self._clock = clock
         self._interval = interval
@@ -351,7 +351,7 @@ def _files() -> dict[object, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ProcessSettings:
     """Settings of this process that a backend must not change."""
 
     environment: Mapping[str, str]
@@ -374,7 +374,7 @@ class Program:
             path=tuple(sys.path),
         )
 
-    def since(self, before: Program, adds: Set[str]) -> list[str]:
+    def since(self, before: ProcessSettings, adds: Set[str]) -> list[str]:
         """Return descriptions of the differences from earlier settings.
 
         Changes of `sys.path` are omitted if `adds` contains `"sys.path"`.
@@ -406,7 +406,7 @@ class Program:
         for name, handler in self.handlers.items():
             if handler is not None and signal.getsignal(signal.Signals[name]) is not handler:
                 signal.signal(signal.Signals[name], handler)
-        for name in Program.now().environment.keys() - self.environment.keys():
+        for name in ProcessSettings.now().environment.keys() - self.environment.keys():
             del os.environ[name]
         os.environ.update(self.environment)
         os.chdir(self.directory)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rhapsody.sdk import describe_error
 from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
-from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
+from rhapsody_wfcommons.runs import FileIds, TaskData, instance_of
 from rhapsody_wfcommons.values import InstanceError
 from rhapsody_wfcommons.writing import write
 
@@ -80,7 +80,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self.about: Mapping[str, Any] = {}
-        self.runs: dict[str, TaskRun] = {}
+        self.runs: dict[str, TaskData] = {}
         self.cores: dict[tuple[str, str], float] = {}
         self._local: set[tuple[str, str]] = set()
         self._first: str | None = None
@@ -114,7 +114,7 @@ class _Reading:
         return uid if engine == self._first else f"{engine}.{uid}"
 
     def _call(self, line: Mapping[str, Any]) -> None:
-        self.runs[self._id(line, line["uid"])] = TaskRun(
+        self.runs[self._id(line, line["uid"])] = TaskData(
             name=line["name"],
             parents=[self._id(line, uid) for uid in line.get("dependencies", ())],
             cores=_cores(line),

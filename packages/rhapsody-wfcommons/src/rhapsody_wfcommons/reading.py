@@ -16,10 +16,10 @@ from typing import TypeVar
 
 from rhapsody.sdk import suggestion
 from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
-from rhapsody_wfcommons.values import Value
+from rhapsody_wfcommons.values import JsonValue
 
 T = TypeVar("T")
-_Edges = dict[tuple[str, str], Value]
+_Edges = dict[tuple[str, str], JsonValue]
 """For each pair of a parent and its child, the value in the file that defines the pair."""
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
@@ -40,7 +40,7 @@ def read(path: str | os.PathLike[str]) -> Instance:
             value, and the accepted values.
         OSError: The file cannot be read.
     """
-    return _instance(Value.of_json(os.fspath(path), Path(path).read_bytes()))
+    return _instance(JsonValue.of_json(os.fspath(path), Path(path).read_bytes()))
 
 
 def loads(text: str) -> Instance:
@@ -52,10 +52,10 @@ def loads(text: str) -> Instance:
     Raises:
         InstanceError: The instance is malformed.
     """
-    return _instance(Value.of_json("instance", text))
+    return _instance(JsonValue.of_json("instance", text))
 
 
-def _instance(root: Value) -> Instance:
+def _instance(root: JsonValue) -> Instance:
     root.need("schemaVersion").one_of(*VERSIONS)
     workflow = root.need("workflow")
     if workflow.get("specification") is not None:
@@ -66,15 +66,15 @@ def _instance(root: Value) -> Instance:
         name=root.need("name").text(),
         tasks=tasks,
         machines=() if run is None else tuple(_machine(each) for each in run.items("machines")),
-        makespan=_maybe(run, Value.number, "makespanInSeconds", "makespan"),
-        started=_maybe(run, Value.text, "executedAt"),
-        description=_maybe(root, Value.text, "description"),
-        created=_maybe(root, Value.text, "createdAt"),
+        makespan=_maybe(run, JsonValue.number, "makespanInSeconds", "makespan"),
+        started=_maybe(run, JsonValue.text, "executedAt"),
+        description=_maybe(root, JsonValue.text, "description"),
+        created=_maybe(root, JsonValue.text, "createdAt"),
         made_by=_maybe(root, _system, "runtimeSystem", "wms"),
     )
 
 
-def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | None:
+def _maybe(of: JsonValue | None, take: Callable[[JsonValue], T], *names: str) -> T | None:
     """Return the first member with one of these names, converted by `take`.
 
     Return `None` if there is no such member.
@@ -83,11 +83,11 @@ def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | Non
     return None if found is None else take(found)
 
 
-def _system(system: Value) -> tuple[str, str]:
+def _system(system: JsonValue) -> tuple[str, str]:
     return system.need("name").text(), system.need("version").text()
 
 
-def _machine(machine: Value) -> RecordedMachine:
+def _machine(machine: JsonValue) -> RecordedMachine:
     cpu = machine.get("cpu")
     system = machine.get("system")
     memory = _maybe(machine, _positive, "memoryInBytes")
@@ -95,20 +95,20 @@ def _machine(machine: Value) -> RecordedMachine:
     return RecordedMachine(
         name=machine.need("nodeName").text(),
         system=None if system is None else system.one_of(*_SYSTEMS),
-        architecture=_maybe(machine, Value.text, "architecture"),
-        release=_maybe(machine, Value.text, "release"),
+        architecture=_maybe(machine, JsonValue.text, "architecture"),
+        release=_maybe(machine, JsonValue.text, "release"),
         memory=kilobytes * 1000 if memory is None and kilobytes else memory,
         cores=_maybe(cpu, _positive, "coreCount", "count"),
         speed=_maybe(cpu, _positive, "speedInMHz", "speed"),
-        vendor=_maybe(cpu, Value.text, "vendor"),
+        vendor=_maybe(cpu, JsonValue.text, "vendor"),
     )
 
 
-def _positive(value: Value) -> int:
+def _positive(value: JsonValue) -> int:
     return value.whole(1)
 
 
-def _cores(value: Value) -> float:
+def _cores(value: JsonValue) -> float:
     cores = value.number(1)
     if cores > _MOST_CORES:
         value.refuse(f"a number from 1 to {_MOST_CORES}")
@@ -118,7 +118,7 @@ def _cores(value: Value) -> float:
 # Version 1.5.
 
 
-def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
+def _tasks(workflow: JsonValue) -> tuple[RecordedTask, ...]:
     specification = workflow.need("specification")
     specification.need("tasks")
     values = list(specification.items("tasks", empty=False))
@@ -132,19 +132,19 @@ def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
             id=name,
             name=value.need("name").text(),
             parents=parents[name],
-            runtime=_maybe(runs.get(name), Value.number, "runtimeInSeconds"),
+            runtime=_maybe(runs.get(name), JsonValue.number, "runtimeInSeconds"),
             cores=_maybe(runs.get(name), _cores, "coreCount") or 1,
             inputs=_files(value, "inputFiles", sizes),
             outputs=_files(value, "outputFiles", sizes),
-            started=_maybe(runs.get(name), Value.text, "executedAt"),
+            started=_maybe(runs.get(name), JsonValue.text, "executedAt"),
             machines=_texts(runs.get(name), "machines"),
         )
         for name, value in zip(known, values, strict=True)
     )
 
 
-def _unique(ids: Iterable[Value]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+def _unique(ids: Iterable[JsonValue]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
     for each in ids:
         first = found.setdefault(each.text(), each)
         if first is not each:
@@ -152,7 +152,7 @@ def _unique(ids: Iterable[Value]) -> dict[str, Value]:
     return found
 
 
-def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
+def _executions(workflow: JsonValue, known: Collection[str]) -> dict[str, JsonValue]:
     """Return a mapping from task ids to the records of their executions."""
     execution = workflow.get("execution")
     if execution is None:
@@ -167,7 +167,7 @@ def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
     return dict(zip(ids, values, strict=True))
 
 
-def _sizes(specification: Value) -> dict[str, int]:
+def _sizes(specification: JsonValue) -> dict[str, int]:
     values = list(specification.items("files"))
     ids = _unique([value.need("id") for value in values])
     return {
@@ -175,11 +175,11 @@ def _sizes(specification: Value) -> dict[str, int]:
     }
 
 
-def _files(task: Value, member: str, sizes: dict[str, int]) -> tuple[RecordedFile, ...]:
+def _files(task: JsonValue, member: str, sizes: dict[str, int]) -> tuple[RecordedFile, ...]:
     return tuple(RecordedFile(name, sizes.get(name)) for name in _texts(task, member))
 
 
-def _texts(of: Value | None, member: str) -> tuple[str, ...]:
+def _texts(of: JsonValue | None, member: str) -> tuple[str, ...]:
     values = () if of is None else of.items(member)
     return tuple(dict.fromkeys(value.text() for value in values))
 
@@ -187,18 +187,18 @@ def _texts(of: Value | None, member: str) -> tuple[str, ...]:
 # Up to 1.4.
 
 
-def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
+def _flat_tasks(workflow: JsonValue) -> tuple[RecordedTask, ...]:
     if workflow.get("tasks", "jobs") is None:
         workflow.need("specification", "tasks", "jobs")
     values = list(workflow.items("tasks", "jobs", empty=False))
-    names = _Names(values)
+    names = _TaskIds(values)
     parents = _parents(zip(names.ids, values, strict=True), names.find)
     return tuple(
         RecordedTask(
             id=name,
             name=value.need("name").text(),
             parents=parents[name],
-            runtime=_maybe(value, Value.number, "runtimeInSeconds", "runtime"),
+            runtime=_maybe(value, JsonValue.number, "runtimeInSeconds", "runtime"),
             cores=_maybe(value, _cores, "cores") or 1,
             inputs=_linked(value, "input"),
             outputs=_linked(value, "output"),
@@ -208,7 +208,7 @@ def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
     )
 
 
-class _Names:
+class _TaskIds:
     """Ids of the tasks of an instance in a version before 1.5.
 
     As in WfCommons' own conversion, an id consists of the name and the `id` of the task.
@@ -220,11 +220,11 @@ class _Names:
         ids: A unique id for each task.
     """
 
-    def __init__(self, tasks: Iterable[Value]) -> None:
-        found: dict[str, Value] = {}
+    def __init__(self, tasks: Iterable[JsonValue]) -> None:
+        found: dict[str, JsonValue] = {}
         self._meant: dict[str, list[str]] = {}
         for task in tasks:
-            name, own = task.need("name").text(), _maybe(task, Value.text, "id")
+            name, own = task.need("name").text(), _maybe(task, JsonValue.text, "id")
             full = name if own is None or own in name else f"{name}_{own}"
             first = found.setdefault(full, task)
             if first is not task:
@@ -233,7 +233,7 @@ class _Names:
                 self._meant.setdefault(each, []).append(full)
         self.ids: tuple[str, ...] = tuple(found)
 
-    def find(self, named: Value) -> str:
+    def find(self, named: JsonValue) -> str:
         """Return the id of the task to which a value refers."""
         meant = self._meant[_known(named, self._meant)]
         if len(meant) > 1:
@@ -241,7 +241,7 @@ class _Names:
         return meant[0]
 
 
-def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
+def _linked(task: JsonValue, link: str) -> tuple[RecordedFile, ...]:
     found: dict[str, RecordedFile] = {}
     for file in task.items("files"):
         name, size = file.need("name").text(), file.need("sizeInBytes", "size").whole()
@@ -253,7 +253,7 @@ def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
 # Parents.
 
 
-def _known(named: Value, known: Collection[str]) -> str:
+def _known(named: JsonValue, known: Collection[str]) -> str:
     """Return the id in a value. A task with this id must exist.
 
     Raises:
@@ -266,7 +266,7 @@ def _known(named: Value, known: Collection[str]) -> str:
 
 
 def _parents(
-    tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
+    tasks: Iterable[tuple[str, JsonValue]], find: Callable[[JsonValue], str]
 ) -> dict[str, tuple[str, ...]]:
     """Return the parents of each task.
 

@@ -20,7 +20,7 @@ import rhapsody
 from rhapsody import LocalExecutionBackend, TaskDescription, TasksMainStates, hookimpl
 from rhapsody.plugins import AttemptId, ObservedEngine, TaskEvent
 from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine
-from rhapsody_wfcommons.runs import FileIds, TaskRun, instance_of
+from rhapsody_wfcommons.runs import FileIds, TaskData, instance_of
 from rhapsody_wfcommons.writing import write
 
 log: logging.Logger = logging.getLogger("rhapsody.wfcommons")
@@ -29,7 +29,7 @@ _PATTERN = re.compile(r"[*?[]")
 
 
 @dataclass(slots=True)
-class _Run(TaskRun):
+class _ObservedTask(TaskData):
     """Task of the observed engine."""
 
     number: int = 0
@@ -67,7 +67,7 @@ class WfCommonsRecorder:
                 "directory"
             )
         self._cores: dict[str, int] = {}
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, _ObservedTask] = {}
         self._ids = FileIds()
 
     @hookimpl
@@ -78,7 +78,7 @@ class WfCommonsRecorder:
         known, resources = task["metadata"], task.get("resources")
         parents = [AttemptId.of(uid).task for uid in known["dependencies"]]
         own = AttemptId.of(task["uid"]).task
-        self._runs[own.label] = _Run(
+        self._runs[own.label] = _ObservedTask(
             number=own.number,
             name=task["name"],
             parents=[each.label for each in parents if each.engine == engine.uid],
@@ -127,7 +127,9 @@ class WfCommonsRecorder:
                 error,
             )
 
-    def _look_at_files(self, run: _Run, sandbox: str, paths: Mapping[str, str | None]) -> None:
+    def _look_at_files(
+        self, run: _ObservedTask, sandbox: str, paths: Mapping[str, str | None]
+    ) -> None:
         made: dict[str, RecordedFile] = {}
         for parent in run.parents:
             made |= self._runs[parent].outputs if parent in self._runs else {}

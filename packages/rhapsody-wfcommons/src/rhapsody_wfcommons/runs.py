@@ -11,7 +11,7 @@ from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine,
 
 
 @dataclass(slots=True)
-class TaskRun:
+class TaskData:
     """Data about one task of a run."""
 
     name: str
@@ -51,7 +51,7 @@ class FileIds:
 
 
 def instance_of(
-    runs: Mapping[str, TaskRun], *, program: str, machine: RecordedMachine, version: str
+    runs: Mapping[str, TaskData], *, program: str, machine: RecordedMachine, version: str
 ) -> Instance | None:
     """Return the tasks that ran as an instance, or `None` if there is none.
 
@@ -96,7 +96,7 @@ def _timestamp(when: float | None) -> str | None:
 
 
 def _parents(
-    runs: Mapping[str, TaskRun], kept: Mapping[str, TaskRun]
+    runs: Mapping[str, TaskData], kept: Mapping[str, TaskData]
 ) -> dict[str, tuple[str, ...]]:
     """Return the parents of each task. A parent that is not kept is replaced by its own parents."""
     found: dict[str, tuple[str, ...]] = {}

@@ -22,7 +22,7 @@ def on_one_line(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-class Value:
+class JsonValue:
     """Value in a JSON file.
 
     Args:
@@ -37,11 +37,11 @@ class Value:
         self.value: Any = value
 
     @classmethod
-    def of_json(cls, file: str, content: str | bytes) -> Value:
+    def of_json(cls, file: str, content: str | bytes) -> JsonValue:
         """Parse the content of a JSON file.
 
         Returns:
-            The content as a `Value`, whose `place` is empty.
+            The content as a `JsonValue`, whose `place` is empty.
 
         Raises:
             InstanceError: The content is not JSON, or exceeds the limits of the parser.
@@ -79,17 +79,17 @@ class Value:
         """
         self.fail(f"must be {accepted}, got {self}")
 
-    def get(self, *names: str) -> Value | None:
+    def get(self, *names: str) -> JsonValue | None:
         """Return the first member with one of these names that is not `null`, otherwise `None`."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         for name in names:
             if self.value.get(name) is not None:
                 place = f"{self.place}.{name}" if self.place else name
-                return Value(self._file, place, self.value[name])
+                return JsonValue(self._file, place, self.value[name])
         return None
 
-    def need(self, *names: str) -> Value:
+    def need(self, *names: str) -> JsonValue:
         """Return the first member with one of these names that is not `null`.
 
         Raises:
@@ -105,7 +105,7 @@ class Value:
             self.fail(f"the member {wanted} is missing; the object has {given}")
         return found
 
-    def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
+    def items(self, *names: str, empty: bool = True) -> Iterator[JsonValue]:
         """Iterate over a list: this value or, if names are given, one of its members.
 
         Args:
@@ -122,7 +122,7 @@ class Value:
         if not isinstance(found.value, list) or not (found.value or empty):
             found.refuse("a list" if empty else "a non-empty list")
         for index, value in enumerate(found.value):
-            yield Value(self._file, f"{found.place}[{index}]", value)
+            yield JsonValue(self._file, f"{found.place}[{index}]", value)
 
     def text(self) -> str:
         """Return the value, which must be a non-empty string."""

@@ -11,7 +11,7 @@ import pytest
 from rhapsody.backends.local import jobs
 from rhapsody.backends.local.jobs import (
     HostResources,
-    Job,
+    LocalJob,
     Queue,
     Request,
     Slots,
@@ -24,10 +24,10 @@ from rhapsody.sdk.executables import V2, MemoryGroup
 from tests._support.memory_group import write
 
 
-def job(name: str, request: Request) -> Job:
+def job(name: str, request: Request) -> LocalJob:
     task: Any = {"uid": name}
     runner: Any = None
-    return Job(task, name, request, runner)
+    return LocalJob(task, name, request, runner)
 
 
 class Line:
@@ -36,9 +36,9 @@ class Line:
     def __init__(self, cores: int = 4, gpus: int = 0, memory: int = 100, workers: int = 4) -> None:
         self.slots = Slots(HostResources(cores, tuple(map(str, range(gpus))), memory, workers))
         self.queue: Queue = Queue(self.slots)
-        self.items: dict[str, Job] = {}
+        self.items: dict[str, LocalJob] = {}
 
-    def push(self, name: str, **request: Any) -> Job:
+    def push(self, name: str, **request: Any) -> LocalJob:
         item = self.items[name] = job(name, Request(**request))
         self.queue.push(item)
         return item

@@ -9,13 +9,13 @@ import random
 from typing import Any
 
 from rhapsody.backends.local import packing, worker
-from rhapsody.backends.local.jobs import Job, Request
+from rhapsody.backends.local.jobs import LocalJob, Request
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.modules import REFERENCE
 from tests._support.local import job_of
 
 
-def random_job(draw: random.Random, number: int) -> Job:
+def random_job(draw: random.Random, number: int) -> LocalJob:
     """Return a job with few different settings, so that many jobs have all of them in common."""
     choices: dict[str, tuple[Any, ...]] = {
         "attempt": (1, 2),
@@ -37,7 +37,7 @@ def random_job(draw: random.Random, number: int) -> Job:
     return job_of(
         task, request=Request(cores=draw.choice((0, 1, 1, 2))),
         gpus=draw.choice((None, None, (), ("0",), ("1",))), spill=f"/spill/{number}",
-        call=worker.Call(b"function", b"arguments", draw.choice((0, 1))),
+        call=worker.PickledCall(b"function", b"arguments", draw.choice((0, 1))),
         modules=draw.choice((None, None, b"m" * 100, b"n" * 100)),
     )  # fmt: skip
 

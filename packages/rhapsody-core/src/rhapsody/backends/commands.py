@@ -36,7 +36,7 @@ MAX_SUBMISSIONS = 8
 """Maximum number of concurrent calls of `submit_job`."""
 
 
-class _Job:
+class _SystemJob:
     """Job that was submitted to the system to run one task."""
 
     def __init__(self, task: TaskDescription) -> None:
@@ -82,7 +82,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
 
     def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
         super().__init__(max_running, name=name)
-        self.__jobs: dict[str, _Job] = {}
+        self.__jobs: dict[str, _SystemJob] = {}
         self.__submitting = asyncio.Semaphore(MAX_SUBMISSIONS)
         self.__news = asyncio.Event()
         self.__asking: asyncio.Task[None] | None = None
@@ -138,7 +138,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         """Run a task as a job. If this call is canceled, cancel the job and wait for its end."""
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
         script = await in_thread(write_script, task)
-        job = _Job(task)
+        job = _SystemJob(task)
         cancel = partial(self.__cancel, job)
         async with self.__submitting:
             submitting = asyncio.ensure_future(self.submit_job(task, script))
@@ -152,7 +152,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         stdout, stderr = await in_thread(output, task)
         return CompletedExecutable(job.ended.result(), stdout, stderr)
 
-    def __cancel(self, job: _Job) -> None:
+    def __cancel(self, job: _SystemJob) -> None:
         job.cancelled = True
         self.__ask_soon()
 
@@ -191,7 +191,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
                     await self.__news.wait()
                 wait = MIN_POLL_INTERVAL
 
-    def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
+    def __changed(self, name: str, job: _SystemJob, running: bool | None) -> bool:
         """Record a job's status, and report RUNNING when the job has started.
 
         Args:
@@ -220,7 +220,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             self.__lose({name: job}, "it is no longer listed and has written no exit code")
         return True
 
-    def __lose(self, jobs: Mapping[str, _Job], reason: Any) -> None:
+    def __lose(self, jobs: Mapping[str, _SystemJob], reason: Any) -> None:
         for name, job in jobs.items():
             del self.__jobs[name]
             lost = TaskLostError(f"job {name} of task {job.task['name']!r} was lost: {reason}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 
 
-class Setting(NamedTuple):
+class ProfileSetting(NamedTuple):
     """Setting of a profile.
 
     Attributes:
@@ -120,7 +120,7 @@ def _trust(given: str, *, remove: bool) -> int:
     return DONE
 
 
-def settings(profile: Profile) -> Iterator[Setting]:
+def settings(profile: Profile) -> Iterator[ProfileSetting]:
     """Yield every setting of a profile, including those that are not set."""
     from rhapsody.backends.discovery import declared_options
     from rhapsody.cli.run import implied
@@ -164,10 +164,12 @@ def settings(profile: Profile) -> Iterator[Setting]:
             yield _setting(f"tasks.{_key(pattern)}.{key}", value, None)
 
 
-def _setting(name: str, value: Value | None, default: Any) -> Setting:
+def _setting(name: str, value: Value | None, default: Any) -> ProfileSetting:
     if value is None:
-        return Setting(name, default, DEFAULT)
-    return Setting(name, _without_secrets(name.rpartition(".")[2], value.value), value.source)
+        return ProfileSetting(name, default, DEFAULT)
+    return ProfileSetting(
+        name, _without_secrets(name.rpartition(".")[2], value.value), value.source
+    )
 
 
 def _without_secrets(name: str, value: Any) -> Any:
@@ -191,7 +193,7 @@ def _key(name: str) -> str:
     return name if bare.isalnum() and bare.isascii() else json.dumps(name)
 
 
-def _parts(setting: Setting) -> Iterator[tuple[str, object]]:
+def _parts(setting: ProfileSetting) -> Iterator[tuple[str, object]]:
     """Yield the name and value of a setting, or those of each key of a table."""
     if isinstance(setting.value, dict) and setting.value:
         for key, value in setting.value.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
 from rhapsody.cli.output import complain, note, say, table
-from rhapsody.cli.scripts import Program
+from rhapsody.cli.scripts import Script
 from rhapsody.engine.core.backend_handles import WouldRunError
 from rhapsody.environments import environment_fault
 from rhapsody.errors import origin
@@ -177,7 +177,7 @@ class DryRun:
         for fault, name in self._faults.items():
             complain(f"task {name!r}, on this machine: {fault}")
 
-    def explains(self, error: BaseException, program: Program) -> bool:
+    def explains(self, error: BaseException, program: Script) -> bool:
         """Print the line of the user's code at which an error stopped the dry run, and the error.
 
         Returns:

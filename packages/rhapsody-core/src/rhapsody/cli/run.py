@@ -228,7 +228,7 @@ class _Plugins:
         self._runs: dict[str, StartedRun] = {}
 
     def start(
-        self, arguments: argparse.Namespace, program: scripts.Program, at_end: ExitStack
+        self, arguments: argparse.Namespace, program: scripts.Script, at_end: ExitStack
     ) -> None:
         """Call `rhapsody_run_started` of the plugins.
 
@@ -356,7 +356,7 @@ class _Engines:
 
 def _code(
     arguments: argparse.Namespace,
-    program: scripts.Program,
+    program: scripts.Script,
     engines: _Engines,
     plugins: _Plugins,
 ) -> int:
@@ -436,7 +436,7 @@ def _active_profile(defaults: EngineDefaults) -> Profile:
         raise UsageError(str(error)) from None
 
 
-def _run(program: scripts.Program, defaults: EngineDefaults, engines: _Engines) -> None:
+def _run(program: scripts.Script, defaults: EngineDefaults, engines: _Engines) -> None:
     """Call the program's function with an engine, or run the program as the main module."""
     from rhapsody.engine.configuration.defaults import engine_defaults
 

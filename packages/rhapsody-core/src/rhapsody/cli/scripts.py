@@ -38,7 +38,7 @@ Main = Callable[["WorkflowEngine"], object]
 
 
 @dataclass(frozen=True)
-class Program:
+class Script:
     """Script or module to run.
 
     Attributes:
@@ -108,7 +108,7 @@ class Program:
         runpy.run_module(self.spec.name, run_name="__main__", alter_sys=True)
 
 
-def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Program:
+def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Script:
     """Find the program, and set `sys.argv` and `sys.path` for it.
 
     Args:
@@ -128,7 +128,7 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
     else:
         path, function = split_target(str(script))
         name = os.path.basename(path)
-        program = Program(path, name, shlex.quote(os.path.relpath(path)), function)
+        program = Script(path, name, shlex.quote(os.path.relpath(path)), function)
         # As `python` does: a link in a project may lead to a script next to its modules.
         sys.path.insert(0, os.path.dirname(os.path.realpath(path)))
     sys.argv = [program.path, *arguments]
@@ -160,7 +160,7 @@ def _check_function(name: str | None, target: str, before: str) -> None:
         raise UsageError(f"{name!r} in {target!r} is not a function name; write {before}:main")
 
 
-def find_module(target: str) -> Program:
+def find_module(target: str) -> Script:
     """Find the module that `MODULE[:FUNC]` names, in the same way as `python -m`.
 
     The current directory is inserted at the beginning of `sys.path`. For a package, the module
@@ -190,7 +190,7 @@ def find_module(target: str) -> Program:
                 f"package {module!r} cannot be run, because it has no module '__main__'; name one "
                 f"of its modules: -m {module}.NAME"
             ) from None
-    return Program(spec.origin or module, spec.name, f"-m {module}", name, spec)
+    return Script(spec.origin or module, spec.name, f"-m {module}", name, spec)
 
 
 def _spec(module: str) -> ModuleSpec:

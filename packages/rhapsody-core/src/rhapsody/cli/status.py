@@ -124,7 +124,7 @@ def _watch(reader: RecordReader, everything: bool) -> RunHistory:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitReason:
     """Reason why a task is waiting.
 
     Attributes:
@@ -144,7 +144,7 @@ class Waiting:
     detail: str | None = None
 
     @classmethod
-    def of(cls, task: TaskRun, history: RunHistory) -> Waiting:
+    def of(cls, task: TaskRun, history: RunHistory) -> WaitReason:
         """Return the reason why a task is waiting."""
         last = task.last
         if last is not None and last.retried:
@@ -202,7 +202,7 @@ class Status:
     now: float
     names: dict[str, Counter[str]] = field(default_factory=dict)
     running: list[TaskRun] = field(default_factory=list)
-    waiting: list[tuple[TaskRun, Waiting]] = field(default_factory=list)
+    waiting: list[tuple[TaskRun, WaitReason]] = field(default_factory=list)
     failed: list[TaskRun] = field(default_factory=list)
     fallbacks: list[TaskRun] = field(default_factory=list)
     jobs: list[tuple[TaskRun, str]] = field(default_factory=list)
@@ -223,7 +223,7 @@ class Status:
             elif outcome == "running" and task.kind != "block":
                 status.running.append(task)
             elif outcome == "waiting":
-                status.waiting.append((task, Waiting.of(task, history)))
+                status.waiting.append((task, WaitReason.of(task, history)))
         status.running.sort(key=_started)
         left = {} if may_run(history.run) else jobs_left(history.run.path.parent)
         for task in history.tasks.values() if left else ():
@@ -362,7 +362,7 @@ class Status:
             ]
             header = ("TASK", "SINCE", "CALL", "WAITS FOR")
             return table(header, rows, flexible=("CALL", "WAITS FOR", "TASK"))
-        groups: dict[tuple[str | None, ...], list[Waiting]] = {}
+        groups: dict[tuple[str | None, ...], list[WaitReason]] = {}
         for task, waiting in self.waiting:
             key = (task.name, waiting.reason, waiting.backend, waiting.detail)
             groups.setdefault(key, []).append(waiting)

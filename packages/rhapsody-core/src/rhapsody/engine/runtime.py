@@ -17,7 +17,7 @@ from rhapsody.engine.attempts.memoization import Memoization
 from rhapsody.engine.attempts.stage_out import StageOut
 from rhapsody.engine.attempts.task_builder import TaskBuilder
 from rhapsody.engine.calls.blocks import Blocks, enclosing_block
-from rhapsody.engine.calls.services import Services, Values
+from rhapsody.engine.calls.services import ArgumentValues, Services
 from rhapsody.engine.calls.submission import Submission
 from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.configuration.settings import TaskDefaults
@@ -131,7 +131,7 @@ class Runtime:
         )
         self.stage_out: StageOut = StageOut(scheduler, background, stager, self.submission)
         self.services: Services = Services(scheduler)
-        values = Values(self.services, self.pushdown)
+        values = ArgumentValues(self.services, self.pushdown)
         self.memoization: Memoization = Memoization(
             scheduler,
             hooks,

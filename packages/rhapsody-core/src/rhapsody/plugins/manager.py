@@ -465,14 +465,14 @@ def _hooks() -> tuple[str, ...]:
     return tuple(name for name, value in vars(specs).items() if hasattr(value, marker))
 
 
-class _Imports(threading.local):
+class _ActiveImports(threading.local):
     """Import paths of the modules that this thread is importing for plugins."""
 
     def __init__(self) -> None:
         self.active: set[str] = set()
 
 
-_imports = _Imports()
+_imports = _ActiveImports()
 _reported: set[tuple[str, str]] = set()
 
 

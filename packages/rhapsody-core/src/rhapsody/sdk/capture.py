@@ -86,7 +86,7 @@ class TruncatedText(str):
         return self[: self._kept] + zlib.decompress(self._rest).decode("utf-8", "replace")
 
 
-class Record:
+class CapturedText:
     """Text that one task prints to one stream.
 
     Args:
@@ -196,7 +196,7 @@ class Recorder:
         self._quiet_in = os.getpid() if capture == "quiet" else None
         self._directory = directory
         self._files = capture == "files"
-        self._records: dict[Name, Record] = {}  # most tasks print nothing
+        self._records: dict[Name, CapturedText] = {}  # most tasks print nothing
         self._ended = False
 
     def write(self, name: Name, text: str) -> None:
@@ -204,10 +204,10 @@ class Recorder:
         if not self._ended:
             (self._records.get(name) or self._record(name)).write(text)
 
-    def _record(self, name: Name) -> Record:
+    def _record(self, name: Name) -> CapturedText:
         file = OUTPUT_FILES[NAMES.index(name)]
         path = None if self._directory is None else os.path.join(self._directory, file)
-        return self._records.setdefault(name, Record(path, whole=self._files))
+        return self._records.setdefault(name, CapturedText(path, whole=self._files))
 
     @property
     def quiet(self) -> bool:

@@ -97,7 +97,7 @@ UNLIMITED = 1 << 60
 """Smallest limit in bytes that is regarded as "no limit": cgroup version 1 uses large numbers."""
 
 
-class Files(NamedTuple):
+class CgroupFiles(NamedTuple):
     """Names of files in the directory of a control group.
 
     Attributes:
@@ -111,8 +111,8 @@ class Files(NamedTuple):
     peak: str
 
 
-V1 = Files("memory.oom_control", "memory.limit_in_bytes", "memory.max_usage_in_bytes")
-V2 = Files("memory.events", "memory.max", "memory.peak")
+V1 = CgroupFiles("memory.oom_control", "memory.limit_in_bytes", "memory.max_usage_in_bytes")
+V2 = CgroupFiles("memory.events", "memory.max", "memory.peak")
 
 
 class MemoryGroup:

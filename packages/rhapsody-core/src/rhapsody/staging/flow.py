@@ -107,7 +107,7 @@ class IllegalFileTransitionError(RuntimeError):
     """The engine attempted a transition that is not in the table."""
 
 
-class _Row(dict[FileTransition, FilePhase]):
+class _PhaseRow(dict[FileTransition, FilePhase]):
     """Next phase for each transition that is possible from one phase."""
 
     def __missing__(self, transition: FileTransition) -> FilePhase:
@@ -116,8 +116,8 @@ class _Row(dict[FileTransition, FilePhase]):
         )
 
 
-AFTER: Final[Mapping[FilePhase, _Row]] = {
-    phase: _Row({event: after for before, event, after in TABLE if before is phase})
+AFTER: Final[Mapping[FilePhase, _PhaseRow]] = {
+    phase: _PhaseRow({event: after for before, event, after in TABLE if before is phase})
     for phase in FilePhase
 }
 

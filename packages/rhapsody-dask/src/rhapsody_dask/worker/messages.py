@@ -186,7 +186,7 @@ UNCHANGEABLE = (bytes, str)
 _now = threading.local()
 
 
-class Value:
+class ClusterValue:
     """Placeholder for a value that Dask holds: a large argument, or another task's result.
 
     Args:
@@ -221,7 +221,7 @@ def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -
 
 
 def value_here(place: int) -> Any:
-    """Return the value for a `Value` or a reference; called during unpickling."""
+    """Return the value for a `ClusterValue` or a reference; called during unpickling."""
     made = _now.made
     if place not in made:
         reply = _now.values[place]

@@ -207,7 +207,7 @@ def _call(running: Running) -> Reply:
         watching(order.more.get("watch", ())) as opened,
     ):
         begin, start = _meter.begin(order.name), time()
-        done, outcome, _ = _Runner(running).answer(order.name, order)
+        done, outcome, _ = _CallRunner(running).answer(order.name, order)
         interval = start, time()
         usage = _meter.end(order.name, begin)
     reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
@@ -228,7 +228,7 @@ def _call(running: Running) -> Reply:
     return reply
 
 
-class _Runner(Runner):
+class _CallRunner(Runner):
     """Runner of one call, whose arguments may contain values that Dask holds."""
 
     worker = "the worker"

@@ -28,7 +28,7 @@ from rhapsody_dask.worker.messages import ATTACHED, GroupReplies, Order, Reply, 
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
+class QueuedTask:
     """Entry in the queue of a `Gate`: a task that waits for its cores.
 
     Attributes:
@@ -56,17 +56,17 @@ class Gate:
         self._lock = threading.Lock()
         self._free: float = cores
         self._free_gpus = list(gpus)
-        self._queue: deque[Waiting] = deque()
+        self._queue: deque[QueuedTask] = deque()
 
-    def enter(self, cores: float) -> Waiting:
+    def enter(self, cores: float) -> QueuedTask:
         """Join the queue for cores; the event of the entry is set when it is the task's turn."""
         with self._lock:
-            waiting = Waiting(min(cores, self.cores))
+            waiting = QueuedTask(min(cores, self.cores))
             self._queue.append(waiting)
             self._serve()
             return waiting
 
-    def cancel(self, waiting: Waiting) -> None:
+    def cancel(self, waiting: QueuedTask) -> None:
         """Remove a waiting task from the queue and wake its thread."""
         with self._lock:
             if waiting in self._queue:
@@ -265,7 +265,7 @@ class Running:
     token: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     cancelled: bool = False
     stop: Callable[[], object] | None = None
-    waiting: Waiting | None = None
+    waiting: QueuedTask | None = None
     cores: float = 0
     gpus: tuple[str, ...] = ()
     place: int | None = None

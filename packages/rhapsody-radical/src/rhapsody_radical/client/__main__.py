@@ -88,8 +88,8 @@ def _client(outbox: Outbox, settings: dict[str, Any]) -> Any:
         # RADICAL-Pilot warns if `logging` was imported first. Its fix for `fork` is not needed,
         # because the processes that it forks here do not log.
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
-        from rhapsody_radical.client.main import Client
-    return Client(outbox, settings)
+        from rhapsody_radical.client.main import PilotClient
+    return PilotClient(outbox, settings)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ Tasks in other environments may have to wait until their environment has been cr
 """
 
 
-class Progress:
+class IdleTime:
     """Time for which a pilot or a RAPTOR master has started no task although one fits."""
 
     def __init__(self) -> None:

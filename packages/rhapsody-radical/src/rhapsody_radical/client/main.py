@@ -22,11 +22,11 @@ from rhapsody_radical import cleanup
 from rhapsody_radical.client import health
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
-from rhapsody_radical.client.session import ClientPilot, Session, text_of
+from rhapsody_radical.client.session import ClientPilot, PilotSession, text_of
 from rhapsody_radical.client.tasks import HANDLED, Tasks
 from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.states import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
-from rhapsody_radical.wire import Message, Outbox, Worker
+from rhapsody_radical.wire import CallThread, Message, Outbox
 
 log: logging.Logger = logging.getLogger("rhapsody.radical")
 
@@ -50,7 +50,7 @@ REMOVAL_TIMEOUT = 10.0
 """Time limit in seconds for removing one of the session's directories."""
 
 
-class Client:
+class PilotClient:
     """Client that starts a RADICAL-Pilot session and carries out the program's requests.
 
     Args:
@@ -84,7 +84,7 @@ class Client:
         )
         self._lock = threading.Lock()
         sys.path += [path for path in settings["path"] if path not in sys.path]
-        self.session: Session = Session(
+        self.session: PilotSession = PilotSession(
             settings["uid"], settings["directory"], settings["here"], settings["pilots"]
         )
         pilots = self.session.pilots
@@ -93,7 +93,7 @@ class Client:
             self.session.uid, pilots, self.raptors, self._send, self._end_with_job
         )
         self._calls = Calls(self.session.objects, self.raptors, self._send)
-        self._commands = Worker("rhapsody-radical-commands")
+        self._commands = CallThread("rhapsody-radical-commands")
         self._started = self._commands.submit(self._start)
 
     # Messages from the program; their methods must not block.

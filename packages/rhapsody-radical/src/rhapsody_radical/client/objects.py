@@ -20,7 +20,7 @@ from rhapsody_radical.client.raptor import Raptors
 from rhapsody_radical.client.session import Objects
 from rhapsody_radical.client.tasks import Send
 from rhapsody_radical.remote import RAPTORS, Ref
-from rhapsody_radical.wire import Record, dumps, is_plain, loads
+from rhapsody_radical.wire import AttributeDict, dumps, is_plain, loads
 
 OBJECTS = (rp.Session, rp.PilotManager, rp.TaskManager, rp.Pilot, rp.Task)
 """The classes whose objects the program receives as remote objects."""
@@ -161,5 +161,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, ru.TypedDict):
         value = value.as_dict()
     if isinstance(value, dict):
-        return Record({key: _plain(each) for key, each in value.items()})
+        return AttributeDict({key: _plain(each) for key, each in value.items()})
     return list(map(_plain, value)) if isinstance(value, list) else value

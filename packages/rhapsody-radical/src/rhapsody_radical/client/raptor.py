@@ -22,7 +22,7 @@ from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import functions
 from rhapsody_radical._raptor import MARK
 from rhapsody_radical.client import health
-from rhapsody_radical.client.health import WAITING, Progress, is_stuck
+from rhapsody_radical.client.health import WAITING, IdleTime, is_stuck
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import (
     CLASS_KEYS,
@@ -75,7 +75,7 @@ class Pair:
         self.workers = workers
         self.settings = settings
         self.lost: str | None = None
-        self.progress: Progress = Progress()
+        self.progress: IdleTime = IdleTime()
 
     def is_stuck(self, calls: Sequence[Any]) -> bool:
         """Return True if one of the pair's waiting calls could start.

@@ -22,7 +22,7 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody.sdk import similar, slurm_waiting, start_thread
 from rhapsody_radical import cleanup
-from rhapsody_radical.client.health import Progress
+from rhapsody_radical.client.health import IdleTime
 from rhapsody_radical.descriptions import described
 from rhapsody_radical.pilot import PilotException
 from rhapsody_radical.plugin import OPTIONS, PILOT_KEYS
@@ -90,7 +90,7 @@ class ClientPilot:
         self.config: dict[str, Any] = {}
         self.sandbox = ""
         self.ended = False
-        self.progress: Progress = Progress()
+        self.progress: IdleTime = IdleTime()
         self.reported = ""
         self.first_reason: str | None = None
         self.active_since: float = math.inf
@@ -154,7 +154,7 @@ class Objects:
         return self.resource_pilots[0]
 
 
-class Session:
+class PilotSession:
     """RADICAL-Pilot session, from its start to its end.
 
     Args:

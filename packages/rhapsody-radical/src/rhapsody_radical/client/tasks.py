@@ -24,7 +24,7 @@ from rhapsody_radical.client.raptor import MAX_GROUP_TEXT, Pair, Raptors
 from rhapsody_radical.client.session import ClientPilot
 from rhapsody_radical.descriptions import described, leave_gpus
 from rhapsody_radical.states import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
-from rhapsody_radical.wire import Worker
+from rhapsody_radical.wire import CallThread
 
 log: logging.Logger = logging.getLogger("rhapsody.radical")
 
@@ -59,7 +59,7 @@ reports are sent immediately.
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
+class SubmittedTask:
     """Task from its submission to its end, or a group of calls on RAPTOR.
 
     Attributes:
@@ -82,10 +82,10 @@ class Entry:
     pair: Pair | None = None
     running: bool = False
     cancelled: bool = False
-    group: Entry | None = None
+    group: SubmittedTask | None = None
     command: bool = False
     found: tuple[Any, ...] | None = None
-    calls: list[Entry] = field(default_factory=list)
+    calls: list[SubmittedTask] = field(default_factory=list)
 
 
 class Tasks:
@@ -116,14 +116,14 @@ class Tasks:
         self._raptors = raptors
         self._send = send
         self._end_with_job = end_with_job
-        self.by_uid: dict[str, Entry] = {}
+        self.by_uid: dict[str, SubmittedTask] = {}
         self._queued: set[str] = set()
         self._groups = 0
         self._lock = threading.Lock()
-        self._ending: list[tuple[Entry, str]] = []
-        self._reaper = Worker("rhapsody-radical-reaper")
+        self._ending: list[tuple[SubmittedTask, str]] = []
+        self._reaper = CallThread("rhapsody-radical-reaper")
 
-    def open(self) -> list[Entry]:
+    def open(self) -> list[SubmittedTask]:
         """Return the tasks that have not ended, oldest first."""
         return list(self.by_uid.values())
 
@@ -212,15 +212,15 @@ class Tasks:
 
     def _described(
         self, uid: str, words: dict[str, Any], order: Any, pilot: ClientPilot
-    ) -> tuple[Entry, Any]:
-        entry = Entry(uid, pilot)
+    ) -> tuple[SubmittedTask, Any]:
+        entry = SubmittedTask(uid, pilot)
         if order is None:
             leave_gpus(words, pilot.config)
         else:
             entry.pair = self._raptors.send(words, order, pilot)
         if type(order) is list:
             entry.calls = [
-                Entry(call, pilot, pair=entry.pair, group=entry, command="script" in more)
+                SubmittedTask(call, pilot, pair=entry.pair, group=entry, command="script" in more)
                 for call, _, more in order
             ]
         return entry, described("TaskDescription", words, "task_description")
@@ -252,7 +252,7 @@ class Tasks:
 
     # Reports to the program; on any thread.
 
-    def handle_state(self, entry: Entry, handle: Any, state: str) -> None:
+    def handle_state(self, entry: SubmittedTask, handle: Any, state: str) -> None:
         """Handle the new state of a task. RADICAL-Pilot calls this method on its own thread."""
         entry.handle = handle
         if state in FINAL:
@@ -293,7 +293,7 @@ class Tasks:
                 state = "CANCELED" if cancelled else "FAILED" if failed else "DONE"
                 self._end_program(entry, state, code)
 
-    def end(self, entry: Entry, state: str, reason: str = "") -> None:
+    def end(self, entry: SubmittedTask, state: str, reason: str = "") -> None:
         """Record and report the end of a task or group.
 
         Args:
@@ -316,7 +316,9 @@ class Tasks:
         code = None if entry.handle is None else entry.handle.exit_code
         self._end_program(entry, state, code, reason)
 
-    def _end_program(self, entry: Entry, state: str, code: int | None, reason: str = "") -> None:
+    def _end_program(
+        self, entry: SubmittedTask, state: str, code: int | None, reason: str = ""
+    ) -> None:
         """Report the end of a task; for a canceled program, once its processes have ended.
 
         Args:
@@ -336,7 +338,7 @@ class Tasks:
         else:
             self._report_end(entry, state, reason)
 
-    def _end_killed(self, entry: Entry) -> None:
+    def _end_killed(self, entry: SubmittedTask) -> None:
         """Report the end of a program that a signal has ended.
 
         If the signal came from the batch system, the pilot has ended, and all of its tasks are lost
@@ -345,7 +347,7 @@ class Tasks:
         if not self._end_with_job(entry.pilot):
             self._report_end(entry, "FAILED")
 
-    def _free_cores(self, entry: Entry) -> None:
+    def _free_cores(self, entry: SubmittedTask) -> None:
         """Free the cores of a task that was canceled after it was scheduled and before it started.
 
         RADICAL-Pilot's executor discards such a task without notifying the scheduler, so the task's
@@ -371,7 +373,7 @@ class Tasks:
         """
         self._send(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
-    def _forget(self, entry: Entry) -> bool:
+    def _forget(self, entry: SubmittedTask) -> bool:
         """Remove a task; return False if the task had already been removed."""
         self._queued.discard(entry.uid)
         return self.by_uid.pop(entry.uid, None) is not None
@@ -400,7 +402,7 @@ class Tasks:
             for entry, state in batch:
                 self._report_end(entry, state)
 
-    def _report_end(self, entry: Entry, state: str, reason: str = "") -> None:
+    def _report_end(self, entry: SubmittedTask, state: str, reason: str = "") -> None:
         handle, found = entry.handle, entry.found
         if handle is not None and found is None:
             error = (handle.exception, handle.exception_detail)

@@ -24,8 +24,8 @@ from rhapsody.backends.local.jobs import (
     ONE_FUNCTION,
     RESOURCES,
     HostResources,
-    Job,
     JobRunner,
+    LocalJob,
     Queue,
     Request,
     Slots,
@@ -91,7 +91,7 @@ FAST_START = 0.02
 """Seconds in which a program on a fast file system starts, even while the processors are busy."""
 
 
-class Executables(JobRunner):
+class ExecutableRunner(JobRunner):
     """Runner of executable tasks and services.
 
     Programs of tasks are started on threads as long as this is slow; see `FastCalls`. Services are
@@ -111,8 +111,8 @@ class Executables(JobRunner):
 
     def __init__(
         self,
-        deliver: Callable[[Job], object],
-        announce: Callable[[Job, Callable[..., None] | None], object],
+        deliver: Callable[[LocalJob], object],
+        announce: Callable[[LocalJob, Callable[..., None] | None], object],
         grace: float,
         reaper: Reaper,
         cores: int,
@@ -125,7 +125,7 @@ class Executables(JobRunner):
         self._starts = FastCalls()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Start the job's program; for a service, also watch for its readiness."""
         if job.request.endless:
             readiness = Readiness()
@@ -142,7 +142,7 @@ class Executables(JobRunner):
         self._started(job, program, attach)
         self._follow(self._finish(job, program))
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: LocalJob) -> None:
         launch = partial(self._launch, loop=asyncio.get_running_loop())
         start = partial(self._start_unless_cancelled, job, launch, os.environ.copy())
         try:
@@ -159,11 +159,11 @@ class Executables(JobRunner):
         await self._finish(job, program)
 
     def _start_unless_cancelled(
-        self, job: Job, launch: Launch, inherited: Mapping[str, str]
+        self, job: LocalJob, launch: Launch, inherited: Mapping[str, str]
     ) -> TaskProgram | None:
         return None if job.cancelled else self._start(job, launch, inherited)
 
-    def _start(self, job: Job, launch: Launch, inherited: Mapping[str, str]) -> TaskProgram:
+    def _start(self, job: LocalJob, launch: Launch, inherited: Mapping[str, str]) -> TaskProgram:
         """Create the sandbox, and start the program in it. Called on the loop or on a thread."""
         begin = perf_counter()
         job.task["sandbox"] = make_sandbox(job.task["sandbox"])
@@ -174,7 +174,7 @@ class Executables(JobRunner):
         return program
 
     def _started(
-        self, job: Job, program: TaskProgram, attach: Callable[..., None] | None = None
+        self, job: LocalJob, program: TaskProgram, attach: Callable[..., None] | None = None
     ) -> None:
         job.handle = program
         job.worker = f"process {program.pid}"
@@ -185,7 +185,7 @@ class Executables(JobRunner):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Terminate the program's process group, and kill it after the grace period."""
         job.cancelled = True
         if job.handle is not None:
@@ -197,7 +197,7 @@ class Executables(JobRunner):
             await asyncio.wait(self._tasks)
         await self._starters.close()
 
-    async def _finish(self, job: Job, program: TaskProgram) -> None:
+    async def _finish(self, job: LocalJob, program: TaskProgram) -> None:
         try:
             job.failed = await program.wait(self._grace) != 0
         except Exception as error:  # the output cannot be read, or a service was not ready
@@ -205,10 +205,10 @@ class Executables(JobRunner):
         self._deliver(job)
 
 
-class EnvironmentCalls(Executables):
+class EnvironmentCalls(ExecutableRunner):
     """Runner of functions in containers and other environments, each in a separate process."""
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Start the program that makes the job's call."""
         call = EnvironmentCall(job.task, job.spill, cores=job.request.cores)
         try:
@@ -219,7 +219,7 @@ class EnvironmentCalls(Executables):
         self._started(job, program)
         self._follow(self._take(job, program, call))
 
-    async def _take(self, job: Job, program: TaskProgram, call: EnvironmentCall) -> None:
+    async def _take(self, job: LocalJob, program: TaskProgram, call: EnvironmentCall) -> None:
         try:
             code = await program.wait(self._grace)
             job.take(await in_thread(call.result, code))
@@ -345,7 +345,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._queue: Queue = Queue(self._slots)
         self._ends: float | None = None  # by `monotonic`
         self._pumping = False
-        self._mailbox: Mailbox[Job] | None = None
+        self._mailbox: Mailbox[LocalJob] | None = None
         self._progress: asyncio.Event | None = None
         self._threads: ThreadWorkers | None = None
         self._processes: Any = None
@@ -380,7 +380,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._reaper = Reaper()
         programs = self._ended, self._announce, self.grace, self._reaper, self.machine.cores
-        self._executables, self._calls = Executables(*programs), EnvironmentCalls(*programs)
+        self._executables, self._calls = ExecutableRunner(*programs), EnvironmentCalls(*programs)
         streams.acquire()
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: JobRunner
@@ -446,7 +446,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 return
 
     @staticmethod
-    def _stoppable(job: Job) -> bool:
+    def _stoppable(job: LocalJob) -> bool:
         # A coroutine on a worker thread can be canceled, a function cannot.
         return job.runner.stoppable or isinstance(job.handle, tuple)
 
@@ -484,7 +484,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         Returns:
             True if the task was known and had not ended, otherwise False.
         """
-        job: Job | None = self.open_tasks.get(uid)
+        job: LocalJob | None = self.open_tasks.get(uid)
         if job is None:
             return False
         if not self._queue.withdraw(job):
@@ -495,14 +495,14 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._pump()
         return True
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: LocalJob) -> None:
         if not job.cancelled:
             job.runner.cancel(job)
 
-    def _job(self, task: TaskDescription) -> Job | None:
+    def _job(self, task: TaskDescription) -> LocalJob | None:
         """Create a job for a task, or report the task as failed and return `None`."""
         uid, resources = task["uid"], task.get("resources")
-        job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
+        job = self.open_tasks[uid] = LocalJob(task, uid, ONE_FUNCTION, self._functions)
         job.gpus = () if self.machine.gpus else None
         plain = task["function"] is not None and resources is None and not task["is_service"]
         if plain and _ROUTED.isdisjoint(task):
@@ -521,7 +521,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             return None
         return job
 
-    def _route(self, job: Job, resources: Resources | None) -> None:
+    def _route(self, job: LocalJob, resources: Resources | None) -> None:
         """Set a job's runner and its request for resources.
 
         Raises:
@@ -563,7 +563,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.runner = self._executables
             job.request = _request(resources) if resources else ONE_PROGRAM
 
-    def _start_job(self, job: Job) -> None:
+    def _start_job(self, job: LocalJob) -> None:
         """Pass a job, whose slots have been assigned, to its runner."""
         assert self._mailbox is not None
         try:
@@ -577,7 +577,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if not job.runner.announces:
             self._announce(job)
 
-    def _successor(self, job: Job) -> Job | None:
+    def _successor(self, job: LocalJob) -> LocalJob | None:
         """Take the next job from the queue if it can use the thread and slots of an ended job.
 
         Called on the thread that ran the ended job.
@@ -597,7 +597,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 successor.announced = True  # it does not start
         return successor
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: LocalJob) -> None:
         """Prepare a job's sandbox and context, on any thread. If this raises, the job fails."""
         task = job.task
         if self._ends is not None:
@@ -615,7 +615,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.context = TaskContext.of(task)
             job.recorder = None if capture is False else Recorder(job.spill, capture)
 
-    def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
+    def _next_short(self, before: LocalJob) -> tuple[LocalJob, bytearray] | None:
         """Take the next job from the queue if it can be sent ahead to the worker of `before`.
 
         The job starts when `before` has released its slots.
@@ -637,7 +637,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.dispatched = True
         return job, call
 
-    def _withdrawn(self, jobs: list[Job]) -> None:
+    def _withdrawn(self, jobs: list[LocalJob]) -> None:
         """Return jobs that were waiting in a worker process to their places in the queue."""
         for job in jobs:
             job.dispatched = False
@@ -685,7 +685,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     # States out.
 
-    def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
+    def _announce(self, job: LocalJob, attach: Callable[..., None] | None = None) -> None:
         """Report a job as running, unless it has already been reported or has ended.
 
         `attach` is passed to the engine, which calls it with the future of a service's readiness.
@@ -696,7 +696,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.task["worker"] = job.worker
             self.report_state(job.task, self._running, attach)
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: LocalJob) -> None:
         """Report the end of a job, and start jobs that fit into its slots. Called on the loop."""
         if job.over:
             return
@@ -726,7 +726,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         elif self._queue:
             self._pump()
 
-    def _end(self, job: Job, state: Any) -> None:
+    def _end(self, job: LocalJob, state: Any) -> None:
         """Report a job's terminal state and remove the job."""
         task, error = job.task, job.error
         if state == self._failed and error is not None:

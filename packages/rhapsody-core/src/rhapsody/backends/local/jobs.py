@@ -42,7 +42,7 @@ from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.local.shared_memory import Block
-    from rhapsody.backends.local.worker import Call
+    from rhapsody.backends.local.worker import PickledCall
     from rhapsody.sdk.runner import CallResult
 
 DEVICES = Path("/dev")
@@ -246,7 +246,7 @@ class Slots:
             return f"it requests {request.memory} bytes of memory (available: {machine.memory})"
         return None
 
-    def take(self, job: Job) -> bool:
+    def take(self, job: LocalJob) -> bool:
         """Assign the requested resources to a job.
 
         Returns:
@@ -268,7 +268,7 @@ class Slots:
             self._gpus = self._gpus[request.gpus :]
         return True
 
-    def release(self, job: Job) -> None:
+    def release(self, job: LocalJob) -> None:
         """Release the resources that `take` has assigned to a job."""
         request = job.request
         self._cores = round(self._cores + request.cores, 3)
@@ -327,14 +327,14 @@ class Queue:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._has_priorities = False
-        self._functions: deque[Job] = deque()
-        self._programs: deque[Job] = deque()
-        self._passed: list[Job] = []  # jobs that wait for a service to end; others pass them
+        self._functions: deque[LocalJob] = deque()
+        self._programs: deque[LocalJob] = deque()
+        self._passed: list[LocalJob] = []  # jobs that wait for a service to end; others pass them
 
     def __bool__(self) -> bool:
         return bool(self._functions or self._programs or self._passed)
 
-    def push(self, item: Job) -> None:
+    def push(self, item: LocalJob) -> None:
         """Add a job at the end, or before the jobs with a lower priority."""
         item.place = 0, next(self._numbers)
         item.waits = True
@@ -348,13 +348,13 @@ class Queue:
         with self._lock:
             bisect.insort(line, item, key=_place)
 
-    def withdraw(self, item: Job) -> bool:
+    def withdraw(self, item: LocalJob) -> bool:
         """Remove a job. Return True if the job was in the queue, otherwise False."""
         with self._lock:
             waits, item.waits = item.waits, False
             return waits
 
-    def take_over(self, request: Request) -> Job | None:
+    def take_over(self, request: Request) -> LocalJob | None:
         """Remove and return the next job if it can use the slots of an ended job. Thread-safe.
 
         A thread that has finished a function calls this method to start the next function without
@@ -380,7 +380,7 @@ class Queue:
                     return item
         return None
 
-    def pop(self) -> Job | None:
+    def pop(self) -> LocalJob | None:
         """Assign resources to the next job and return the job, or `None` if no job can start."""
         with self._lock:
             item = self._pop()
@@ -388,7 +388,7 @@ class Queue:
                 item.waits = False
             return item
 
-    def _pop(self) -> Job | None:
+    def _pop(self) -> LocalJob | None:
         if self._passed:
             item, reserved = self._pop_passed()
             if item is not None or reserved:
@@ -410,7 +410,7 @@ class Queue:
             else:
                 return None
 
-    def first(self) -> Job | None:
+    def first(self) -> LocalJob | None:
         """Return the next function task without removing it.
 
         Returns:
@@ -422,7 +422,7 @@ class Queue:
             functions.popleft()
         return functions[0] if functions and not self._programs and not self._passed else None
 
-    def put_back(self, items: Iterable[Job]) -> None:
+    def put_back(self, items: Iterable[LocalJob]) -> None:
         """Return jobs that `take_over` has removed to their places in the queue."""
         place = 0
         with self._lock:
@@ -432,7 +432,7 @@ class Queue:
                 item.waits = True
                 self._functions.insert(place, item)
 
-    def clear(self) -> list[Job]:
+    def clear(self) -> list[LocalJob]:
         """Remove and return all jobs, in their order."""
         with self._lock:
             items = [*self._passed, *self._functions, *self._programs]
@@ -441,7 +441,7 @@ class Queue:
         waiting = [item for item in items if self.withdraw(item)]
         return sorted(waiting, key=_place)
 
-    def _pop_passed(self) -> tuple[Job | None, bool]:
+    def _pop_passed(self) -> tuple[LocalJob | None, bool]:
         """Assign resources to the first passed job that can start, and remove the job.
 
         Returns:
@@ -457,19 +457,19 @@ class Queue:
         return None, False
 
     @staticmethod
-    def _first(lines: list[deque[Job]]) -> deque[Job] | None:
+    def _first(lines: list[deque[LocalJob]]) -> deque[LocalJob] | None:
         filled = [line for line in lines if line]
         if len(filled) == 2:
             return min(filled, key=lambda line: line[0].place)
         return filled[0] if filled else None
 
 
-def _place(item: Job) -> tuple[float, int]:
+def _place(item: LocalJob) -> tuple[float, int]:
     return item.place
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Job:
+class LocalJob:
     """Task in the local backend.
 
     Attributes:
@@ -513,7 +513,7 @@ class Job:
     spill: str = ""
     cancelled: bool = False
     waits: bool = False
-    successor: Job | None = None
+    successor: LocalJob | None = None
     dispatched: bool = False
     announced: bool = False
     over: bool = False
@@ -523,7 +523,7 @@ class Job:
     handle: Any = None
     worker: str | None = None
     attempts: int = 0
-    call: Call | None = None
+    call: PickledCall | None = None
     modules: bytes | None = None
     filters: bytes | None = None
     block: Block | None = None
@@ -566,18 +566,18 @@ class JobRunner(ABC):
     stoppable = False
 
     @abstractmethod
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Start a job. If this raises an exception, the job fails."""
 
     @abstractmethod
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Stop a job, or request that it stop. Called at most once for each job."""
 
-    def ended(self, job: Job) -> None:  # noqa: B027 - most have nothing to do
+    def ended(self, job: LocalJob) -> None:  # noqa: B027 - most have nothing to do
         """Update the runner after the end of a job. Called by the backend."""
 
 
-def no_environment(job: Job) -> CapabilityError:
+def no_environment(job: LocalJob) -> CapabilityError:
     """Return the error for a task that sets environment variables and would run on a thread."""
     return CapabilityError(
         f"task {job.task['name']!r} sets environment variables, which threads share with the "

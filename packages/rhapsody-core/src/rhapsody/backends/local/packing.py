@@ -18,14 +18,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.local.shared_memory import Block, SharedMemory
-from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, Call
+from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, PickledCall
 from rhapsody.sdk import calls
 from rhapsody.sdk.modules import MISSING, REFERENCE, content_of, with_inner
 from rhapsody.sdk.runner import PLAIN, dumps
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
-    from rhapsody.backends.local.jobs import Job
+    from rhapsody.backends.local.jobs import LocalJob
 
 MAX_INLINE_SIZE: int = 1 << 16
 """Maximum size in bytes of values that are pickled and unpickled on the loop."""
@@ -53,7 +53,9 @@ REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", 
 """Names of functions that can change a function or an object to which it refers."""
 
 
-def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[Call, Block | None]:
+def pack_call(
+    task: TaskDescription, memory: SharedMemory = NO_MEMORY
+) -> tuple[PickledCall, Block | None]:
     """Pack a function and its arguments.
 
     Args:
@@ -73,8 +75,8 @@ def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[
         cure = f"pass data that can be pickled, {THREADS}"
         raise calls.cannot_pack(task, error, worker="a worker process", cure=cure) from error
     if isinstance(packed, Block):
-        return Call(b"", BLOCK.pack(packed.number, packed.size), SHARED), packed
-    return Call(b"", packed), None
+        return PickledCall(b"", BLOCK.pack(packed.number, packed.size), SHARED), packed
+    return PickledCall(b"", packed), None
 
 
 class Specs:
@@ -83,7 +85,7 @@ class Specs:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], bytes] = {}
 
-    def frame(self, job: Job) -> bytearray:
+    def frame(self, job: LocalJob) -> bytearray:
         """Return a packed call, encoded for a worker.
 
         `Worker.send` sets the call's number and the block for its result.
@@ -101,7 +103,7 @@ class Specs:
         head = CALL.pack(0, 0, kind, len(common), len(own), len(function), len(arguments))
         return bytearray().join((head, common, own, function, arguments))
 
-    def _common(self, job: Job, modules: bytes | None) -> bytes:
+    def _common(self, job: LocalJob, modules: bytes | None) -> bytes:
         """Return the pickle of the fields of a call's spec that `frame` does not pickle."""
         task, cores = job.task, job.request.cores
         key = (
@@ -156,7 +158,7 @@ def is_small(
     return left
 
 
-class Functions:
+class FunctionCache:
     """Cache of pickled functions.
 
     A pickle is reused as long as pickling the function again would not change it.
@@ -166,9 +168,9 @@ class Functions:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
         self._by_value: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_value
-        self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], PackedFunction | None]] = {}
 
-    def pack(self, task: TaskDescription) -> Call | None:
+    def pack(self, task: TaskDescription) -> PickledCall | None:
         """Pack a task's call; `None` if it is large or if pickling it may run other code."""
         args, kwargs = task["args"], task["kwargs"]
         if not is_small(args) or (kwargs and not is_small((kwargs,))):
@@ -176,21 +178,21 @@ class Functions:
         function = self._packed(task["function"])
         if function is None:
             return None
-        return Call(function.data, pickle.dumps((args, kwargs), 5), function.reusable)
+        return PickledCall(function.data, pickle.dumps((args, kwargs), 5), function.reusable)
 
-    def _packed(self, function: Any) -> Packed | None:
+    def _packed(self, function: Any) -> PackedFunction | None:
         if type(function) not in NAMED or self._by_value():
             return None
         of, known = self._known.pop(id(function), (None, None))
         if of is None or of() is not function or not (known is None or known.is_current()):
-            of, known = weakref.ref(function), Packed.of(function)
+            of, known = weakref.ref(function), PackedFunction.of(function)
         self._known[id(function)] = of, known
         if len(self._known) > MAX_CACHED_FUNCTIONS:
             del self._known[next(iter(self._known))]
         return known
 
 
-class Packed:
+class PackedFunction:
     """Pickled function, with everything that the function refers to.
 
     Attributes:
@@ -208,7 +210,7 @@ class Packed:
         self._modules = len(sys.modules)  # a pickle may name imported submodules of packages
 
     @classmethod
-    def of(cls, function: Any) -> Packed | None:
+    def of(cls, function: Any) -> PackedFunction | None:
         """Pickle a function.
 
         Returns:

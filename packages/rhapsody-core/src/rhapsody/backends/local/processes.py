@@ -29,7 +29,7 @@ from itertools import zip_longest
 from queue import SimpleQueue
 
 from rhapsody.backends.local import packing
-from rhapsody.backends.local.jobs import Job, JobRunner
+from rhapsody.backends.local.jobs import JobRunner, LocalJob
 from rhapsody.backends.local.packing import MAX_INLINE_SIZE
 from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.worker import WarningFilters
@@ -94,10 +94,10 @@ class ProcessWorkers(JobRunner):
 
     def __init__(
         self,
-        ended: Callable[[Job], object],
-        announced: Callable[[Job], object],
-        next_short: Callable[[Job], tuple[Job, bytearray] | None],
-        withdrawn: Callable[[list[Job]], object],
+        ended: Callable[[LocalJob], object],
+        announced: Callable[[LocalJob], object],
+        next_short: Callable[[LocalJob], tuple[LocalJob, bytearray] | None],
+        withdrawn: Callable[[list[LocalJob]], object],
         grace: float,
         size: int,
     ) -> None:
@@ -109,13 +109,13 @@ class ProcessWorkers(JobRunner):
         self._size = size
         # With threadpoolctl, a worker changes the number of threads of its libraries.
         self._adjustable = find_spec("threadpoolctl") is not None
-        self._jobs: set[Job] = set()
-        self._functions = packing.Functions()
+        self._jobs: set[LocalJob] = set()
+        self._functions = packing.FunctionCache()
         self._specs = packing.Specs()
         self._filters = WarningFilters()
         self._seconds: float | None = None  # moving average of the duration of a call
         self._watch: asyncio.TimerHandle | None = None
-        self._waiting: dict[Job, bytearray] = {}
+        self._waiting: dict[LocalJob, bytearray] = {}
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._starting = 0
@@ -123,8 +123,8 @@ class ProcessWorkers(JobRunner):
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packers: list[threading.Thread] = []  # those before the last are stuck
-        self._packing: Job | None = None
-        self._to_packer: SimpleQueue[tuple[Job, CallResult | None] | None] = SimpleQueue()
+        self._packing: LocalJob | None = None
+        self._to_packer: SimpleQueue[tuple[LocalJob, CallResult | None] | None] = SimpleQueue()
         self._stopping = False
         self._changed = asyncio.Event()
 
@@ -151,14 +151,14 @@ class ProcessWorkers(JobRunner):
         """Attach the pool to the running loop. Called after `open`."""
         assert self._first is not None
         self._loop = asyncio.get_running_loop()
-        self._from_packer: Mailbox[tuple[Job, bytearray | None]] = Mailbox(
+        self._from_packer: Mailbox[tuple[LocalJob, bytearray | None]] = Mailbox(
             self._loop, self._came_back
         )
         self._new: Mailbox[Worker | Exception] = Mailbox(self._loop, self._started)
         self._start_packer()
         self._take_in(self._first)
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Run a job on the next idle worker."""
         if self.pack(job):
             self._waiting[job] = self.frame(job)
@@ -168,7 +168,7 @@ class ProcessWorkers(JobRunner):
             self._jobs.add(job)
             self._to_packer.put((job, None))
 
-    def pack(self, job: Job) -> bool:
+    def pack(self, job: LocalJob) -> bool:
         """Pack a job's call, unless the call is large or packing it may run other code.
 
         Returns:
@@ -178,7 +178,7 @@ class ProcessWorkers(JobRunner):
             job.call = self._functions.pack(job.task)
         return job.call is not None
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Cancel a job.
 
         If a worker is running the job, the worker is stopped. If the job waits in a worker behind
@@ -208,7 +208,7 @@ class ProcessWorkers(JobRunner):
                 self._start_packer()
             self._end(job)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: LocalJob) -> None:
         """Remove an ended job from the pool."""
         self._jobs.discard(job)
         job.block = None
@@ -283,13 +283,13 @@ class ProcessWorkers(JobRunner):
             self._packing = None
         self._to_packer.put(None)  # for the next packer
 
-    def frame(self, job: Job) -> bytearray:
+    def frame(self, job: LocalJob) -> bytearray:
         """Encode a job's packed call for the worker."""
         job.modules = own_modules()
         job.filters = self._filters.packed()
         return self._specs.frame(job)
 
-    def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
+    def _came_back(self, item: tuple[LocalJob, bytearray | None]) -> None:
         """Handle a job from the packer: the job has ended, or its call has been packed."""
         job, call = item
         if job.over or self._stopping:
@@ -323,7 +323,7 @@ class ProcessWorkers(JobRunner):
         """Return True if a worker is running a call."""
         return len(self._idle) < len(self._workers)
 
-    def _next(self) -> tuple[Job, Worker] | None:
+    def _next(self) -> tuple[LocalJob, Worker] | None:
         """Return the next waiting job that an idle worker can run, and the worker, or `None`.
 
         Jobs that request GPUs need a new worker, because a process that has used CUDA cannot change
@@ -338,7 +338,7 @@ class ProcessWorkers(JobRunner):
                         return job, worker
         return None
 
-    def _threads(self, job: Job) -> object:
+    def _threads(self, job: LocalJob) -> object:
         """Return the thread counts of a job's numeric libraries, as far as a worker is bound to it.
 
         Jobs for which this is equal can run in the same worker.
@@ -350,12 +350,12 @@ class ProcessWorkers(JobRunner):
         cores = thread_count(job.request.cores)
         return -1 if cores and self._adjustable else cores
 
-    def _give(self, job: Job, to: Worker) -> None:
+    def _give(self, job: LocalJob, to: Worker) -> None:
         to.threads = self._threads(job)
         self._send(job, self._waiting.pop(job), to)
         self._announced(job)
 
-    def _send(self, job: Job, call: bytearray, to: Worker) -> None:
+    def _send(self, job: LocalJob, call: bytearray, to: Worker) -> None:
         to.send(job, call)
         job.handle, job.worker = to, to.title
 
@@ -412,7 +412,7 @@ class ProcessWorkers(JobRunner):
             elif self._watch is None:
                 self._watch = self._loop.call_later(RECALL_AFTER, self._withdraw_behind_long)
 
-    def _withdraw(self, at: Worker) -> Job | None:
+    def _withdraw(self, at: Worker) -> LocalJob | None:
         """Withdraw the calls that a worker has not started.
 
         Returns:
@@ -428,7 +428,7 @@ class ProcessWorkers(JobRunner):
         self._give_back(jobs)
         return first
 
-    def _give_back(self, jobs: list[Job]) -> None:
+    def _give_back(self, jobs: list[LocalJob]) -> None:
         """Return jobs that were waiting in a worker to the queue."""
         for job in jobs:
             job.handle = None
@@ -492,7 +492,7 @@ class ProcessWorkers(JobRunner):
         )
         self._end(job)
 
-    def _worker_ended(self, former: Worker, code: int | None, unstarted: list[Job]) -> None:
+    def _worker_ended(self, former: Worker, code: int | None, unstarted: list[LocalJob]) -> None:
         self._workers.discard(former)
         if former in self._idle:
             self._idle.remove(former)
@@ -503,7 +503,7 @@ class ProcessWorkers(JobRunner):
         self._worker_lost(former, code, unstarted)
         self._hand_out()
 
-    def _worker_lost(self, former: Worker, code: int | None, unstarted: list[Job]) -> None:
+    def _worker_lost(self, former: Worker, code: int | None, unstarted: list[LocalJob]) -> None:
         """End or requeue the jobs of a worker that has ended."""
         started, first = list(former.jobs), None
         if unstarted and not started:
@@ -522,7 +522,7 @@ class ProcessWorkers(JobRunner):
         else:
             self.run(first)
 
-    def _end_lost(self, job: Job, code: int | None) -> None:
+    def _end_lost(self, job: LocalJob, code: int | None) -> None:
         """End the job that a worker was running when it ended."""
         if not job.cancelled:
             job.error = memory_error(job.task, code) or TaskLostError(

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, cast
 
-from rhapsody.backends.local.jobs import Job, JobRunner, no_environment
+from rhapsody.backends.local.jobs import JobRunner, LocalJob, no_environment
 from rhapsody.context import call_context, enter_task
 from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
@@ -50,20 +50,20 @@ class ThreadWorkers(JobRunner):
 
     def __init__(
         self,
-        deliver: Callable[[Job], object],
-        successor: Callable[[Job], Job | None],
+        deliver: Callable[[LocalJob], object],
+        successor: Callable[[LocalJob], LocalJob | None],
         name: str,
     ) -> None:
         self._deliver = deliver
         self._successor = successor
         self._name = name
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[LocalJob | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._running: set[str] = set()  # names of the threads that run a job
         self._lock = threading.Lock()  # decides whether `cancel` or the worker cancels a coroutine
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Pass a job to a free thread, or start a thread for it."""
         job.task["worker"] = HOST_NAME  # until a thread has taken it
         if self._busy == len(self._threads):
@@ -72,12 +72,12 @@ class ThreadWorkers(JobRunner):
         self._busy += 1
         self._jobs.put(job)
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: LocalJob) -> None:
         """Count a thread as free, unless it continues with another job."""
         if job.successor is None:
             self._busy -= 1
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Cancel a coroutine. A function continues unless it checks `TaskContext.cancelled`."""
         with self._lock:
             job.cancelled = True
@@ -115,7 +115,7 @@ class ThreadWorkers(JobRunner):
         finally:
             loop.close()
 
-    def _call(self, job: Job, loop: WorkerLoop, meter: Meter) -> None:
+    def _call(self, job: LocalJob, loop: WorkerLoop, meter: Meter) -> None:
         with self._lock:
             if job.cancelled:
                 return
@@ -145,7 +145,9 @@ class ThreadWorkers(JobRunner):
         finally:
             del job, task  # the traceback of an error refers to this frame
 
-    def _started(self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    def _started(
+        self, job: LocalJob, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]
+    ) -> None:
         with self._lock:
             job.handle = loop, task
             cancelled = job.cancelled
@@ -163,26 +165,26 @@ class SharedThread(JobRunner):
 
     stoppable = True
 
-    def __init__(self, deliver: Callable[[Job], object], name: str) -> None:
+    def __init__(self, deliver: Callable[[LocalJob], object], name: str) -> None:
         self._deliver = deliver
         self._loop = SharedLoop(name)
         self._name = name
         self._open = 0
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Start a coroutine on the shared loop."""
         job.worker = self._name
         self._open += 1
         self._loop.call(partial(self._start, job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Cancel a coroutine."""
         job.cancelled = True
         if job.context is not None:
             job.context.request_cancel()
         self._loop.call(partial(self._cancel, job))
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: LocalJob) -> None:
         """Count a coroutine as ended."""
         self._open -= 1
 
@@ -193,7 +195,7 @@ class SharedThread(JobRunner):
 
     # On the loop's thread.
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: LocalJob) -> None:
         if job.cancelled:
             self._deliver(job)
             return
@@ -206,11 +208,13 @@ class SharedThread(JobRunner):
             call_context(task),
         )
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: LocalJob) -> None:
         if job.handle is not None:
             job.handle.cancel()
 
-    async def _call(self, job: Job, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    async def _call(
+        self, job: LocalJob, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         assert job.context is not None
         enter_task(job.context)
         record_in(job.recorder)
@@ -224,7 +228,7 @@ class SharedThread(JobRunner):
         finally:
             job.task["interval"] = start, time.time()
 
-    def _ended(self, job: Job, value: Any, error: BaseException | None) -> None:
+    def _ended(self, job: LocalJob, value: Any, error: BaseException | None) -> None:
         job.handle = None
         job.value = value
         if error is not None:
@@ -240,11 +244,11 @@ class ExecutorWorkers(JobRunner):
         executor: The user's executor.
     """
 
-    def __init__(self, deliver: Callable[[Job], object], executor: Executor) -> None:
+    def __init__(self, deliver: Callable[[LocalJob], object], executor: Executor) -> None:
         self._deliver = deliver
         self._executor = executor
 
-    def run(self, job: Job) -> None:
+    def run(self, job: LocalJob) -> None:
         """Submit a job's call to the executor.
 
         Raises:
@@ -256,7 +260,7 @@ class ExecutorWorkers(JobRunner):
             raise self._lost(job, error) from error
         future.add_done_callback(partial(self._done, job))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: LocalJob) -> None:
         """Cancel a call that has not started.
 
         A running function continues unless it checks `TaskContext.cancelled`.
@@ -267,7 +271,7 @@ class ExecutorWorkers(JobRunner):
         if job.handle is not None:
             job.handle.cancel()
 
-    def _done(self, job: Job, future: Future[Any]) -> None:
+    def _done(self, job: LocalJob, future: Future[Any]) -> None:
         try:
             reply = future.result()
         except BaseException as error:  # an error of the executor, or its cancellation
@@ -285,7 +289,7 @@ class ExecutorWorkers(JobRunner):
         self._deliver(job)
 
     @staticmethod
-    def _lost(job: Job, error: BaseException) -> TaskLostError:
+    def _lost(job: LocalJob, error: BaseException) -> TaskLostError:
         lost = TaskLostError(
             f"the executor lost task {job.task['name']!r} and cannot be used again ({error}); pass "
             "a new one, or use LocalExecutionBackend('process')"
@@ -304,7 +308,7 @@ class ExecutorCall:
         job: The job whose function is called.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: LocalJob) -> None:
         self._job = job
 
     def __call__(self) -> BaseException | None:

@@ -56,9 +56,9 @@ NUMBER = struct.Struct("=I")
 """Encoding of a call's number. The calls of each worker are numbered separately."""
 
 CALL = struct.Struct("=IIBQQQQ")
-"""Head of a call: the call's number, the shared block for its result, `Call.kind`, and the lengths
-of the parts that follow. These are the common and the own fields of the spec (see `Specs` in
-`packing`), the function, and the arguments."""
+"""Head of a call: the call's number, the shared block for its result, `PickledCall.kind`, and the
+lengths of the parts that follow. These are the common and the own fields of the spec (see `Specs`
+in `packing`), the function, and the arguments."""
 
 START = struct.Struct("=II")
 """First part of the head of a call: the values that are known only when the call is sent."""
@@ -74,7 +74,7 @@ THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 REUSABLE, SHARED, FILTERS = 1, 2, 4
 
 
-class Call(NamedTuple):
+class PickledCall(NamedTuple):
     """Pickled call.
 
     Attributes:
@@ -153,7 +153,7 @@ def filters_frame(filters: bytes) -> bytearray:
     return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, 0, len(filters))) + filters
 
 
-def received(stream: BinaryIO) -> tuple[int, int, CallSpec | None, Call] | None:
+def received(stream: BinaryIO) -> tuple[int, int, CallSpec | None, PickledCall] | None:
     """Read the next call, or the modules for the calls that follow.
 
     Returns:
@@ -173,7 +173,7 @@ def received(stream: BinaryIO) -> tuple[int, int, CallSpec | None, Call] | None:
     if len(parts) < function or len(arguments) < size:
         return None
     order = _spec(parts[:common], parts[common:own]) if common else None
-    return number, block, order, Call(parts[own:], arguments, kind)
+    return number, block, order, PickledCall(parts[own:], arguments, kind)
 
 
 def _spec(common: bytes, own: bytes) -> CallSpec:
@@ -231,7 +231,7 @@ def execute(order: CallSpec, call: bytes) -> CallResult:
     """
     require_version(order.version, "the program", "its executor")
     streams.ensure()
-    return _runner.make(order, Call(b"", call))
+    return _runner.make(order, PickledCall(b"", call))
 
 
 class CallVariables:
@@ -305,7 +305,9 @@ class _Runner(Runner):
         self.filters: bytes | None = None  # the program's warning filters, until they are set
         self._set: list[Any] = []  # filters that were set before
 
-    def load(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
+    def load(
+        self, call: PickledCall
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
         if call.kind == SHARED:
             whole: tuple[Any, Any, Any] = self.memory.load(*BLOCK.unpack(call.arguments))
             return whole

@@ -30,7 +30,7 @@ from multiprocessing import forkserver, popen_forkserver, process, reduction, re
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.jobs import LocalJob
 from rhapsody.backends.local.shared_memory import Block, ProgramMemory
 from rhapsody.backends.local.worker import (
     BLOCK,
@@ -90,7 +90,7 @@ class Worker:
     """
 
     def __init__(self, context: WorkerContext, timeout: float) -> None:
-        self.jobs: deque[Job] = deque()
+        self.jobs: deque[LocalJob] = deque()
         self.since: float = 0.0
         self.seconds: float = 0.0
         self.over: bool = False
@@ -141,7 +141,7 @@ class Worker:
         self,
         loop: asyncio.AbstractEventLoop,
         replied: Callable[[Worker, CallResult], object],
-        ended: Callable[[Worker, int | None, list[Job]], object],
+        ended: Callable[[Worker, int | None, list[LocalJob]], object],
     ) -> None:
         """Start reading from the worker.
 
@@ -156,7 +156,7 @@ class Worker:
         loop.add_reader(self._socket, self.read)
         loop.add_reader(self._process.sentinel, self._ended)
 
-    def send(self, job: Job, call: bytearray) -> None:
+    def send(self, job: LocalJob, call: bytearray) -> None:
         """Send a call.
 
         If the worker is idle, the call is sent immediately, otherwise together with the other calls
@@ -180,7 +180,7 @@ class Worker:
         elif len(self._calls) == 1:
             self._loop.call_soon(self._flush)
 
-    def withdraw(self) -> list[Job]:
+    def withdraw(self) -> list[LocalJob]:
         """Withdraw the calls that the worker has not started, so that the worker skips them.
 
         When this method returns, the worker has sent the replies to all calls that it started,

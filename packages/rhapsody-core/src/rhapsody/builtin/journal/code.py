@@ -56,7 +56,7 @@ from rhapsody.builtin.journal.program import (
     CALLS,
     ROLES,
     Names,
-    Program,
+    Surroundings,
     Use,
     caches_in,
     constants_in,
@@ -229,7 +229,7 @@ class CodeFingerprint:
             each with its state when it was read; `None` if it was not read.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Surroundings) -> None:
         self._program = program
         self._values = Values(self)
         self._forget()

@@ -55,7 +55,7 @@ MAX_ENTRIES = 100_000
 """Maximum number of files in a data set whose changes are detected."""
 
 TOP = f"\0{os.sep}"
-"""Beginning of `Program.portable` for a path in the program's directory."""
+"""Beginning of `Surroundings.portable` for a path in the program's directory."""
 
 SETTLE_TIME = 2_000_000_000
 """Minimum age in nanoseconds of a file's last change before the digest is kept. Otherwise, a second

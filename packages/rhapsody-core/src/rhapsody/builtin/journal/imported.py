@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rhapsody.builtin.journal.code import CodeFingerprint, Known
 from rhapsody.builtin.journal.files import stamp_of
 from rhapsody.builtin.journal.import_hook import hook
-from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.errors import describe_error
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
@@ -43,7 +43,7 @@ class ImportedModules:
         program: The state shared by the fingerprints of a run.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Surroundings) -> None:
         self._program = program
         self._states: dict[str, _State] = {}
         hook.listeners.add(self)

@@ -25,7 +25,7 @@ from rhapsody.builtin.journal.addresses import PLAIN, texts_of
 from rhapsody.builtin.journal.code import CodeFingerprint, Known
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.imported import ImportedModules
-from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.values import (
     DIGEST_SIZE,
@@ -148,7 +148,7 @@ class Keys:
         imported: The states of the program's modules that tasks import.
     """
 
-    program: Program
+    program: Surroundings
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, Known] = field(default_factory=WeakKeyDictionary)
     _checked: dict[Known, bool] = field(default_factory=dict)

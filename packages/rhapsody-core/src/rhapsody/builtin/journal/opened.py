@@ -27,7 +27,7 @@ from rhapsody.builtin.journal.files import (
     read_small,
     stat_of,
 )
-from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.store import SUFFIXES
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
@@ -70,7 +70,7 @@ class OpenedFiles:
         journal: The path of the journal, whose files are ignored.
     """
 
-    def __init__(self, program: Program, digests: FileDigests, journal: Path) -> None:
+    def __init__(self, program: Surroundings, digests: FileDigests, journal: Path) -> None:
         self._program = program
         self._digests = digests
         self._journal = os.fspath(journal)

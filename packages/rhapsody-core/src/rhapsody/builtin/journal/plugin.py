@@ -45,7 +45,7 @@ from rhapsody.builtin.journal.keys import (
 )
 from rhapsody.builtin.journal.opened import OpenedFiles, current_directory
 from rhapsody.builtin.journal.others import Other, OtherJournals
-from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.store import FILES_MISSING, Earlier, How, Recording, Store, opened
 from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.data import leads_into
@@ -169,7 +169,7 @@ class Journal:
             raise
         self._files = FileDigests(self._store.digest)
         self._exists = partial(self._files.once, os.path.lexists)
-        self._program = Program(program, self._files)
+        self._program = Surroundings(program, self._files)
         self._keys = Keys(self._program)
         self._opened = OpenedFiles(self._program, self._files, path)
         self._others = OtherJournals(others, self._store.fresh_since)

@@ -766,7 +766,7 @@ def _imported(
             return
 
 
-class Program:
+class Surroundings:
     """Sources, files and environment of the program, shared by the fingerprints of a run.
 
     Args:

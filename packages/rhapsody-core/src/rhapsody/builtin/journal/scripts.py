@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rhapsody.builtin.journal.files import LARGE_FILE
-from rhapsody.builtin.journal.program import Program
+from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.reading import start_of
 from rhapsody.sdk.modules import imported_names
 
@@ -107,7 +107,7 @@ class Scripts:
         program: The program's sources and directory.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Surroundings) -> None:
         self._program = program
         self._texts: dict[bytes, _Text] = {}  # by digest of the file
 

@@ -150,7 +150,7 @@ class NotYoursError(JournalError):
     """The journal belongs to another user."""
 
 
-class Run(NamedTuple):
+class JournaledRun(NamedTuple):
     """Run of a program, as recorded in a journal.
 
     Attributes:
@@ -180,7 +180,7 @@ _STATUS_BY_LOCK = {"held": "running", "free": "killed", "left": "killed"}
 """Status of a run without a recorded outcome, by the state of the run's lock."""
 
 
-def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
+def runs_in(database: sqlite3.Connection, path: Path) -> list[JournaledRun]:
     """Return the runs in a journal, oldest first."""
     # A run records its outcome before it releases its lock, so the locks are checked first.
     unended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
@@ -192,12 +192,14 @@ def runs_in(database: sqlite3.Connection, path: Path) -> list[Run]:
         "SELECT id, lineage, began, how, kept, reused, max(id, active), fresh FROM runs ORDER BY id"
     )
     return [
-        Run(number, lineage, began, how or ends.get(number), kept, reused, active, bool(fresh))
+        JournaledRun(
+            number, lineage, began, how or ends.get(number), kept, reused, active, bool(fresh)
+        )
         for number, lineage, began, how, kept, reused, active, fresh in rows
     ]
 
 
-def _unfinished(runs: Sequence[Run]) -> list[int]:
+def _unfinished(runs: Sequence[JournaledRun]) -> list[int]:
     """Return the lineages whose last run did not succeed, oldest first.
 
     Runs may overlap, so a run that succeeded excludes a lineage only if the lineage was inactive
@@ -206,7 +208,7 @@ def _unfinished(runs: Sequence[Run]) -> list[int]:
     Args:
         runs: All runs of the journal, oldest first.
     """
-    last: dict[int, Run] = {}
+    last: dict[int, JournaledRun] = {}
     active: dict[int, int] = {}
     succeeded = 0
     for run in runs:
@@ -513,14 +515,14 @@ class Store:
                         break
             database.execute("VACUUM")
 
-    def _earlier(self) -> tuple[list[Run], list[Run]]:
+    def _earlier(self) -> tuple[list[JournaledRun], list[JournaledRun]]:
         """Return two lists: the runs that have ended or were killed, and the running ones.
 
         Both are sorted from oldest to newest. The first list includes this run, once it is in the
         database, and runs whose state is unknown. The lock files of runs that were killed are
         removed.
         """
-        ended, living = list[Run](), list[Run]()
+        ended, living = list[JournaledRun](), list[JournaledRun]()
         for run in runs_in(self._database, self.path):
             own = run.number == self.run
             (living if run.how == "running" and not own else ended).append(run)
@@ -756,7 +758,7 @@ class Store:
         )
         self._forget_unused_rows()
 
-    def _forget_others(self, last: Run) -> None:
+    def _forget_others(self, last: JournaledRun) -> None:
         """Remove all recordings except those that a run used or recorded, or could resume."""
         database = self._database
         if last.how == "done":
@@ -1008,7 +1010,7 @@ class Reader:
         self._database = database
         self._path = path
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[JournaledRun]:
         """Return the runs in the journal, oldest first."""
         found = runs_in(self._database, self._path)
         for run in found:

@@ -48,9 +48,9 @@ def rhapsody_observers(engine_options: Mapping[str, Any]) -> Sequence[object] | 
     record = engine_options["record"]
     if record is False or engine_options["dry_run"]:
         return None
-    from rhapsody.builtin.record.recorder import Recorder
+    from rhapsody.builtin.record.recorder import RunRecorder
 
-    return [Recorder(None if record is True else record)]
+    return [RunRecorder(None if record is True else record)]
 
 
 @hookimpl

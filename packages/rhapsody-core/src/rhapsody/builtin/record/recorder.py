@@ -263,7 +263,7 @@ class _Record:
             leave_run(run, self._uid)
 
 
-class _Process:
+class _RecordsOfProcess:
     """Records of one process, by path; those in run directories by the path of `.rhapsody`.
 
     `clock` is the clock of the run if the records are held open until its end.
@@ -275,7 +275,7 @@ class _Process:
         self.lock = threading.RLock()
 
 
-_process: PerProcess[_Process] = PerProcess(_Process)
+_process: PerProcess[_RecordsOfProcess] = PerProcess(_RecordsOfProcess)
 
 
 def hold_records() -> None:
@@ -292,7 +292,7 @@ def end_records(outcome: Outcome, exit_code: int) -> None:
             record.end(outcome, exit_code)
 
 
-class Recorder:
+class RunRecorder:
     """Observer that records one engine.
 
     Args:

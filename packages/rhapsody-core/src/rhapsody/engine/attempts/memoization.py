@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 from rhapsody.aio import is_cancelling
 from rhapsody.engine.attempts.stage_out import StageOut
-from rhapsody.engine.calls.services import Values
+from rhapsody.engine.calls.services import ArgumentValues
 from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.pushdown import RemoteResult, held
@@ -70,7 +70,7 @@ class Memoization:
         engine: ObservedEngine,
         background: Background,
         stage_out: StageOut,
-        values: Values,
+        values: ArgumentValues,
         *,
         implicit_data: bool,
     ) -> None:

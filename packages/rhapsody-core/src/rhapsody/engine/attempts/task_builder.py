@@ -25,13 +25,13 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, InputFiles, moved, not_an_option
 from rhapsody.engine.attempts.memoization import Memoization
-from rhapsody.engine.calls.services import Services, Values
+from rhapsody.engine.calls.services import ArgumentValues, Services
 from rhapsody.engine.configuration.options import EngineOptions
 from rhapsody.engine.core import error_messages
 from rhapsody.engine.core.backend_handles import BackendHandle, find
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.pushdown import PushDown
-from rhapsody.engine.core.record import Attempt, Command, TaskRecord, attempt_uids
+from rhapsody.engine.core.record import AttemptRecord, Command, TaskRecord, attempt_uids
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.core.states import READY
 from rhapsody.engine.functions.arguments import (
@@ -143,7 +143,7 @@ class TaskBuilder:
         memoization: Memoization,
         pushdown: PushDown,
         services: Services,
-        values: Values,
+        values: ArgumentValues,
         stager: Stager,
         hooks: EngineHooks,
         engine: ObservedEngine,
@@ -255,7 +255,7 @@ class TaskBuilder:
         uid = attempt_text(self._uid, call.number, number)
         template, plain = task.template or self._template(task)
         description = template.copy()
-        record.attempt = Attempt(number, uid, backend, description, former.command)
+        record.attempt = AttemptRecord(number, uid, backend, description, former.command)
         description["uid"] = uid
         description["args"] = call.args
         description["kwargs"] = call.kwargs or {}

@@ -17,7 +17,7 @@ from types import CoroutineType
 from typing import Any, TypeVar
 
 from rhapsody.context import TaskContext, running_task
-from rhapsody.engine.calls.services import Values
+from rhapsody.engine.calls.services import ArgumentValues
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.record import BlockRecord, TaskRecord, record_of
 from rhapsody.engine.core.scheduler import Scheduler
@@ -203,7 +203,7 @@ class Blocks:
         self,
         scheduler: Scheduler,
         background: Background,
-        values: Values,
+        values: ArgumentValues,
     ) -> None:
         self._scheduler = scheduler
         self._background = background

@@ -199,7 +199,7 @@ class Services:
         return self._ended.get(future) if isinstance(future, TaskFuture) else None
 
 
-class Values:
+class ArgumentValues:
     """Provider of task arguments, with values and paths instead of futures and files.
 
     Args:

@@ -1,8 +1,8 @@
 """Record of one call of a task or block, from the call until its work has ended.
 
-`Call` is the request, `Attempt` contains the data of one attempt, and `TaskRecord` the state in the
-scheduler. A record also implements the interface that the call's future uses. All decisions about
-tasks are made in `rhapsody.engine.core.scheduler`.
+`Call` is the request, `AttemptRecord` contains the data of one attempt, and `TaskRecord` the state
+in the scheduler. A record also implements the interface that the call's future uses. All decisions
+about tasks are made in `rhapsody.engine.core.scheduler`.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Call:
         return Call(self.definition, self.task, self.number, (), None, None, scope=self.scope)
 
 
-class Attempt:
+class AttemptRecord:
     """One attempt at a task, from its preparation until the attempt has ended.
 
     Attributes:
@@ -227,14 +227,14 @@ class Attempt:
         self.started: float | None = None
         self.outcome: AttemptInfo | None = None
 
-    def ended(self) -> Attempt:
+    def ended(self) -> AttemptRecord:
         """Return an attempt that contains only what the next one needs to know of this one."""
-        remains = Attempt(self.number, self.uid, self.backend, NOT_DESCRIBED, self.command)
+        remains = AttemptRecord(self.number, self.uid, self.backend, NOT_DESCRIBED, self.command)
         remains.outcome = self.outcome
         return remains
 
 
-NO_ATTEMPT: Final = Attempt(0, "", cast("BackendHandle", None), NOT_DESCRIBED, None)
+NO_ATTEMPT: Final = AttemptRecord(0, "", cast("BackendHandle", None), NOT_DESCRIBED, None)
 """Attempt of all tasks that have not been prepared, and of blocks."""
 
 
@@ -301,7 +301,7 @@ class TaskRecord:
         self.outcome: AttemptInfo | None = None
         self.submitted_to: str | None = None
         self.computed: float = _INFINITE
-        self.attempt: Attempt = NO_ATTEMPT
+        self.attempt: AttemptRecord = NO_ATTEMPT
         self.state: TaskState = states.START
         self.unfinished: int = 0
         self.sent: int = 0

@@ -293,7 +293,7 @@ def _is_unchanged(value: object, packed: bytes) -> bool:
     return former == present
 
 
-class _Pickler(pickle.Pickler):
+class _ArgumentPickler(pickle.Pickler):
     """Pickler that leaves out the values of cached properties."""
 
     def reducer_override(self, value: Any) -> Any:
@@ -307,7 +307,7 @@ class _Pickler(pickle.Pickler):
 
 def _without_caches(value: object) -> bytes:
     stream = BytesIO()
-    _Pickler(stream, 5).dump(value)
+    _ArgumentPickler(stream, 5).dump(value)
     return stream.getvalue()
 
 
@@ -346,12 +346,12 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
     values = (*args, *kwargs.values()) if kwargs else args
     if PLAIN.issuperset(map(type, values)):
         return None
-    search = _Search()
+    search = _ArgumentSearch()
     search.visit_all(values)
     return search.found or None
 
 
-class _Search:
+class _ArgumentSearch:
     """Search of one call's arguments."""
 
     def __init__(self) -> None:
