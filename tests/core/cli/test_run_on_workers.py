@@ -249,3 +249,25 @@ def test_a_program_that_python_starts_reuses_results_with_literals(place: Place)
     assert started("thread") == "reused 0"
     assert started("process") == "reused 6"
     assert started("process", "values.RATE = 7; values.Plain.factor = 7") == "reused 3"
+
+
+ODD = """
+class Meta(type):
+    @property
+    def __module__(cls):
+        raise ValueError("no module")
+
+class Odd(metaclass=Meta):
+    pass
+
+RATE = 1 + 1
+"""
+
+
+def test_a_module_that_cannot_be_inspected_does_not_end_the_run(place: Place) -> None:
+    place.write("values.py", ODD)
+    place.write("wf.py", program("import re, values", "values.", "@RATE"))
+    done = run(place)
+    assert (done.returncode, done.stdout) == (0, "2\n")
+    assert "module 'values' cannot be inspected" in done.stderr
+    assert reused(place) == 0

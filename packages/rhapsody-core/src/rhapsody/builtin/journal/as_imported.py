@@ -27,7 +27,10 @@ _DEPEND_ON_PROCESS = frozenset((
 _INSPECTED = sys.stdlib_module_names | {"builtins", "numpy", "pandas"}
 """Libraries whose objects can be inspected without side effects."""
 
-_CONSTANT = (type(None), bool, int, float, complex, str, bytes, type(...))
+_CONSTANT = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
+
+_OF_PYTHON = frozenset(("__builtins__", "__loader__", "__spec__"))
+"""Variables of modules that the import system sets and that contain many objects."""
 
 
 class ImportedValues:
@@ -53,14 +56,14 @@ class ImportedValues:
         todo: list[object] = [module]
         while todo:
             holder = todo.pop()
-            values = dict(vars(holder))
+            values = {name: each for name, each in vars(holder).items() if name not in _OF_PYTHON}
             self._noted[id(_namespace(holder))] = (
                 holder,
                 {name: (value, self._digest(value)) for name, value in values.items()},
             )
             for value in values.values():
-                known = isinstance(value, type) and id(value) in self._noted
-                if isinstance(value, type) and not known and value.__module__ == module.__name__:
+                is_class = issubclass(type(value), type) and id(value) not in self._noted
+                if is_class and value.__module__ == module.__name__:
                     todo.append(value)
 
     def is_unchanged(self, holder: object, name: str, value: object) -> bool:
@@ -75,13 +78,20 @@ class ImportedValues:
         former, digest = values.get(name, (MISSING, None))
         if former is not value:
             return False
-        return isinstance(value, _CONSTANT) or (
-            digest is not None and digest == self._digest(value)
-        )
+        return type(value) in _CONSTANT or (digest is not None and digest == self._digest(value))
 
     def _digest(self, value: object) -> bytes | None:
-        """Return the digest of a value that may change in place; `None` if there is none."""
-        if isinstance(value, _CONSTANT) or is_large(value):
+        """Return the digest of a value that may change in place; `None` if there is none.
+
+        The digest of functions without a closure, of classes and of modules is empty, because only
+        another object would be a change.
+        """
+        kind = type(value)
+        if issubclass(kind, types.FunctionType | type | types.ModuleType) and not getattr(
+            value, "__closure__", None
+        ):
+            return b""
+        if kind in _CONSTANT or is_large(value):
             return None
         try:
             return self._hasher.digest(value, whole=False)

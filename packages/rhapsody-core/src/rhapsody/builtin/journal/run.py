@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import types
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.builtin.journal.import_hook import hook
-from rhapsody.errors import JournalError
+from rhapsody.errors import JournalError, describe_error
 from rhapsody.plugins.manager import importing
 from rhapsody.plugins.specs import (
     LookupTask,
@@ -25,6 +26,8 @@ from rhapsody.plugins.specs import (
 # The rest of the package is imported when a journal is opened: many scripts open none.
 if TYPE_CHECKING:
     from rhapsody.builtin.journal.plugin import Journal
+
+log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 MAX_RESULT_SIZE = 16 << 20
 """Maximum size in bytes of a recorded result. Larger results would slow down every run."""
@@ -205,7 +208,7 @@ class JournalOfRun:
 
         In a dry run, remove the copy of the journal.
         """
-        journal = self.journal
+        journal, hook.at_end = self.journal, None
         if self._run.dry_run:
             if journal is not None:
                 with suppress(JournalError):
@@ -234,4 +237,11 @@ def _note_values(module: types.ModuleType) -> None:
     """Note the values of a module's variables; see `rhapsody.builtin.journal.as_imported`."""
     with importing(__name__):
         from rhapsody.builtin.journal.as_imported import VALUES
-    VALUES.note(module)
+    try:
+        VALUES.note(module)
+    except Exception as error:  # any error raised by an object that is inspected
+        log.warning(
+            "module %r cannot be inspected, so results of tasks that read its variables are not "
+            "shared between threads and workers: %s",
+            module.__name__, describe_error(error),
+        )  # fmt: skip
