@@ -269,5 +269,4 @@ def test_a_module_that_cannot_be_inspected_does_not_end_the_run(place: Place) ->
     place.write("wf.py", program("import re, values", "values.", "@RATE"))
     done = run(place)
     assert (done.returncode, done.stdout) == (0, "2\n")
-    assert "module 'values' cannot be inspected" in done.stderr
-    assert reused(place) == 0
+    assert "module 'values' cannot be inspected completely" in done.stderr

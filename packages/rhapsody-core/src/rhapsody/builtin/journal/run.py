@@ -241,7 +241,7 @@ def _note_values(module: types.ModuleType) -> None:
         VALUES.note(module)
     except Exception as error:  # any error raised by an object that is inspected
         log.warning(
-            "module %r cannot be inspected, so results of tasks that read its variables are not "
-            "shared between threads and workers: %s",
+            "module %r cannot be inspected completely, so results of tasks that read its variables "
+            "may not be shared between threads and workers: %s",
             module.__name__, describe_error(error),
         )  # fmt: skip
