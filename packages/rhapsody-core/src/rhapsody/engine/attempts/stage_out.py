@@ -21,7 +21,7 @@ from rhapsody.engine.calls.submission import Submission
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.record import Repetition, TaskRecord
-from rhapsody.engine.core.results import leave_script
+from rhapsody.engine.core.results import are_short, leave_script
 from rhapsody.engine.core.scheduler import Scheduler
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.errors import DataError
@@ -147,6 +147,7 @@ class StageOut:
         self._run_again: set[Regeneration] = set()
         self._not_logged: list[str] = []
         self._under_way: set[asyncio.Task[None]] = set()
+        self._shared: AttemptInfo | None = None  # the last short output of a reused function
 
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the files of a result, then call `Scheduler.saved` or `fail`."""
@@ -169,6 +170,18 @@ class StageOut:
         else:
             (self._scheduler.saved if files is None else self._scheduler.recorded)(record, value)
 
+    def _output_of(self, record: TaskRecord, recorded: Recorded) -> AttemptInfo:
+        """Return the output of a recorded attempt. Functions with equal short outputs share it."""
+        stdout, stderr, shared = recorded.stdout, recorded.stderr, self._shared
+        if recorded.exit_code is not None:
+            return _left(record, recorded)
+        if shared is not None and shared.stdout == stdout and shared.stderr == stderr:
+            return shared
+        outcome = AttemptInfo("", stdout, stderr)
+        if are_short(stdout, stderr):
+            self._shared = outcome
+        return outcome
+
     def restore(self, record: TaskRecord, recorded: Recorded) -> bool:
         """Complete a task with its recorded result and files.
 
@@ -182,7 +195,7 @@ class StageOut:
         output = recorded.stdout, recorded.stderr, recorded.exit_code
         if files is None:
             if output != (None, None, None):
-                record.note_outcome(_left(record, recorded))
+                record.note_outcome(self._output_of(record, recorded))
             if record.files is not None:
                 record.files.reuse(None, dry=dry)
             self._scheduler.recorded(record, recorded.value)

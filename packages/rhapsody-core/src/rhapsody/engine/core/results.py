@@ -136,7 +136,7 @@ class Results:
             outcome = self._shared.get(host)
             if outcome is None or outcome.stdout != stdout or outcome.stderr != stderr:
                 outcome = AttemptInfo("", stdout, stderr, host=host)
-                if _are_short(stdout, stderr):
+                if are_short(stdout, stderr):
                     self._shared[host] = outcome
             record.outcome = attempt.outcome = outcome
             return
@@ -169,7 +169,7 @@ class Results:
             raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
 
 
-def _are_short(*texts: Any) -> bool:
+def are_short(*texts: Any) -> bool:
     """Return True if outputs are texts that many attempts may share."""
     return all(text is None or (type(text) is str and len(text) < SHORT) for text in texts)
 
