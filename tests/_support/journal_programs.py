@@ -27,6 +27,10 @@ def f(x):
 """
 
 SAME: dict[str, tuple[str | Files, str | Files]] = {
+    "a global whose name is in a text of a function with a method `eval`": (
+        "model = 1\ndef f(x):\n    x.eval()\n    return 'the model'\n",
+        "model = 2\ndef f(x):\n    x.eval()\n    return 'the model'\n",
+    ),
     "a seed, for a function with its own generator": (
         "import random\nrandom.seed(1)\ndef f(x): return random.Random(x).random()\n",
         "import random\nrandom.seed(2)\ndef f(x): return random.Random(x).random()\n",
@@ -119,6 +123,9 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
         "CUT = 1", "CUT = 2"),
     "a global that an evaluated variable names": (
         "import pandas as pd\nCUT = 1\nTEXT = 'CUT * 2'\ndef f(x): return pd.eval(TEXT)\n",
+        "CUT = 1", "CUT = 2"),
+    "a global that a formula of a module that a task imports reads": (
+        "CUT = 1\ndef f(x):\n    import pandas\n    return pandas.eval('CUT + 1')\n",
         "CUT = 1", "CUT = 2"),
     "a function around which a library's variable is wrapped": (
         "import functools, shlex\ndef mine(x): return x + 1\n"

@@ -153,12 +153,15 @@ _HIDDEN = frozenset((
 _LOADERS = frozenset(("exec_module", "load_module"))
 """Names of methods that run the code of a module."""
 
+_QUERIES = frozenset(("eval", "query"))
+"""Names of methods that read variables which a text names after `@`, as in pandas."""
+
 _EVALUATORS = frozenset((
-    "eval", "query", "evaluate", "sql", "from_formula", "ols", "gls", "wls", "glm", "logit",
-    "probit", "dmatrix", "dmatrices",
+    "eval", "evaluate", "sql", "from_formula", "ols", "gls", "wls", "glm", "logit", "probit",
+    "dmatrix", "dmatrices",
 ))  # fmt: skip
-"""Names of methods and functions that read variables of the caller that a text names, as
-`DataFrame.query("a > @CUT")` of pandas does."""
+"""Names of functions in modules that read variables which a text names, such as `pandas.eval`,
+`numexpr.evaluate` and `duckdb.sql`."""
 
 _OPENS = re.compile(
     "open|read|load|memmap|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
@@ -187,6 +190,7 @@ _WRAPPERS: Mapping[type, str] = {
 the decorated function."""
 
 _WORDS = re.compile(r"[^\W\d]\w*")
+_WORDS_AFTER_AT = re.compile(r"@\s*([^\W\d]\w*)")
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
@@ -659,9 +663,8 @@ class CodeFingerprint:
                 )
             if loaders := _LOADERS.intersection(each.co_names):
                 raise UnhashableError(f"{name} uses {min(loaders)}, which may import any module")
-            if not _EVALUATORS.isdisjoint(each.co_names):
-                self._evaluated(code, names, variables, name)
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
+        self._evaluated(code, names, variables, name)
         for use in names.uses:
             self._roles_in_classes.update((role, "", "", use.container) for role in use.roles)
             self._global(variables, use, name)
@@ -676,9 +679,17 @@ class CodeFingerprint:
         self, code: types.CodeType, names: Names, variables: dict[str, Any], user: str
     ) -> None:
         """Collect the globals that are named in the texts of code which evaluates texts."""
+        uses = [use for use in names.uses if _is_module(variables.get(use.chain[0]))]
+        uses += [use for _, use in names.members]
+        if any(len(use.chain) > 1 and use.chain[-1] in _EVALUATORS for use in uses):
+            pattern = _WORDS
+        elif any(not _QUERIES.isdisjoint(each.co_names) for each in with_inner(code)):
+            pattern = _WORDS_AFTER_AT
+        else:
+            return
         texts = [text for each in with_inner(code) for text in each.co_consts]
         texts += [variables.get(use.chain[0]) for use in names.uses]
-        words = {word for text in texts if type(text) is str for word in _WORDS.findall(text)}
+        words = {word for text in texts if type(text) is str for word in pattern.findall(text)}
         for word in sorted(words & variables.keys()):
             self._global(variables, Use((word,)), user)
 
@@ -1279,6 +1290,10 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
 def _is_script(module: object) -> bool:
     """Return True if a name is that of the program's script, whose functions are sent by value."""
     return module in ("__main__", "__mp_main__", SCRIPT_MODULE)
+
+
+def _is_module(value: object) -> bool:
+    return issubclass(type(value), types.ModuleType)
 
 
 def _is_empty(value: object) -> bool:
