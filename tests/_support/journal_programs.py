@@ -140,6 +140,22 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
     "a global as the seed of NumPy's global generator": (
         "import numpy as np\nSEED = 1\ndef start(): np.random.seed(SEED)\nstart()\n"
         "def f(x): return np.random.normal()\n", "SEED = 1", "SEED = 2"),
+    "an item of a global as the seed of a global generator": (
+        "import random\nOPTIONS = {'seed': 1}\nrandom.seed(OPTIONS['seed'])\n"
+        "def f(x): return random.gauss(0, 1)\n", "'seed': 1", "'seed': 2"),
+    "a function that returns the seed of a global generator": (
+        "import random\ndef number(): return 1\nrandom.seed(number())\n"
+        "def f(x): return random.gauss(0, 1)\n", "return 1", "return 2"),
+    "a variable of another module as the seed of a global generator": (
+        {"main.py": "import random, m\nrandom.seed(m.SEED)\ndef f(x): return random.random()\n",
+         "m.py": "SEED = 1\n"}, "SEED = 1", "SEED = 2"),
+    "a global that one of several evaluated texts names": (
+        "import pandas as pd\nCUT = 1\n"
+        "def f(x): return [pd.eval(text) for text in ('1 + 1', 'CUT * 2')]\n",
+        "CUT = 1", "CUT = 2"),
+    "a global that a text in a global dict names": (
+        "import pandas as pd\nCUT = 1\nTEXTS = {'cut': 'CUT * 2'}\n"
+        "def f(x): return pd.eval(TEXTS['cut'])\n", "CUT = 1", "CUT = 2"),
     "a seed in another module": (
         {"main.py": "import m\nfrom random import random\ndef f(x): return random()\n",
          "m.py": "import random\nrandom.seed(1)\n"}, "seed(1)", "seed(2)"),

@@ -270,3 +270,83 @@ def test_a_module_that_cannot_be_inspected_does_not_end_the_run(place: Place) ->
     done = run(place)
     assert (done.returncode, done.stdout) == (0, "2\n")
     assert "module 'values' cannot be inspected completely" in done.stderr
+
+
+SETTINGS = "SCALE = 1\nTABLE = {'scale': 1}\n"
+DERIVED = "import settings\nRATE = settings.SCALE + settings.TABLE['scale']\n"
+
+PREPARED = {
+    # What the program does before it imports a module: the script, and other modules.
+    "the script sets a variable": ("import settings\nsettings.SCALE = 5\n", {}),
+    "the script changes a dict": ("from settings import TABLE\nTABLE['scale'] = 5\n", {}),
+    "the script sets a variable of a library": (
+        "import math\nmath.pi = 5\n",
+        {"derived": "import math\nRATE = 2 * math.pi\n"},
+    ),
+    "the script seeds a generator": (
+        "import random\nrandom.seed(1)\n",
+        {"derived": "import random\nRATE = random.random()\n"},
+    ),
+    "another module sets a variable": (
+        "import changing\n",
+        {"changing": "import settings\nsettings.SCALE = 5\n"},
+    ),
+    "another module draws from the same counter": (
+        "import changing\n",
+        {
+            "settings": "COUNT = [0]\ndef number():\n    COUNT[0] += 1\n    return COUNT[0]\n",
+            "changing": "import settings\nRATE = settings.number()\n",
+            "derived": "import settings\nRATE = settings.number()\n",
+        },
+    ),
+    "another module seeds a generator": (
+        "import changing\n",
+        {
+            "changing": "import random\nrandom.seed(1)\n",
+            "derived": "import random\nRATE = random.random()\n",
+        },
+    ),
+    "another module knows the process": (
+        "",
+        {
+            "settings": "import multiprocessing\n"
+            "def scale(): return multiprocessing.parent_process() is None\n",
+            "derived": "import settings\nRATE = settings.scale()\n",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PREPARED)
+def test_results_with_a_variable_that_was_computed_at_an_import_are_not(
+    place: Place, what: str
+) -> None:
+    """The worker imports the module without what the program did before."""
+    start, modules = PREPARED[what]
+    for name, text in {"settings": SETTINGS, "derived": DERIVED, **modules}.items():
+        place.write(f"{name}.py", text)
+    place.write("wf.py", program(f"{start}import re, derived", "derived.", "@RATE"))
+    on_threads = run(place).stdout
+    assert reused(place) == 0
+    assert run(place, "--no-journal", *WORKERS).stdout != on_threads
+
+
+def test_results_with_a_variable_of_a_module_that_was_reloaded_are_not(place: Place) -> None:
+    place.write("settings.py", SETTINGS)
+    place.write("derived.py", DERIVED)
+    start = "import importlib, re, derived, settings\nsettings.SCALE = 5\n"
+    place.write("wf.py", program(f"{start}importlib.reload(derived)", "derived.", "@RATE"))
+    assert run(place).stdout == "6\n"
+    assert reused(place) == 0
+
+
+def test_results_are_reused_if_modules_import_each_other_in_packages(place: Place) -> None:
+    (place.path / "group").mkdir()
+    place.write(
+        "group/__init__.py", "import logging\nlog = logging.getLogger()\nfrom .a import A\n"
+    )
+    place.write("group/a.py", "from .b import B\nA = [B, 2]\n")
+    place.write("group/b.py", "B = {'a': 1}\n")
+    place.write("wf.py", program("import re, group", "group.", "@A|@b.B"))
+    assert run(place).returncode == 0
+    assert reused(place) == 2

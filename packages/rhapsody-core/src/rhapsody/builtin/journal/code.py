@@ -689,7 +689,9 @@ class CodeFingerprint:
             return
         texts = [text for each in with_inner(code) for text in each.co_consts]
         texts += [variables.get(use.chain[0]) for use in names.uses]
-        words = {word for text in texts if type(text) is str for word in pattern.findall(text)}
+        words = {
+            word for text in texts for each in _texts_in(text) for word in pattern.findall(each)
+        }
         for word in sorted(words & variables.keys()):
             self._global(variables, Use((word,)), user)
 
@@ -893,8 +895,13 @@ class CodeFingerprint:
         The functions `seed` set the generator themselves.
         """
         is_method = issubclass(type(value), types.MethodType | types.BuiltinMethodType)
-        if is_method and is_global_generator(cast("types.MethodType", value).__self__):
-            self.parts.setdefault("seeds in the program", self._program.seeds())
+        if "seeds in the program" in self.parts or not is_method:
+            return
+        if is_global_generator(cast("types.MethodType", value).__self__):
+            seeds = self._program.seeds()
+            self.parts["seeds in the program"] = "; ".join(sorted(seeds))
+            for part, seed in seeds.items():
+                self._used(part, seed)
 
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
@@ -1240,6 +1247,17 @@ class Known:
 
 def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.CellType]]:
     return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+
+
+def _texts_in(value: object) -> Iterable[str]:
+    """Yield a text, or the texts in a container."""
+    if type(value) is str:
+        yield value
+    elif type(value) in (tuple, list, set, frozenset):
+        for each in cast("Iterable[object]", value):
+            yield from _texts_in(each)
+    elif type(value) is dict:
+        yield from _texts_in(list(value.values()))
 
 
 def _resolved(name: str, package: str) -> str:

@@ -42,7 +42,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody.builtin.journal.as_imported import VALUES
 from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.modules import MISSING, Origins, real_path, spec_of, with_inner
+from rhapsody.sdk.modules import MISSING, Origins, file_of, real_path, spec_of, with_inner
 from rhapsody.sdk.runner import process_start_time
 
 T = TypeVar("T")
@@ -108,12 +108,15 @@ class Sources:
         code = function.__code__
         return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
 
-    def seeds(self, file: str, variables: dict[str, Any]) -> list[str]:
-        """Return the calls in a file that set seeds, with the values of the globals in them.
+    def seeds(
+        self, file: str, variables: dict[str, Any], own: Callable[[object], bool]
+    ) -> dict[str, Any]:
+        """Return the calls in a file that set seeds, and the values of the globals in them.
 
         Args:
             file: The path of the file.
             variables: The variables of its module.
+            own: Function that returns True for the files of the program's modules.
         """
         if file not in self._seeds:
             text = "".join(linecache.getlines(file, variables))
@@ -122,12 +125,22 @@ class Sources:
                 with contextlib.suppress(SyntaxError, ValueError):
                     calls = [each for each in ast.walk(ast.parse(text)) if _sets_seed(each)]
             self._seeds[file] = calls
-        found = []
+        found = dict[str, Any]()
         for call in self._seeds[file]:
-            names = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
-            values = {each: variables.get(each) for each in sorted(names)}
-            known = {each: v for each, v in values.items() if isinstance(v, int | float | str)}
-            found.append(f"{ast.unparse(call)} {known or ''}".strip())
+            text = ast.unparse(call)
+            found[text] = text
+            for argument in (*call.args, *(each.value for each in call.keywords)):
+                for chain in _chains(argument):
+                    value: Any = variables.get(chain[0], MISSING)
+                    for name in chain[1:]:
+                        if isinstance(value, types.ModuleType) and own(file_of(value.__name__)):
+                            value = vars(value).get(name, MISSING)
+                    if not (
+                        value is MISSING
+                        or value is os.environ
+                        or isinstance(value, types.ModuleType)
+                    ):
+                        found[f"{'.'.join(chain)} in {text}"] = value
         return found
 
     def literal(self, file: str, variables: dict[str, Any], name: str) -> Any:
@@ -363,8 +376,8 @@ def _pairs(
             yield from _pairs(*pair)
 
 
-def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
-    """Return the names in a class's body, each with the attributes read directly from it."""
+def _chains(node: ast.AST) -> tuple[tuple[str, ...], ...]:
+    """Return the names in a class's body or an expression, with the attributes read from them."""
     chains: dict[tuple[str, ...], None] = {}
     for each in ast.walk(node):
         chain: list[str] = []
@@ -820,12 +833,18 @@ class Surroundings:
         """
         return VALUES.is_unchanged(holder, name, value)
 
-    def seeds(self) -> str:
-        """Return the calls by which the program's modules set the seeds of generators, as text."""
+    def seeds(self) -> dict[str, Any]:
+        """Return the calls by which the program's modules set the seeds of generators.
+
+        The values are the texts of the calls and the values of the globals in them.
+        """
         modules = list(sys.modules.values())
         files = {getattr(each, "__file__", None): vars(each) for each in modules if each}
-        own = [(file, variables) for file, variables in files.items() if self.origins.own(file)]
-        return "; ".join(sorted({call for each in own for call in self.sources.seeds(*each)}))
+        found = dict[str, Any]()
+        for file, variables in files.items():
+            if self.origins.own(file):
+                found |= self.sources.seeds(file, variables, self.origins.own)
+        return found
 
     def imported_from(self, module: str) -> Stamp | None:
         """Return the state of a module's source file when the loaded module was imported.
