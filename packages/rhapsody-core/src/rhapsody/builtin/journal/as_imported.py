@@ -59,23 +59,18 @@ class ImportedValues:
         self._noted: dict[int, tuple[object, dict[str, tuple[object, bytes | None]]]] = {}
         self._words: dict[str, set[str]] = {}  # the names in the code of each noted module
         self._unknown: set[str] = set()
+        self._compared: bool = True  # with the current values, after the last import
         self._drawn = _states_of_generators()
 
-    def note(self, module: types.ModuleType, *, outermost: bool) -> None:
+    def note(self, module: types.ModuleType) -> None:
         """Note the values of a module whose code has just run.
 
         Modules that mention what differs between processes, such as environment variables, are left
         out, and so are modules whose import may depend on what the program did before.
-
-        Args:
-            module: The module.
-            outermost: True if no other module of the program imports the module.
         """
         loader = getattr(module.__spec__, "loader", None)
         code = loader.get_code(module.__name__) if isinstance(loader, SourceFileLoader) else None
         self._unknown.add(module.__name__)  # if an error ends the inspection
-        if outermost:
-            self._unknown |= self._changed()
         self._words.pop(module.__name__, None)  # it was reloaded
         former, self._drawn = self._drawn, _states_of_generators()
         drawn = any(one and one != self._drawn[name] for name, one in former.items())
@@ -84,6 +79,7 @@ class ImportedValues:
             words = {each for inner in with_inner(code) for each in inner.co_names}
             self._words[module.__name__] = {part for each in words for part in each.split(".")}
             self._unknown.discard(module.__name__)
+            self._compared = False
         self._forget()
 
     def _note(self, module: types.ModuleType) -> None:
@@ -127,6 +123,10 @@ class ImportedValues:
             name: The name of the variable or attribute.
             value: Its value.
         """
+        if not self._compared:  # a module may have changed another one before a third was imported
+            self._compared = True
+            self._unknown |= self._changed()
+            self._forget()
         _, values = self._noted.get(id(holder), (None, {}))
         former, digest = values.get(name, (MISSING, None))
         if former is not value:
@@ -137,7 +137,7 @@ class ImportedValues:
         """Return the modules whose variables other code has changed since their import."""
         return {
             _module_of(holder)
-            for holder, values in self._noted.values()
+            for holder, values in list(self._noted.values())
             if any(
                 self._is_changed(value, *values.get(name, (MISSING, None)))
                 for name, value in dict(vars(holder)).items()
@@ -155,15 +155,16 @@ class ImportedValues:
         """Forget the values of modules that name a module that is unknown or has changed."""
         while True:
             last = {name.rpartition(".")[2] for name in self._unknown}
-            found = {name for name, used in self._words.items() if not used.isdisjoint(last)}
+            words = list(self._words.items())  # a copy, because other threads may import modules
+            found = {name for name, used in words if not used.isdisjoint(last)}
             if not found:
                 break
             self._unknown |= found
             for name in found:
-                del self._words[name]
+                self._words.pop(name, None)
         for address, (holder, _) in list(self._noted.items()):
             if _module_of(holder) not in self._words:
-                del self._noted[address]
+                self._noted.pop(address, None)
 
     def _digest(self, value: object) -> bytes | None:
         """Return the digest of a value that may change in place; `None` if there is none.

@@ -37,13 +37,12 @@ class _Finder(MetaPathFinder):
     Attributes:
         listeners: Receivers of modules whose outermost import has ended, because the importing
             module may set variables of the imported one.
-        at_end: Function that is called when a module's own code has run, with the module, and True
-            if no other module of the program imports it; or `None`.
+        at_end: Function that is called when a module's own code has run, or `None`.
     """
 
     def __init__(self) -> None:
         self.listeners: WeakSet[Listener] = WeakSet()
-        self.at_end: Callable[[types.ModuleType, bool], None] | None = None
+        self.at_end: Callable[[types.ModuleType], None] | None = None
         self._local = _Imports()
         self._origins = Origins()
 
@@ -79,7 +78,7 @@ class _Finder(MetaPathFinder):
             try:
                 loader.exec_module(module)
                 if self.at_end is not None and not is_importing():
-                    self.at_end(module, local.depth == 1)
+                    self.at_end(module)
                 local.ended.append(module)
             finally:
                 local.depth -= 1

@@ -233,12 +233,12 @@ class JournalOfRun:
             self._complain("results are kept; run the same command again to continue")
 
 
-def _note_values(module: types.ModuleType, outermost: bool) -> None:
+def _note_values(module: types.ModuleType) -> None:
     """Note the values of a module's variables; see `rhapsody.builtin.journal.as_imported`."""
     with importing(__name__):
         from rhapsody.builtin.journal.as_imported import VALUES
     try:
-        VALUES.note(module, outermost=outermost)
+        VALUES.note(module)
     except Exception as error:  # any error raised by an object that is inspected
         log.warning(
             "module %r cannot be inspected completely, so results of tasks that read its variables "
