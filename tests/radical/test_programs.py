@@ -136,9 +136,9 @@ from rhapsody import WorkflowEngine
 from rhapsody_radical import RadicalExecutionBackend
 
 def close_slowly(objects):
-    from rhapsody_radical.client.session import Session
-    close = Session._close
-    Session._close = lambda self: (time.sleep(15), close(self))
+    from rhapsody_radical.client.session import PilotSession
+    close = PilotSession._close
+    PilotSession._close = lambda self: (time.sleep(15), close(self))
 
 async def main():
     backend = RadicalExecutionBackend()

@@ -114,11 +114,11 @@ def _stops(pid: int) -> bool:
 
 STARVED = """
 import asyncio, os, sys, time
-from rhapsody_testing._system import Clock, Heartbeat
+from rhapsody_testing._system import RunningClock, Heartbeat
 
 async def main():
     os.sched_setaffinity(0, {int(sys.argv[1])})
-    with Clock() as clock, Heartbeat(clock) as held:
+    with RunningClock() as clock, Heartbeat(clock) as held:
         for _ in range(5):
             await asyncio.sleep(0.01)
             began = time.thread_time()

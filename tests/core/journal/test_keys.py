@@ -812,8 +812,8 @@ class Z:
     ("code", "shared"),
     [
         ("from m_a import Y, plain\ndef f(x): return plain(), m_a.twice(), Y", True),
-        ("def f(x): return m_a.K", False),
-        ("def f(x): return m_a.X().m()", False),
+        ("def f(x): return m_a.K", True),
+        ("def f(x): return m_a.X().m()", True),
         ("V = 1\ndef f(x): return V\nV = 5", True),
         ("def f(x): return m_a.COMPUTED", False),
         ("m_a.K = 5\ndef f(x): return m_a.K", False),

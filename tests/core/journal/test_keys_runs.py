@@ -18,9 +18,9 @@ if __name__ == "__main__":
     from pathlib import Path
     from rhapsody.builtin.journal.files import FileDigests
     from rhapsody.builtin.journal.keys import Keys
-    from rhapsody.builtin.journal.program import Program
+    from rhapsody.builtin.journal.program import Surroundings
     from tests._support.journal_keys import key_of
-    keys = Keys(Program(Path(__file__).parent, FileDigests()))
+    keys = Keys(Surroundings(Path(__file__).parent, FileDigests()))
     print(json.dumps([key_of(keys, each, SHAPES, Color.RED).digest.hex() for each in FUNCTIONS]))
 """
 
