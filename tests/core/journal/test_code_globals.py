@@ -13,6 +13,7 @@ import math
 import operator
 import os
 import py_compile
+import random
 import re
 import sys
 import threading
@@ -1039,3 +1040,14 @@ def test_a_module_that_an_editable_installation_finds_counts(
         monkeypatch.setattr("tests._support.journal_keys.SOURCES", sources)
         digests.add(key_of(keys_in(tmp_path), f).digest)
     assert len(digests) == 2
+
+
+def test_objects_that_are_no_modules_in_sys_modules_do_no_harm(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "odd", object())
+
+    def f() -> float:
+        return random.random()
+
+    assert key_of(keys, f).code is not None

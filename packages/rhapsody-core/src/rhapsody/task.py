@@ -582,26 +582,11 @@ class RareFacts(TaskFacts):
 
     __slots__ = ("computed", "destinations")
 
-    def __init__(
-        self,
-        uid: str | None,
-        number: int,
-        definition: Definition,
-        backend: str | None,
-        outcome: AttemptInfo | None,
-        computed: float,
-        destinations: Mapping[str, str | None],
-    ) -> None:
-        super().__init__(uid, number, definition, backend, outcome)
-        self.computed: float = computed
-        self.destinations: Mapping[str, str | None] = destinations
-
     def with_outcome(self, outcome: AttemptInfo | None) -> RareFacts:
         """Return the same facts with another outcome."""
-        return RareFacts(
-            self.uid, self.number, self.definition, self.backend, outcome, self.computed,
-            self.destinations,
-        )  # fmt: skip
+        facts = RareFacts(self.uid, self.number, self.definition, self.backend, outcome)
+        facts.computed, facts.destinations = self.computed, self.destinations
+        return facts
 
 
 class LiveNode(Protocol):

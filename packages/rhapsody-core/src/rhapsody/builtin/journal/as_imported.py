@@ -53,8 +53,8 @@ class ImportedValues:
     """
 
     def __init__(self) -> None:
-        self._hasher = _Hasher(_Names())
         self._origins = Origins()
+        self._hasher = _Hasher(_Names(self._origins))
         # By the id of the namespace: the namespace, and each value with its digest.
         self._noted: dict[int, tuple[object, dict[str, tuple[object, bytes | None]]]] = {}
         self._words: dict[str, set[str]] = {}  # the names in the code of each noted module
@@ -222,8 +222,8 @@ def _depends_on_process(code: types.CodeType) -> bool:
 class _Names:
     """Collector that identifies functions, classes and modules in values by name and address."""
 
-    def __init__(self) -> None:
-        self._origins = Origins()
+    def __init__(self, origins: Origins) -> None:
+        self._origins = origins
         self.open: set[int] = set()
         self.own = functools.cache(self._own)
 

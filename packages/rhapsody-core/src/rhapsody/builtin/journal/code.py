@@ -679,7 +679,11 @@ class CodeFingerprint:
         self, code: types.CodeType, names: Names, variables: dict[str, Any], user: str
     ) -> None:
         """Collect the globals that are named in the texts of code which evaluates texts."""
-        uses = [use for use in names.uses if _is_module(variables.get(use.chain[0]))]
+        uses = [
+            use
+            for use in names.uses
+            if issubclass(type(variables.get(use.chain[0])), types.ModuleType)
+        ]
         uses += [use for _, use in names.members]
         if any(len(use.chain) > 1 and use.chain[-1] in _EVALUATORS for use in uses):
             pattern = _WORDS
@@ -1308,10 +1312,6 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
 def _is_script(module: object) -> bool:
     """Return True if a name is that of the program's script, whose functions are sent by value."""
     return module in ("__main__", "__mp_main__", SCRIPT_MODULE)
-
-
-def _is_module(value: object) -> bool:
-    return issubclass(type(value), types.ModuleType)
 
 
 def _is_empty(value: object) -> bool:

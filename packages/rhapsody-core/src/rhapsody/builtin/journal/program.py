@@ -838,12 +838,12 @@ class Surroundings:
 
         The values are the texts of the calls and the values of the globals in them.
         """
-        modules = list(sys.modules.values())
-        files = {getattr(each, "__file__", None): vars(each) for each in modules if each}
         found = dict[str, Any]()
-        for file, variables in files.items():
-            if self.origins.own(file):
-                found |= self.sources.seeds(file, variables, self.origins.own)
+        for module in list(sys.modules.values()):
+            if issubclass(type(module), types.ModuleType):  # not such as cffi's objects
+                variables = object.__getattribute__(module, "__dict__")  # loads no lazy module
+                if self.origins.own(file := variables.get("__file__")):
+                    found |= self.sources.seeds(file, variables, self.origins.own)
         return found
 
     def imported_from(self, module: str) -> Stamp | None:

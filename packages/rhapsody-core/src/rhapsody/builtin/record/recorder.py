@@ -327,11 +327,12 @@ class RunRecorder:
                     record = process.records[key] = _Record(given, key)
                 self._file, self._encoder = record.enter(engine)
         except OSError as error:
+            reason = describe_error(error)
             if isinstance(error, BlockingIOError):
-                error = BlockingIOError(f"another run is writing {key}; it needs a path of its own")
+                reason = f"another run is writing {key}"
             if self._path is not None:
-                raise UsageError(f"record: {describe_error(error)}") from error
-            log.warning("this run is not recorded (%s)", describe_error(error))
+                raise UsageError(f"record: {reason}") from error
+            log.warning("this run is not recorded (%s)", reason)
             return
         self._record, self._uid = record, engine.uid
 

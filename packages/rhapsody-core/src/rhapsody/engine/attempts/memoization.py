@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -162,8 +161,10 @@ class Memoization:
                 answer = f"expected {len(waiting)} results or None values, got {results!r:.200}"
                 self._hooks.report(hook, PluginError(answer))
                 results = None
+            if results is None:
+                results = [None] * len(waiting)
             missing = []
-            for record, task, result in zip(waiting, tasks, results or repeat(None)):  # noqa: B905
+            for record, task, result in zip(waiting, tasks, results, strict=True):
                 if record.state.work is not _READY:  # canceled during the lookup
                     continue
                 if result is None or record.call.task.settings.service:

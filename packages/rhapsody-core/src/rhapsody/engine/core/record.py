@@ -413,10 +413,12 @@ class TaskRecord:
         number, definition, backend = call.number, call.definition, self.submitted_to
         if self.computed is _INFINITE and (call.found is None or not call.found.destinations):
             return TaskFacts(uid, number, definition, backend, self.outcome)
-        destinations = TaskFacts.destinations if call.found is None else call.found.destinations
-        return RareFacts(
-            uid, number, definition, backend, self.outcome, self.computed, destinations
+        facts = RareFacts(uid, number, definition, backend, self.outcome)
+        facts.computed = self.computed
+        facts.destinations = (
+            TaskFacts.destinations if call.found is None else call.found.destinations
         )
+        return facts
 
     @property
     def uid(self) -> str | None:
