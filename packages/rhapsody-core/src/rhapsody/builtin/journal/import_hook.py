@@ -11,7 +11,6 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Protocol
@@ -45,10 +44,7 @@ class _Finder(MetaPathFinder):
         self.listeners: WeakSet[Listener] = WeakSet()
         self.at_end: Callable[[types.ModuleType], None] | None = None
         self._local = _Imports()
-
-    @cached_property
-    def _origins(self) -> Origins:
-        return Origins()  # not at start-up: many scripts import nothing
+        self._origins = Origins()  # now, because it imports modules
 
     def install(self) -> None:
         """Become the first finder, if this object is not among the finders."""
