@@ -277,7 +277,7 @@ def without_private(
 
 
 def leave_out_decisions(_app: Sphinx, env: BuildEnvironment) -> None:
-    """Leave the decisions out of the search: they describe former states and rejected ideas."""
+    """Leave the decisions out of the search: they contain rejected ideas."""
     for page in env.found_docs:
         if page.startswith("decisions/"):
             env.metadata[page]["nosearch"] = True
