@@ -3,7 +3,8 @@
     python .ci/diagrams.py
 
 Requires npm, which downloads Mermaid, and Chromium with its driver. The build of the documentation
-needs neither: it uses the pictures, and warns if one is missing.
+needs neither: it uses the pictures, and warns if one is missing. Pages that load Mermaid would need
+the network or 3 MB of JavaScript.
 """
 
 from __future__ import annotations

@@ -1,6 +1,12 @@
 """Settings of the documentation site; `nox -s docs` builds it.
 
-The build makes no request to the network, and neither do the pages: all of their files are local.
+The build makes no request to the network, and neither do the pages: all of their files are local,
+so that they can be read on a cluster without access to the internet.
+
+Sphinx resolves names in pages and docstrings. mkdocs would need mkdocstrings for that, and a theme
+from another package for a dark mode. The reference is generated during the build
+(`_extensions/reference.py`), so that nothing generated is committed, except the pictures of
+diagrams.
 """
 
 from __future__ import annotations

@@ -264,7 +264,9 @@ def made_in_time(make: Callable[[], str], kind: type) -> str:
     """Call a function in a thread, and return its text.
 
     A thread cannot be stopped from outside, except that an exception can be raised in Python code
-    that it runs, which ends endless loops. A call that blocks forever keeps its thread.
+    that it runs, which ends endless loops. A call that blocks forever keeps its thread, and C code
+    that does not release the interpreter lock cannot be limited. A timer signal would belong to the
+    program, and functions on threads have no worker process that could make the text instead.
 
     Args:
         make: The function.

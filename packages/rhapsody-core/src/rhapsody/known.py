@@ -1,7 +1,9 @@
 """Facts about other distributions, for messages that name the distribution to install.
 
 This module holds data and imports nothing. No other module of core names a plugin, except those
-for the import paths of rhapsody 0.1.
+for the import paths of rhapsody 0.1. What the engine needs to know about a backend is declared by
+the backend, so that those of third parties get the same. Asking a package index what exists would
+make messages depend on the network.
 """
 
 from __future__ import annotations

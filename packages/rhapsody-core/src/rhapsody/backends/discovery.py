@@ -357,6 +357,11 @@ def _names() -> dict[str, str]:
 def claim(key: str) -> PluginEntry:
     """Return the entry point that a normalized name refers to.
 
+    A name that several distributions claim is refused, because every rule would be a silent winner:
+    the first in alphabetical order changes when something is installed, and a variable that chooses
+    one is set in one shell and not in the next. Names such as `distribution:name` would be longer
+    for all users because of a rare case.
+
     Raises:
         KeyError: No distribution claims the name.
         UnusableError: The name is reserved and claimed only by other distributions; several

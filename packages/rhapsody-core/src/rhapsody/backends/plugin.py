@@ -1,4 +1,7 @@
-"""Declaration of core's own backends, in the same form as in any other plugin."""
+"""Declaration of core's own backends, in the same form as in any other plugin.
+
+Listing backends imports this module, so it is separate from the modules of the backends.
+"""
 
 from __future__ import annotations
 

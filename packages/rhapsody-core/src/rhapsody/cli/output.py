@@ -35,7 +35,8 @@ class CommandError(Exception):
 class HelpParser(argparse.ArgumentParser):
     """Argument parser whose help has colors on a terminal, as rich decides.
 
-    rich reads `NO_COLOR`, `FORCE_COLOR` and `TERM`.
+    rich reads `NO_COLOR`, `FORCE_COLOR` and `TERM`. Only the finished text is colored:
+    rich-argparse overrides private methods of argparse and interprets brackets in help texts.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -160,6 +161,9 @@ def table(
     optional: Sequence[str] = (),
 ) -> list[str]:
     """Return the lines of a table with aligned columns.
+
+    `rich.table.Table` takes 82 ms for 200 rows of eight columns and 4.8 s for 10,000, instead of
+    0.7 and 36 ms, and does not shorten chosen columns or leave some out.
 
     Args:
         header: The names of the columns.

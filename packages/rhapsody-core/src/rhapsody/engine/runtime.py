@@ -289,7 +289,8 @@ class Runtime:
 
         Coroutines that the program has started but does not await may call tasks as soon as they
         run. After the last future, the loop therefore runs until these coroutines have resumed;
-        `asyncio.gather`, `wait_for` and task groups each take a few iterations.
+        `asyncio.gather`, `wait_for` and task groups each take a few iterations. Waiting for all
+        coroutines would never end if one reports progress in a loop.
         """
         turns = 0
         while turns < _TURNS and self.submission.failure is None:

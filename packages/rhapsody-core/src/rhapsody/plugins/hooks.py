@@ -9,6 +9,12 @@ decorator of this module names the hook::
 
 The function or method has all parameters of the hook, in their order. Its name may be another one.
 `rhapsody.plugins.specs` specifies the hooks.
+
+All parameters are required, because a `ParamSpec` cannot describe a part of them; with `hookimpl`,
+a function names only those that it needs. The alternatives are worse. Overloads for each selection
+of parameters would need about a hundred protocols, and those of `hookimpl` cannot depend on the
+name of the function. A base class with a method for each hook does not apply to modules, and
+ignores a misspelled method. A plugin for mypy would not help users of pyright.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
 call and returns the outcome as bytes. `unpack` reads these bytes, and `finish` writes the outcome
 into the task's description. The backend transports the bytes. A backend with its own format
 uses `call_spec`, then either `pack_call` or `cannot_pack`, and finally `result`.
+
+All backends share this protocol, so that exception types, messages and tracebacks are the same on
+each of them.
 """
 
 from __future__ import annotations

@@ -261,6 +261,10 @@ def task_environment(
 def working_directory(task: TaskDescription) -> str:
     """Return the working directory of a task's program: the task's `cwd` or, if unset, its sandbox.
 
+    A task with a `cwd` has a sandbox as well, for its output and declared files. If `cwd` were the
+    sandbox, two tasks would write to the same files, cleaning up would remove the user's files, and
+    an older file could be mistaken for an output.
+
     Raises:
         FileNotFoundError: The task's `cwd` does not exist.
         NotADirectoryError: The task's `cwd` is not a directory.

@@ -660,7 +660,9 @@ class Meter:
     So if the last call of a task was short, the task's calls are not measured for some time.
 
     The peak of a process's memory is reset before a call, where this is possible. Otherwise, the
-    call's peak is known only if it exceeds all former peaks of the process.
+    call's peak is known only if it exceeds all former peaks of the process. A figure that may not
+    belong to the call is left out; a share of a measurement of several calls would be a guess.
+    Measuring adds about 0.7 µs to a short call in a worker process and 0.3 µs on a thread.
 
     Args:
         shared: True if other calls may run in this process at the same time. Then only the CPU time
@@ -1257,7 +1259,8 @@ def limit_threads(cores: int) -> None:
 
     Such libraries read their environment variables only when they are loaded. So the first call of
     this function changes nothing, and later calls use threadpoolctl, which the extra
-    `rhapsody-core[threads]` installs. Without threadpoolctl, nothing is changed.
+    `rhapsody-core[threads]` installs. Without threadpoolctl, nothing is changed. It is an extra,
+    because most programs use one number of threads.
     """
     global _threads
     if cores == 0 or cores == _threads:
@@ -1374,6 +1377,9 @@ class ScriptClasses:
     the name, or by an id if no name refers to it, and leaves it unchanged. A worker takes a copy of
     the class for each call, and resets that copy before the call (`Received`). Copies are reused,
     because modules of the worker may keep instances: successive calls use the same class.
+
+    If a worker kept the first version of a class instead, calls would see the changes of earlier
+    calls, and methods would not see globals that the function of the call changes.
 
     Attributes:
         now: The present thread's `Received`, in the attribute `received`; `None` except while a

@@ -5,6 +5,11 @@ has started and waited for. A process that a signal ends usually does not wait f
 before a program is terminated, its counters and those of its descendants are read from `/proc`; see
 `counters_before`. The kernel may still count a child that ends before its parent, so the two
 measurements are not added: the larger one is used.
+
+A peak that may be that of the program's parent is left out (see `program_usage`). The alternatives
+are worse: a small process that starts programs would not inherit changes of limits, umask and
+priority that the program makes later, reading `/proc` periodically misses the peaks of short
+programs, and control groups need privileges or systemd.
 """
 
 from __future__ import annotations

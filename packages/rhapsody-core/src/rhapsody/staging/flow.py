@@ -378,7 +378,9 @@ class FileFlow:
     def choose_place(self, backend: BaseExecutionBackend) -> bool:
         """Decide if a function reads its inputs in place, without links, or in a sandbox.
 
-        It needs a sandbox if an input has another name there, which the function may use.
+        Creating and removing a sandbox and its links costs more than many calls. The function needs
+        a sandbox if an input has another name there, which the function may use. A sandbox cannot
+        be created later, because the function receives the paths of its inputs.
 
         Returns:
             False if the attempt had a sandbox already.
@@ -514,7 +516,12 @@ class FileFlow:
         """Return the paths of inputs that have changed since they were found, by staged path.
 
         Directories, inputs that are copied, and files that this process cannot read are not
-        checked. A fetched file that has changed is fetched again for later tasks.
+        checked: tools write caches and indexes into directories. A fetched file that has changed is
+        fetched again for later tasks.
+
+        A changed input fails the task, without retries or a fallback, which would hide the change.
+        Copying all inputs would be too slow, and write-protecting them would not stop root and
+        would change the mode of users' files.
         """
         changed = {
             name: place.path

@@ -14,6 +14,13 @@ program's `Block` is garbage collected, so canceled calls and killed workers nee
 Freed blocks are reused with their pages, because allocating and clearing pages costs more than
 copying to them. At most `MAX_WARM_BLOCKS` free blocks of at most `MAX_WARM_SIZE` bytes keep their
 pages. Where shared memory is not available, values are sent through the socket.
+
+A call with an argument of 10 MB takes 0.19 to 0.25 times the processor time of the socket, which
+copies the value five times, and a result 0.43 to 0.54 times (Ray 2: 0.57 and 0.86). Smaller values
+than `MIN_SHARED_SIZE` gain nothing. Mapping pickle's out-of-band buffers would save the copy out,
+but needs a new file for each value, whose pages cost more (9 ms for 10 MB) than the copy (2 ms),
+and a descriptor for each array. Descriptors sent over a socket are lost if the receiver has reached
+its limit, and the named files of `multiprocessing.shared_memory` remain after a crash.
 """
 
 from __future__ import annotations

@@ -397,7 +397,12 @@ _ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
 
 
 class WarningFilters:
-    """The program's warning filters, pickled for workers."""
+    """The program's warning filters, pickled for workers.
+
+    Workers receive only these and the `decimal` context, which change results or hide problems.
+    Context variables cannot be pickled, and only their owner knows their meaning. Libraries have
+    too many settings, such as `pandas.options`, to know them all.
+    """
 
     def __init__(self) -> None:
         self._filters: list[Any] = []

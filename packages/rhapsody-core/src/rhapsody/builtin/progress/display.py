@@ -1,4 +1,7 @@
-"""Live display of a run on a terminal or in a notebook, drawn with rich on a separate thread."""
+"""Live display of a run on a terminal or in a notebook, drawn with rich on a separate thread.
+
+A terminal may accept no text for some time (Ctrl-S, a slow connection), so only this thread waits.
+"""
 
 from __future__ import annotations
 

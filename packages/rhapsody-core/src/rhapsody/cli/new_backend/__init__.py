@@ -1,6 +1,10 @@
 """`rhapsody new-backend`: creates the source files of a package with a new, working backend.
 
 The files are rendered from `template/`. Rhapsody's tests install the package and run its tests.
+
+`string.Template` suffices, because the files are rendered once, and a choice that affects more than
+a name, such as the license, selects a file. copier and cookiecutter would require Jinja, pydantic,
+PyYAML and more than ten other distributions.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Observation:
 
     Until they are passed on, calls and events are stored as rows of values in flat lists. A wide
     fan-out produces tens of thousands of events, and creating an object for each would trigger the
-    garbage collector.
+    garbage collector. An event takes 1.2 to 1.5 µs this way (`benchmarks/observer.py`), and took
+    3.7 µs as an instance of a frozen dataclass.
 
     Args:
         hooks: The plugins' hooks.

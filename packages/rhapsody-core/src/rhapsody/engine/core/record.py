@@ -3,6 +3,13 @@
 `Call` is the request, `AttemptRecord` contains the data of one attempt, and `TaskRecord` the state
 in the scheduler. A record also implements the interface that the call's future uses. All decisions
 about tasks are made in `rhapsody.engine.core.scheduler`.
+
+With one object for all three, each attempt would have to reset what the last one left, and whatever
+it forgot would leak into the next. The three objects take 0.7 µs more for each task; properties
+that forward to them would leave open where an attribute belongs. When the work has ended,
+`TaskRecord.let_go` leaves the future only its `TaskFacts`: a finished function without output takes
+480 bytes, and a waiting one 760. The uid of the last attempt is kept instead of its number, because
+the descriptions of dependents contain it.
 """
 
 from __future__ import annotations
