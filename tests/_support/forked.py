@@ -48,6 +48,10 @@ for descriptor, name in enumerate((os.devnull, request["stdout"], request["stder
     os.dup2(opened, descriptor)
     os.close(opened)
 sys.stdin = open(0, closefd=False)
+if journal := sys.modules.get("rhapsody.builtin.journal.program"):  # how a new process starts
+    initial = dict(os.environb)
+    journal.PROCESS_START = journal.process_start_time()
+    journal._initial_environment = lambda: initial
 sys.argv = ["-m", *request["arguments"]]
 runpy.run_module("rhapsody", run_name="__main__", alter_sys=True)
 """

@@ -144,3 +144,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.one_python)
             if module in MINIMUMS:
                 item.add_marker(pytest.mark.minimums)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the reports of the tests in `journal/test_mutations.py`, also if they pass."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, text in report.user_properties:
+                    if name == "mutations":
+                        terminalreporter.write_line(f"mutations of the program {text}")

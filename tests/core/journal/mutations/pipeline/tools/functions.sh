@@ -1,0 +1,3 @@
+second() {
+    cut -d, -f2
+}

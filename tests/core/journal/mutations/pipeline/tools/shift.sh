@@ -1,0 +1,2 @@
+number=$1
+echo $((number + 3))
