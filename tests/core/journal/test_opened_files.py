@@ -709,6 +709,22 @@ async def test_modules_that_a_function_imports_do_not_count(here: Path, monkeypa
     assert ran()["rate"] == 1
 
 
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_a_source_file_that_a_function_opens_as_data_counts(here: Path, backend: str) -> None:
+    def parameters() -> Any:
+        note("parameters")
+        found: dict[str, Any] = {}
+        exec(Path("data/rate.py").read_text(), {}, found)
+        with open("data/more.py") as file:
+            return found["rate"], file.read()
+
+    for rate, more, runs in ((1, "1", 1), (1, "1", 1), (2, "1", 2), (2, "2", 3), (2, "2", 3)):
+        (here / "data" / "rate.py").write_text(f"rate = {rate}\n")
+        (here / "data" / "more.py").write_text(more)
+        assert await run(parameters, (), backend=BACKENDS[backend]()) == [(rate, more)]
+        assert ran()["parameters"] == runs
+
+
 async def test_too_many_files_are_named_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

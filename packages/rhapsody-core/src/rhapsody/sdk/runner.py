@@ -52,6 +52,7 @@ from types import (
     BuiltinMethodType,
     CodeType,
     CoroutineType,
+    FrameType,
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
@@ -410,8 +411,11 @@ RELATIVE = "/./"
 MAX_OPENED = 10_000
 """Maximum number of paths that are noted for one call."""
 
-_CODE = (".py", ".pyc", ".so", ".pyd")
-"""Endings of the files that `import` reads. The digest of the code covers them."""
+_COMPILED = (".pyc", ".so", ".pyd")
+"""Endings of the compiled files that `import` reads. The digest of the code covers them."""
+
+_CODE = (".py", *_COMPILED)
+"""Endings of all files that `import` reads. A function may also open a `.py` file as data."""
 
 _LISTINGS = frozenset(("os.listdir", "os.scandir"))
 
@@ -548,6 +552,13 @@ def _use(flags: int) -> str:
     return WRITTEN if flags & os.O_ACCMODE else READ
 
 
+def _reads_code(frame: FrameType) -> bool:
+    """Return True if the code of a frame is that of `import`, or of tracebacks and `inspect`."""
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+        return True
+    return frame.f_globals.get("__name__") in ("linecache", "tokenize")
+
+
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
     watch = _watches.get()
@@ -557,7 +568,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path, mode, flags = args
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
-            watch.note(path, _use(flags))
+            watch.note(path, _use(flags), _CODE if _reads_code(sys._getframe(1)) else _COMPILED)
     elif event in _LISTINGS:
         path = args[0]
         caller = sys._getframe(1).f_code.co_filename
@@ -566,7 +577,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     elif event in _CHANGES:
         if args[-1] in (-1, None):
             for path in args[_CHANGES[event]]:
-                watch.note(path, WRITTEN)
+                watch.note(path, WRITTEN, _COMPILED)
     elif event == "sqlite3.connect" and isinstance(args[0], _NAMES):
         path = os.fsdecode(args[0]).removeprefix("file:").partition("?")[0]
         if path not in ("", ":memory:"):
