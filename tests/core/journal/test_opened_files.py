@@ -734,6 +734,15 @@ async def test_too_many_files_are_named_once(
     assert caplog.text.count("InputFile") == 1
 
 
+async def test_the_directory_of_a_pattern_in_a_command_is_named_once(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert await run_command(f"cat {here}/data/*.txt {here}/data/[ab].txt") == "abab"
+    assert caplog.text.count(f"InputFile({str(here / 'data')!r})") == 1
+    assert ran()["look"] == 1
+
+
 async def test_functions_that_cannot_open_files_are_not_watched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

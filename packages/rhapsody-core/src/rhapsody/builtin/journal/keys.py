@@ -68,6 +68,7 @@ _REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
 _BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _IN_NAMES = re.compile(r"[=:,@#]")  # in names such as `T=300.dat`, or before a path
+_WILDCARD = re.compile(r"[*?\[]")
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
 _TAIL = re.compile(r"(?=[=:,@](/.*))", re.DOTALL)
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
@@ -346,6 +347,8 @@ class Keys:
         image = [task["container"]] if "container" in task else []
         for path in self._files_named([*words, *image], environment, task.get("cwd"), declared):
             found.path(path)
+            if path.startswith("/") and (wildcard := _WILDCARD.search(path)):
+                found.path(os.path.dirname(path[: wildcard.start()]))
         variables = self._variables(task, found)
         if variables is not None:
             parts[_VARIABLES] = variables
