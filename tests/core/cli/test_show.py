@@ -26,8 +26,12 @@ def records(tmp_path: Path) -> Iterator[Records]:
         failed = {
             "state": "FAILED",
             "exit_code": 2,
-            "error": {"type": "TaskFailedError", "message": "ended with exit code 2\nunexpected"},
-            "stderr": "unexpected\n",
+            "error": {
+                "type": "TaskFailedError",
+                "message": "ended with exit code 2",
+                "stderr": "unexpected",
+                "hints": ["look at it"],
+            },
         }
         found.write(
             NAME,
@@ -78,7 +82,8 @@ def test_a_failed_executable(records: Records, capsys: pytest.CaptureFixture[str
     assert "on local, worker-1" in lines[second:]
     assert "used CPU 2.0 s (25 % of 2 cores), memory 120 MB of 200 MB, read 3.0 kB" in lines
     assert "exit code 2" in lines[second:]
-    assert lines.count("unexpected") == 2  # not again as the standard error
+    assert lines[second:].count("unexpected") == 1
+    assert "hint: look at it" in lines[second:]
     assert "read 3" in lines[second:]
     assert any(" waited 1.0 s" in line for line in lines[first:second])
     assert any(" ran 4.0 s" in line for line in lines[second:])
@@ -154,7 +159,9 @@ def test_json_has_a_stable_form(records: Records, capsys: pytest.CaptureFixture[
         "stderr_path", "usage", "resources", "inputs", "outputs", "fallback", "waits_for",
     }  # fmt: skip
     assert last["error"]["type"] == "TaskFailedError"
-    assert set(last["error"]) == {"type", "message", "traceback", "caused_by"}
+    assert set(last["error"]) == {
+        "type", "message", "traceback", "caused_by", "place", "stderr", "hints",
+    }  # fmt: skip
     assert last["usage"]["peak_memory"] == 120_000_000
     assert found["rerun"].startswith("sh ")
 

@@ -33,7 +33,8 @@ from tests._support.programs import PATIENCE
 NAME = "20260102T000000-align-00b2"
 ERROR = {
     "type": "TaskFailedError",
-    "message": "task 'align' (task.000003) ended with exit code 2\nreading\nunexpected end",
+    "message": "ended with exit code 2",
+    "stderr": "reading\nunexpected end",
 }
 
 LINES: list[dict[str, Any]] = [
@@ -128,6 +129,7 @@ def test_failures_alike_are_one_entry(records: Records, capsys: pytest.CaptureFi
     def failed(number: int, message: str, line: int) -> dict[str, Any]:
         frames = [f'  File "align.py", line {line}, in clean', "    return float(text)"]
         error = {"type": "ValueError", "message": message, "traceback": frames}
+        error["place"] = f"align.py:{line}"
         return end(number, 0, 0, 1, state="FAILED", error=error)
 
     alike = [failed(number, f"no number: {number}", 7) for number in range(1, 31)]

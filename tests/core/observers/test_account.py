@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rhapsody.failures import FailureGroups, Key
+from rhapsody.failures import FailureGroups, Key, failure_from
 
 
 def fail(groups: FailureGroups, name: str, uid: str) -> Key:
     """Add a failure that differs from others only in the name of its task."""
-    return groups.add(name, uid, ValueError(f"the error of {name}"), attempt=1, sandbox=None)
+    return groups.add(failure_from(ValueError(f"the error of {name}"), name, uid, 1))
 
 
 def test_the_latest_groups_are_in_the_order_of_their_last_failures() -> None:

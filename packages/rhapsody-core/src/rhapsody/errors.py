@@ -18,10 +18,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import WrapperDescriptorType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakSet
 
 from rhapsody.masking import mask
+
+if TYPE_CHECKING:
+    from rhapsody.failures import Failure
 
 MAX_CAUSES = 8
 """Maximum number of failed dependencies in the chain of causes of an error."""
@@ -43,25 +46,16 @@ class RhapsodyError(Exception):
 
 
 class UsageError(RhapsodyError, ValueError):
-    """Invalid argument of a command. It is shown without a traceback, and the exit code is 2."""
+    """Invalid argument of a command. It is shown without a traceback, and the exit code is 2.
 
-
-class FirstFailure(NamedTuple):
-    """A failed task that prevented other tasks from running.
-
-    Attributes:
-        name: The task's name.
-        uid: The task's uid.
-        attempt: The number of the attempt that failed, starting at 1.
-        sandbox: The directory in which the attempt ran, or `None` if it had none.
-        error: The exception of the attempt.
+    Args:
+        message: The message.
+        option: The name of the option that is invalid, or `None` if it is another argument.
     """
 
-    name: str
-    uid: str
-    attempt: int
-    sandbox: str | None
-    error: BaseException
+    def __init__(self, message: str = "", *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option: str | None = option
 
 
 class DependencyFailureError(RhapsodyError, RuntimeError):
@@ -80,7 +74,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
     """
 
     _depth = 1  # length of the chain from the root cause
-    _first: tuple[FirstFailure, ...] = ()  # all tasks that failed first, one per chain of causes
+    _first: tuple[Failure, ...] = ()  # of the tasks that failed first, one per chain of causes
 
     def __init__(
         self,
@@ -324,14 +318,56 @@ def text_of(error: BaseException | None) -> str:
         return f"(str() of the exception raised {type(mistake).__name__})"
 
 
-CALL: str = "_rhapsody_call"
-"""Name of the exception attribute that describes the call in which the exception was raised."""
+class MessageParts(NamedTuple):
+    """Parts of the message of an exception that Rhapsody has made or extended for a task.
+
+    Attributes:
+        reason: What happened, without the task's name.
+        stderr: The end of standard error, if the message contains it.
+        hints: Advice.
+    """
+
+    reason: str
+    stderr: str = ""
+    hints: tuple[str, ...] = ()
 
 
-def first_call(error: BaseException | None) -> str | None:
-    """Return a description of the call that raised an exception, or `None` if it is unknown."""
-    found = None if error is None else vars(error).get(CALL)
-    return found if isinstance(found, str) else None
+_PARTS = "_rhapsody_parts"
+"""Name of the exception attribute with the `MessageParts`, as a tuple that others can unpickle."""
+
+
+def set_parts(error: BaseException, parts: MessageParts) -> None:
+    """Store the parts of which the message of an exception consists."""
+    vars(error)[_PARTS] = tuple(parts)
+
+
+def parts_of(error: BaseException) -> MessageParts:
+    """Return the parts of an exception's message. By default, all of it is the reason."""
+    found = vars(error).get(_PARTS)
+    return MessageParts(text_of(error)) if found is None else MessageParts(*found)
+
+
+_FAILURE = "_rhapsody_failure"
+"""Name of the exception attribute with the `Failure`."""
+
+
+def set_failure(error: BaseException, failure: Failure) -> None:
+    """Store what is known about the last failure that an exception has caused."""
+    vars(error)[_FAILURE] = failure
+
+
+def last_failure(error: BaseException) -> Failure | None:
+    """Return what is known about the last failure that an exception has caused, if anything."""
+    found: Failure | None = vars(error).get(_FAILURE)
+    return found
+
+
+def in_words(kind: str, message: str) -> str:
+    """Return the kind and the message of a failure as text.
+
+    The kind is omitted for a command, because its exit code says more.
+    """
+    return message if kind == TaskFailedError.__name__ and message else f"{kind}: {message}"
 
 
 def user_name(uid: int) -> str:

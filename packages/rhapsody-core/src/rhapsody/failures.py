@@ -1,4 +1,4 @@
-"""Failures of tasks as text, in groups of similar failures."""
+"""Failures of tasks: what is known about each, and groups of similar failures for summaries."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from textwrap import dedent
 
-from rhapsody.backends.programs import RERUN_SCRIPT
-from rhapsody.errors import (
-    TaskFailedError,
-    describe_error,
-    first_call,
-    text_of,
-)
+from rhapsody.errors import TaskFailedError, in_words, parts_of
 from rhapsody.history.values import shown
-from rhapsody.tracebacks import as_lines, last_frames, location_of
+from rhapsody.tracebacks import Frame, as_lines, is_users_code, last_frames
 
 MAX_EXAMPLES = 4
 """Maximum number of failures of a group that are kept; later ones are only counted."""
@@ -37,52 +30,123 @@ MAX_LINES = 10
 The output is shown only if the error is a single line.
 """
 
+Key = tuple[str, str, int | None, str | None]
+"""Key of a group: the tasks' name, and the kind, exit code and place of their failures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A task that has failed.
+    """Failure of an attempt of a task, or the reason why a task did not run. Texts have no secrets.
 
     Attributes:
-        call: The call with its shortened arguments, and the task's uid.
-        error: The exception as text.
-        attempt: The number of the attempt that failed, starting at 1.
-        frames: The last frames of the traceback, as Python prints them.
+        task: The name of the task or block.
+        uid: Its uid in the engine.
+        attempt: The number of the attempt that failed, starting at 1; 0 if there was none.
+        call: The call that raised the exception, with shortened arguments and the uid of its task.
+            A block, and a task that did not run, can fail because of the call of another task.
+        kind: The name of the exception's type.
+        message: The text of the exception, without the task's name at its beginning, the output and
+            the hints.
+        exit_code: The exit code of a command that failed.
+        backend: The name of the backend, or `None` if the task was not submitted.
+        worker: The worker or host, if the backend has reported it.
+        attempts: The backends with their numbers of failed attempts, if the task was moved.
+        frames: The last frames of the traceback; see `rhapsody.tracebacks.last_frames`.
         sandbox: The directory in which the attempt ran, or `None` if it had none.
-        stdout: The end of the standard output, taken from a note on the exception; may be empty.
+        rerun: The path of a script that runs the command again, if there is one.
+        stdout: The end of the standard output.
+        stderr: The end of the standard error.
+        hints: What may have caused the failure, and what helps.
+        causes: For a task that did not run, the uids of the tasks that failed first.
     """
 
-    call: str
-    error: str
+    task: str
+    uid: str
     attempt: int
-    frames: tuple[str, ...]
-    sandbox: str | None
-    stdout: str
+    call: str
+    kind: str
+    message: str
+    exit_code: int | None = None
+    backend: str | None = None
+    worker: str | None = None
+    attempts: tuple[tuple[str, int], ...] = ()
+    frames: tuple[Frame, ...] = ()
+    sandbox: str | None = None
+    rerun: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    hints: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str | None:
+        """The last line of the user's code in the traceback, such as `stats.py:12`."""
+        own = [frame for frame in self.frames if is_users_code(frame.file)]
+        return own[-1].location if own else None
+
+    @property
+    def key(self) -> Key:
+        """The key of the group of similar failures."""
+        return self.task, self.kind, self.exit_code, self.place
+
+    @property
+    def text(self) -> str:
+        """The kind and the message of the failure. The exit code of a command needs no kind."""
+        return in_words(self.kind, self.message)
 
     @property
     def summary(self) -> str:
         """One line with the call and the first line of the error."""
         attempt = f", attempt {self.attempt}" if self.attempt > 1 else ""
-        return f"{self.call}{attempt}: {_first_line(self.error)}"
+        return f"{self.call}{attempt}: {_first_line(self.text)}"
+
+    def details(self) -> list[str]:
+        """Return the further lines of the error, and the hints."""
+        more = self.text.strip().splitlines()[1:]
+        if self.of_command:
+            more += self.stderr.strip().splitlines()
+        return [*more[-MAX_LINES:], *(f"hint: {hint}" for hint in self.hints)]
+
+    @property
+    def of_command(self) -> bool:
+        """True if a command has failed, whose standard error belongs to the failure."""
+        return self.kind == TaskFailedError.__name__ or self.exit_code is not None
 
     def lines(self) -> list[str]:
         """Return the lines that describe the failure in full."""
-        lines = [self.summary]
-        more, printed = self.error.strip().splitlines()[1:], self.stdout.strip().splitlines()
-        lines += [f"  {line}" for line in (*self.frames, *more[-MAX_LINES:])]
-        if printed and not more:
+        more = self.details()
+        frames = as_lines(self.frames, _here())
+        lines = [self.summary, *(f"  {line}" for line in (*frames, *more))]
+        if self.stdout and len(more) == len(self.hints):
             lines.append("  standard output ended with:")
-            lines += [f"    {line}" for line in printed[-MAX_LINES:]]
+            lines += [f"    {line}" for line in self.stdout.splitlines()[-MAX_LINES:]]
         if self.sandbox is not None and os.path.isdir(self.sandbox):
             lines.append(f"  sandbox: {shown(self.sandbox)}")
-            again = os.path.join(self.sandbox, RERUN_SCRIPT)
-            if os.path.isfile(again):
-                lines.append(f"  to run it again: sh {shlex.quote(shown(again))}")
+            if self.rerun is not None:
+                lines.append(f"  to run it again: sh {shlex.quote(shown(self.rerun))}")
         return lines
+
+
+def failure_from(error: BaseException, task: str, uid: str, attempt: int = 0) -> Failure:
+    """Return what an exception itself tells about a failure.
+
+    Args:
+        error: The exception.
+        task: The name of the task or block.
+        uid: Its uid.
+        attempt: The number of the attempt, or 0 if there was none.
+    """
+    parts = parts_of(error)
+    code = error.exit_code if isinstance(error, TaskFailedError) else None
+    return Failure(
+        task, uid, attempt, f"{task} ({uid})", type(error).__name__, parts.reason, code,
+        frames=tuple(last_frames(error)), stderr=parts.stderr, hints=parts.hints,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Failures with the same task name, exception type and line of the user's code.
+    """Failures with the same key.
 
     Attributes:
         name: The name of the tasks.
@@ -125,10 +189,6 @@ class FailureGroup:
         return lines
 
 
-Key = tuple[str, str, str | None]
-"""Key of a group: the tasks' name, `kind` and `location`."""
-
-
 class FailureGroups:
     """The groups of a run's failures.
 
@@ -146,38 +206,23 @@ class FailureGroups:
         """The groups, in the order of the last failure of each."""
         return list(self._latest.values())
 
-    def add(
-        self,
-        name: str,
-        uid: str,
-        error: BaseException | None,
-        *,
-        attempt: int,
-        sandbox: str | None,
-    ) -> Key:
+    def add(self, failure: Failure) -> Key:
         """Add the failure of a task, and return the key of its group."""
-        location, text = location_of(error), _in_words(name, uid, error)
-        key = (name, _kind(error), location)
+        key, line = failure.key, _first_line(failure.text)
         group = self._groups.get(key)
         if group is None:
             if len(self._groups) >= MAX_GROUPS:
                 self._ungrouped += 1
                 return key
-            group = self._groups[key] = FailureGroup(name, key[1], _first_line(text), location)
+            kind = failure.kind if failure.exit_code is None else f"exit code {failure.exit_code}"
+            group = self._groups[key] = FailureGroup(failure.task, kind, line, failure.place)
         self._latest.pop(key, None)
         self._latest[key] = group
         group.count += 1
-        if group.text != _first_line(text):
+        if group.text != line:
             group.text = None
         if len(group.examples) < MAX_EXAMPLES:
-            call, own = first_call(error), f"({uid})"
-            if call is None or not (uid.startswith("block.") or call.endswith(own)):
-                call = f"{name} {own}"  # the exception names the call of another task
-            frames = tuple(as_lines(last_frames(error), _here()))
-            stdout = _stdout(error)
-            hints = [note for note in _notes(error) if note.startswith("hint: ")]
-            text = "\n".join([text, *hints])
-            group.examples[uid] = Failure(call, text, attempt, frames, sandbox, stdout)
+            group.examples[failure.uid] = failure
         return key
 
     def discard(self, key: Key, uid: str) -> None:
@@ -220,37 +265,3 @@ def _shortened(text: str) -> str:
 def _joined(words: Sequence[str]) -> str:
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _kind(error: BaseException | None) -> str:
-    """Return the exception type or exit code that a group's failures have in common."""
-    if isinstance(error, TaskFailedError) and error.exit_code is not None:
-        return f"exit code {error.exit_code}"
-    return type(error).__name__
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    """Return the notes on an exception."""
-    notes = None if error is None else vars(error).get("__notes__")
-    return [note for note in notes if type(note) is str] if type(notes) is list else []
-
-
-def _stdout(error: BaseException | None) -> str:
-    """Return the end of standard output from the note on an exception. The note hides secrets."""
-    for note in _notes(error):
-        _, found, rest = note.partition("  standard output ended with:\n")
-        if found:
-            return dedent(rest.partition("\n  standard error ended with:\n")[0])
-    return ""
-
-
-def _in_words(name: str, uid: str, error: BaseException | None) -> str:
-    """Return a task's error as text, without the task's name at the beginning of some messages."""
-    if error is None:
-        return ""
-    text = text_of(error)
-    for kind in ("task", "service"):
-        own = f"{kind} {name!r} ({uid}) "
-        if text.startswith(own):
-            return text.removeprefix(own)
-    return describe_error(error)

@@ -34,13 +34,15 @@ from typing import (
 from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
-from rhapsody.errors import DataError, describe_error, first_call
+from rhapsody.errors import DataError, describe_error, last_failure
 from rhapsody.identity import AttemptId, Prefix, label
 from rhapsody.resources import Resources, builtin_number, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from rhapsody.failures import Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -648,7 +650,7 @@ class TaskFuture(asyncio.Future[T]):
         "pass the future to the task as an argument, which receives the value"
     )
 
-    _failure: tuple[TracebackType | None, str | None]  # set with the exception; see `fail`
+    _failure: tuple[TracebackType | None, Failure | None]  # set with the exception; see `fail`
     _link: LiveNode | TaskFacts  # used only here and in `rhapsody.engine.core.record`
     _result: T  # asyncio's own
 
@@ -932,11 +934,11 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Set the exception, and remember its traceback and the call that raised it.
+        """Set the exception, and remember its traceback and the failure.
 
-        Called by the engine.
+        Another task may raise the same exception object later. Called by the engine.
         """
-        self._failure = error.__traceback__, first_call(error)
+        self._failure = error.__traceback__, last_failure(error)
         self.set_exception(error)
 
 
@@ -946,9 +948,10 @@ def facts_of(future: TaskFuture[Any]) -> TaskFacts:
     return link if isinstance(link, TaskFacts) else link.facts()
 
 
-def failed_call(future: object) -> str | None:
-    """Return the call that raised the exception of a failed task, if it is known."""
-    return getattr(future, "_failure", (None, None))[1]
+def failure_of(future: object) -> Failure | None:
+    """Return the failure of a failed task or block, if it is known."""
+    found: Failure | None = getattr(future, "_failure", (None, None))[1]
+    return found
 
 
 def finished(loop: asyncio.AbstractEventLoop, facts: TaskFacts) -> TaskFuture[None]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from opentelemetry._logs import LoggerProvider, SeverityNumber
 from opentelemetry.context import Context
 
-from rhapsody.sdk import describe_error, made_in_time, mask
+from rhapsody.sdk import describe_error, made_in_time, mask, text_of
 
 _OWN = ("opentelemetry", "urllib3")
 """Loggers that exporters use. Exporting their records would create further records."""
@@ -89,6 +89,6 @@ def described(error: BaseException, masked: Callable[[str], str]) -> dict[str, s
         trace = "".join([*traceback.format_tb(error.__traceback__), describe_error(error)])
     return {
         "exception.type": kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}",
-        "exception.message": masked(describe_error(error).partition(": ")[2]),
+        "exception.message": masked(text_of(error)),
         "exception.stacktrace": masked(trace),
     }

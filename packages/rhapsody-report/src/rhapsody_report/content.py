@@ -206,7 +206,10 @@ class FailureExample:
     @property
     def outputs(self) -> dict[str, str]:
         """The end of the output streams, by title."""
-        found = {"standard output": self.attempt.stdout, "standard error": self.attempt.stderr}
+        error, stderr = self.attempt.error, self.attempt.stderr
+        if not stderr and error is not None:
+            stderr = error.stderr
+        found = {"standard output": self.attempt.stdout, "standard error": stderr}
         return {title: tail(text) for title, text in found.items() if text and text.strip()}
 
 

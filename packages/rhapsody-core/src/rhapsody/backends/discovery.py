@@ -10,6 +10,7 @@ create backends from settings in text form.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -838,13 +839,14 @@ def check_option_names(name: str, options: Iterable[str]) -> None:
     """Check names of options against the backend's declaration, if it declares options.
 
     Raises:
-        ValueError: No backend has this name, or it has no option of a given name.
+        ValueError: No backend has this name.
+        UsageError: It has no option of a given name.
     """
     known = declared_options(name)
     for option in options:
         hint = option_hint(option, known) if known and option != "resources" else None
         if hint is not None:
-            raise ValueError(f"backend {name!r} has no option {option!r}{hint}")
+            raise UsageError(f"backend {name!r} has no option {option!r}{hint}", option=option)
 
 
 def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:
@@ -854,11 +856,14 @@ def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:
         The backend, not started.
 
     Raises:
-        UsageError: The backend cannot be used, or does not accept a setting.
+        UsageError: The backend cannot be used, or does not accept a setting, which is the `option`
+            of the error if it is known.
     """
     try:
         check_option_names(name, options)
         cls = BackendRegistry.get_backend_class(name)
+    except UsageError:
+        raise
     except (ValueError, ImportError, TypeError) as error:
         raise UsageError(str(error)) from None
     parameters = inspect.signature(cls).parameters.values()
@@ -871,7 +876,8 @@ def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:
         if key == "resources" and key in keywords:
             if not isinstance(value, dict):
                 raise UsageError(
-                    f"-o resources must be a table, such as resources={{cores = 2}}, got {value!r}"
+                    f"resources must be a table, such as resources={{cores = 2}}, got {value!r}",
+                    option=key,
                 )
             resources |= value
         elif key in keywords or any(one.kind is one.VAR_KEYWORD for one in parameters):
@@ -882,10 +888,13 @@ def make_backend(name: str, options: Mapping[str, Any]) -> BaseExecutionBackend:
             takes = (
                 f"its settings are {', '.join(keywords)}" if keywords else "it takes no settings"
             )
-            raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}")
+            raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}", option=key)
     if resources:
         given["resources"] = resources
     try:
         return cls(**given)
     except (TypeError, ValueError, ImportError, RhapsodyError) as error:
-        raise UsageError(f"backend {name!r}: {error}") from None
+        # The message of a backend should begin with the option. Others may be in a hint.
+        words = re.findall(r"\w+", str(error))
+        option = next((word for word in words if word in options), None)
+        raise UsageError(f"backend {name!r}: {error}", option=option) from None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rhapsody.errors import describe_error
+from rhapsody.failures import Key
 from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
 from rhapsody.states import TasksMainStates
-from rhapsody.tracebacks import as_lines, last_frames, location_of
+from rhapsody.tracebacks import as_lines
 
 log: logging.Logger = logging.getLogger("rhapsody.task")
 """Logger of tasks, at INFO, with `task_uid` and `task_name` in each record."""
@@ -21,8 +21,8 @@ def rhapsody_observers() -> Sequence[object] | None:
     return [TaskLog()] if log.isEnabledFor(logging.INFO) else None
 
 
-MAX_LOCATIONS = 1000
-"""Maximum number of lines of code for which the last frames of the first failure are logged."""
+MAX_KEYS = 1000
+"""Maximum number of kinds of failures whose first one is logged with its last frames."""
 
 _ENDS = {
     TasksMainStates.DONE: "done",
@@ -37,7 +37,7 @@ class TaskLog:
     def __init__(self) -> None:
         self._calls: dict[str, str] = {}
         self._began: dict[str, float] = {}
-        self._places: set[tuple[str, str, str | None]] = set()
+        self._keys: set[Key] = set()
 
     @hookimpl
     def rhapsody_task_calls(self, calls: Sequence[TaskCall]) -> None:
@@ -77,17 +77,16 @@ class TaskLog:
         return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
-        """Describe an error and its line of code. For a line's first error, add the last frames."""
-        error = event.error
-        if error is None:
+        """Describe a failure. For the first one of its kind, add the last frames."""
+        failure = event.failure
+        if failure is None:
             return ""
-        place = (event.name, type(error).__name__, location_of(error))
-        text = f": {describe_error(error)}"
-        text += f" ({place[2]})" if place[2] else ""
-        if place not in self._places and len(self._places) < MAX_LOCATIONS:
-            self._places.add(place)
-            text = "\n  ".join([text, *as_lines(last_frames(error))])
-        return text
+        where = "" if failure.place is None else f" ({failure.place})"
+        lines = [f": {failure.text}{where}", *failure.details()]
+        if failure.key not in self._keys and len(self._keys) < MAX_KEYS:
+            self._keys.add(failure.key)
+            lines += as_lines(failure.frames)
+        return "\n  ".join(lines)
 
 
 def _duration(seconds: float) -> str:

@@ -118,6 +118,9 @@ def attempt_json(attempt: Attempt) -> dict[str, Any]:
             "message": error.message,
             "traceback": list(error.traceback),
             "caused_by": list(error.caused_by),
+            "place": error.place,
+            "stderr": error.stderr,
+            "hints": list(error.hints),
         }
     for name in ("inputs", "outputs"):
         found[name] = [asdict(file) for file in found[name]]

@@ -212,14 +212,14 @@ def _output(attempt: Attempt) -> Iterator[tuple[str, str | list[str]]]:
         ("stdout", attempt.stdout, attempt.stdout_path),
         ("stderr", attempt.stderr, attempt.stderr_path),
     ):
-        if text and attempt.error is not None and text.strip() in attempt.error.message:
-            continue  # the error ends with it
+        if not text and name == "stderr" and attempt.error is not None:
+            text = attempt.error.stderr
+        if path is not None:
+            yield name, shown(path)
         if text:
             lines = text.splitlines()
             more = ["..."] if len(lines) > MAX_LINES else []
             yield name, [*more, *lines[-MAX_LINES:]]
-        elif path is not None:
-            yield name, shown(path)
 
 
 def _rerun_command(run: RunRecord, task: TaskRun) -> str | None:

@@ -421,14 +421,14 @@ def _error(task: TaskRun) -> dict[str, str] | None:
 
 
 def _ends(task: TaskRun) -> list[str]:
-    """Return the first and the last line of a task's error, without its name at the beginning.
+    """Return the first and the last line of a task's error.
 
-    The last line of the error of an executable is the end of its standard error.
+    The last line of the error of an executable is a hint, or the end of its standard error.
     """
     error = task.attempts[-1].error
     if error is None:
         return ["no error is recorded"]
-    own, text = f"task {task.name!r} ({task.uid}) ", error.message.strip()
-    text = text.removeprefix(own) if text.startswith(own) else f"{error.kind}: {text}"
-    lines = [printable(line) for line in text.splitlines()] or [error.kind]
-    return [lines[0], *lines[1:][-1:]]
+    first, *more = str(error).strip().splitlines()
+    if not error.hints:
+        more += error.stderr.strip().splitlines()
+    return [printable(first), *map(printable, more[-1:])]

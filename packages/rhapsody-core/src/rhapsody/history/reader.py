@@ -25,7 +25,7 @@ from types import MappingProxyType, NoneType
 from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import RhapsodyError, user_name
+from rhapsody.errors import RhapsodyError, in_words, user_name
 from rhapsody.fsutil import open_file, state_of
 from rhapsody.history.outputs import Place
 from rhapsody.identity import split_label, without_engine
@@ -204,18 +204,26 @@ class ErrorRecord:
 
     Attributes:
         kind: The name of the exception's type.
-        message: The text of the exception.
+        message: The text of the exception, without the task's name at its beginning.
         traceback: The last frames, as Python prints them.
         caused_by: For a task that did not run, the uids of the tasks that failed first.
+        place: The last line of the user's code in the traceback, such as `stats.py:12`; `None` if
+            it is unknown.
+        stderr: The end of the standard error of a command.
+        hints: What may have caused the failure, and what helps.
     """
 
     kind: str
     message: str
     traceback: tuple[str, ...] = ()
     caused_by: tuple[str, ...] = ()
+    place: str | None = None
+    stderr: str = ""
+    hints: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
+        lines = [in_words(self.kind, self.message), *(f"hint: {each}" for each in self.hints)]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -697,7 +705,8 @@ def _are_resources(value: object) -> bool:
 
 
 def _is_sound_error(error: ErrorRecord) -> bool:
-    return all(isinstance(each, str) for each in (*error.traceback, *error.caused_by))
+    texts = (*error.traceback, *error.caused_by, *error.hints)
+    return isinstance(error.place, str | None) and all(isinstance(each, str) for each in texts)
 
 
 def is_time(value: object) -> bool:
@@ -776,6 +785,9 @@ def _error(given: Mapping[str, Any] | None) -> ErrorRecord | None:
         str(given.get("message", "")),
         tuple(given.get("traceback", ())),
         tuple(given.get("caused_by", ())),
+        given.get("place"),
+        str(given.get("stderr", "")),
+        tuple(given.get("hints", ())),
     )
 
 

@@ -223,15 +223,14 @@ def most_unused_memory(statistics: Iterable[NameStatistics]) -> NameStatistics |
 
 
 def failure_key(task: TaskRun) -> tuple[object, ...]:
-    """Return values that are equal for tasks that failed alike.
+    """Return values that are equal for tasks that failed alike, as in the summary of a run.
 
-    These are their name, the type of the error, the line that raised it, and the exit code.
+    These are their name, the type of the error, the exit code, and the line that raised the error.
     """
     last = task.attempts[-1]
     if last.error is None:
         return (task.name,)
-    places = [line for line in last.error.traceback if line.lstrip().startswith("File ")]
-    return task.name, last.error.kind, last.exit_code, *places[-1:]
+    return task.name, last.error.kind, last.exit_code, last.error.place
 
 
 class Step(NamedTuple):

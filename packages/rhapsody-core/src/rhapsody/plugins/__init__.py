@@ -19,6 +19,7 @@ from rhapsody._exports import lazy
 
 if TYPE_CHECKING:
     from rhapsody.errors import UsageError
+    from rhapsody.failures import Failure
     from rhapsody.identity import AttemptId, TaskId, split_label
     from rhapsody.plugins import hooks
     from rhapsody.plugins.options import BackendOption
@@ -42,18 +43,20 @@ if TYPE_CHECKING:
         TaskFiles,
         hookimpl,
     )
+    from rhapsody.tracebacks import Frame
 
     __all__ = [
         "API_VERSION", "AttemptFiles", "AttemptId", "BackendOption", "BackendSpec", "CommandLine",
-        "CommandOption", "EngineOption", "LookupTask", "ObservedEngine", "Outcome", "Record",
-        "Recorded", "StartedRun", "Stats", "Summary", "TaskCall", "TaskEvent", "TaskFiles",
-        "TaskId", "UsageError", "hookimpl", "hooks", "split_label",
+        "CommandOption", "EngineOption", "Failure", "Frame", "LookupTask", "ObservedEngine",
+        "Outcome", "Record", "Recorded", "StartedRun", "Stats", "Summary", "TaskCall", "TaskEvent",
+        "TaskFiles", "TaskId", "UsageError", "hookimpl", "hooks", "split_label",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
             "rhapsody.errors": "UsageError",
+            "rhapsody.failures": "Failure",
             "rhapsody.identity": "AttemptId TaskId split_label",
             "rhapsody.plugins.hooks": "hooks",
             "rhapsody.plugins.options": "BackendOption",
@@ -62,5 +65,6 @@ else:
                 "LookupTask ObservedEngine Outcome Record Recorded StartedRun Stats Summary "
                 "TaskCall TaskEvent TaskFiles hookimpl"
             ),
+            "rhapsody.tracebacks": "Frame",
         },
     )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from rhapsody.failures import Failure
+
 __all__ = [
     "API_VERSION",
     "PROJECT",
@@ -449,6 +451,7 @@ class TaskEvent(NamedTuple):
             chosen them for this attempt; otherwise `None`.
         interval: The times, in seconds since the epoch, between which an attempt has run, if its
             backend reports them. Otherwise, use the times of the events.
+        failure: What is known about the failure, as data without secrets, if `error` is set.
     """
 
     uid: str
@@ -472,6 +475,7 @@ class TaskEvent(NamedTuple):
     files: AttemptFiles | None = None
     resources: Mapping[str, Any] | None = None
     interval: tuple[float, float] | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)

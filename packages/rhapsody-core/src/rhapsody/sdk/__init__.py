@@ -20,7 +20,7 @@ from rhapsody.data import (
     output_of,
     plain_name,
 )
-from rhapsody.errors import add_note, describe_error, made_in_time
+from rhapsody.errors import add_note, describe_error, made_in_time, text_of
 from rhapsody.forks import PerProcess
 from rhapsody.masking import escaped, mask
 from rhapsody.resources import (
@@ -105,7 +105,7 @@ __all__ = [
     "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
     "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
     "slurm_refusal", "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion",
-    "task_context", "task_environment", "task_kind", "time_needed", "too_early", "trimmed",
-    "unpack", "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames",
-    "working_directory",
+    "task_context", "task_environment", "task_kind", "text_of", "time_needed", "too_early",
+    "trimmed", "unpack", "unpack_error", "wait_until", "watch_files", "watching",
+    "without_own_frames", "working_directory",
 ]  # fmt: skip

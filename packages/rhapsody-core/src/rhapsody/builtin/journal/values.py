@@ -348,6 +348,8 @@ class Values:
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         if type(state) is dict:
             properties, caches = cached_properties(kind), self._collector.caches(value, state)  # type: ignore[arg-type]
+            if kind is functools.singledispatchmethod:
+                caches = ("_method_cache",)  # Python 3.13 fills or removes it at any access
             if properties or caches:  # pickle stores `None` for an object without attributes
                 left_out = properties.union(caches)
                 state = {name: each for name, each in state.items() if name not in left_out} or None

@@ -112,9 +112,8 @@ class Counts:
             row.done += 1
             if event.native == "fallback":
                 row.fallbacks += 1
-                self.fallbacks.add(
-                    event.name, event.uid, event.error, attempt=event.attempt, sandbox=None
-                )
+                assert event.failure is not None
+                self.fallbacks.add(event.failure)
         elif event.state is CANCELED:
             row.cancelled += 1
         elif isinstance(event.error, DependencyFailureError):
@@ -124,9 +123,8 @@ class Counts:
             self.held[event.uid] = f"{event.name} ({event.uid})", event.error
         else:
             row.failed += 1
-            self._failed[event.uid] = self.failures.add(
-                event.name, event.uid, event.error, attempt=event.attempt, sandbox=event.sandbox
-            )
+            assert event.failure is not None
+            self._failed[event.uid] = self.failures.add(event.failure)
 
 
 _ENDS = frozenset({DONE, FAILED, CANCELED})

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
 from rhapsody.builtin.record.outputs import OutputStore
-from rhapsody.errors import DependencyFailureError, text_of
+from rhapsody.failures import Failure
 from rhapsody.history.outputs import PRINTED
 from rhapsody.history.reader import FORMAT
 from rhapsody.masking import (
@@ -45,7 +45,7 @@ from rhapsody.plugins.specs import (
 )
 from rhapsody.sdk.capture import TruncatedText
 from rhapsody.states import TasksMainStates
-from rhapsody.tracebacks import as_lines, last_frames
+from rhapsody.tracebacks import as_lines
 
 MESSAGE = 2000
 """Maximum number of characters of an error's text."""
@@ -214,8 +214,8 @@ class Encoder:
 
     def _end(self, event: TaskEvent) -> Line:
         (
-            uid, _, attempt, state, native, backend, ended, _, worker, _, error, sandbox,
-            stdout, stderr, _, exit_code, usage, retried, files, resources, interval,
+            uid, _, attempt, state, native, backend, ended, _, worker, _, _, sandbox,
+            stdout, stderr, _, exit_code, usage, retried, files, resources, interval, failure,
         ) = event  # fmt: skip
         where = self._places.get((state, backend, worker))
         if where is None:
@@ -248,8 +248,8 @@ class Encoder:
             line += ',"retried":true'
         if exit_code is not None:
             line += f',"exit_code":{_dumps(exit_code)}'
-        if error is not None:
-            line += self._error(uid, error, replaced=native == "fallback")
+        if failure is not None:
+            line += self._error(uid, failure, replaced=native == "fallback")
         if sandbox is not None:
             line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
         outputs: list[_LongOutput] | None = None
@@ -284,27 +284,22 @@ class Encoder:
         self._places[state, backend, worker] = text
         return text
 
-    def _error(self, uid: str, error: BaseException, *, replaced: bool) -> str:
-        text = self._first(uid, text_of(error))
-        found: dict[str, Any] = {"type": type(error).__name__, "message": text}
-        skipped = isinstance(error, DependencyFailureError) and not replaced
-        if isinstance(error, DependencyFailureError):
-            found["caused_by"] = [each.uid for each in error._first[:CAUSES]]
-        elif frames := as_lines(last_frames(error)):
+    def _error(self, uid: str, failure: Failure, *, replaced: bool) -> str:
+        found: dict[str, Any] = {
+            "type": failure.kind,
+            "message": failure.message[:MESSAGE],
+            "place": failure.place,
+            "hints": failure.hints,
+            "stderr": failure.stderr if failure.of_command else "",
+            "caused_by": failure.causes[:CAUSES],
+        }
+        if frames := as_lines(failure.frames):
             found["traceback"] = self._masked(uid, "\n".join(frames)).split("\n")
+        skipped = bool(failure.causes) and not replaced
         return _items({"skipped": skipped, "error": _without_empty(found)})
 
     def _masked(self, uid: str, text: str) -> str:
         return text if len(text) < MIN_SECRET_LENGTH else mask(text, self._secrets_of(uid))
-
-    def _first(self, uid: str, text: str) -> str:
-        """Return the beginning of an error's text, without secrets or parts of them."""
-        secrets = self._secrets_of(uid)
-        if len(text) <= MESSAGE:
-            return mask(text, secrets)
-        longest = len(secrets[0][0]) if secrets else 0
-        found = mask(text[: MESSAGE + longest], secrets)
-        return found[: len(found) - longest]
 
     def _long(self, uid: str, name: str, text: str) -> _LongOutput:
         if isinstance(text, TruncatedText):

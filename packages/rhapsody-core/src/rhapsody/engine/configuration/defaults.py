@@ -8,7 +8,6 @@ line, an environment variable or a file; see `rhapsody.engine.configuration.prof
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -165,12 +164,9 @@ def _backend_of(profile: Profile, name: str, more: Mapping[str, Any]) -> BaseExe
     try:
         return make_backend(name, options)
     except UsageError as error:
-        # The first option that the message names is the wrong one; others may be in a hint.
-        words = re.findall(r"\w+", str(error))
-        first = next((word for word in words if word in options), None)
-        if first in more:
-            raise UsageError(f"-o {first}: {error}") from None
-        place = profile.backend if first is None else of_profile[first]
+        if error.option in more:
+            raise UsageError(f"-o {error.option}: {error}", option=error.option) from None
+        place = profile.backend if error.option is None else of_profile[error.option]
         if place is None or place.file is None:
             raise
         raise ProfileError(f"{place.source}: {error}") from None

@@ -1,9 +1,8 @@
-"""Errors of failed tasks: their messages, and the note that each exception carries (PEP 678).
+"""Errors of failed tasks: their messages, and the record and the note of each failure (PEP 678).
 
-The note shows the call, where it ran, and the end of its output. Composing the note runs no user
-code: an instance of a user-defined class is shown only as the name of its class. The values of
-variables in `environment=`, and of variables of this process whose names look secret, are replaced
-with the variables' names.
+The note shows the call, where it ran, and the end of its output. An argument of a user-defined
+class is shown only as the name of its class. The values of variables in `environment=`, and of
+variables of this process whose names look secret, are replaced with the variables' names.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -27,17 +27,22 @@ from rhapsody.engine.configuration.settings import TaskSettings
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import (
-    CALL,
     CapabilityError,
+    DataError,
     DependencyFailureError,
-    FirstFailure,
     InputChangedError,
+    MessageParts,
     OutOfMemoryError,
     TaskFailedError,
     TaskTimeoutError,
     describe_error,
-    first_call,
+    last_failure,
+    parts_of,
+    set_failure,
+    set_parts,
+    text_of,
 )
+from rhapsody.failures import Failure, failure_from
 from rhapsody.fsutil import full_disk, used_up
 from rhapsody.masking import MIN_SECRET_LENGTH, Hidden, Secrets, hides, mask, secrets_of
 from rhapsody.resources import Resources
@@ -45,7 +50,7 @@ from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
 from rhapsody.spelling import suggestion
-from rhapsody.task import TaskFuture, failed_call
+from rhapsody.task import TaskFuture, failure_of
 from rhapsody.tracebacks import format_error, users_part
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
@@ -108,19 +113,16 @@ def of_dependencies(
     roots = {call or id(error) for error, call in map(_root_of, failed)}
     others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
     why = next(iter(describe_error(root).splitlines()), "")  # the cause has the other lines
-    error = DependencyFailureError(
-        f"{record.named()} did not run because {what or repr(names[0])} failed{others}: {why}",
-        names,
-        root,
-    )
-    vars(error)[CALL] = what
+    reason = f"did not run because {what or repr(names[0])} failed{others}: {why}"
+    error = DependencyFailureError(f"{record.named()} {reason}", names, root)
+    set_parts(error, MessageParts(reason))
     error._first = _first_failures(failed)
     return error.follows(causes[0])
 
 
-def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:
+def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[Failure, ...]:
     """Return the original failures that caused the given futures to fail, each task once."""
-    found: dict[str, FirstFailure] = {}
+    found: dict[str, Failure] = {}
     for future in failed:
         error = future.exception()
         if isinstance(error, DependencyFailureError):
@@ -128,18 +130,17 @@ def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure
                 return error._first
             found.update((each.uid, each) for each in error._first)
         elif isinstance(future, TaskFuture) and error is not None:
-            found[future.uid] = FirstFailure(
-                future.name, future.uid, future.attempt, future.sandbox, error
-            )
+            found[future.uid] = failure_of_future(future, error)
     return tuple(found.values())
 
 
 def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:
     """Return the root cause of a future's failure, and the text of the call that raised it."""
     error = future.exception()
-    root = error.root_cause if isinstance(error, DependencyFailureError) else error
-    # Another task may have raised the same exception object later.
-    return root, failed_call(future) or first_call(root)
+    if isinstance(error, DependencyFailureError):
+        return error.root_cause, error._first[0].call if error._first else None
+    failure = failure_of(future) or (None if error is None else last_failure(error))
+    return error, None if failure is None else failure.call
 
 
 def unknown_setting(
@@ -177,52 +178,78 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
         ):  # names the command
             error.with_traceback(None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
-            error.args = (hidden(record, str(error)) + _hints(record, report),)
+            text, hints = hidden(record, str(error)), _hints(record, report)
+            error.args = (text + _as_lines(hints),)
+            set_parts(error, MessageParts(text, "", hints))
             error.command = error.command or command
             return _complete(error, report) if record.call.task.kind == "executable" else error
         if isinstance(error, FileNotFoundError) and (hint := _missing_files(record, report)):
-            error.add_note(hint.lstrip())
+            set_parts(error, MessageParts(text_of(error), "", (hint,)))
+            error.add_note(f"hint: {hint}")
         return error
-    name = f"task {record.call.task.name!r} ({record.future.uid})"
-    message = f"{name} failed"
+    reason = "failed"
     if error:
-        message += f": {hidden(record, str(error))}"
+        reason += f": {hidden(record, str(error))}"
     elif report.get("exit_code") is not None:
-        message = f"{name} ended with exit code {exit_code(report['exit_code'])}"
+        reason = f"ended with exit code {exit_code(report['exit_code'])}"
         if full := full_disk(report.get("sandbox")):
-            message += f" ({full})"
+            reason += f" ({full})"
         if command:
-            message += f": {_shown(hidden(record, command))}"
-    tail = printed_last(record, report.get("stderr"), STDERR_TAIL)
-    if tail:
-        message += f"\n{tail.rstrip()}"
-    message += _hints(record, report)
-    return _complete(TaskFailedError(message, command=command), report)
+            reason += f": {_shown(hidden(record, command))}"
+    stderr = printed_last(record, report.get("stderr"), STDERR_TAIL).rstrip()
+    parts = MessageParts(reason, stderr, _hints(record, report))
+    made = TaskFailedError(_message(record, "task", parts), command=command)
+    set_parts(made, parts)
+    return _complete(made, report)
 
 
-def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
-    """Return a newline and a hint about a failed command, or an empty string."""
-    return (
+def _message(record: TaskRecord, prefix: str, parts: MessageParts) -> str:
+    """Return the message of an error of a task."""
+    name = f"{prefix} {record.call.task.name!r} ({record.future.uid})"
+    printed = f"\n{parts.stderr}" if parts.stderr else ""
+    return f"{name} {parts.reason}{printed}{_as_lines(parts.hints)}"
+
+
+def _as_lines(hints: Sequence[str]) -> str:
+    """Return hints as further lines of a message."""
+    return "".join(f"\nhint: {hint}" for hint in hints)
+
+
+def with_hint(record: TaskRecord, error: DataError) -> DataError:
+    """Return an error of declared files with a hint about the task's command, if there is one."""
+    hint = unquoted_files(record)
+    if not hint:
+        return error
+    text = str(error)
+    extended = DataError(text + _as_lines([hint]))
+    set_parts(extended, MessageParts(text, "", (hint,)))
+    return extended
+
+
+def _hints(record: TaskRecord, report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a hint about a failed command, if there is one."""
+    hint = (
         unquoted_files(record)
         or _missing_files(record, report)
         or _start_hint(record, report)
         or _link_hint(record, report)
         or _shell_hint(record, report)
     )
+    return (hint,) if hint else ()
 
 
 def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about a program of a command that a shell could not start.
 
     Returns:
-        A newline and the hint, or an empty string if there is none.
+        The hint, or an empty string if there is none.
     """
     command = record.attempt.command.words if record.attempt.command is not None else None
     if not command or report.get("exit_code") not in _MEANINGS:
         return ""
     if sum(map(len, command)) > MAX_ARGUMENT:
         return (
-            "\nhint: Linux accepts about 2 MB for all arguments of a program; use a loop, or pass "
+            "Linux accepts about 2 MB for all arguments of a program; use a loop, or pass "
             "the names on standard input, as in `printf '%s\\n' {files} | xargs wc`"
         )
     sandbox: str = report.get("sandbox") or record.attempt.description.get("sandbox") or ""
@@ -231,7 +258,7 @@ def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         path = os.path.join(place, word) if "/" in word else shutil.which(word)
         fault = None if path is None else interpreter_fault(path)
         if fault is not None:
-            return f"\nhint: {fault}"
+            return f"{fault}"
     return ""
 
 
@@ -239,7 +266,7 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about a command that a strict shell ended, although no program had an error.
 
     Returns:
-        A newline and the hint, or an empty string if there is none.
+        The hint, or an empty string if there is none.
     """
     command = record.attempt.command.words if record.attempt.command is not None else None
     if not isinstance(command, str) or record.attempt.description.get("shell") not in SHELLS:
@@ -248,17 +275,17 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
     if "|" in command and (code == 128 + signal.SIGPIPE or re.search(_BROKEN, printed)):
         return (
-            "\nhint: a program in the pipeline was still writing after its reader, such as head, "
+            "a program in the pipeline was still writing after its reader, such as head, "
             "had ended; if this is intended, write `set +o pipefail` before the pipeline"
         )
     if code == 1 and not printed and re.search(_GREP, command[:MAX_ARGUMENT]):
         return (
-            "\nhint: if grep matched no line, and this is not an error, write "
+            "if grep matched no line, and this is not an error, write "
             "`{ grep ... || [ $? = 1 ]; }` (with doubled braces in an f-string)"
         )
     if re.search(_UNSET, printed):
         return (
-            "\nhint: the shell stops at variables that are not set; write ${NAME:-} where a "
+            "the shell stops at variables that are not set; write ${NAME:-} where a "
             "variable may be missing, or set it with environment={...}"
         )
     silent = not printed and type(code) is int and 0 < code < min(_MEANINGS)
@@ -268,7 +295,7 @@ def _shell_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
             "set -eu" if record.attempt.description.get("shell") == "sh" else "set -euo pipefail"
         )
         return (
-            "\nhint: the shell stops at the first command or pipeline that fails, even if it "
+            "the shell stops at the first command or pipeline that fails, even if it "
             f"prints no error (`{options}`); `shell=` chooses another shell"
         )
     return ""
@@ -278,14 +305,14 @@ def _link_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about a program that refuses to read the links to its input files.
 
     Returns:
-        A newline and the hint, or an empty string if there is none.
+        The hint, or an empty string if there is none.
     """
     printed = printed_last(record, report.get("stderr"), STDERR_TAIL)
     found = record.call.found
     if found is None or not found.inputs or not re.search(_NO_LINK, printed):
         return ""
     return (
-        "\nhint: input files are links in the sandbox, which some programs refuse; to pass a "
+        "input files are links in the sandbox, which some programs refuse; to pass a "
         "copy, write InputFile(..., copy=True)"
     )
 
@@ -294,7 +321,7 @@ def unquoted_files(record: TaskRecord) -> str:
     """Return a hint about the first file whose name lacks necessary quotes in a shell command.
 
     Returns:
-        A newline and the hint, or an empty string if there is no such file.
+        The hint, or an empty string if there is no such file.
     """
     command = record.attempt.command.words if record.attempt.command is not None else None
     if not isinstance(command, str):
@@ -306,7 +333,7 @@ def unquoted_files(record: TaskRecord) -> str:
             continue
         if shlex.quote(name) != name and name in command and not any(name in w for w in words):
             return (
-                f"\nhint: the shell does not treat {name!r} as one word: write "
+                f"the shell does not treat {name!r} as one word: write "
                 "{shlex.quote(str(file))} in the command, or return a list of arguments"
             )
     return ""
@@ -318,7 +345,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     Only names that exist relative to the current directory are reported.
 
     Returns:
-        A newline and the hint, or an empty string if there are no such files.
+        The hint, or an empty string if there are no such files.
     """
     command = record.attempt.command.words if record.attempt.command is not None else None
     described = record.attempt.description.get("sandbox")
@@ -331,7 +358,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
         return ""
     names = " and ".join(map(repr, missing))
     return (
-        f"\nhint: the sandbox of the command does not contain {names}: pass "
+        f"the sandbox of the command does not contain {names}: pass "
         f"InputFile({missing[0]!r}) to the task, and use that argument in the command"
     )
 
@@ -417,10 +444,10 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
     if isinstance(error, BaseException):
         return error
     how = "unexpectedly" if ready else "before it was ready"
-    message = (
-        f"service {record.call.task.name!r} ({record.future.uid}) ended {how}: {ending(report)}"
-    )
-    return _complete(TaskFailedError(message), report)
+    parts = MessageParts(f"ended {how}: {ending(report)}")
+    made = TaskFailedError(_message(record, "service", parts))
+    set_parts(made, parts)
+    return _complete(made, report)
 
 
 def of_ended_dependency(
@@ -429,11 +456,10 @@ def of_ended_dependency(
     """Return the error for a task that cannot run because a service is no longer running."""
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
-    return DependencyFailureError(
-        f"{record.named()} did not run because service {name!r} is no longer running: {why}",
-        [name],
-        cause,
-    ).follows(cause)
+    reason = f"did not run because service {name!r} is no longer running: {why}"
+    error = DependencyFailureError(f"{record.named()} {reason}", [name], cause)
+    set_parts(error, MessageParts(reason))
+    return error.follows(cause)
 
 
 def service_ended(
@@ -460,11 +486,14 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
         record: The task or service.
         limit: The time limit in seconds.
     """
-    what = f"{record.call.task.name!r} ({record.future.uid})"
+    prefix, reason = "task", f"exceeded its timeout of {limit:g} s"
     if record.call.task.settings.service:
         missing = _missing_sign(record.call.task.settings.ready)
-        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
-    return TaskTimeoutError(f"task {what} exceeded its timeout of {limit:g} s")
+        prefix, reason = "service", f"was not ready within {limit:g} s{missing}"
+    parts = MessageParts(reason)
+    error = TaskTimeoutError(_message(record, prefix, parts))
+    set_parts(error, parts)
+    return error
 
 
 def _missing_sign(ready: object) -> str:
@@ -485,11 +514,14 @@ def of_unstoppable_work(record: TaskRecord, error: BaseException) -> BaseExcepti
     """
     if not isinstance(error, TaskTimeoutError):
         return error
-    return TaskTimeoutError(
-        f"{error}; backend {record.attempt.backend.name!r} cannot stop it, so it continues to run "
-        "and occupies its slot. Run such functions in processes, which can be stopped: "
+    more = (
+        f"; backend {record.attempt.backend.name!r} cannot stop it, so it continues to run and "
+        "occupies its slot. Run such functions in processes, which can be stopped: "
         'LocalExecutionBackend("process")'
     )
+    extended = TaskTimeoutError(f"{error}{more}")
+    set_parts(extended, MessageParts(parts_of(error).reason + more))
+    return extended
 
 
 def not_retried(record: TaskRecord, argument: int | str) -> str:
@@ -672,20 +704,77 @@ def call_text(
     return f"{name}({text})"
 
 
-def annotate(record: TaskRecord, error: BaseException) -> None:
-    """Add the note about a failed task or block to its exception, replacing an earlier note.
+def describe_failure(record: TaskRecord, error: BaseException) -> Failure:
+    """Return the record of a failed attempt, or of the reason why a task did not run."""
+    task, uid, description = record.call.task, record.future_uid(), record.attempt.description
+    failure = failure_from(error, task.name, uid, record.attempt.number)
+    if isinstance(error, DependencyFailureError):
+        causes = tuple(each.uid for each in error._first)
+        call = error._first[0].call if causes else failure.call
+        return replace(failure, call=call, causes=causes)
+    call = f"{call_of(record)} ({uid})"
+    if task.prefix == "block" and (inner := last_failure(error)) is not None:
+        call = inner.call  # the block has raised the exception of a task
+    sandbox, tries = description.get("sandbox"), record.tries
+    program = task.kind == "executable"
+    rerun = None if sandbox is None or not program else os.path.join(sandbox, RERUN_SCRIPT)
+    # An executable reports a full disk itself.
+    full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
+    short = full or used_up(error, program=program)
+    hints = [*failure.hints] if short is None else [*failure.hints, short]
+    hints += [
+        f"{place!r} is the destination of the finished file: write {name!r} in the command"
+        for place, name in _places(record).items()
+    ]
+    stdout, stderr = _printed(record, error)
+    return replace(
+        failure,
+        call=call,
+        message=hidden(record, failure.message),
+        backend=record.elsewhere() or record.submitted_to,
+        worker=description.get("worker"),
+        attempts=(
+            () if tries is None or tries.elsewhere is None else tuple(tries.by_backend.items())
+        ),
+        sandbox=sandbox,
+        rerun=rerun if rerun is not None and os.path.isfile(rerun) else None,
+        stdout=stdout,
+        stderr=failure.stderr or stderr,
+        hints=tuple(hints),
+    )
 
-    If a block raises the exception of a task, the task's note is kept.
+
+def failure_in_event(record: TaskRecord, error: BaseException) -> Failure:
+    """Return the failure of an attempt for the event of its end."""
+    return failure_of(record.future) or describe_failure(record, error)
+
+
+def failure_of_future(future: TaskFuture[Any], error: BaseException) -> Failure:
+    """Return the failure of a future, which may not have been a task's, as of a lost value."""
+    known = failure_of(future)
+    if known is not None:
+        return known
+    failure = failure_from(error, future.name, future.uid, future.attempt)
+    return replace(failure, sandbox=future.sandbox)
+
+
+def annotate(record: TaskRecord, error: BaseException) -> None:
+    """Add the record and the note of a failed task or block to its exception.
+
+    They replace those of an earlier attempt. If a block raises the exception of a task, the task's
+    note is kept.
     """
     attributes = vars(error)
+    inner = last_failure(error)
+    failure = describe_failure(record, error)
+    set_failure(error, failure)
+    if record.call.task.prefix == "block" and inner is not None:
+        return
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
     others = [each for each in notes if not (type(each) is str and each.startswith(NOTE_PREFIX))]
-    if record.call.task.prefix == "block" and len(others) < len(notes):
-        return
-    call = call_of(record)
-    attributes[CALL] = f"{call} ({record.future.uid})"
-    attributes["__notes__"] = [*others, _note(record, call, error)]
+    in_message = parts_of(error).hints
+    attributes["__notes__"] = [*others, _note(record, failure, in_message)]
 
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
@@ -699,40 +788,30 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
             file.write(hidden(record, text))
 
 
-def _note(record: TaskRecord, call: str, error: BaseException) -> str:
-    description, tries = record.attempt.description, record.tries
-    backend = record.elsewhere() or record.submitted_to
-    where = record.future.uid
-    if backend is not None:
-        worker = description.get("worker")
-        where += f", attempt {record.attempt.number}, on {backend!r}"
-        where += "" if worker is None else f" ({worker})"
+def _note(record: TaskRecord, failure: Failure, in_message: Sequence[str]) -> str:
+    """Return a failure as text, without the hints and the output that the message contains."""
+    lines = [f"{NOTE_PREFIX}raised in {call_of(record)}"]
+    where = failure.uid
+    if failure.backend is not None:
+        where += f", attempt {failure.attempt}, on {failure.backend!r}"
+        where += "" if failure.worker is None else f" ({failure.worker})"
     elif record.call.task.prefix == "task":
         where += ", not submitted"
-    lines = [f"{NOTE_PREFIX}raised in {call}", f"  {where}"]
-    if tries is not None and tries.elsewhere is not None:
-        counts = (f"{number} on {name!r}" for name, number in tries.by_backend.items())
+    lines.append(f"  {where}")
+    if failure.attempts:
+        counts = (f"{number} on {name!r}" for name, number in failure.attempts)
         lines.append(f"  attempts: {', '.join(counts)}")
-    sandbox = description.get("sandbox")
-    if backend is not None and sandbox is not None:
-        lines.append(f"  sandbox: {sandbox}")
-        if record.call.task.kind == "executable" and os.path.isfile(
-            os.path.join(sandbox, RERUN_SCRIPT)
-        ):
-            lines.append(
-                f"  to run it again: sh {shlex.quote(os.path.join(sandbox, RERUN_SCRIPT))}"
-            )
-    # An executable reports a full disk itself.
-    full = None if isinstance(error, TaskFailedError) else full_disk(sandbox, error)
-    short = full or used_up(error, program=record.call.task.kind == "executable")
-    if short is not None:
-        lines.append(f"  {short}")
-    lines += [
-        f"  {place!r} is the destination of the finished file: write {name!r} in the command"
-        for place, name in _places(record).items()
-    ]
-    for name, text in _printed(record, error).items():
-        lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
+    if failure.backend is not None and failure.sandbox is not None:
+        lines.append(f"  sandbox: {failure.sandbox}")
+        if failure.rerun is not None:
+            lines.append(f"  to run it again: sh {shlex.quote(failure.rerun)}")
+    lines += [f"  {hint}" for hint in failure.hints if hint not in in_message]
+    outputs = {"standard output": failure.stdout}
+    if not failure.of_command:
+        outputs["standard error"] = failure.stderr
+    for name, text in outputs.items():
+        if text:
+            lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
 
 
@@ -746,18 +825,13 @@ def _places(record: TaskRecord) -> dict[str, str]:
     return {place: name for place, name in placed.items() if place in text}
 
 
-def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
-    """Return the end of each output stream, except one that the error's message contains."""
+def _printed(record: TaskRecord, error: BaseException) -> tuple[str, str]:
+    """Return the ends of standard output and, unless the message contains it, of standard error."""
     outcome = record.outcome
     if outcome is None:
-        return {}
-    streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
-    if isinstance(error, TaskFailedError):
-        del streams["standard error"]
-    found: dict[str, str] = {}
-    for name, text in streams.items():
+        return "", ""
+    ends = []
+    for text in (outcome.stdout, None if isinstance(error, TaskFailedError) else outcome.stderr):
         last = printed_last(record, text, MAX_OUTPUT_LENGTH)
-        tail = "\n".join(last.rstrip().splitlines()[-MAX_OUTPUT_LINES:])
-        if tail:
-            found[name] = tail
-    return found
+        ends.append("\n".join(last.rstrip().splitlines()[-MAX_OUTPUT_LINES:]))
+    return ends[0], ends[1]

@@ -9,15 +9,16 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from rhapsody.aio import Clock
 from rhapsody.engine.core.background import Background
+from rhapsody.engine.core.error_messages import failure_in_event, failure_of_future
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.engine.core.task_calls import CallRows, described_resources
 from rhapsody.engine.functions.task_function import CallKind
-from rhapsody.errors import DependencyFailureError, FirstFailure
-from rhapsody.failures import FailureGroups
+from rhapsody.errors import DependencyFailureError
+from rhapsody.failures import Failure, FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskCall, TaskEvent
 from rhapsody.states import TasksMainStates
@@ -116,6 +117,8 @@ class Observation:
             description.get("sandbox"),
         )  # fmt: skip
         rows += last
+        if error is not None:
+            rows[-1] = failure_in_event(record, error)
         record.native = None
 
     def trace(self, tasks: Sequence[TaskDescription]) -> None:
@@ -165,12 +168,13 @@ def _batches(kind: type[_Item], rows: list[Any]) -> Iterator[tuple[_Item, ...]]:
 
 _End = tuple[
     str | None, str | None, CallKind, int | None, Any, bool, AttemptFiles | None,
-    Mapping[str, Any] | None, tuple[float, float] | None,
+    Mapping[str, Any] | None, tuple[float, float] | None, Failure | None,
 ]  # fmt: skip
-"""The last fields of an event, from `stdout` to `interval`."""
+"""The last fields of an event, from `stdout` to `failure`, which is set later."""
 
 _NO_END: dict[CallKind, _End] = {
-    kind: (None, None, kind, None, None, False, None, None, None) for kind in get_args(CallKind)
+    kind: (None, None, kind, None, None, False, None, None, None, None)
+    for kind in get_args(CallKind)
 }
 """The last fields of an event that does not end an attempt, by kind of task."""
 
@@ -186,12 +190,12 @@ def _end(record: TaskRecord, *, retried: bool) -> _End:
         resources = described_resources(given)
     interval = description.get("interval")
     if outcome is None:
-        return None, None, task.kind, None, None, retried, files, resources, interval
+        return None, None, task.kind, None, None, retried, files, resources, interval, None
     captured = task.settings.capture is True
     return (
         outcome.stdout if captured else None,
         outcome.stderr if captured else None,
-        task.kind, outcome.exit_code, outcome.usage, retried, files, resources, interval,
+        task.kind, outcome.exit_code, outcome.usage, retried, files, resources, interval, None,
     )  # fmt: skip
 
 
@@ -294,10 +298,7 @@ class Failures:
         skipped = isinstance(error, DependencyFailureError)
         self._counts[skipped] += 1
         if not skipped:
-            future = record.future
-            self._failed.add(
-                future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox
-            )
+            self._failed.add(failure_in_event(record, error))
         elif len(self._skipped) < _MAX_NAMES:
             self._skipped.append(f"{record.call.task.name!r} ({record.future.uid})")
 
@@ -326,16 +327,6 @@ def _listed(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
-class _Unawaited(NamedTuple):
-    """Failure of a future that was deleted."""
-
-    name: str
-    uid: str
-    error: BaseException | None
-    attempt: int
-    sandbox: str | None
-
-
 class UnawaitedErrors:
     """Collector of failures that were never awaited, which logs them in a single record.
 
@@ -350,7 +341,7 @@ class UnawaitedErrors:
         # While the lock is held, this thread or one that makes a text may collect another future.
         # Its failure then waits for the holder of the lock.
         self._lock = threading.Lock()
-        self._waiting: deque[_Unawaited] = deque()
+        self._waiting: deque[tuple[Failure, Sequence[Failure]]] = deque()
         self._held: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self.total: int = 0
         self.quiet: bool = False
@@ -362,10 +353,10 @@ class UnawaitedErrors:
 
     def add(self, future: TaskFuture[Any]) -> None:
         """Add a failed future that was deleted without being awaited. Thread-safe."""
-        failure = _Unawaited(
-            future.name, future.uid, future._exception, future.attempt, future.sandbox
-        )
-        self._waiting.append(failure)
+        error = future._exception
+        assert error is not None
+        first = error._first if isinstance(error, DependencyFailureError) else ()
+        self._waiting.append((failure_of_future(future, error), first))
         self._take()
 
     def _take(self) -> None:
@@ -373,40 +364,27 @@ class UnawaitedErrors:
         while self._waiting and self._lock.acquire(blocking=False):
             try:
                 while self._waiting:
-                    self._include(self._waiting.popleft())
+                    self._include(*self._waiting.popleft())
                 report = self._closed and self._count > 0
             finally:
                 self._lock.release()
             if report:
                 self._report()
 
-    def _include(self, failure: _Unawaited) -> None:
+    def _include(self, failure: Failure, first: Sequence[Failure]) -> None:
+        """Add a failure, or those that caused a task to be skipped if they are not added yet."""
         self.total += 1
         self._count += 1
-        error = failure.error
-        first = error._first if isinstance(error, DependencyFailureError) else ()
         if self.quiet:
             return
-        if first:
-            self._skipped += 1
-            self._add_first(first)
-        else:
-            self._failures.add(
-                failure.name,
-                failure.uid,
-                error,
-                attempt=failure.attempt,
-                sandbox=failure.sandbox,
-            )
-
-    def _add_first(self, first: Sequence[FirstFailure]) -> None:
-        """Add the failures that caused a task to be skipped, except those already added."""
+        if not first:
+            self._failures.add(failure)
+            return
+        self._skipped += 1
         for each in first:
             if each.uid not in self._first:
                 self._first.add(each.uid)
-                self._failures.add(
-                    each.name, each.uid, each.error, attempt=each.attempt, sandbox=each.sandbox
-                )
+                self._failures.add(each)
 
     def watch(self, future: TaskFuture[Any]) -> None:
         """Watch a failed future, so that `close` logs it if it has not been awaited by then."""

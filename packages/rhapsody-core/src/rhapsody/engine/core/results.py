@@ -166,7 +166,7 @@ class Results:
                 recorded=self._recording and record.call.task.settings.cache,
             )
         except DataError as error:
-            raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
+            raise error_messages.with_hint(record, error) from None
 
 
 def are_short(*texts: Any) -> bool:
