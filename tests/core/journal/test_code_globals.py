@@ -18,6 +18,7 @@ import re
 import sys
 import threading
 import types
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +33,7 @@ from rhapsody.builtin.journal.program import Sources
 from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.engine.functions.task_function import TaskFunction
 from rhapsody.plugins.manager import PluginEntry, load
-from tests._support.journal_keys import described, key_of, keys_in, loaded, write
+from tests._support.journal_keys import described, key_in, key_of, keys_in, loaded, write
 from tests._support.journal_values import WITHOUT, Color, Hostile, Odd, Point
 
 
@@ -605,6 +606,38 @@ def f():
     ]
     assert one == same
     assert len({one, *others}) == 3
+
+
+def test_the_last_seed_that_a_cell_sets_counts(tmp_path: Path, monkeypatch: Any) -> None:
+    def key(number: int, *cells: str) -> bytes:
+        text = f"import random\nIn = {list(cells)!r}\ndef f():\n    return random.random()\n"
+        return in_notebook(number, text, tmp_path, monkeypatch)
+
+    first = key(1, "import random\nrandom.seed(3)", "def f(): ...")
+    assert key(2, "import random\nrandom.seed(5)", "def f(): ...") != first
+    assert key(3, "random.seed(5)", "%magic", "random.seed(3)", "def f(): ...") == first
+
+
+def test_a_global_with_the_name_of_a_local_import_counts(tmp_path: Path) -> None:
+    text = """
+scale = SCALE
+def f():
+    def inner():
+        from math import floor as scale
+        return scale(2.5)
+    return inner() * scale
+def g():
+    def inner():
+        import math as scale
+        return scale.floor(2.5)
+    return inner() * scale
+"""
+    for name in "f", "g":
+        keys = {
+            key_in(tmp_path, {"main.py": text.replace("SCALE", scale)}, attrgetter(name))[0]
+            for scale in ("2", "3", "2")
+        }
+        assert len(keys) == 2
 
 
 def test_the_code_of_another_task_counts_where_a_task_calls_it(

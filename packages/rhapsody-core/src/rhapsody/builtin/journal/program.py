@@ -100,7 +100,7 @@ class Sources:
         self.process_start: int = PROCESS_START
         self._files: dict[str, _File] = {}
         self._current: set[str | None] = set()
-        self._seeds: dict[str, list[ast.Call]] = {}  # calls that set seeds, by file
+        self._seeds: dict[str, tuple[ast.Call, ...]] = {}  # calls that set seeds, by file
         self._literals: dict[str, dict[str, Any]] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
@@ -119,14 +119,25 @@ class Sources:
             own: Function that returns True for the files of the program's modules.
         """
         if file not in self._seeds:
-            text = "".join(linecache.getlines(file, variables))
-            calls = list[ast.Call]()
-            if "seed" in text:
-                with contextlib.suppress(SyntaxError, ValueError):
-                    calls = [each for each in ast.walk(ast.parse(text)) if _sets_seed(each)]
-            self._seeds[file] = calls
+            self._seeds[file] = _seeds_in("".join(linecache.getlines(file, variables)))
+        return self._with_globals(self._seeds[file], variables, own)
+
+    def seeds_in_cells(
+        self, cells: Iterable[str], variables: dict[str, Any], own: Callable[[object], bool]
+    ) -> dict[str, Any]:
+        """Return the last call of each function in a notebook that sets a seed, as `seeds` does."""
+        last = {ast.unparse(each.func): each for text in cells for each in _seeds_in(text)}
+        return self._with_globals(last.values(), variables, own)
+
+    def _with_globals(
+        self,
+        calls: Iterable[ast.Call],
+        variables: dict[str, Any],
+        own: Callable[[object], bool],
+    ) -> dict[str, Any]:
+        """Return calls as text, and the values of the globals in them."""
         found = dict[str, Any]()
-        for call in self._seeds[file]:
+        for call in calls:
             text = ast.unparse(call)
             found[text] = text
             for argument in (*call.args, *(each.value for each in call.keywords)):
@@ -419,7 +430,9 @@ _IGNORED = frozenset({"EXTENDED_ARG", "PUSH_NULL", "NOP", "NOT_TAKEN"})
 
 _LOCALS = frozenset({"LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 
-_STORES = frozenset({"STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME"})
+_LOCAL_STORES = frozenset({"STORE_FAST", "STORE_DEREF"})
+
+_STORES = _LOCAL_STORES | {"STORE_GLOBAL", "STORE_NAME"}
 
 CALLS: frozenset[str] = frozenset({
     "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
@@ -526,15 +539,18 @@ def names_in(code: types.CodeType) -> Names:
     roles: set[tuple[str, str]] = set()
     enclosed: dict[str, set[str]] = {}
     bodies = [list(_steps(one)) for one in with_inner(code)]
-    imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by the variable's name
+    # By the variable's name: global variables, and local variables of any of the functions.
+    imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    inside: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for steps in bodies:
         for number, step in enumerate(steps):
             if step.name == "IMPORT_NAME":
                 level, taken = (each.value for each in steps[number - 2 : number])
                 name = "." * level + step.value
                 modules[name, taken or ()] = None
-                for variable, member in _imported(steps, number, name, taken):
-                    imported.setdefault(variable, []).append(member)
+                for store, member in _imported(steps, number, name, taken):
+                    places = inside if store.name in _LOCAL_STORES else imported
+                    places.setdefault(store.value, []).append(member)
     for steps in bodies:
         for number, step in enumerate(steps):
             if step.name in _LOADS:
@@ -546,7 +562,8 @@ def names_in(code: types.CodeType) -> Names:
                     roles.update((role, use.container) for role in use.roles)
             elif step.name in _LOADS or step.name in _LOCALS:
                 use = _use(steps, number)
-                for module, chain in imported.get(step.value, ()):
+                places = imported if step.name in _LOADS else inside
+                for module, chain in places.get(step.value, ()):
                     whole = module, *chain, *use.chain[1:]
                     members[module, use._replace(chain=whole)] = None
                 if step.name in _LOADS:
@@ -752,8 +769,8 @@ def _taker(steps: list[_Step], number: int) -> int | None:
 
 def _imported(
     steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
-) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Yield each variable that an import sets, with the imported object.
+) -> Iterator[tuple[_Step, tuple[str, tuple[str, ...]]]]:
+    """Yield each instruction by which an import sets a variable, with the imported object.
 
     Args:
         steps: The instructions of the code.
@@ -762,7 +779,7 @@ def _imported(
         taken: The names listed by `from ... import`; `None` for `import ...`.
 
     Yields:
-        The variable's name, the module's name, and a tuple with the name that is imported from the
+        The instruction, the module's name, and a tuple with the name that is imported from the
         module. The tuple is empty if the variable is the module itself.
     """
     member, alias = "", False
@@ -771,9 +788,9 @@ def _imported(
             member, alias = step.value, True
         elif step.name in _STORES:
             if taken:
-                yield step.value, (name, (member,))
+                yield step, (name, (member,))
                 continue
-            yield step.value, (name if alias else name.partition(".")[0], ())
+            yield step, (name if alias else name.partition(".")[0], ())
             return
         elif (step.name == "POP_TOP" and taken) or step.name not in ("SWAP", "POP_TOP", "ROT_TWO"):
             return
@@ -844,6 +861,11 @@ class Surroundings:
                 variables = object.__getattribute__(module, "__dict__")  # loads no lazy module
                 if self.origins.own(file := variables.get("__file__")):
                     found |= self.sources.seeds(file, variables, self.origins.own)
+        cells = vars(sys.modules["__main__"]).get("In")  # of IPython
+        if isinstance(cells, list):
+            texts = [each for each in cells if isinstance(each, str)]
+            variables = vars(sys.modules["__main__"])
+            found |= self.sources.seeds_in_cells(texts, variables, self.origins.own)
         return found
 
     def imported_from(self, module: str) -> Stamp | None:
@@ -1014,6 +1036,15 @@ def _stores(nodes: Iterable[ast.AST]) -> Counter[str]:
             elif isinstance(node, ast.alias):
                 found[node.asname or node.name.partition(".")[0]] += 1
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _seeds_in(text: str) -> tuple[ast.Call, ...]:
+    """Return the calls in a source text that set seeds."""
+    if "seed" in text:
+        with contextlib.suppress(SyntaxError, ValueError):
+            return tuple(each for each in ast.walk(ast.parse(text)) if _sets_seed(each))
+    return ()
 
 
 def _sets_seed(node: ast.AST) -> TypeGuard[ast.Call]:
