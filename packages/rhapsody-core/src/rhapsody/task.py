@@ -31,6 +31,7 @@ from typing import (
     cast,
 )
 
+from rhapsody._private import is_unseen, mark_seen
 from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
@@ -863,8 +864,8 @@ class TaskFuture(asyncio.Future[T]):
 
     def __del__(self) -> None:
         # asyncio logs each exception that was not retrieved; the engine logs all in one record.
-        if self._log_traceback:
-            self._log_traceback = False
+        if is_unseen(self):
+            mark_seen(self)
             facts_of(self).definition.unawaited(self)
 
     def _not_done(self) -> asyncio.InvalidStateError:

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody import known
+from rhapsody._private import actions_of
 from rhapsody.cli.output import (
     BROKEN_PIPE,
     DONE,
@@ -291,7 +292,8 @@ def _require_directory() -> None:
 
 def _misplaced(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """Return the error message for unknown arguments: misspelled, or not placed after `--`."""
-    options = [each.removeprefix("--") for each in parser._option_string_actions]
+    names = [name for action in actions_of(parser) for name in action.option_strings]
+    options = [name.removeprefix("--") for name in names]
     words = [each[2:].partition("=")[0] for each in unknown if each.startswith("--")]
     close = [each for word in words for each in similar(word, options, cutoff=0.75)]
     meant = f"did you mean --{close[0]}? " if close else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rhapsody._private import actions_of
 from rhapsody.cli.output import DONE, CommandError, complain, say
 from rhapsody.errors import describe_error
 
@@ -59,7 +60,7 @@ def _parser(commands: Any) -> argparse.ArgumentParser:
             commands.configure(name, each)
         except Exception as error:  # a plugin may raise anything
             complain(f"cannot complete the arguments of {name!r}: {describe_error(error)}")
-        for action in each._actions:
+        for action in actions_of(each):
             if action.dest == "backend":
                 action.choices = backends
             elif action.metavar in PATHS and not hasattr(action, "complete"):

@@ -475,6 +475,20 @@ def is_in_its_module(thing: types.FunctionType | type) -> bool:
     return found is thing
 
 
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the attributes that the instances of a class keep in slots."""
+    names: list[str] = []
+    for cls in kind.__mro__:
+        given = cls.__dict__.get("__slots__", ())
+        owner = cls.__name__.lstrip("_")
+        for name in (given,) if isinstance(given, str) else given:
+            if name.startswith("__") and not name.endswith("__") and owner:
+                names.append(f"_{owner}{name}")
+            elif name not in ("__dict__", "__weakref__"):
+                names.append(name)
+    return names
+
+
 @functools.lru_cache(maxsize=1024)
 def cached_properties(kind: type) -> frozenset[str]:
     """Return the names of a class's cached properties, whose values depend on other attributes."""

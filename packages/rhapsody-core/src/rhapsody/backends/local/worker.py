@@ -25,6 +25,7 @@ from functools import lru_cache
 from logging.handlers import QueueHandler
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from rhapsody._private import environment
 from rhapsody.backends.local.shared_memory import MIN_SHARED_SIZE, Block, WorkerMemory
 from rhapsody.context import Setting, TaskContext, running_task, task_context
 from rhapsody.sdk.capture import CapturedOutput, keep, streams
@@ -277,7 +278,7 @@ class CallVariables:
 
 
 _environ = os.environ
-_encoded: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]  # of both mappings
+_encoded = environment
 _nothing = nullcontext()
 
 

@@ -549,7 +549,7 @@ class _Popen(popen_forkserver.Popen):
         main = process.current_process()
         path = [os.getcwd() if entry == "" else entry for entry in sys.path]
         preparation = {
-            "name": process_obj._name,
+            "name": process_obj.name,
             "authkey": bytes(main.authkey),
             "log_to_stderr": False,
             "sys_path": path,

@@ -193,7 +193,7 @@ def _module_of(holder: Any) -> str:
 def _states_of_generators() -> dict[str, object]:
     """Return the states of the global random number generators; `None` without NumPy."""
     numpy = sys.modules.get("numpy.random.mtrand")
-    state = None if numpy is None else numpy._rand.get_state(legacy=False)["state"]
+    state = None if numpy is None else numpy.get_state(legacy=False)["state"]
     return {
         "random": random.getstate(),
         "numpy": state and (state["pos"], state["key"].tobytes()),

@@ -51,6 +51,7 @@ from importlib.machinery import (
 )
 from typing import Any, Protocol, cast
 
+from rhapsody._private import registered_with
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.program import (
     CALLS,
@@ -184,7 +185,7 @@ _WRAPPERS: Mapping[type, str] = {
     staticmethod: "__func__",
     property: "fget",
     functools.cached_property: "func",
-    functools._lru_cache_wrapper: "__wrapped__",
+    type(functools.lru_cache(len)): "__wrapped__",
 }
 """Types of the objects that Python's own decorators return, each with the attribute that contains
 the decorated function."""
@@ -1297,9 +1298,8 @@ def _related(cls: type) -> list[type]:
     found = [*cls.__bases__, type(cls)]
     if not isinstance(cls, abc.ABCMeta):
         return found
-    registry = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
-    kinds = [each for each in (made() for made in registry) if isinstance(each, type)]
-    return found + sorted(kinds, key=lambda each: (each.__module__, each.__qualname__))
+    kinds = sorted(registered_with(cls), key=lambda each: (each.__module__, each.__qualname__))
+    return found + kinds
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:

@@ -13,7 +13,6 @@ replaces them by `bytes` and by an `io.StringIO`, so results that contain one ar
 
 from __future__ import annotations
 
-import copyreg
 import io
 import pickle
 import sys
@@ -23,6 +22,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from rhapsody.builtin.journal.values import UnhashableError, is_plain_python
+from rhapsody.sdk.modules import slots_of
 from rhapsody.sdk.runner import pickler
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -129,7 +129,7 @@ class _Pickler(pickle.Pickler):
                 "is not equal to it; assign it to a variable of a module that the function reads, "
                 "or use a member of an enum.Enum"
             )
-        if not (getattr(value, "__dict__", None) or copyreg._slotnames(kind)):  # type: ignore[attr-defined]
+        if not (getattr(value, "__dict__", None) or slots_of(kind)):
             module = sys.modules.get(kind.__module__)
             if module is not None and is_plain_python(kind):
                 for name, each in list(vars(module).items()):

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from rhapsody._private import environment
 from rhapsody.builtin.journal.as_imported import VALUES
 from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
@@ -979,8 +980,8 @@ class Surroundings:
 
         The value of a removed variable is `None`.
         """
-        now: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
-        if now != self._environment:  # comparing `os.environ` itself takes a hundred times as long
+        now = environment
+        if now != self._environment:
             self._environment, initial = now.copy(), _initial_environment()
             changed = {name: value for name, value in now.items() if initial.get(name) != value}
             self._variables = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}

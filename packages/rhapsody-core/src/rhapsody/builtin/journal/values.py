@@ -36,7 +36,7 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
-from rhapsody.sdk.modules import cached_properties
+from rhapsody.sdk.modules import cached_properties, slots_of
 
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
@@ -337,7 +337,7 @@ class Values:
             if self._whole or not is_plain_python(kind):
                 text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
-            slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
+            slots = [getattr(value, each, None) for each in slots_of(kind)]
             made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
@@ -451,7 +451,7 @@ def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
 
 def is_plain_python(kind: type) -> bool:
     """Return True if instances of a class keep all their state in `__dict__` and in slots."""
-    size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
+    size = object.__basicsize__ + 8 * len(slots_of(kind))
     size += 8 * ((kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0))
     return kind.__basicsize__ <= size
 
@@ -472,7 +472,7 @@ def _is_machinery(value: object) -> bool:
 def is_global_generator(value: object) -> bool:
     """Return True for the generators that functions such as `random.random` use."""
     numpy = sys.modules.get("numpy.random.mtrand")
-    return value is _random or (numpy is not None and value is numpy._rand)
+    return value is _random or (numpy is not None and value is numpy.random_sample.__self__)
 
 
 def _is_mute(value: object) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Any, TypeVar, get_args
 
+from rhapsody._private import is_unseen, mark_seen
 from rhapsody.aio import Clock
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.error_messages import failure_in_event, failure_of_future
@@ -392,13 +393,13 @@ class UnawaitedErrors:
 
     def has_unseen(self) -> bool:
         """Return True if a failure has not been awaited so far."""
-        return self.total > 0 or any(future._log_traceback for future in tuple(self._held))
+        return self.total > 0 or any(is_unseen(future) for future in tuple(self._held))
 
     def close(self) -> None:
         """Log the failures, including those of futures that still exist."""
         for future in sorted(self._held, key=lambda future: future.uid):
-            if future._log_traceback:
-                future._log_traceback = False
+            if is_unseen(future):
+                mark_seen(future)
                 self.add(future)
         with self._lock:
             self._closed = True

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from rhapsody._private import mark_seen
 from rhapsody.aio import on_loop
 from rhapsody.engine.configuration.settings import NO_FALLBACK
 from rhapsody.engine.core.backend_handles import BackendHandle
@@ -210,7 +211,7 @@ class RemoteResult:
         )
         self._release(future)
         future.fail(error)
-        future._log_traceback = False  # most likely nothing waits for it
+        mark_seen(future)  # most likely nothing waits for it
 
     def _fetch_once(self) -> None:
         future = self._future()
