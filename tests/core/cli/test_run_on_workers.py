@@ -350,3 +350,40 @@ def test_results_are_reused_if_modules_import_each_other_in_packages(place: Plac
     place.write("wf.py", program("import re, group", "group.", "@A|@b.B"))
     assert run(place).returncode == 0
     assert reused(place) == 2
+
+
+def test_the_value_that_a_worker_imports_counts_if_the_program_replaces_it(place: Place) -> None:
+    start = "import re, model, settings\nsettings.RATE = 9\nsettings.TABLE['a'] = 9"
+    place.write("wf.py", program(start, "model.", "@growth(x)"))
+    place.write("model.py", "import settings\ndef growth(x):\n    return x * settings.RATE\n")
+    for text, expected in ("RATE = 3", "9"), ("RATE = 5", "15"):
+        place.write("settings.py", f"{text}\nTABLE = {{'a': 1}}\n")
+        done = run(place, "--resume", *WORKERS)
+        assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_variable_that_changes_while_calls_wait_is_noticed(place: Place, executor: str) -> None:
+    text = """
+import asyncio, os, time
+SCALE = 1
+def work(x):
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return x * SCALE
+async def main(flow):
+    global SCALE
+    task = flow.function_task(work)
+    futures = [task(x) for x in range(3)]
+    await asyncio.sleep(0.3)
+    SCALE = {scale}
+    open("go", "w").close()
+    await asyncio.gather(*futures)
+    print(await task(3))
+"""
+    for scale in 3, 5:
+        place.write("wf.py", text.format(scale=scale))
+        (place.path / "go").unlink(missing_ok=True)
+        done = run(place, "--resume", "-o", f"executor={executor}", "-o", "cores=1")
+        assert (done.returncode, done.stdout) == (0, f"{3 * scale}\n"), done.stderr
+        assert "of them reused" not in done.stderr

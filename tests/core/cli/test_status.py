@@ -214,7 +214,8 @@ def test_json_has_a_stable_form(active: FileLock, capsys: pytest.CaptureFixture[
     ]  # fmt: skip
     assert found["waiting"][3]["tasks"] == ["task.000002", "task.000004"]
     assert set(found["failed"][0]) == task | {"error"}
-    assert found["failed"][0]["error"] == ERROR
+    expected = {"type": ERROR["type"], "message": ERROR["message"]}
+    assert found["failed"][0]["error"] == expected
 
 
 def test_the_exit_code_is_shown(records: Records, capsys: pytest.CaptureFixture[str]) -> None:

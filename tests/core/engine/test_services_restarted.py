@@ -270,7 +270,7 @@ async def test_the_account_says_how_a_service_ended(
             backend.report(description, "FAILED")
         await service.ended()
     attempt = ", attempt 2" if restarts else ""
-    assert f"  server (task.000001){attempt}: ended unexpectedly: exit code 3\n" in (
+    assert f"  server() (task.000001){attempt}: ended unexpectedly: exit code 3\n" in (
         capsys.readouterr().err
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody.builtin.journal.program import Sources
 from rhapsody.builtin.journal.values import UnhashableError
-from tests._support.journal_keys import described, key_in, keys_in, loaded, write
+from tests._support.journal_keys import described, key_in, key_of, keys_in, loaded, write
 
 IMPORTS = [
     "def f(x):\n    import lz\n    return lz.g(x)\n",
@@ -121,3 +121,28 @@ def test_a_module_that_is_not_imported_counts_as_workers_receive_it(tmp_path: Pa
         assert keys.of(elsewhere, {}, {}).digest != before.digest
         with pytest.raises(UnhashableError, match=r"lz\.py was changed"):
             keys.require_same_values(elsewhere, before)
+
+
+def test_a_variable_that_the_program_sets_after_a_task_imported_the_module_counts(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "analysis.py": "TOL = 1\ndef clean(x): return x\ndef fit(x): return x * TOL\n",
+        "main.py": "def clean(x):\n    import analysis\n    return analysis.clean(x)\n"
+        "def fit(x):\n    import analysis\n    return analysis.fit(x)\n",
+    }
+    write(tmp_path, files)
+    digests = []
+    for value in (None, 1, 5):
+        with loaded(tmp_path) as main:
+            keys = keys_in(tmp_path)
+            before = key_of(keys, main.fit).digest
+            main.clean(1)
+            analysis = importlib.import_module("analysis")
+            if value is not None:
+                analysis.TOL = value
+            keys.begin()
+            digests.append((before, key_of(keys, main.fit).digest))
+    assert digests[0] == digests[1]
+    assert digests[2][0] == digests[0][0] == digests[0][1]
+    assert digests[2][1] != digests[0][1]

@@ -133,6 +133,17 @@ class ImportedValues:
             return False
         return type(value) in _CONSTANT or (digest is not None and digest == self._digest(value))
 
+    def digest(self, holder: object, name: str) -> bytes | None:
+        """Return a digest of the value that a variable had after the import, if it is known.
+
+        Args:
+            holder: The variables of a module, or a class.
+            name: The name of the variable or attribute.
+        """
+        _, values = self._noted.get(id(holder), (None, {}))
+        former, digest = values.get(name, (MISSING, None))
+        return ascii(former).encode() if type(former) in _CONSTANT else digest
+
     def _changed(self) -> set[str]:
         """Return the modules whose variables other code has changed since their import."""
         return {

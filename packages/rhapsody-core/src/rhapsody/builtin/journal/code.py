@@ -31,6 +31,7 @@ from __future__ import annotations
 import abc
 import builtins
 import functools
+import hashlib
 import importlib.util
 import math
 import os
@@ -66,6 +67,7 @@ from rhapsody.builtin.journal.program import (
     source_changed,
 )
 from rhapsody.builtin.journal.values import (
+    DIGEST_SIZE,
     LARGE_VALUE,
     UnhashableError,
     Values,
@@ -223,6 +225,8 @@ class CodeFingerprint:
             replace.
         set_here: True if the code reads an environment variable, or a variable whose value may
             differ on a worker because the worker imports the module again.
+        on_workers: The digests of the values that variables have on workers, by their names; of an
+            empty text if the value is unknown.
         starts_programs: True if the code uses functions that start programs. These programs inherit
             environment variables.
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
@@ -269,6 +273,7 @@ class CodeFingerprint:
         self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
         self.related: list[tuple[type, list[type]]] = []
         self.set_here: bool = False
+        self.on_workers: dict[str, str] = {}
         self.starts_programs: bool = False
         self.may_open: bool = False
         self.reads_arguments: bool = False
@@ -911,10 +916,23 @@ class CodeFingerprint:
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
     ) -> None:
-        """Set `set_here` to True if a variable may have another value on a worker."""
+        """Note the value on a worker if a variable may have another one there."""
         holder = variables if owner is None else owner
-        if not self.set_here and (id(holder), name) not in self._program.memos:
-            self.set_here = not self._is_as_imported(variables, name, value, owner)
+        if (id(holder), name) in self._program.memos or self._is_as_imported(
+            variables, name, value, owner
+        ):
+            return
+        self.set_here = True
+        module = str(variables.get("__name__") if owner is None else owner.__module__)
+        full = name if owner is None else f"{owner.__qualname__}.{name}"
+        digest = self._program.digest_as_imported(holder, name)
+        file = file_of(module)
+        if digest is None and file is not None:
+            space = getattr(sys.modules.get(module), "__dict__", {})
+            literal = self._program.sources.literal(file, space, full)
+            digest = None if literal is MISSING else repr(literal).encode()
+        known = hashlib.blake2b(digest or b"", digest_size=DIGEST_SIZE)
+        self.on_workers[f"{module}.{full}"] = known.hexdigest()
 
     def _is_as_imported(
         self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None
@@ -1098,14 +1116,14 @@ class CodeFingerprint:
     def _loaded(self, name: str) -> types.ModuleType | None:
         """Return a module, or `None` if it was not loaded when it was first looked up.
 
-        The variables of a module that a task loads later are ignored, so that the next equal task
-        has the same key; `ImportedModules` notices when a task changes them. A module of a library
+        The variables of a module that a task loads later are ignored until they change, so that
+        the next equal task has the same key; see `ImportedModules`. A module of a library
         must have been loaded when the run began, because a reused task does not load it.
         """
         program, found = self._program, sys.modules.get(name)
         if found is None or not (name in program.loaded or self._is_own(found)):
             program.unloaded.add(name)
-        if name not in program.unloaded:
+        if name not in program.unloaded or (found is not None and program.has_changed(name)):
             return found
         self.absent.add(name)
         return None

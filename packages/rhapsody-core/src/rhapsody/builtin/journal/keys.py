@@ -98,8 +98,9 @@ class Key(NamedTuple):
         generators: The random number generators among the arguments of a function in this process,
             by the names of their parts. They are not in `arguments`.
         may_open: True if the task is a function that may open files.
-        function: The function that `code` represents, if it runs in this process.
-        used: What `code` represents, if the function runs in this process.
+        function: The function that `code` represents.
+        used: What `code` represents. If it changes before the task has ended, the function may have
+            used either value: calls are sent to workers when one is free.
         cells: The cells of the closure of a function with a `version` that runs in this process, by
             the names of their parts in `watched`.
         absent: Names of modules that a function in this process may be the first one to import.
@@ -109,6 +110,7 @@ class Key(NamedTuple):
             function uses a library that reads these arguments.
         variables: The environment variables that the program has changed; `None` unless a function
             in this process starts programs.
+        here: True if the task is a function that runs in this process.
     """
 
     digest: bytes
@@ -126,6 +128,7 @@ class Key(NamedTuple):
     sources: Mapping[str, tuple[str, Stamp | None]] = _NO_SOURCES
     portable: bool = True
     variables: Mapping[str, str | None] | None = None
+    here: bool = False
 
 
 def as_text(parts: Mapping[str, object]) -> str:
@@ -162,6 +165,7 @@ class Keys:
 
     def __post_init__(self) -> None:
         self.imported = ImportedModules(self.program)
+        self.program.has_changed = self.imported.changed
         self._scripts = Scripts(self.program)
         self._fingerprint = CodeFingerprint(self.program)
 
@@ -270,7 +274,8 @@ class Keys:
         shares_memory = task.get("shares_memory")  # `None` if it is unknown
         if shares_memory is False:
             if found.set_here or used.set_here or inherited is not None:
-                parts["values of modules"] = "as a worker imports them"
+                values = sorted((found.on_workers | used.on_workers).items())
+                parts["values of modules"] = f"as a worker imports them: {values}"
             if generators:
                 parts["generators"] = "copied to a worker"  # tasks on threads advance the original
         if found.parts:
@@ -290,7 +295,7 @@ class Keys:
             absent, sources = found.absent | used.absent, found.sources | used.sources
             self.program.require_same_sources(sources, sent=shares_memory is False)
         if not shares_memory:  # it receives copies, but perhaps not yet
-            generators, known, cells, absent = _NOTHING, None, _NO_CELLS, ()
+            generators, cells, absent = _NOTHING, _NO_CELLS, ()
         watched = parts if shared or cells or inputs or _VARIABLES in parts else _NO_PARTS
         if generators:
             shared = {name: value for name, value in shared.items() if name not in generators}
@@ -298,11 +303,12 @@ class Keys:
             shared = {}
         digest = self.digest(text, code, paths)
         portable = not (found.reads_arguments or used.reads_arguments)
-        inherits = known is not None and used.starts_programs
+        inherits = known is not None and used.starts_programs and bool(shares_memory)
         key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, cells, absent, sources, portable,
             self.program.variables() if inherits else None,
+            known is not None and bool(shares_memory),
         )  # fmt: skip
         return tuple.__new__(Key, key)  # calling the class takes twice as long
 
@@ -504,6 +510,13 @@ class Keys:
         if key.sources:
             sent = task.get("shares_memory") is False
             self.program.require_same_sources(key.sources, sent=sent)
+        for module in key.absent:
+            if (variable := self.imported.changed(module)) is not None:
+                raise UnhashableError(
+                    f"{variable} has changed since a task imported module {module!r}, and a reused "
+                    "result would not repeat the change: import the module at the top of the "
+                    "program, or let the function return what it changes"
+                )
         used = key.used
         if (
             used is not None
@@ -516,13 +529,6 @@ class Keys:
             raise UnhashableError(_changed_in_place(what))
         if key.variables is not None:
             self._require_same_variables(task.get("environment") or {}, key.variables)
-        for module in key.absent:
-            if (variable := self.imported.changed(module)) is not None:
-                raise UnhashableError(
-                    f"{variable} has changed since a task imported module {module!r}, and a reused "
-                    "result would not repeat the change: import the module at the top of the "
-                    "program, or let the function return what it changes"
-                )
         if not (key.arguments or key.cells):
             return
         self._fingerprint.begin(task.get("sandbox") or "", inputs)
@@ -635,7 +641,11 @@ class Keys:
         """Return True if what a function uses is unchanged. It is compared once per batch."""
         unchanged = self._checked.get(known)
         if unchanged is None:
-            unchanged = known.is_unchanged() and not self._has_reloaded(known)
+            unchanged = (
+                known.is_unchanged()
+                and not self._has_reloaded(known)
+                and not any(self.imported.changed(each) for each in known.found.absent)
+            )
             self._checked[known] = unchanged
         return unchanged
 

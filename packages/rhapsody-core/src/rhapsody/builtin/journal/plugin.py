@@ -598,7 +598,7 @@ class Journal:
             value, stdout, stderr, exit_code, *more = content
             advanced: dict[str, object] = more[0] if more else {}
             addresses, returned = more[1:] or ({}, None)
-            if returned and key.used is not None:
+            if returned and key.here:
                 value = {**key.arguments, **key.generators}.get(returned, value)
             if (why := _other_address(addresses, uses)) is not None:
                 if name not in self._moved_on:
@@ -878,7 +878,9 @@ class Journal:
             value += advanced, addresses, returned
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
-                packed = pickling.packed(value, () if key.used is None else key.used.found.read)
+                packed = pickling.packed(
+                    value, key.used.found.read if key.here and key.used else ()
+                )
         except UnhashableError as error:
             self._refuse(record.task["name"], str(error))
             return None
@@ -906,7 +908,7 @@ class Journal:
 
 def _argument(key: Key, value: object) -> str | None:
     """Return the name of the argument that a function in this process has returned, if any."""
-    if key.used is not None:
+    if key.here:
         for name, argument in (*key.arguments.items(), *key.generators.items()):
             if argument is value:
                 return name

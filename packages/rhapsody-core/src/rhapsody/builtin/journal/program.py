@@ -818,6 +818,8 @@ class Surroundings:
         caches_of: The attributes of classes that may be caches. See `caches_in`.
         loaded: Names of the modules that were loaded when this object was created.
         unloaded: Names of modules that are treated as not loaded; see `CodeFingerprint`.
+        has_changed: Function that returns a true value if the variables of a module have changed
+            since its import. It is `ImportedModules.changed`, which uses this object.
         imported: The states of the source files of modules, by the name of the module, when they
             were last imported or reloaded. See `ImportedModules`.
     """
@@ -839,6 +841,7 @@ class Surroundings:
         self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
         self.unloaded: set[str] = set()
+        self.has_changed: Callable[[str], object] = lambda name: None
         self.imported: dict[str, Stamp] = {}
 
     def is_as_imported(self, holder: object, name: str, value: object) -> bool:
@@ -850,6 +853,15 @@ class Surroundings:
             value: Its value.
         """
         return VALUES.is_unchanged(holder, name, value)
+
+    def digest_as_imported(self, holder: object, name: str) -> bytes | None:
+        """Return a digest of the value that an import gives a variable, if it is known.
+
+        Args:
+            holder: The variables of a module, or a class.
+            name: The name of the variable or attribute.
+        """
+        return VALUES.digest(holder, name)
 
     def seeds(self) -> dict[str, Any]:
         """Return the calls by which the program's modules set the seeds of generators.
