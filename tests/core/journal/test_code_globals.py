@@ -618,6 +618,24 @@ def test_the_last_seed_that_a_cell_sets_counts(tmp_path: Path, monkeypatch: Any)
     assert key(3, "random.seed(5)", "%magic", "random.seed(3)", "def f(): ...") == first
 
 
+def test_arguments_and_variables_in_the_seed_count(tmp_path: Path, monkeypatch: Any) -> None:
+    text = """
+import os, random, sys
+random.seed(int(sys.argv[1]) + int(os.environ.get("SEED", "0")))
+def f():
+    return random.random()
+"""
+    digests = []
+    for argument, seed in ("1", None), ("2", None), ("1", "3"), ("1", None):
+        monkeypatch.setattr(sys, "argv", ["prog.py", argument])
+        monkeypatch.delenv("SEED", raising=False)
+        if seed is not None:
+            monkeypatch.setenv("SEED", seed)
+        digests.append(key_in(tmp_path, {"main.py": text})[0])
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 3
+
+
 def test_a_global_with_the_name_of_a_local_import_counts(tmp_path: Path) -> None:
     text = """
 scale = SCALE

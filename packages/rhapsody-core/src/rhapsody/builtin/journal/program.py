@@ -141,11 +141,16 @@ class Sources:
         for call in calls:
             text = ast.unparse(call)
             found[text] = text
+            for each in ast.walk(call):  # it may be the name of an environment variable
+                if isinstance(each, ast.Constant) and isinstance(each.value, str):
+                    found[f"environment {each.value} in {text}"] = os.environ.get(each.value)
             for argument in (*call.args, *(each.value for each in call.keywords)):
                 for chain in _chains(argument):
                     value: Any = variables.get(chain[0], MISSING)
                     for name in chain[1:]:
-                        if isinstance(value, types.ModuleType) and own(file_of(value.__name__)):
+                        if value is sys and name == "argv":
+                            value = sys.argv
+                        elif isinstance(value, types.ModuleType) and own(file_of(value.__name__)):
                             value = vars(value).get(name, MISSING)
                     if not (
                         value is MISSING
