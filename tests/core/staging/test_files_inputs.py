@@ -167,6 +167,14 @@ async def test_a_missing_input_is_an_error_that_says_where_it_was_looked_for(
     assert "Call the task that writes it before this one" in text
 
 
+async def test_patterns_that_name_no_file_are_explained(work: Path, backend: Linking) -> None:
+    stager = Stager(work)
+    with pytest.raises(DataError, match=r"InputFile\(path\) for path in glob"):
+        await link(stager, describe(stager), backend, [InputFile("x*.txt")])
+    with pytest.raises(DataError, match=r"OutputFile\('x\*\.txt', many=True\)"):
+        check_outputs(describe(stager), [OutputFile("x*.txt")])
+
+
 async def test_a_local_file_that_vanished_meanwhile_is_missing(
     work: Path, backend: Linking, here: Path
 ) -> None:

@@ -332,7 +332,8 @@ def _same(origin: str, target: str) -> bool:
 
 
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
-_PATTERN = re.compile(r"[*?[]")
+PATTERN: re.Pattern[str] = re.compile(r"[*?[]")
+"""Matches the special characters of patterns (`fnmatch`)."""
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
 _NO_NAME = re.compile(r"^[-~]|[\x00-\x1f\x7f;&|<>(){}\[\]$`\\\"'*?!#]")
 """Parts that are replaced in the name of a fetched file.
@@ -637,7 +638,7 @@ class OutputFile(File):
             if not isinstance(value, bool):
                 raise TypeError(f"OutputFile: {option} must be True or False, got {value!r}")
         directories = given.removesuffix(filename)
-        if many and _PATTERN.search(directories):
+        if many and PATTERN.search(directories):
             raise DataError(
                 f"OutputFile({given!r}, many=True): the directory part is the destination and "
                 "cannot contain a pattern; for files in subdirectories of the sandbox, use "

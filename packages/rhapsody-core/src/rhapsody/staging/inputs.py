@@ -14,6 +14,7 @@ from itertools import chain, count
 from typing import Any, NamedTuple
 
 from rhapsody.data import (
+    PATTERN,
     InputFile,
     InputFiles,
     Output,
@@ -355,6 +356,8 @@ class InputSearch:
                 f"{place!r}, pass InputFile({place!r})"
             )
         cure = "Call the task that writes it before this one, or correct the path"
+        if PATTERN.search(name):
+            cure = "To pass all files that match, write [InputFile(path) for path in glob(...)]"
         other = next((each for each in self._sources if name in each.files.output_files), None)
         if other is not None:
             cure = (

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rhapsody.copying import copy_file
-from rhapsody.data import RESERVED, Output, OutputDir, OutputFile, SavedFile
+from rhapsody.data import PATTERN, RESERVED, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
 from rhapsody.fsutil import (
     COPY,
@@ -108,9 +108,11 @@ def check_outputs(
             )
     if missing:
         known = {*given, *(output.filename for output in outputs)}
+        pattern = next(filter(PATTERN.search, (output.filename for output in outputs)), None)
+        cure = f". For all files that match, write OutputFile({pattern!r}, many=True)"
         raise DataError(
             f"task {task['name']!r} did not write {', '.join(missing)} (declared as output) in "
-            f"{sandbox!r}; {_wrote_instead(task, known)}"
+            f"{sandbox!r}; {_wrote_instead(task, known)}{cure if pattern else ''}"
         )
     return matches
 
