@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copyreg
 import functools
 import pickle
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from rhapsody import WorkflowEngine
 from rhapsody.builtin.journal.keys import Keys
 from rhapsody.builtin.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_of, twice, work
@@ -287,3 +289,17 @@ def test_the_state_of_a_method_s_object_counts_each_time(keys: Keys) -> None:
     assert digest() != first
     model.__dict__["n"] = 1
     assert digest() == first
+
+
+@pytest.mark.asyncio
+async def test_the_exception_of_a_task_has_the_key_of_an_equal_one(keys: Keys) -> None:
+    def fail() -> None:
+        raise ValueError(1)
+
+    async with WorkflowEngine.create() as flow:
+        (error,) = await asyncio.gather(flow.function_task(fail)(), return_exceptions=True)
+    plain = key_of(keys, work, ValueError(1)).digest
+    assert key_of(keys, work, error).digest == plain
+    assert isinstance(error, ValueError)
+    error.add_note("of the user")
+    assert key_of(keys, work, error).digest != plain

@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -360,6 +360,20 @@ def last_failure(error: BaseException) -> Failure | None:
     """Return what is known about the last failure that an exception has caused, if anything."""
     found: Failure | None = vars(error).get(_FAILURE)
     return found
+
+
+NOTE_PREFIX = "rhapsody: "
+"""Beginning of the note about a failure. A new note replaces an earlier one on an exception."""
+
+
+def without_ours(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of an exception without those and the note that a failure adds."""
+    kept = {name: each for name, each in attributes.items() if not name.startswith("_rhapsody_")}
+    notes = kept.pop("__notes__", None)
+    if type(notes) is list:
+        others = [each for each in notes if not str(each).startswith(NOTE_PREFIX)]
+        kept |= {"__notes__": others} if others else {}
+    return kept
 
 
 def in_words(kind: str, message: str) -> str:

@@ -36,6 +36,7 @@ from weakref import WeakKeyDictionary
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
+from rhapsody.errors import without_ours
 from rhapsody.sdk.modules import cached_properties, slots_of
 
 DIGEST_SIZE = 16
@@ -353,6 +354,8 @@ class Values:
             if properties or caches:  # pickle stores `None` for an object without attributes
                 left_out = properties.union(caches)
                 state = {name: each for name, each in state.items() if name not in left_out} or None
+        if isinstance(value, BaseException) and type(state) is dict:
+            state = without_ours(state) or None
         if isinstance(value, BaseException) and value.__cause__ is not None:
             state = state, value.__cause__  # pickle omits the cause
         elif _omits_attributes(value) and getattr(value, "__dict__", None):

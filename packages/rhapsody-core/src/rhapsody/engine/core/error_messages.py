@@ -27,6 +27,7 @@ from rhapsody.engine.configuration.settings import TaskSettings
 from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.errors import (
+    NOTE_PREFIX,
     CapabilityError,
     DataError,
     DependencyFailureError,
@@ -81,9 +82,6 @@ MAX_COMMAND_LENGTH = 500
 
 ERROR = f"{RESERVED}error"
 """Name of the file, in a failed task's sandbox, that contains the traceback of the failure."""
-
-NOTE_PREFIX = "rhapsody: "
-"""Beginning of each note. A new note replaces an earlier one on the same exception."""
 
 MAX_CALL_LENGTH = 200
 """Maximum number of characters of a call in a note."""
