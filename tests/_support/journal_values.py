@@ -357,7 +357,6 @@ WITHOUT: dict[str, Any] = {
     "object with a lock": Kept(lock=threading.Lock()),
     "frame": sys._getframe(),
     "file": sys.__stdout__,
-    "odd": Odd(),
     "own address": OwnAddress(),
     "by address": ByAddress(),
     "own name": OwnName(),

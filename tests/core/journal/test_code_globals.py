@@ -429,6 +429,35 @@ def test_an_empty_container_that_is_a_cache_is_not_compared(
         assert keys.of(task, {}, {}).digest == key.digest
 
 
+@pytest.mark.parametrize("statement", ["y['limit'] = X", "y[X] = a", "del y[X]", "y[X] += a"])
+def test_an_item_or_an_index_is_no_container(statement: str, tmp_path: Path) -> None:
+    """A global is no cache of a function because another container contains it."""
+    test = "return y, a if X is None else min(a, X)"
+    text = f"X = None\ndef f(a):\n    y = {{None: 0}}\n    {statement}\n    {test}\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        first = key_of(keys, main.f, 1).digest
+        vars(main)["X"] = 5
+        keys.begin()
+        assert key_of(keys, main.f, 1).digest != first
+
+
+def test_the_environment_in_another_container_is_not_ignored(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = (
+        "import os\ndef f():\n    y = {}\n    y['all'] = os.environ\n    return y['all']['RATE']\n"
+    )
+    write(tmp_path, {"main.py": text})
+    digests = set()
+    for rate in "1", "2":
+        monkeypatch.setenv("RATE", rate)
+        with loaded(tmp_path) as main:
+            digests.add(key_of(keys_in(tmp_path), main.f).digest)
+    assert len(digests) == 2
+
+
 class Mutable:
     rate = 1
 

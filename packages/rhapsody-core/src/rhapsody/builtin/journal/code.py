@@ -56,6 +56,7 @@ from rhapsody._private import registered_with
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.program import (
     CALLS,
+    ITEM,
     ROLES,
     Names,
     Surroundings,
@@ -1078,7 +1079,7 @@ class CodeFingerprint:
         if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             return
         self.set_here = True  # workers have their own environment
-        whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
+        whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP", ITEM)
         called = use.chain[-1] in ("getenv", "getenvb")
         if rest == ("copy",) or (not rest and not called and whole):
             self._used(f"the environment used by {user}", os.environ)

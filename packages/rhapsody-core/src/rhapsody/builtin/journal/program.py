@@ -438,6 +438,8 @@ _LOCALS = frozenset({"LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DI
 
 _LOCAL_STORES = frozenset({"STORE_FAST", "STORE_DEREF"})
 
+_SETS_ITEMS = frozenset({"STORE_SUBSCR", "DELETE_SUBSCR"})
+
 _STORES = _LOCAL_STORES | {"STORE_GLOBAL", "STORE_NAME"}
 
 CALLS: frozenset[str] = frozenset({
@@ -459,6 +461,9 @@ _SOON = 100
 """Number of instructions after a subscript within which an `except` counts as its own."""
 
 
+ITEM = "ITEM"
+"""Value of `Use.by` for a value that becomes an item, or an index, of another container."""
+
 ROLES = ("fills", "looks", "adds")
 """Roles of a container in code. See `Use`."""
 
@@ -468,8 +473,8 @@ class Use(NamedTuple):
 
     Attributes:
         chain: The global's name, followed by the attributes that are read directly from it.
-        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`; an
-            empty string if it is unknown.
+        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`;
+            `ITEM`; an empty string if it is unknown.
         key: The subscript, the first argument of the call, or the left operand of `in`. A literal
             is represented by a string, a global by a tuple with its name, anything else by `None`.
         roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
@@ -626,7 +631,7 @@ def caches_in(cls: type) -> frozenset[str]:
             by = "" if taker is None else steps[taker].name
             kinds = [each.name for each in steps[last:taker]]
             if len(chain) == 2 and by == "STORE_SUBSCR" and "COPY" not in kinds:  # not `+=`
-                filled.add(chain[1])
+                (filled if _is_container(steps, last, taker or last) else others).add(chain[1])
             elif len(chain) == 2 and by == "CONTAINS_OP":
                 tested.add(chain[1])
             elif (chain[2:], by) != ((), "BINARY_SUBSCR") and chain[2:] != ("get",):
@@ -672,6 +677,8 @@ def _use(steps: list[_Step], number: int) -> Use:
     if taker is None:
         return Use(chain)
     by, first = steps[taker].name, steps[last + 1]
+    if by in _SETS_ITEMS and not _is_container(steps, last, taker):
+        return Use(chain, ITEM)
     key: str | tuple[str] | None = None
     if by == "CONTAINS_OP":
         key = _key(steps[number - 1]) if taker == last + 1 else None
@@ -685,6 +692,17 @@ def _use(steps: list[_Step], number: int) -> Use:
     return Use(chain, by, key, tuple(_roles(steps, last, taker)))
 
 
+def _is_container(steps: list[_Step], last: int, taker: int) -> bool:
+    """Return True if a value is the container in an instruction that sets or deletes an item.
+
+    Python pushes the item, the container and the index. With `+=`, it pushes the container and the
+    index first, and moves the item below them at the end.
+    """
+    between = steps[last + 1 : taker]
+    copied = any(step.name == "COPY" for step in between)
+    return sum(step.effect for step in between) == (2 if copied else 1)
+
+
 def _roles(steps: list[_Step], last: int, taker: int) -> Iterator[str]:
     """Yield the roles of a container; see `Use`.
 
@@ -695,7 +713,7 @@ def _roles(steps: list[_Step], last: int, taker: int) -> Iterator[str]:
     """
     by, method = steps[taker].name, ""
     end = taker  # the instruction that pushes the item
-    if by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+    if by in _SETS_ITEMS:
         yield "fills"
         if any(step.name == "COPY" for step in steps[last:taker]):  # such as `+=`
             yield "adds"
