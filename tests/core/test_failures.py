@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody import LocalExecutionBackend, OutputFile, TaskFailedError, TaskFuture, WorkflowEngine
+from rhapsody.failures import lines_of
 from rhapsody.history import failure_key, read_run
 from rhapsody.plugins import Failure
 from rhapsody_testing import EventRecorder
@@ -90,7 +91,7 @@ async def test_a_command_that_lacks_a_file(
     assert failure.sandbox == error.sandbox
     assert failure.rerun is not None
     assert os.path.dirname(failure.rerun) == failure.sandbox
-    summary = "\n".join(failure.lines())
+    summary = "\n".join(lines_of(failure))
     assert summary.count("table.csv: No such file") == 1
     assert "<TOKEN>" in summary
     assert "hunter2" not in f"{summary}{failure!r}"

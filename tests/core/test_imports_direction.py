@@ -15,6 +15,7 @@ import rhapsody
 ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
+    "_private",
     "masking",
     "spelling",
     "forks",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from rhapsody.failures import FailureGroups, Key, failure_from
+from rhapsody.errors import FailureKey
+from rhapsody.failures import FailureGroups, failure_from
 
 
-def fail(groups: FailureGroups, name: str, uid: str) -> Key:
+def fail(groups: FailureGroups, name: str, uid: str) -> FailureKey:
     """Add a failure that differs from others only in the name of its task."""
     return groups.add(failure_from(ValueError(f"the error of {name}"), name, uid, 1))
 

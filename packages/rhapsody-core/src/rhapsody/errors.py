@@ -1,4 +1,4 @@
-"""Exceptions of Rhapsody, and functions for exceptions of any class.
+"""Exceptions of Rhapsody, records of failures, and functions for exceptions of any class.
 
 Every class derives from `RhapsodyError` and from the built-in exception that callers would catch
 without knowing this library. All of them can be pickled with their attributes. A new class must
@@ -8,6 +8,7 @@ also be exported by `rhapsody/__init__.py`.
 from __future__ import annotations
 
 import contextvars
+import os
 import pickle
 import pwd
 import queue
@@ -16,18 +17,128 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import WrapperDescriptorType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakSet
 
 from rhapsody.masking import mask
 
-if TYPE_CHECKING:
-    from rhapsody.failures import Failure
-
 MAX_CAUSES = 8
 """Maximum number of failed dependencies in the chain of causes of an error."""
+
+
+MAX_LINES = 10
+"""Maximum number of last lines of an error, or of the output, that are shown.
+
+The output is shown only if the error is a single line.
+"""
+
+
+class Frame(NamedTuple):
+    """One entry of a traceback.
+
+    Attributes:
+        file: The file's path as Python knows it.
+        line: The line number.
+        function: The function's name.
+        source: The text of the line; empty if it is unknown.
+    """
+
+    file: str
+    line: int
+    function: str
+    source: str
+
+    @property
+    def location(self) -> str:
+        """The file's base name, a colon, and the line number."""
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+
+FailureKey = tuple[str, str, int | None, str | None]
+"""Key of a group of failures: the tasks' name, the kind, the exit code and the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Failure of an attempt of a task, or the reason why a task did not run. Texts have no secrets.
+
+    Attributes:
+        task: The name of the task or block.
+        uid: Its uid in the engine.
+        attempt: The number of the attempt that failed, starting at 1; 0 if there was none.
+        call: The call that raised the exception, with shortened arguments and the uid of its task.
+            A block, and a task that did not run, can fail because of the call of another task.
+        kind: The name of the exception's type.
+        message: The text of the exception, without the task's name at its beginning, the output and
+            the hints.
+        exit_code: The exit code of a command that failed.
+        backend: The name of the backend, or `None` if the task was not submitted.
+        worker: The worker or host, if the backend has reported it.
+        attempts: The backends with their numbers of failed attempts, if the task was moved.
+        place: The last line of the user's code in the traceback, such as `stats.py:12`.
+        frames: The last frames of the traceback.
+        sandbox: The directory in which the attempt ran, or `None` if it had none.
+        rerun: The path of a script that runs the command again, if there is one.
+        stdout: The end of the standard output.
+        stderr: The end of the standard error.
+        hints: What may have caused the failure, and what helps.
+        causes: For a task that did not run, the uids of the tasks that failed first.
+    """
+
+    task: str
+    uid: str
+    attempt: int
+    call: str
+    kind: str
+    message: str
+    exit_code: int | None = None
+    backend: str | None = None
+    worker: str | None = None
+    attempts: tuple[tuple[str, int], ...] = ()
+    place: str | None = None
+    frames: tuple[Frame, ...] = ()
+    sandbox: str | None = None
+    rerun: str | None = None
+    stdout: str = ""
+    stderr: str = ""
+    hints: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> FailureKey:
+        """The key of the group of similar failures."""
+        return self.task, self.kind, self.exit_code, self.place
+
+    @property
+    def text(self) -> str:
+        """The kind and the message of the failure. The exit code of a command needs no kind."""
+        return in_words(self.kind, self.message)
+
+    @property
+    def summary(self) -> str:
+        """One line with the call and the first line of the error."""
+        attempt = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        return f"{self.call}{attempt}: {first_line(self.text)}"
+
+    def details(self) -> list[str]:
+        """Return the further lines of the error, and the hints."""
+        more = self.text.strip().splitlines()[1:]
+        if self.of_command:
+            more += self.stderr.strip().splitlines()
+        return [*more[-MAX_LINES:], *(f"hint: {hint}" for hint in self.hints)]
+
+    @property
+    def of_command(self) -> bool:
+        """True if a command has failed, whose standard error belongs to the failure."""
+        return self.kind == TaskFailedError.__name__ or self.exit_code is not None
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text that is not empty, or an empty string."""
+    return next(iter(text.strip().splitlines()), "")
 
 
 class RhapsodyError(Exception):

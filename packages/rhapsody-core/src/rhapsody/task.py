@@ -35,15 +35,13 @@ from rhapsody._private import is_unseen, mark_seen
 from rhapsody.cards import ACTIVE, BAD, GOOD, IDLE, Card
 from rhapsody.context import running_task
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
-from rhapsody.errors import DataError, describe_error, last_failure
+from rhapsody.errors import DataError, Failure, describe_error, last_failure
 from rhapsody.identity import AttemptId, Prefix, label
 from rhapsody.resources import Resources, builtin_number, memory_in_bytes, seconds
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from rhapsody.failures import Failure
 
 
 @dataclass(frozen=True, slots=True)

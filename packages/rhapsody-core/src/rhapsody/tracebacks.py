@@ -15,9 +15,8 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple
 
-from rhapsody.errors import describe_error, made_in_time, text_of
+from rhapsody.errors import Frame, describe_error, made_in_time, text_of
 from rhapsody.masking import mask
 from rhapsody.sdk.modules import Origins
 
@@ -40,27 +39,6 @@ SCRIPT_MODULE = "__rhapsody_script__"
 """Module name under which `rhapsody run` imports a script."""
 
 _OF_SCRIPT = re.compile(rf"^([ |]*){SCRIPT_MODULE}\.", re.MULTILINE)
-
-
-class Frame(NamedTuple):
-    """One entry of a traceback.
-
-    Attributes:
-        file: The file's path as Python knows it.
-        line: The line number.
-        function: The function's name.
-        source: The text of the line; empty if it is unknown.
-    """
-
-    file: str
-    line: int
-    function: str
-    source: str
-
-    @property
-    def location(self) -> str:
-        """The file's base name and the line number, such as `stats.py:12`."""
-        return f"{os.path.basename(self.file)}:{self.line}"
 
 
 def last_frames(error: BaseException | None) -> list[Frame]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rhapsody.failures import Key
+from rhapsody.errors import FailureKey
 from rhapsody.plugins.specs import TaskCall, TaskEvent, hookimpl
 from rhapsody.resources import duration_text
 from rhapsody.states import TasksMainStates
@@ -37,7 +37,7 @@ class TaskLog:
     def __init__(self) -> None:
         self._calls: dict[str, str] = {}
         self._began: dict[str, float] = {}
-        self._keys: set[Key] = set()
+        self._keys: set[FailureKey] = set()
 
     @hookimpl
     def rhapsody_task_calls(self, calls: Sequence[TaskCall]) -> None:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from rhapsody._exports import lazy
 
 if TYPE_CHECKING:
-    from rhapsody.errors import UsageError
-    from rhapsody.failures import Failure
+    from rhapsody.errors import Failure, Frame, UsageError
     from rhapsody.identity import AttemptId, TaskId, split_label
     from rhapsody.plugins import hooks
     from rhapsody.plugins.options import BackendOption
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
         TaskFiles,
         hookimpl,
     )
-    from rhapsody.tracebacks import Frame
 
     __all__ = [
         "API_VERSION", "AttemptFiles", "AttemptId", "BackendOption", "BackendSpec", "CommandLine",
@@ -55,8 +53,7 @@ else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            "rhapsody.errors": "UsageError",
-            "rhapsody.failures": "Failure",
+            "rhapsody.errors": "Failure Frame UsageError",
             "rhapsody.identity": "AttemptId TaskId split_label",
             "rhapsody.plugins.hooks": "hooks",
             "rhapsody.plugins.options": "BackendOption",
@@ -65,6 +62,5 @@ else:
                 "LookupTask ObservedEngine Outcome Record Recorded StartedRun Stats Summary "
                 "TaskCall TaskEvent TaskFiles hookimpl"
             ),
-            "rhapsody.tracebacks": "Frame",
         },
     )

@@ -25,7 +25,7 @@ import pluggy
 from rhapsody.capabilities import Capabilities
 from rhapsody.cards import BAD, GOOD, Card
 from rhapsody.data import SavedFile
-from rhapsody.errors import UsageError
+from rhapsody.errors import Failure, UsageError
 from rhapsody.masking import MIN_SECRET_LENGTH, mask, merged, secrets_of
 from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import argparse
 
     from rich.table import Table
-
-    from rhapsody.failures import Failure
 
 __all__ = [
     "API_VERSION",

@@ -10,9 +10,10 @@ from pathlib import Path
 from rhapsody.data import SavedFile
 from rhapsody.errors import (
     DependencyFailureError,
+    FailureKey,
     InsufficientWalltimeError,
 )
-from rhapsody.failures import MAX_LISTED, FailureGroups, Key
+from rhapsody.failures import MAX_LISTED, FailureGroups
 from rhapsody.history.values import shown
 from rhapsody.plugins.specs import Summary, TaskEvent
 from rhapsody.resources import duration_text, size_text
@@ -75,7 +76,7 @@ class Counts:
         self._running: set[str] = set()
         self.failures: FailureGroups = FailureGroups()
         self.fallbacks: FailureGroups = FailureGroups()
-        self._failed: dict[str, Key] = {}
+        self._failed: dict[str, FailureKey] = {}
 
     @property
     def all(self) -> Row:

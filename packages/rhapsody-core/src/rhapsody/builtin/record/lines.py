@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
 from rhapsody.builtin.record.outputs import OutputStore
-from rhapsody.failures import Failure
+from rhapsody.errors import Failure
 from rhapsody.history.outputs import PRINTED
 from rhapsody.history.reader import FORMAT
 from rhapsody.masking import (

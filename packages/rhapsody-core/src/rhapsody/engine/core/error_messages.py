@@ -31,6 +31,7 @@ from rhapsody.errors import (
     CapabilityError,
     DataError,
     DependencyFailureError,
+    Failure,
     InputChangedError,
     MessageParts,
     OutOfMemoryError,
@@ -43,7 +44,7 @@ from rhapsody.errors import (
     set_parts,
     text_of,
 )
-from rhapsody.failures import Failure, failure_from
+from rhapsody.failures import failure_from
 from rhapsody.fsutil import full_disk, used_up
 from rhapsody.masking import MIN_SECRET_LENGTH, Hidden, Secrets, hides, mask, secrets_of
 from rhapsody.resources import Resources

@@ -18,8 +18,8 @@ from rhapsody.engine.core.error_messages import failure_in_event, failure_of_fut
 from rhapsody.engine.core.record import TaskRecord
 from rhapsody.engine.core.task_calls import CallRows, described_resources
 from rhapsody.engine.functions.task_function import CallKind
-from rhapsody.errors import DependencyFailureError
-from rhapsody.failures import Failure, FailureGroups
+from rhapsody.errors import DependencyFailureError, Failure
+from rhapsody.failures import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import AttemptFiles, ObservedEngine, TaskCall, TaskEvent
 from rhapsody.states import TasksMainStates
