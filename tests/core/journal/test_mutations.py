@@ -79,8 +79,9 @@ EXAMPLES = [
         files={
             "data/samples.csv": ["count", "clean", "stats", "first"],
             "data/constants.txt": ["constant"],
-            "data/left.part": ["listed"],
-            "data/right.part": ["listed"],
+            "data/parameters.py": ["loaded"],
+            "parts/left.part": ["listed", "parts"],
+            "parts/right.part": ["listed", "parts"],
             "settings.ini": ["cut", "title"],
             "tools/clean.sh": ["clean"],
             "tools/functions.sh": ["clean"],

@@ -3,7 +3,7 @@
 import configparser  # seen by: cut title
 import os  # seen by: scale offset
 import subprocess  # seen by: shifted
-from pathlib import Path  # seen by: cut title constant listed shifted first
+from pathlib import Path  # seen by: cut title constant listed shifted first parts
 
 HERE = Path(__file__).parent  # seen by: cut title constant listed shifted
 OFFSET = "PIPELINE_OFFSET"  # seen by: offset
@@ -46,7 +46,7 @@ def offset(number: int) -> int:  # seen by: offset
 
 def listed() -> list[str]:  # seen by: listed
     """Return the content of all parts."""
-    parts = sorted((HERE / "data").glob("*.part"))
+    parts = sorted((HERE / "parts").glob("*.part"))
     return [part.read_text().strip() for part in parts]
 
 
@@ -60,3 +60,9 @@ def first(table: str | Path, index: int = 1) -> str:  # seen by: first
     """Return a line of a table."""
     lines = Path(table).read_text().splitlines()
     return lines[index].upper()
+
+
+def parts(directory: str | Path) -> int:  # seen by: parts
+    """Return how many lines are in a directory."""
+    files = [path for path in sorted(Path(directory).iterdir()) if path.suffix == ".part"]
+    return sum(len(path.read_text().split()) for path in files)

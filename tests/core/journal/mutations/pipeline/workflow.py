@@ -1,24 +1,26 @@
 """A pipeline of commands and functions, which read files and variables in many ways."""
 
 import sys  # seen by: stats
-from pathlib import Path  # seen by: count clean sorted stats first
+from pathlib import Path  # seen by: count clean sorted stats first parts
 from typing import Any  # seen by: *
 
-from readers import (  # seen by: cut title constant scale offset listed shifted first
+from loading import loaded  # seen by: loaded
+from readers import (  # seen by: cut title constant scale offset listed shifted first parts
     constant,
     cut,
     first,
     listed,
     offset,
+    parts,
     scale,
     shifted,
     title,
 )
 from results import show  # seen by: *
 
-from rhapsody import InputFile, OutputFile  # seen by: count clean sorted stats first summary
+from rhapsody import InputFile, OutputFile  # seen by: count clean sorted stats first summary parts
 
-HERE = Path(__file__).parent  # seen by: count clean sorted stats first
+HERE = Path(__file__).parent  # seen by: count clean sorted stats first parts
 SAMPLES = HERE / "data" / "samples.csv"  # seen by: count clean sorted stats first
 TOOLS = HERE / "tools"  # seen by: clean stats
 LINES = 2  # seen by: head
@@ -81,6 +83,8 @@ async def main(flow: Any) -> None:
     calls["offset"] = flow.function_task(offset)(5)  # seen by: offset
     calls["listed"] = flow.function_task(listed)()  # seen by: listed
     calls["shifted"] = flow.function_task(shifted)(4)  # seen by: shifted
+    calls["loaded"] = flow.function_task(loaded)("steps")  # seen by: loaded
+    calls["parts"] = flow.function_task(parts)(InputFile(HERE / "parts"))  # seen by: parts
     calls["first"] = flow.function_task(first)(InputFile(SAMPLES))  # seen by: first
     calls["first/path"] = flow.function_task(first)(str(SAMPLES), 2)  # seen by: first
     calls["summary"] = flow.function_task(summary)(  # seen by: summary
