@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 from collections.abc import AsyncIterator
@@ -194,3 +195,20 @@ async def test_the_record_groups_failures_as_the_summary_does(events: Any, tmp_p
     for future in futures:
         assert failure_key(tasks[future.uid]) == (await failures(events, future))[0].key
     assert len({failure_key(tasks[future.uid]) for future in futures}) == 4
+
+
+async def test_a_task_whose_other_future_failed_is_recorded_as_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    async with WorkflowEngine.create(
+        LocalExecutionBackend("thread"), work_dir=tmp_path, record=path
+    ) as flow:
+
+        @flow.function_task
+        def passes(n: int) -> int:
+            return n
+
+        other = asyncio.get_running_loop().create_future()
+        other.set_exception(KeyError("other"))
+        future = passes(other)
+        await failed(future)
+    assert read_run(path).tasks[future.uid].skipped

@@ -387,3 +387,16 @@ async def main(flow):
         done = run(place, "--resume", "-o", f"executor={executor}", "-o", "cores=1")
         assert (done.returncode, done.stdout) == (0, f"{3 * scale}\n"), done.stderr
         assert "of them reused" not in done.stderr
+
+
+def test_a_registry_with_functions_that_the_program_fills_is_the_same_in_each_run(
+    place: Place,
+) -> None:
+    place.write("registry.py", "def own(x): return x\nFOUND = {'own': own}\nNAMES = {'a', 'b'}\n")
+    start = "import re, registry\ndef more(x): return x\nregistry.FOUND['more'] = more\n"
+    place.write(
+        "wf.py", program(f"{start}registry.NAMES.add('c')", "registry.", "len(@FOUND)|@NAMES")
+    )
+    done = run(place, *WORKERS)
+    assert "2 done in" in done.stderr, done.stderr
+    assert reused(place) == 2

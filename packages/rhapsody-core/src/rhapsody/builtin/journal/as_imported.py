@@ -54,7 +54,9 @@ class ImportedValues:
 
     def __init__(self) -> None:
         self._origins = Origins()
-        self._hasher = _Hasher(_Names(self._origins))
+        self._names = _Names(self._origins)
+        self._hasher = _Hasher(self._names)
+        self._local: set[bytes] = set()  # digests that depend on addresses in this process
         # By the id of the namespace: the namespace, and each value with its digest.
         self._noted: dict[int, tuple[object, dict[str, tuple[object, bytes | None]]]] = {}
         self._words: dict[str, set[str]] = {}  # the names in the code of each noted module
@@ -134,7 +136,9 @@ class ImportedValues:
         return type(value) in _CONSTANT or (digest is not None and digest == self._digest(value))
 
     def digest(self, holder: object, name: str) -> bytes | None:
-        """Return a digest of the value that a variable had after the import, if it is known.
+        """Return a digest of the value that a variable had after the import.
+
+        Return `None` if the value is unknown, or contains functions or objects of own classes.
 
         Args:
             holder: The variables of a module, or a class.
@@ -142,7 +146,9 @@ class ImportedValues:
         """
         _, values = self._noted.get(id(holder), (None, {}))
         former, digest = values.get(name, (MISSING, None))
-        return ascii(former).encode() if type(former) in _CONSTANT else digest
+        if type(former) in _CONSTANT:
+            return ascii(former).encode()
+        return None if digest in self._local else digest or None
 
     def _changed(self) -> set[str]:
         """Return the modules whose variables other code has changed since their import."""
@@ -190,10 +196,14 @@ class ImportedValues:
             return b""
         if kind in _CONSTANT or is_large(value):
             return None
+        self._names.met = False
         try:
-            return self._hasher.digest(value, whole=False)
+            digest = self._hasher.digest(value, whole=False)
         except UnhashableError:
             return None
+        if self._names.met:
+            self._local.add(digest)
+        return digest
 
 
 def _module_of(holder: Any) -> str:
@@ -231,9 +241,14 @@ def _depends_on_process(code: types.CodeType) -> bool:
 
 
 class _Names:
-    """Collector that identifies functions, classes and modules in values by name and address."""
+    """Collector that identifies functions, classes and modules in values by name and address.
+
+    Attributes:
+        met: True if there was one since this was set to False.
+    """
 
     def __init__(self, origins: Origins) -> None:
+        self.met: bool = False
         self._origins = origins
         self.open: set[int] = set()
         self.own = functools.cache(self._own)
@@ -243,6 +258,7 @@ class _Names:
 
     def code(self, thing: Any) -> str:
         """Return a text for a function, class or module that differs from that of all others."""
+        self.met = True
         name = f"{getattr(thing, '__qualname__', thing.__name__)} {id(thing)}"
         cells = getattr(thing, "__closure__", None)
         if not cells or id(thing) in self.open:

@@ -931,7 +931,7 @@ class CodeFingerprint:
         if digest is None and file is not None:
             space = getattr(sys.modules.get(module), "__dict__", {})
             literal = self._program.sources.literal(file, space, full)
-            digest = None if literal is MISSING else repr(literal).encode()
+            digest = None if literal is MISSING else Values(self).digest(literal)
         known = hashlib.blake2b(digest or b"", digest_size=DIGEST_SIZE)
         self.on_workers[f"{module}.{full}"] = known.hexdigest()
 

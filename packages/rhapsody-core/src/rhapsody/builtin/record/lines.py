@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rhapsody._version import __version__
 from rhapsody.builtin.record.outputs import OutputStore
-from rhapsody.errors import Failure
+from rhapsody.errors import DependencyFailureError, Failure
 from rhapsody.history.outputs import PRINTED
 from rhapsody.history.reader import FORMAT
 from rhapsody.masking import (
@@ -214,7 +214,7 @@ class Encoder:
 
     def _end(self, event: TaskEvent) -> Line:
         (
-            uid, _, attempt, state, native, backend, ended, _, worker, _, _, sandbox,
+            uid, _, attempt, state, native, backend, ended, _, worker, _, error, sandbox,
             stdout, stderr, _, exit_code, usage, retried, files, resources, interval, failure,
         ) = event  # fmt: skip
         where = self._places.get((state, backend, worker))
@@ -249,7 +249,8 @@ class Encoder:
         if exit_code is not None:
             line += f',"exit_code":{_dumps(exit_code)}'
         if failure is not None:
-            line += self._error(uid, failure, replaced=native == "fallback")
+            skipped = isinstance(error, DependencyFailureError) and native != "fallback"
+            line += self._error(uid, failure, skipped=skipped)
         if sandbox is not None:
             line += f',"sandbox":{encode_basestring_ascii(sandbox)}'
         outputs: list[_LongOutput] | None = None
@@ -284,7 +285,7 @@ class Encoder:
         self._places[state, backend, worker] = text
         return text
 
-    def _error(self, uid: str, failure: Failure, *, replaced: bool) -> str:
+    def _error(self, uid: str, failure: Failure, *, skipped: bool) -> str:
         found: dict[str, Any] = {
             "type": failure.kind,
             "message": failure.message[:MESSAGE],
@@ -295,7 +296,6 @@ class Encoder:
         }
         if frames := as_lines(failure.frames):
             found["traceback"] = self._masked(uid, "\n".join(frames)).split("\n")
-        skipped = bool(failure.causes) and not replaced
         return _items({"skipped": skipped, "error": _without_empty(found)})
 
     def _masked(self, uid: str, text: str) -> str:

@@ -257,7 +257,7 @@ def _start_hint(record: TaskRecord, report: Mapping[str, Any]) -> str:
         path = os.path.join(place, word) if "/" in word else shutil.which(word)
         fault = None if path is None else interpreter_fault(path)
         if fault is not None:
-            return f"{fault}"
+            return fault
     return ""
 
 
