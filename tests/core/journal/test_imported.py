@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
+from rhapsody.builtin.journal.import_hook import hook
 from rhapsody.builtin.journal.program import Sources
 from rhapsody.builtin.journal.values import UnhashableError
 from tests._support.journal_keys import described, key_in, key_of, keys_in, loaded, write
@@ -146,3 +148,14 @@ def test_a_variable_that_the_program_sets_after_a_task_imported_the_module_count
     assert digests[0] == digests[1]
     assert digests[2][0] == digests[0][0] == digests[0][1]
     assert digests[2][1] != digests[0][1]
+
+
+def test_keys_listen_to_imports_only_while_they_are_used(tmp_path: Path) -> None:
+    gc.disable()  # each import would reach all keys of a long program
+    try:
+        keys = keys_in(tmp_path)
+        before = len(hook.listeners)
+        del keys
+        assert len(hook.listeners) == before - 1
+    finally:
+        gc.enable()

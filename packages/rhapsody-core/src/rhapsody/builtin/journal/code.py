@@ -226,8 +226,9 @@ class CodeFingerprint:
             replace.
         set_here: True if the code reads an environment variable, or a variable whose value may
             differ on a worker because the worker imports the module again.
-        on_workers: The digests of the values that variables have on workers, by their names; of an
-            empty text if the value is unknown.
+        on_workers: The digests of the values that variables which the code reads have on workers,
+            by the names of the variables, as far as they may differ from those here. If such a
+            value is unknown, the digest is that of an empty text.
         starts_programs: True if the code uses functions that start programs. These programs inherit
             environment variables.
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
@@ -893,7 +894,7 @@ class CodeFingerprint:
         if use.container == name and rest >= len(use.chain) - (use.by in CALLS):
             self._roles.update((role, id(variables), name) for role in use.roles)
         self._globals.add((id(variables), name))
-        self._compare(variables, name, value)
+        self._compare_with_import(variables, name, value)
         if _is_empty(value) or (id(variables), name) in self._program.memos:
             self._empty.append((part, variables, name, value, variables))
         else:
@@ -917,23 +918,27 @@ class CodeFingerprint:
     def _compare(
         self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
     ) -> None:
-        """Note the value on a worker if a variable may have another one there."""
+        """Set `set_here` to True if a variable may have another value on a worker."""
         holder = variables if owner is None else owner
-        if (id(holder), name) in self._program.memos or self._is_as_imported(
-            variables, name, value, owner
+        if not self.set_here and (id(holder), name) not in self._program.memos:
+            self.set_here = not self._is_as_imported(variables, name, value, owner)
+
+    def _compare_with_import(self, variables: Mapping[str, Any], name: str, value: object) -> None:
+        """Note the value of a variable on a worker, if it may be another one than here."""
+        self._compare(variables, name, value)
+        if (
+            not self.set_here
+            or (id(variables), name) in self._program.memos
+            or self._is_as_imported(variables, name, value)
         ):
             return
-        self.set_here = True
-        module = str(variables.get("__name__") if owner is None else owner.__module__)
-        full = name if owner is None else f"{owner.__qualname__}.{name}"
-        digest = self._program.digest_as_imported(holder, name)
-        file = file_of(module)
-        if digest is None and file is not None:
-            space = getattr(sys.modules.get(module), "__dict__", {})
-            literal = self._program.sources.literal(file, space, full)
+        digest = self._program.digest_as_imported(variables, name)
+        module, file = str(variables.get("__name__")), variables.get("__file__")
+        if digest is None and isinstance(file, str):
+            literal = self._program.sources.literal(file, dict(variables), name)
             digest = None if literal is MISSING else Values(self).digest(literal)
         known = hashlib.blake2b(digest or b"", digest_size=DIGEST_SIZE)
-        self.on_workers[f"{module}.{full}"] = known.hexdigest()
+        self.on_workers[f"{module}.{name}"] = known.hexdigest()
 
     def _is_as_imported(
         self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None

@@ -19,7 +19,7 @@ import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from rhapsody.builtin.journal.addresses import PLAIN, texts_of
 from rhapsody.builtin.journal.code import CodeFingerprint, Known
@@ -165,7 +165,13 @@ class Keys:
 
     def __post_init__(self) -> None:
         self.imported = ImportedModules(self.program)
-        self.program.has_changed = self.imported.changed
+        imported = ref(self.imported)  # without a cycle, it listens only while this object is used
+
+        def has_changed(module: str) -> bool:
+            found = imported()
+            return found is not None and found.changed(module) is not None
+
+        self.program.has_changed = has_changed
         self._scripts = Scripts(self.program)
         self._fingerprint = CodeFingerprint(self.program)
 

@@ -841,8 +841,8 @@ class Surroundings:
         caches_of: The attributes of classes that may be caches. See `caches_in`.
         loaded: Names of the modules that were loaded when this object was created.
         unloaded: Names of modules that are treated as not loaded; see `CodeFingerprint`.
-        has_changed: Function that returns a true value if the variables of a module have changed
-            since its import. It is `ImportedModules.changed`, which uses this object.
+        has_changed: Function that returns True if the variables of a module have changed since its
+            import. See `ImportedModules.changed`.
         imported: The states of the source files of modules, by the name of the module, when they
             were last imported or reloaded. See `ImportedModules`.
     """
@@ -864,7 +864,7 @@ class Surroundings:
         self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
         self.unloaded: set[str] = set()
-        self.has_changed: Callable[[str], object] = lambda name: None
+        self.has_changed: Callable[[str], bool] = lambda name: False
         self.imported: dict[str, Stamp] = {}
 
     def is_as_imported(self, holder: object, name: str, value: object) -> bool:
