@@ -368,6 +368,7 @@ def test_a_variable_that_changes_while_calls_wait_is_noticed(place: Place, execu
 import asyncio, os, time
 SCALE = 1
 def work(x):
+    open("started", "w").close()
     while not os.path.exists("go"):
         time.sleep(0.01)
     return x * SCALE
@@ -375,7 +376,8 @@ async def main(flow):
     global SCALE
     task = flow.function_task(work)
     futures = [task(x) for x in range(3)]
-    await asyncio.sleep(0.3)
+    while not os.path.exists("started"):
+        await asyncio.sleep(0.01)
     SCALE = {scale}
     open("go", "w").close()
     await asyncio.gather(*futures)
@@ -383,7 +385,8 @@ async def main(flow):
 """
     for scale in 3, 5:
         place.write("wf.py", text.format(scale=scale))
-        (place.path / "go").unlink(missing_ok=True)
+        for sign in "go", "started":
+            (place.path / sign).unlink(missing_ok=True)
         done = run(place, "--resume", "-o", f"executor={executor}", "-o", "cores=1")
         assert (done.returncode, done.stdout) == (0, f"{3 * scale}\n"), done.stderr
         assert "of them reused" not in done.stderr

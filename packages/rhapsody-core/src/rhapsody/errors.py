@@ -452,10 +452,19 @@ def set_parts(error: BaseException, parts: MessageParts) -> None:
     vars(error)[_PARTS] = tuple(parts)
 
 
-def parts_of(error: BaseException) -> MessageParts:
-    """Return the parts of an exception's message. By default, all of it is the reason."""
+def hints_in(error: BaseException) -> tuple[str, ...]:
+    """Return the hints that an exception's message contains."""
     found = vars(error).get(_PARTS)
-    return MessageParts(text_of(error)) if found is None else MessageParts(*found)
+    return () if found is None else MessageParts(*found).hints
+
+
+def parts_of(error: BaseException) -> MessageParts:
+    """Return the parts of an exception's message without secrets. By default, it is the reason."""
+    found = vars(error).get(_PARTS)
+    if found is None:
+        return MessageParts(text_of(error))
+    reason, *others = found
+    return MessageParts(mask(reason), *others)
 
 
 _FAILURE = "_rhapsody_failure"

@@ -924,18 +924,16 @@ class CodeFingerprint:
             self.set_here = not self._is_as_imported(variables, name, value, owner)
 
     def _compare_with_import(self, variables: Mapping[str, Any], name: str, value: object) -> None:
-        """Note the value of a variable on a worker, if it may be another one than here."""
-        self._compare(variables, name, value)
-        if (
-            not self.set_here
-            or (id(variables), name) in self._program.memos
-            or self._is_as_imported(variables, name, value)
+        """Set `set_here` and note the value on a worker, if it may be another one than here."""
+        if (id(variables), name) in self._program.memos or self._is_as_imported(
+            variables, name, value
         ):
             return
+        self.set_here = True
         digest = self._program.digest_as_imported(variables, name)
         module, file = str(variables.get("__name__")), variables.get("__file__")
         if digest is None and isinstance(file, str):
-            literal = self._program.sources.literal(file, dict(variables), name)
+            literal = self._literal(module, file, name)
             digest = None if literal is MISSING else Values(self).digest(literal)
         known = hashlib.blake2b(digest or b"", digest_size=DIGEST_SIZE)
         self.on_workers[f"{module}.{name}"] = known.hexdigest()
@@ -984,9 +982,13 @@ class CodeFingerprint:
         """Return True if a variable has the value of the only literal that the file assigns."""
         if type(value) not in (*_PLAIN, tuple, list, dict, set) or is_large(value):
             return False
-        variables = getattr(sys.modules.get(module), "__dict__", {})
-        literal = self._program.sources.literal(file, variables, name)
+        literal = self._literal(module, file, name)
         return type(literal) is type(value) and repr(literal) == repr(value)
+
+    def _literal(self, module: str, file: str, name: str) -> Any:
+        """Return the only literal that a module's file assigns to a variable, or `MISSING`."""
+        variables = getattr(sys.modules.get(module), "__dict__", {})
+        return self._program.sources.literal(file, variables, name)
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return True if the program may have replaced a variable of a library's module."""

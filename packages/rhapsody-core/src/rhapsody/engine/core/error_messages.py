@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from rhapsody.backends.programs import RERUN_SCRIPT
 from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
@@ -38,6 +38,7 @@ from rhapsody.errors import (
     TaskFailedError,
     TaskTimeoutError,
     describe_error,
+    hints_in,
     last_failure,
     parts_of,
     set_failure,
@@ -89,6 +90,9 @@ MAX_CALL_LENGTH = 200
 
 MAX_OUTPUT_LENGTH, MAX_OUTPUT_LINES = 1000, 10
 """Maximum numbers of characters and lines of a task's output in a note."""
+
+
+_Error = TypeVar("_Error", TaskFailedError, TaskTimeoutError)
 
 
 # Messages.
@@ -197,16 +201,18 @@ def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
             reason += f": {_shown(hidden(record, command))}"
     stderr = printed_last(record, report.get("stderr"), STDERR_TAIL).rstrip()
     parts = MessageParts(reason, stderr, _hints(record, report))
-    made = TaskFailedError(_message(record, "task", parts), command=command)
-    set_parts(made, parts)
+    made = _of_parts(TaskFailedError, record, "task", parts)
+    made.command = command
     return _complete(made, report)
 
 
-def _message(record: TaskRecord, prefix: str, parts: MessageParts) -> str:
-    """Return the message of an error of a task."""
+def _of_parts(kind: type[_Error], record: TaskRecord, prefix: str, parts: MessageParts) -> _Error:
+    """Return an error of a task with the given parts of its message."""
     name = f"{prefix} {record.call.task.name!r} ({record.future.uid})"
     printed = f"\n{parts.stderr}" if parts.stderr else ""
-    return f"{name} {parts.reason}{printed}{_as_lines(parts.hints)}"
+    error = kind(f"{name} {parts.reason}{printed}{_as_lines(parts.hints)}")
+    set_parts(error, parts)
+    return error
 
 
 def _as_lines(hints: Sequence[str]) -> str:
@@ -444,9 +450,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any], *, ready: bool) ->
         return error
     how = "unexpectedly" if ready else "before it was ready"
     parts = MessageParts(f"ended {how}: {ending(report)}")
-    made = TaskFailedError(_message(record, "service", parts))
-    set_parts(made, parts)
-    return _complete(made, report)
+    return _complete(_of_parts(TaskFailedError, record, "service", parts), report)
 
 
 def of_ended_dependency(
@@ -489,10 +493,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
     if record.call.task.settings.service:
         missing = _missing_sign(record.call.task.settings.ready)
         prefix, reason = "service", f"was not ready within {limit:g} s{missing}"
-    parts = MessageParts(reason)
-    error = TaskTimeoutError(_message(record, prefix, parts))
-    set_parts(error, parts)
-    return error
+    return _of_parts(TaskTimeoutError, record, prefix, MessageParts(reason))
 
 
 def _missing_sign(ready: object) -> str:
@@ -616,12 +617,16 @@ def _shown(command: str) -> str:
 # Notes.
 
 
+def _environment(record: TaskRecord) -> Mapping[str, str] | None:
+    """Return the environment variables that a task sets."""
+    if record.attempt.description:
+        return record.attempt.description.get("environment")
+    return record.call.task.settings.environment
+
+
 def _secrets(record: TaskRecord) -> Secrets:
     """Return the values to mask in texts about a task."""
-    environment: Mapping[str, str] | None = record.call.task.settings.environment
-    if record.attempt.description:
-        environment = record.attempt.description.get("environment")
-    return secrets_of(environment)
+    return secrets_of(_environment(record))
 
 
 def hidden(record: TaskRecord, text: str) -> str:
@@ -703,15 +708,21 @@ def call_text(
     return f"{name}({text})"
 
 
-def describe_failure(record: TaskRecord, error: BaseException) -> Failure:
-    """Return the record of a failed attempt, or of the reason why a task did not run."""
+def describe_failure(record: TaskRecord, error: BaseException, text: str | None = None) -> Failure:
+    """Return the record of a failed attempt, or of the reason why a task did not run.
+
+    Args:
+        record: The task or block.
+        error: The exception.
+        text: The result of `call_of`, if the caller has it.
+    """
     task, uid, description = record.call.task, record.future_uid(), record.attempt.description
     failure = failure_from(error, task.name, uid, record.attempt.number)
     if isinstance(error, DependencyFailureError):
         causes = tuple(each.uid for each in error._first)
         call = error._first[0].call if causes else failure.call
         return replace(failure, call=call, causes=causes)
-    call = f"{call_of(record)} ({uid})"
+    call = f"{text or call_of(record)} ({uid})"
     if task.prefix == "block" and (inner := last_failure(error)) is not None:
         call = inner.call  # the block has raised the exception of a task
     sandbox, tries = description.get("sandbox"), record.tries
@@ -729,7 +740,7 @@ def describe_failure(record: TaskRecord, error: BaseException) -> Failure:
     return replace(
         failure,
         call=call,
-        message=hidden(record, failure.message),
+        message=hidden(record, failure.message) if _environment(record) else failure.message,
         backend=record.elsewhere() or record.submitted_to,
         worker=description.get("worker"),
         attempts=(
@@ -765,15 +776,15 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
     """
     attributes = vars(error)
     inner = last_failure(error)
-    failure = describe_failure(record, error)
+    call = call_of(record)
+    failure = describe_failure(record, error, call)
     set_failure(error, failure)
     if record.call.task.prefix == "block" and inner is not None:
         return
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
     others = [each for each in notes if not (type(each) is str and each.startswith(NOTE_PREFIX))]
-    in_message = parts_of(error).hints
-    attributes["__notes__"] = [*others, _note(record, failure, in_message)]
+    attributes["__notes__"] = [*others, _note(record, call, failure, hints_in(error))]
 
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
@@ -787,9 +798,9 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
             file.write(hidden(record, text))
 
 
-def _note(record: TaskRecord, failure: Failure, in_message: Sequence[str]) -> str:
+def _note(record: TaskRecord, call: str, failure: Failure, in_message: Sequence[str]) -> str:
     """Return a failure as text, without the hints and the output that the message contains."""
-    lines = [f"{NOTE_PREFIX}raised in {call_of(record)}"]
+    lines = [f"{NOTE_PREFIX}raised in {call}"]
     where = failure.uid
     if failure.backend is not None:
         where += f", attempt {failure.attempt}, on {failure.backend!r}"
