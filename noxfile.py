@@ -45,11 +45,13 @@ class Distribution(NamedTuple):
 
 
 BY_FILE = ("-n2", "--dist=loadfile")  # the tests of a file share expensive fixtures
-# A test whose pilot or Slurm did not start is repeated once and listed. No other test is repeated.
+# A test whose pilot or Slurm did not start, or whose pilot's agent hung in RADICAL-Pilot, is repeated
+# once and listed. No other test is repeated.
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start in",
     "PilotException: pilot .* was not launched",
     "pilot .* does not come up",
+    "pilot .* starts no tasks: a task for which it has free cores has waited",
     "AssertionError: the node is",
 )
 ONCE_MORE = ("--reruns=1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR")
