@@ -45,8 +45,8 @@ class Distribution(NamedTuple):
 
 
 BY_FILE = ("-n2", "--dist=loadfile")  # the tests of a file share expensive fixtures
-# A test whose pilot or Slurm did not start, or whose pilot's agent hung in RADICAL-Pilot, is repeated
-# once and listed. No other test is repeated.
+# A test whose pilot or Slurm did not start, or whose pilot hung in RADICAL-Pilot, is repeated once
+# and listed. No other test is repeated.
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start in",
     "PilotException: pilot .* was not launched",

@@ -430,6 +430,22 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
         "def a():\n    def g(x): return 1\n    return g\ndef b():\n    def g(x): return 3\n"
         "    return g\ng = a()\ndef f(x): return g(x)\n",
         "g = a()", "g = b()"),
+    "a module that code without a file imports": (
+        {"main.py": "exec('def g(x):\\n  import m\\n  from m import h\\n  return m.N + h()')\n"
+         "def f(x): return g(x)\n", "m.py": "N = 1\ndef h(): return 3\n"}, "N = 1", "N = 2"),
+    "a function of a module that code without a file uses": (
+        {"main.py": "import m\nexec('def g(x):\\n  return m.h()')\n"
+         "def f(x): return g(x)\n", "m.py": "def h(): return 1\n"}, "return 1", "return 2"),
+    "a seed for code without a file": (
+        "import random\nrandom.seed(1)\nexec('def g(x):\\n  return random.random()')\n"
+        "def f(x): return g(x)\n", "seed(1)", "seed(2)"),
+    "the limit in an annotation inside a function": (
+        "N = 1\ndef f(x):\n    def g(y: list[N]): return y\n    return g.__annotations__\n",
+        "N = 1", "N = 2"),
+    "a variable of the environment that is extended": (
+        "import os\nN = 'RH_X'\nos.environ[N] = 'a'\n"
+        "def f(x):\n    os.environ['RH_X'] += 'b'\n    return 1\n",
+        "= 'a'", "= 'c'"),
     "a closure of code without a file": (
         "ns = {}\nexec('def make(n):\\n  def g(x): return n\\n  return g', ns)\n"
         "f = ns['make'](1)\n",
@@ -870,6 +886,9 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a variable of the environment by a name that a module sets twice": (
         {"main.py": "def f(x):\n    import m\n    return m.g()\n",
          "m.py": "import os\nX = 'RH_X'\nX = X + 'Y'\ndef g(): return os.environ[X]\n"},
+        "names are not literals"),
+    "the environment in code without a file": (
+        "import os\nexec('def g(x):\\n  return os.environ[x]')\ndef f(x): return g(x)\n",
         "names are not literals"),
     "variables of the environment": (
         "import os\ndef f(x): return [k for k in os.environ if k > 'R']\n", "not literals"),

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from rhapsody import _private
-from rhapsody.sdk.modules import slots_of
+from rhapsody.sdk.introspect import slots_of
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -844,7 +844,8 @@ def test_a_worker_shares_results_unless_the_program_has_set_values_in_modules(
     (tmp_path / "main.py").write_text(f"import m_a\n{code}\n")
     with loaded(tmp_path, "m_a"):
         script: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
-        exec(compile(f"import m_a\n{code}\n", str(tmp_path / "main.py"), "exec"), script)
+        text = f"import m_a\n{code}\n"
+        exec(compile(text, str(tmp_path / "main.py"), "exec", dont_inherit=True), script)
         keys = keys_in(tmp_path)
         here, there = (
             keys.of(described(script["f"], 1, shares_memory=memory), {}, {}).digest

@@ -7,7 +7,6 @@ imported here: if `numpy.random` is not loaded, there are no generators of NumPy
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import random
@@ -17,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from rhapsody.sdk.modules import MISSING, content_of, is_in_its_module, with_inner
+from rhapsody.sdk.introspect import MISSING, is_in_its_module, names_read, slots_of, variables
 from rhapsody.sdk.runner import home_of_method
 
 _KINDS = {
@@ -25,10 +24,6 @@ _KINDS = {
     "numpy.random": ("Generator", "RandomState", "BitGenerator"),
     "torch": ("Generator",),
 }
-
-_READS = ("LOAD_GLOBAL", "LOAD_NAME")
-
-_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 
 MAX_VALUES = 1000
 """Maximum number of values inside containers and objects that are inspected for one function."""
@@ -148,19 +143,11 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
     """Return the attributes of an object, including those in slots."""
     variables = getattr(value, "__dict__", None)
     found = list(variables.items()) if type(variables) is dict else []
-    for name in _slots(type(value)):  # type: ignore[arg-type]
+    for name in slots_of(type(value)):  # type: ignore[arg-type]
         item = getattr(value, name, MISSING)
         if item is not MISSING:
             found.append((name, item))
     return found
-
-
-@functools.lru_cache(256)
-def _slots(kind: type) -> tuple[str, ...]:
-    members = (
-        each for base in kind.__mro__ if "__slots__" in vars(base) for each in vars(base).items()
-    )
-    return tuple(name for name, each in members if type(each) is types.MemberDescriptorType)
 
 
 class _Search:
@@ -339,33 +326,3 @@ def _is_script(module: object) -> bool:
     cloudpickle = sys.modules.get("cloudpickle")  # `rhapsody run` registers the script there
     by_value = () if cloudpickle is None else cloudpickle.list_registry_pickle_by_value()
     return module == "__main__" or module in by_value
-
-
-def variables(function: types.FunctionType) -> Iterator[tuple[str, bool, Any]]:
-    """Yield the variables of a function: names, True for defaults, and values."""
-    code = function.__code__
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        yield name, False, content_of(cell)
-    defaults = function.__defaults__ or ()
-    names = code.co_varnames[: code.co_argcount][code.co_argcount - len(defaults) :]
-    for name, value in (
-        *zip(names, defaults, strict=False),
-        *(function.__kwdefaults__ or {}).items(),
-    ):
-        yield name, True, value
-    for name in _globals_read(code):
-        yield name, False, function.__globals__.get(name, MISSING)
-
-
-@functools.lru_cache(256)
-def names_read(code: types.CodeType) -> frozenset[str]:
-    """Return the names of the globals and attributes that code and the code in it read."""
-    inner = (found for each in with_inner(code) for found in dis.get_instructions(each))
-    return frozenset(found.argval for found in inner if found.opname in _READS + _ATTRIBUTES)
-
-
-@functools.lru_cache(256)
-def _globals_read(code: types.CodeType) -> frozenset[str]:
-    """Return the names of the globals that code and the code nested in it read."""
-    inner = (found for each in with_inner(code) for found in dis.get_instructions(each))
-    return frozenset(found.argval for found in inner if found.opname in _READS)

@@ -28,12 +28,10 @@ from importlib.util import decode_source, resolve_name
 from typing import Any, TypeGuard
 
 from rhapsody.forks import PerProcess
+from rhapsody.sdk.introspect import with_inner
 from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_start_time, sent_modules
 
 __all__ = ["REFERENCE", "altered", "own_modules"]
-
-MISSING: Any = object()
-"""Placeholder for the value of a variable that is not set."""
 
 NAMESPACE = Source(None, True, "namespace package", None)
 
@@ -457,52 +455,6 @@ def _was_imported_from(content: bytes, file: str, module: types.ModuleType) -> b
             if repr(variables.get(node.targets[0].id)) != repr(value):
                 return False
     return True
-
-
-def content_of(cell: types.CellType) -> Any:
-    """Return the content of a closure's cell, or `MISSING` if the cell is empty."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def is_in_its_module(thing: types.FunctionType | type) -> bool:
-    """Return True if a function or class is found under its own name in its module."""
-    found: Any = sys.modules.get(thing.__module__)
-    for part in thing.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is thing
-
-
-def slots_of(kind: type) -> list[str]:
-    """Return the names of the attributes that the instances of a class keep in slots."""
-    names: list[str] = []
-    for cls in kind.__mro__:
-        given = cls.__dict__.get("__slots__", ())
-        owner = cls.__name__.lstrip("_")
-        for name in (given,) if isinstance(given, str) else given:
-            if name.startswith("__") and not name.endswith("__") and owner:
-                names.append(f"_{owner}{name}")
-            elif name not in ("__dict__", "__weakref__"):
-                names.append(name)
-    return names
-
-
-@functools.lru_cache(maxsize=1024)
-def cached_properties(kind: type) -> frozenset[str]:
-    """Return the names of a class's cached properties, whose values depend on other attributes."""
-    found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
-    return frozenset(name for name, each in found if type(each) is functools.cached_property)
-
-
-def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield a code object and all code objects nested in it, in source order."""
-    todo = [code]
-    while todo:
-        one = todo.pop()
-        yield one
-        todo += [each for each in reversed(one.co_consts) if isinstance(each, types.CodeType)]
 
 
 _program: PerProcess[_Program] = PerProcess(_Program)

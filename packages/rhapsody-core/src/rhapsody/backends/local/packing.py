@@ -8,7 +8,6 @@ a function is reused as long as everything that the function refers to is unchan
 
 from __future__ import annotations
 
-import dis
 import pickle
 import sys
 import types
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.local.shared_memory import Block, SharedMemory
 from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, PickledCall
 from rhapsody.sdk import calls
-from rhapsody.sdk.modules import MISSING, REFERENCE, content_of, with_inner
+from rhapsody.sdk.introspect import MISSING, content_of, names_stored, with_inner
+from rhapsody.sdk.modules import REFERENCE
 from rhapsody.sdk.runner import PLAIN, dumps
 from rhapsody.task import TaskDescription
 
@@ -43,11 +43,6 @@ CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 GENERIC = (types.GenericAlias, types.UnionType)
 NO_MEMORY = SharedMemory()
-
-STORE_OPCODES = {
-    f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")
-}
-"""Opcodes that can change a function or an object to which it refers."""
 
 REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
 """Names of functions that can change a function or an object to which it refers."""
@@ -318,8 +313,4 @@ def _can_change(code: types.CodeType) -> bool:
     """Return True if code may change its own function or an object to which the function refers."""
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
-    return any(
-        found.opname in STORE_OPCODES
-        for each in with_inner(code)
-        for found in dis.get_instructions(each)
-    )
+    return bool(names_stored(code, "GLOBAL", "ATTR", "DEREF"))

@@ -21,7 +21,7 @@ from pathlib import PurePath
 from typing import Any
 
 from rhapsody.reading import pieces
-from rhapsody.sdk.modules import content_of
+from rhapsody.sdk.introspect import content_of
 
 PLAIN = (
     str, int, bytes, PurePath, list, tuple, dict, set, frozenset, types.MappingProxyType,

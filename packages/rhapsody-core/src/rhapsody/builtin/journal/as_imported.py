@@ -16,7 +16,8 @@ from importlib.machinery import SourceFileLoader
 from typing import Any
 
 from rhapsody.builtin.journal.values import Feed, UnhashableError, Values, is_large
-from rhapsody.sdk.modules import MISSING, Origins, content_of, file_of, with_inner
+from rhapsody.sdk.introspect import MISSING, content_of, with_inner
+from rhapsody.sdk.modules import Origins, file_of
 
 _DEPEND_ON_PROCESS = frozenset((
     "environ", "environb", "getenv", "getenvb", "expandvars", "expanduser", "gethostname",

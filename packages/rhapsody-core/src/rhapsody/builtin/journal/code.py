@@ -55,17 +55,23 @@ from typing import Any, Protocol, cast
 from rhapsody._private import registered_with
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.program import (
-    CALLS,
-    ITEM,
-    ROLES,
-    Names,
     Surroundings,
+    literals_in,
+    source_changed,
+)
+from rhapsody.builtin.journal.syntax import (
+    CALLED,
+    CONTAINS,
+    ITEM_DELETED,
+    ITEM_SET,
+    MERGED,
+    PASSED,
+    ROLES,
+    STORED,
+    Names,
     Use,
-    caches_in,
-    constants_in,
     is_cache,
     names_in,
-    source_changed,
 )
 from rhapsody.builtin.journal.values import (
     DIGEST_SIZE,
@@ -76,15 +82,8 @@ from rhapsody.builtin.journal.values import (
     is_global_generator,
     is_large,
 )
-from rhapsody.sdk.modules import (
-    MISSING,
-    altered,
-    content_of,
-    file_of,
-    is_in_its_module,
-    spec_of,
-    with_inner,
-)
+from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_inner
+from rhapsody.sdk.modules import altered, file_of, spec_of
 from rhapsody.tracebacks import SCRIPT_MODULE
 
 _OF_MODULES = frozenset(
@@ -333,10 +332,9 @@ class CodeFingerprint:
         They were empty when the object was first seen, and its class uses them only as caches.
         """
         kind, program = type(value), self._program
-        names = program.caches_of.get(kind)
-        if names is None:
-            names = caches_in(kind) if self.own(kind) and kind.__weakrefoffset__ else frozenset()
-            program.caches_of[kind] = names
+        if not (self.own(kind) and kind.__weakrefoffset__):
+            return ()
+        names = program.cache_attributes(kind)
         if not names:
             return ()
         for name in names:
@@ -414,8 +412,9 @@ class CodeFingerprint:
         self._collecting = True
         code = getattr(function, "__code__", None)
         if code is not None:  # only the engine calls this function, so it owns globals that it sets
-            stored = self._program.names(code).stored
-            self._stored.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
+            variables = function.__globals__  # type: ignore[attr-defined]
+            stored = self._program.names(code, variables).stored
+            self._stored.update((id(variables), each) for each in stored)
         self._used("the function", function)
         self._collect()
 
@@ -494,7 +493,7 @@ class CodeFingerprint:
             around = {
                 f"{name} around {part}": cell
                 for name, cell in _closed_over(value)
-                if not self._is_memo(cell, name, value.__code__)
+                if not self._is_memo(cell, name, value)
             }
             cells |= around
             todo += [(name, content_of(cell)) for name, cell in around.items()]
@@ -592,7 +591,7 @@ class CodeFingerprint:
         elif self._in_library(function):
             return
         for variable, cell in _closed_over(function):
-            value = self._cell(f"{variable} around {name}", cell, variable, code)
+            value = self._cell(f"{variable} around {name}", cell, variable, function)
             kind: type = type(value)
             kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
             # Functions of modules are imported; other functions travel with their closures.
@@ -616,21 +615,23 @@ class CodeFingerprint:
                 for each, value in vars(function).items()
             )
         if own:
-            self._names(code, variables, name)
+            self._names(function, name)
 
-    def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> object:
+    def _cell(
+        self, part: str, cell: types.CellType, name: str, function: types.FunctionType
+    ) -> object:
         """Collect a closure variable, except a memo that the function itself fills.
 
         Args:
             part: The name of the variable's part.
             cell: The variable's cell.
             name: The variable's name.
-            code: The code of the function.
+            function: The function.
 
         Returns:
             The variable's value, or `None` for a memo.
         """
-        if self._is_memo(cell, name, code):
+        if self._is_memo(cell, name, function):
             known = id(cell), ""
             self.parts[part] = self._program.note_memo(known, cell, content_of(cell))
             return None
@@ -639,7 +640,7 @@ class CodeFingerprint:
         self.cells.append((cell, value))
         return value
 
-    def _is_memo(self, cell: types.CellType, name: str, code: types.CodeType) -> bool:
+    def _is_memo(self, cell: types.CellType, name: str, function: types.FunctionType) -> bool:
         """Return True if a function fills a closure variable that was `None` or empty at first."""
         value, memos = content_of(cell), self._program.memos
         # Calls have their own cells, except for variables that are assigned with `nonlocal`.
@@ -648,15 +649,19 @@ class CodeFingerprint:
         if (
             known not in memos
             and (id(cell), "") not in memos
-            and not (_is_empty(value) and name in self._program.names(code).closed)
+            and not (_is_empty(value) and name in self._names_of(function).closed)
         ):
             return False
         memos[known] = owner
         return True
 
-    def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
-        """Collect the globals, imported modules and module members that compiled code uses."""
-        names, package = self._program.names(code), variables.get("__package__") or ""
+    def _names_of(self, function: types.FunctionType) -> Names:
+        return self._program.names(function.__code__, function.__globals__)
+
+    def _names(self, function: types.FunctionType, name: str) -> None:
+        """Collect the globals, imported modules and module members that a function uses."""
+        code, variables = function.__code__, function.__globals__
+        names, package = self._names_of(function), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._stored.update((id(variables), each) for each in names.stored)
         self._only_stored += [(variables, each, name) for each in sorted(names.only_stored)]
@@ -891,7 +896,7 @@ class CodeFingerprint:
             rest: The number of names in `use.chain`, up to and including the variable.
         """
         self._draws(value)
-        if use.container == name and rest >= len(use.chain) - (use.by in CALLS):
+        if use.container == name and rest >= len(use.chain) - (use.by == CALLED):
             self._roles.update((role, id(variables), name) for role in use.roles)
         self._globals.add((id(variables), name))
         self._compare_with_import(variables, name, value)
@@ -1060,7 +1065,7 @@ class CodeFingerprint:
         if not use.by:  # used in a class body: the attributes of the class are collected
             return True
         if value is sys.modules:
-            if use.by != "CONTAINS_OP":
+            if use.by != CONTAINS:
                 raise UnhashableError(f"{user} reads sys.modules, which may return any module")
         elif value is os.path.expandvars:
             self.set_here = True  # workers have their own environment
@@ -1083,10 +1088,10 @@ class CodeFingerprint:
     def _environment(
         self, rest: tuple[str, ...], use: Use, variables: Mapping[str, Any], user: str
     ) -> None:
-        if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+        if use.by in (ITEM_SET, ITEM_DELETED):
             return
         self.set_here = True  # workers have their own environment
-        whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP", ITEM)
+        whole = use.by in (PASSED, MERGED, STORED)
         called = use.chain[-1] in ("getenv", "getenvb")
         if rest == ("copy",) or (not rest and not called and whole):
             self._used(f"the environment used by {user}", os.environ)
@@ -1181,14 +1186,14 @@ class CodeFingerprint:
                 raise UnhashableError(f"the source of module {name} cannot be read")
             self.parts[part] = "no source"
             return
-        self.parts[part], code = source
+        self.parts[part] = source.digest
         package = (None if spec is None else spec.parent) or ""
-        names = names_in(code)
+        names = names_in(source.tree)
         for module, taken in names.modules:
             self._imported(module, taken, package)
         if imported_later:  # a task will run it
-            sources.require_current(name, spec, code)
-            self._runs(names, {**constants_in(code), "__package__": package}, part)
+            sources.require_current(name, spec, source.code)
+            self._runs(names, {**dict(literals_in(source.tree)), "__package__": package}, part)
 
     def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
         """Collect the members of loaded modules for a module that a task will import.

@@ -37,7 +37,7 @@ from rhapsody.builtin.journal.values import (
 from rhapsody.environments import SETTINGS
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
-from rhapsody.sdk.modules import content_of
+from rhapsody.sdk.introspect import content_of
 from rhapsody.sdk.runner import files_of_modules
 
 _CODE = (types.FunctionType, type)

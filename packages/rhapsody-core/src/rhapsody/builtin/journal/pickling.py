@@ -22,7 +22,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from rhapsody.builtin.journal.values import UnhashableError, is_plain_python
-from rhapsody.sdk.modules import slots_of
+from rhapsody.sdk.introspect import slots_of
 from rhapsody.sdk.runner import pickler
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))

@@ -7,10 +7,9 @@ byte code is used as it is. The digest of a class or module is computed from its
 way, and a file that was changed after the program started is rejected. Digests depend on the minor
 version of Python, because byte code does. Installed packages are represented by their versions.
 
-The names that a function uses but does not define are read from its compiled code, because that is
-the code that runs. The compiled code shows which globals the function reads, with the attributes
-that it reads directly from them (`settings.rate`), and which modules it imports. It also shows
-literal subscripts and first arguments, such as `"RATE"` in `os.environ["RATE"]`.
+The names that a function uses but does not define are read from its syntax tree; see `syntax`. If
+there is no source, or if it differs from the loaded code, all names in the byte code are used: each
+global, and each attribute of a module.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import __future__
 
 import ast
 import contextlib
+import copy
 import dis
 import functools
 import hashlib
-import itertools
 import linecache
 import os
 import re
@@ -31,10 +30,9 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -42,8 +40,18 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody._private import environment
 from rhapsody.builtin.journal.as_imported import VALUES
 from rhapsody.builtin.journal.files import FileDigests, Stamp, stamp_of
+from rhapsody.builtin.journal.syntax import (
+    FUNCTIONS,
+    OTHER,
+    SCOPES,
+    Names,
+    Use,
+    caches_in,
+    names_in,
+)
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.modules import MISSING, Origins, file_of, real_path, spec_of, with_inner
+from rhapsody.sdk.introspect import MISSING, names_stored, with_inner
+from rhapsody.sdk.modules import Origins, file_of, real_path, spec_of
 from rhapsody.sdk.runner import process_start_time
 
 T = TypeVar("T")
@@ -55,15 +63,10 @@ module was imported, the start time of its parent."""
 FEW_WORDS = 64
 """Number of words of a command that are looked up without listing the directories of `PATH`."""
 
-_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+DEEPEST = 4
+"""Number of names, from a module to a member, that are followed in code without source."""
 
-_DOCUMENTED = ast.Module | ast.ClassDef | _FUNCTIONS
-
-_SCOPES = (
-    ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-    | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-)  # fmt: skip
-"""Syntax nodes for which Python compiles a separate code object."""
+_DOCUMENTED = ast.Module | ast.ClassDef | FUNCTIONS
 
 
 @dataclass(slots=True)
@@ -73,16 +76,19 @@ class _File:
     Attributes:
         stamp: The state of the file when it was read, or `None` if there is no file.
         code: The file's code as Python compiles it, or `None` if there is no valid source.
-        plain: For each code object of the file, its counterpart compiled from the syntax tree that
-            `_normalize` has changed.
+        tree: The file's syntax tree, changed by `_normalize`; `None` if there is no valid source.
+        plain: For each code object of the file, its counterpart compiled from that tree.
+        nodes: The syntax node of each function and lambda, by code object.
         names: The number of code objects with each qualified name.
-        classes: The classes in that syntax tree, by qualified name.
+        classes: The classes in the tree, by qualified name.
         chains: The names in the body of each class, by qualified name. See `_chains`.
     """
 
     stamp: Stamp | None = None
     code: types.CodeType | None = None
+    tree: ast.Module | None = None
     plain: dict[types.CodeType, types.CodeType] = field(default_factory=dict)
+    nodes: dict[types.CodeType, ast.AST] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     chains: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
@@ -108,6 +114,15 @@ class Sources:
         """Return the digest of a function's own code."""
         code = function.__code__
         return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
+
+    def node_of(self, code: types.CodeType, variables: dict[str, Any]) -> ast.AST | None:
+        """Return the syntax node of a function; `None` if there is no source of the loaded code.
+
+        Args:
+            code: The code of the function.
+            variables: The globals of the function.
+        """
+        return self._file(code.co_filename, variables).nodes.get(code)
 
     def seeds(
         self, file: str, variables: dict[str, Any], own: Callable[[object], bool]
@@ -173,9 +188,8 @@ class Sources:
         """
         if file not in self._literals:
             self._literals[file] = {}
-            with contextlib.suppress(SyntaxError, ValueError, RecursionError):
-                tree = ast.parse("".join(linecache.getlines(file, variables)))
-                self._literals[file] = dict(_literals(tree))
+            if (tree := self._file(file, variables).tree) is not None:
+                self._literals[file] = dict(literals_in(tree))
         return self._literals[file].get(name, MISSING)
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
@@ -213,24 +227,26 @@ class Sources:
         if len(nodes) != 1 or not codes <= file.plain.keys():
             return None
         (node,) = nodes
-        node.body.sort(key=lambda each: each.name if isinstance(each, _FUNCTIONS) else "")
+        body = sorted(node.body, key=lambda each: each.name if isinstance(each, FUNCTIONS) else "")
+        sorted_class = copy.copy(node)
+        sorted_class.body = body
         try:
-            code = compile(ast.Module([node], []), name, "exec", dont_inherit=True)
+            code = compile(ast.Module([sorted_class], []), name, "exec", dont_inherit=True)
         except SyntaxError as error:  # `nonlocal` in a method
             raise UnhashableError(
                 f"the source of class {cls.__qualname__} cannot be compiled separately: {error}"
             ) from error
         return digest_of(code), file.chains[cls.__qualname__]
 
-    def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
-        """Return the digest of a module's source, and the module's code.
+    def of_module(self, name: str, variables: dict[str, Any]) -> ModuleSource | None:
+        """Return a module's source.
 
         Args:
             name: The path of the source file.
             variables: The variables of the module, which may include the loader of its source.
 
         Returns:
-            The digest and the code, or `None` if there is no valid source.
+            The source, or `None` if there is no valid one.
 
         Raises:
             UnhashableError: The file was changed after the program started.
@@ -239,8 +255,8 @@ class Sources:
 
     def of_import(
         self, name: str, variables: dict[str, Any], imported: Stamp | None
-    ) -> tuple[tuple[str, types.CodeType] | None, Stamp | None]:
-        """Return the digest of the source of a module that a task imports.
+    ) -> tuple[ModuleSource | None, Stamp | None]:
+        """Return the source of a module that a task imports.
 
         The source is read again if the program has imported another version of it meanwhile.
 
@@ -251,8 +267,8 @@ class Sources:
                 module is not loaded, or if this state is unknown.
 
         Returns:
-            The digest and the code, or `None` if there is no valid source; and the state of the
-            file when it was read.
+            The source, or `None` if there is no valid one; and the state of the file when it was
+            read.
 
         Raises:
             UnhashableError: The file was changed after the module was imported or, if this time is
@@ -314,11 +330,19 @@ def source_changed(file: str) -> str:
     return f"{os.path.basename(file)} was changed after the program started; run the program again"
 
 
-def _whole(file: _File) -> tuple[str, types.CodeType] | None:
-    """Return the digest of a whole source file, and its code; `None` without valid source."""
-    if file.code is None:
+class ModuleSource(NamedTuple):
+    """Source of a module: its digest, its code, and its syntax tree."""
+
+    digest: str
+    code: types.CodeType
+    tree: ast.Module
+
+
+def _whole(file: _File) -> ModuleSource | None:
+    """Return the source of a module; `None` if it is not valid."""
+    if file.code is None or file.tree is None:
         return None
-    return digest_of(file.plain.get(file.code, file.code)), file.code
+    return ModuleSource(digest_of(file.plain.get(file.code, file.code)), file.code, file.tree)
 
 
 def _read(name: str, variables: dict[str, Any]) -> _File:
@@ -333,42 +357,70 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
             file.code = compile(source, name, "exec", dont_inherit=True)
             file.names.update(each.co_qualname for each in with_inner(file.code))
             tree = ast.parse(source)
-            _normalize(tree, file)
+            scopes = _normalize(tree, file)
             plain = compile(tree, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):  # not Python, or nested too deeply
         return file
-    file.plain.update(_pairs(file.code, plain))
+    file.tree = tree
+    for code, counterpart in _pairs(file.code, plain):
+        file.plain[code] = counterpart
+        node = scopes.get(counterpart.co_firstlineno)
+        if isinstance(node, FUNCTIONS | ast.Lambda):
+            file.nodes[code] = node
     return file
 
 
-def _normalize(tree: ast.Module, file: _File) -> None:
+def _normalize(tree: ast.Module, file: _File) -> dict[int, ast.AST]:
     """Remove docstrings, positions and functions' annotations from a tree, and note its classes.
 
+    Annotations of functions in functions remain, because the outer function evaluates them.
     Positions affect byte code: Python merges two jumps only if they are on one line. Each scope
-    receives a separate line number, because equal code objects on one line would be merged.
+    receives a separate line number, because equal code objects on one line would be merged. Names
+    are mangled as Python does it in classes.
+
+    Returns:
+        The node of each scope by its line number.
     """
-    todo: list[tuple[ast.AST, str, int]] = [(tree, "", 1)]
-    scopes = 1
+    todo: list[tuple[ast.AST, str, str, int]] = [(tree, "", "", 1)]
+    scopes: dict[int, ast.AST] = {1: tree}
     while todo:
-        node, path, line = todo.pop()
-        if isinstance(node, _SCOPES):
-            scopes += 1
-            line = scopes
+        node, path, private, line = todo.pop()
+        if isinstance(node, SCOPES):
+            line = len(scopes) + 1
+            scopes[line] = node
         if isinstance(node, ast.ClassDef):
             path += node.name
             file.classes.setdefault(path, []).append(node)
             file.chains[path] = _chains(node)
             path += "."
-        elif isinstance(node, _FUNCTIONS):
+        elif isinstance(node, FUNCTIONS):
+            if "<locals>" not in path:
+                node.returns = None
             path += f"{node.name}.<locals>."
-            node.returns = None
-        elif isinstance(node, ast.arg):
+        elif isinstance(node, ast.arg) and path.count("<locals>") == 1:
             node.annotation = None
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         if "lineno" in node._attributes:
             vars(node).update(lineno=line, end_lineno=line, col_offset=0, end_col_offset=0)
-        todo += [(each, path, line) for each in ast.iter_child_nodes(node)]
+        if private:
+            _mangle(node, private)
+        inner = node.name.lstrip("_") if isinstance(node, ast.ClassDef) else private
+        todo += [(each, path, inner, line) for each in ast.iter_child_nodes(node)]
+    return scopes
+
+
+def _mangle(node: ast.AST, cls: str) -> None:
+    """Replace private names in the body of a class, such as `__x`, as the compiler does."""
+    for name in ("id", "attr", "arg"):
+        text = getattr(node, name, None)
+        if isinstance(text, str) and text.startswith("__") and not text.endswith("__"):
+            setattr(node, name, f"_{cls}{text}")
+    if isinstance(node, ast.Global | ast.Nonlocal):
+        node.names = [
+            f"_{cls}{each}" if each.startswith("__") and not each.endswith("__") else each
+            for each in node.names
+        ]
 
 
 def _pairs(
@@ -428,398 +480,6 @@ def _constant(value: Any) -> str:
     return hex(value) if type(value) is int else repr(value)  # `repr` rejects very large integers
 
 
-_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
-
-_IGNORED = frozenset({"EXTENDED_ARG", "PUSH_NULL", "NOP", "NOT_TAKEN"})
-
-_LOCALS = frozenset({"LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
-
-_LOCAL_STORES = frozenset({"STORE_FAST", "STORE_DEREF"})
-
-_SETS_ITEMS = frozenset({"STORE_SUBSCR", "DELETE_SUBSCR"})
-
-_STORES = _LOCAL_STORES | {"STORE_GLOBAL", "STORE_NAME"}
-
-CALLS: frozenset[str] = frozenset({
-    "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
-})  # fmt: skip
-"""Instructions that pass a value to a call or prepare a call."""
-
-
-_FILLING_METHODS = frozenset({
-    "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
-})  # fmt: skip
-"""Names of methods that fill a container."""
-
-
-_TESTS = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT")
-"""Beginnings of the names of instructions that test whether a container is empty."""
-
-_SOON = 100
-"""Number of instructions after a subscript within which an `except` counts as its own."""
-
-
-ITEM = "ITEM"
-"""Value of `Use.by` for a value that becomes an item, or an index, of another container."""
-
-ROLES = ("fills", "looks", "adds")
-"""Roles of a container in code. See `Use`."""
-
-
-class Use(NamedTuple):
-    """Use of a global by code.
-
-    Attributes:
-        chain: The global's name, followed by the attributes that are read directly from it.
-        by: The instruction that consumes the value, such as `BINARY_SUBSCR` or one of `CALLS`;
-            `ITEM`; an empty string if it is unknown.
-        key: The subscript, the first argument of the call, or the left operand of `in`. A literal
-            is represented by a string, a global by a tuple with its name, anything else by `None`.
-        roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
-            for an item or tests whether the container is empty, or `adds` to an item, which
-            includes a comparison of the value with a new result.
-    """
-
-    chain: tuple[str, ...]
-    by: str = ""
-    key: str | tuple[str] | None = None
-    roles: tuple[str, ...] = ()
-
-    @property
-    def container(self) -> str:
-        """The last name in the chain, or the one before it if the last one is a method."""
-        return self.chain[-2] if self.by in CALLS and len(self.chain) > 1 else self.chain[-1]
-
-
-def is_cache(roles: Collection[str]) -> bool:
-    """Return True if code uses a container as a cache.
-
-    Such code both fills the container and looks for items in it. A container that is only filled
-    collects results. If code adds to the items, it counts (`seen[x] += 1`) or groups
-    (`groups[x].append(y)`).
-
-    Args:
-        roles: All roles of the container in the code. See `Use`.
-    """
-    return "fills" in roles and "looks" in roles and "adds" not in roles
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Names that code uses but does not define, and its imports.
-
-    Attributes:
-        uses: The globals that the code reads.
-        modules: The modules that the code imports, each with the names imported from it. A module's
-            name begins with a dot for each relative level.
-        members: The uses of those modules: pairs of a module's name and a use whose chain begins
-            with that name.
-        stored: Names of globals that the code sets or deletes.
-        only_stored: The names in `stored` that the code never reads.
-        roles: The roles of attributes, such as `seen` in `self.seen.append(x)`: pairs of a role
-            and the attribute's name.
-        closed: Names of closure variables that the code uses as caches.
-    """
-
-    uses: tuple[Use, ...]
-    modules: tuple[tuple[str, tuple[str, ...]], ...]
-    members: tuple[tuple[str, Use], ...]
-    stored: frozenset[str]
-    only_stored: frozenset[str]
-    roles: frozenset[tuple[str, str]]
-    closed: frozenset[str]
-
-
-class _Step(NamedTuple):
-    """Instruction, with its effect on the depth of the stack."""
-
-    name: str
-    value: Any
-    effect: int
-
-
-def names_in(code: types.CodeType) -> Names:
-    """Return the names that code and its nested functions use but do not define."""
-    uses: dict[Use, None] = {}
-    modules: dict[tuple[str, tuple[str, ...]], None] = {}
-    members: dict[tuple[str, Use], None] = {}
-    stored: set[str] = set()
-    read: set[str] = set()
-    roles: set[tuple[str, str]] = set()
-    enclosed: dict[str, set[str]] = {}
-    bodies = [list(_steps(one)) for one in with_inner(code)]
-    # By the variable's name: global variables, and local variables of any of the functions.
-    imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    inside: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-    for steps in bodies:
-        for number, step in enumerate(steps):
-            if step.name == "IMPORT_NAME":
-                level, taken = (each.value for each in steps[number - 2 : number])
-                name = "." * level + step.value
-                modules[name, taken or ()] = None
-                for store, member in _imported(steps, number, name, taken):
-                    places = inside if store.name in _LOCAL_STORES else imported
-                    places.setdefault(store.value, []).append(member)
-    for steps in bodies:
-        for number, step in enumerate(steps):
-            if step.name in _LOADS:
-                read.add(step.value)
-            if step.name in _LOADS and step.value not in imported:
-                use = _use(steps, number)
-                uses[use] = None
-                if use.container != step.value:
-                    roles.update((role, use.container) for role in use.roles)
-            elif step.name in _LOADS or step.name in _LOCALS:
-                use = _use(steps, number)
-                places = imported if step.name in _LOADS else inside
-                for module, chain in places.get(step.value, ()):
-                    whole = module, *chain, *use.chain[1:]
-                    members[module, use._replace(chain=whole)] = None
-                if step.name in _LOADS:
-                    continue
-                if use.container != step.value:
-                    roles.update((role, use.container) for role in use.roles)
-                elif step.name != "LOAD_FAST":  # not a local variable
-                    enclosed.setdefault(step.value, set()).update(use.roles)
-            elif step.name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                stored.add(step.value)
-    made = tuple(uses), tuple(modules), tuple(members)
-    only_stored = frozenset(stored - read)
-    inner = {name for one in with_inner(code) if one is not code for name in one.co_cellvars}
-    closed = frozenset(name for name, each in enclosed.items() if is_cache(each)) - inner
-    return Names(*made, frozenset(stored), only_stored, frozenset(roles), closed)
-
-
-def constants_in(code: types.CodeType) -> dict[str, str]:
-    """Return the global variables that a module sets once and to a string literal."""
-    found: dict[str, str] = {}
-    stored: Counter[str] = Counter()
-    for one in with_inner(code):
-        steps = list(_steps(one))
-        if any(step.value == ("*",) for step in steps):  # `import *` may set any variable
-            return {}
-        for before, step in itertools.pairwise(steps):
-            if step.name in ("STORE_NAME", "STORE_GLOBAL"):
-                stored[step.value] += 1
-                if before.name == "LOAD_CONST" and isinstance(before.value, str):
-                    found[step.value] = before.value
-    return {name: text for name, text in found.items() if stored[name] == 1}
-
-
-def caches_in(cls: type) -> frozenset[str]:
-    """Return the names of the attributes that the methods of a class use only as caches.
-
-    The methods store single items in such a dict, test with `in` for its keys, and read single
-    items; they do nothing else with it. Its name begins with an underscore, or contains `cache` or
-    `memo`.
-    """
-    filled: set[str] = set()
-    tested: set[str] = set()
-    read: set[str] = set()
-    others: set[str] = set()
-    members = (member for base in cls.__mro__ for member in vars(base).values())
-    functions = (each for each in members if isinstance(each, types.FunctionType))
-    for code in (inner for each in functions for inner in with_inner(each.__code__)):
-        steps = list(_steps(code))
-        for number, step in enumerate(steps):
-            chain = _chain(steps, number) if step.name in _LOCALS else ()
-            if len(chain) < 2:
-                continue
-            last, taker = number + len(chain) - 1, _taker(steps, number + len(chain) - 1)
-            by = "" if taker is None else steps[taker].name
-            kinds = [each.name for each in steps[last:taker]]
-            if len(chain) == 2 and by == "STORE_SUBSCR" and "COPY" not in kinds:  # not `+=`
-                (filled if _is_container(steps, last, taker or last) else others).add(chain[1])
-            elif len(chain) == 2 and by == "CONTAINS_OP":
-                tested.add(chain[1])
-            elif (chain[2:], by) != ((), "BINARY_SUBSCR") and chain[2:] != ("get",):
-                others.update(chain[1:])
-            elif "adds" in _use(steps, number).roles:
-                others.add(chain[1])
-            else:
-                read.add(chain[1])
-    named = {each for each in filled if each[0] == "_" or "cache" in each or "memo" in each}
-    return frozenset(named & tested & read - others)
-
-
-def _steps(code: types.CodeType) -> Iterator[_Step]:
-    """Yield the relevant instructions of compiled code; split combined instructions in two."""
-    for each in dis.get_instructions(code):
-        if each.opname in _IGNORED:
-            continue
-        parts = re.findall("(LOAD|STORE)_FAST", each.opname)
-        if len(parts) > 1:
-            for part, value in zip(parts, each.argval, strict=True):
-                yield _Step(f"{part}_FAST", value, 1 if part == "LOAD" else -1)
-            continue
-        name = f"{parts[0]}_FAST" if parts else each.opname
-        if name == "BINARY_OP" and each.argrepr == "[]":
-            name = "BINARY_SUBSCR"
-        yield _Step(name, each.argval, dis.stack_effect(each.opcode, each.arg, jump=False))
-
-
-def _chain(steps: list[_Step], number: int) -> tuple[str, ...]:
-    """Return the name that an instruction loads, and the attributes read from it directly."""
-    chain = [steps[number].value]
-    for step in steps[number + 1 :]:
-        if step.name not in _ATTRIBUTES:
-            break
-        chain.append(step.value)
-    return tuple(chain)
-
-
-def _use(steps: list[_Step], number: int) -> Use:
-    chain = _chain(steps, number)
-    last = number + len(chain) - 1
-    taker = _taker(steps, last)
-    if taker is None:
-        return Use(chain)
-    by, first = steps[taker].name, steps[last + 1]
-    if by in _SETS_ITEMS and not _is_container(steps, last, taker):
-        return Use(chain, ITEM)
-    key: str | tuple[str] | None = None
-    if by == "CONTAINS_OP":
-        key = _key(steps[number - 1]) if taker == last + 1 else None
-    elif by.endswith("_SUBSCR"):
-        key = _key(first) if taker == last + 2 else None
-    elif steps[last].name in _ATTRIBUTES or by in CALLS:
-        ends = _taker(steps, last + 1)
-        key = _key(first) if ends is not None and steps[ends].name in CALLS else None
-        if isinstance(key, str) and key.startswith("."):
-            key = _absolute(key, steps[last + 2])
-    return Use(chain, by, key, tuple(_roles(steps, last, taker)))
-
-
-def _is_container(steps: list[_Step], last: int, taker: int) -> bool:
-    """Return True if a value is the container in an instruction that sets or deletes an item.
-
-    Python pushes the item, the container and the index. With `+=`, it pushes the container and the
-    index first, and moves the item below them at the end.
-    """
-    between = steps[last + 1 : taker]
-    copied = any(step.name == "COPY" for step in between)
-    return sum(step.effect for step in between) == (2 if copied else 1)
-
-
-def _roles(steps: list[_Step], last: int, taker: int) -> Iterator[str]:
-    """Yield the roles of a container; see `Use`.
-
-    Args:
-        steps: The instructions of the code.
-        last: The index of the instruction that loads the container or its method.
-        taker: The index of the instruction that consumes it.
-    """
-    by, method = steps[taker].name, ""
-    end = taker  # the instruction that pushes the item
-    if by in _SETS_ITEMS:
-        yield "fills"
-        if any(step.name == "COPY" for step in steps[last:taker]):  # such as `+=`
-            yield "adds"
-    elif (by == "CONTAINS_OP" and taker == last + 1) or by.startswith(_TESTS):
-        yield "looks"
-    elif by == "COMPARE_OP" and re.search("[<>]", str(steps[taker].value)):
-        yield "adds"  # such as `if best is None or x > best`
-    elif by == "BINARY_SUBSCR":
-        if any(step.name == "CHECK_EXC_MATCH" for step in steps[taker : taker + _SOON]):
-            yield "looks"
-    elif by in CALLS and steps[last].name in _ATTRIBUTES:
-        method = steps[last].value
-        while end + 1 < len(steps) and steps[end + 1].name in CALLS:
-            end += 1
-        if method in _FILLING_METHODS:
-            yield "fills"
-        if method == "get" and steps[taker].value == 2 and _is_new(steps[taker - 1]):
-            yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
-        elif method in ("get", "setdefault"):
-            yield "looks"
-    if by == "BINARY_SUBSCR" or method == "setdefault":
-        item = steps[min(end + 1, len(steps) - 1)]
-        if item.name in _ATTRIBUTES and item.value in _FILLING_METHODS:
-            yield "adds"
-
-
-def _is_new(step: _Step) -> bool:
-    """Return True if an instruction pushes a literal other than `None`, or a new container."""
-    literal = step.name.startswith(("LOAD_CONST", "LOAD_SMALL_INT"))
-    return step.name.startswith("BUILD_") or (literal and step.value is not None)
-
-
-def _absolute(name: str, step: _Step) -> str | None:
-    """Return the name of a module that code imports with `importlib.import_module`.
-
-    Args:
-        name: A name that begins with a dot.
-        step: The instruction that pushes the next argument, the package.
-
-    Returns:
-        The absolute name; the unchanged name if the package is that of the code; `None` if the
-        package is unknown.
-    """
-    if step.name in _LOADS and step.value in ("__package__", "__name__"):
-        return name
-    if step.name != "LOAD_CONST" or not isinstance(step.value, str):
-        return None
-    try:
-        return resolve_name(name, step.value)
-    except ImportError:  # it fails in the task, too
-        return None
-
-
-def _key(step: _Step) -> str | tuple[str] | None:
-    if step.name == "LOAD_CONST" and isinstance(step.value, str):
-        return step.value
-    return (step.value,) if step.name in _LOADS else None
-
-
-def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the index of the instruction that consumes the value pushed by instruction `number`.
-
-    Args:
-        steps: The instructions of the code.
-        number: The index of the pushing instruction.
-
-    Returns:
-        The index; `None` if the value is not consumed.
-    """
-    depth = 1
-    for at in range(number + 1, len(steps)):
-        depth += steps[at].effect
-        if depth <= 1:
-            return at
-    return None
-
-
-def _imported(
-    steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
-) -> Iterator[tuple[_Step, tuple[str, tuple[str, ...]]]]:
-    """Yield each instruction by which an import sets a variable, with the imported object.
-
-    Args:
-        steps: The instructions of the code.
-        number: The index of the import instruction.
-        name: The name of the module.
-        taken: The names listed by `from ... import`; `None` for `import ...`.
-
-    Yields:
-        The instruction, the module's name, and a tuple with the name that is imported from the
-        module. The tuple is empty if the variable is the module itself.
-    """
-    member, alias = "", False
-    for step in steps[number + 1 :]:
-        if step.name == "IMPORT_FROM":
-            member, alias = step.value, True
-        elif step.name in _STORES:
-            if taken:
-                yield step, (name, (member,))
-                continue
-            yield step, (name if alias else name.partition(".")[0], ())
-            return
-        elif (step.name == "POP_TOP" and taken) or step.name not in ("SWAP", "POP_TOP", "ROT_TWO"):
-            return
-
-
 class Surroundings:
     """Sources, files and environment of the program, shared by the fingerprints of a run.
 
@@ -838,7 +498,6 @@ class Surroundings:
             name), or the variables of a module.
         caches: Objects with attributes that are treated as empty because tasks fill them, by the
             object's id and the attribute's name.
-        caches_of: The attributes of classes that may be caches. See `caches_in`.
         loaded: Names of the modules that were loaded when this object was created.
         unloaded: Names of modules that are treated as not loaded; see `CodeFingerprint`.
         has_changed: Function that returns True if the variables of a module have changed since its
@@ -861,7 +520,7 @@ class Surroundings:
         self.memos: dict[tuple[int, str], object] = {}
         self._kinds: dict[tuple[int, str], str] = {}  # of the values that memos had at first
         self.caches: WeakValueDictionary[tuple[int, str], object] = WeakValueDictionary()
-        self.caches_of: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+        self._cache_attributes: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
         self.unloaded: set[str] = set()
         self.has_changed: Callable[[str], bool] = lambda name: False
@@ -931,12 +590,41 @@ class Surroundings:
             if stamp != (imported or self._files.once(stamp_of, file)):
                 raise UnhashableError(source_changed(file))
 
-    def names(self, code: types.CodeType) -> Names:
-        """Return the names that code uses but does not define."""
+    def names(self, code: types.CodeType, variables: dict[str, Any]) -> Names:
+        """Return the names that a function uses but does not define.
+
+        Args:
+            code: The code of the function.
+            variables: The globals of the function.
+        """
         found = self._names.get(code)
         if found is None:
-            found = self._names[code] = names_in(code)
+            node = self.sources.node_of(code, variables)
+            if node is None:
+                return _names_without_source(code, variables)
+            found = self._names[code] = names_in(node, code.co_freevars)
         return found
+
+    def cache_attributes(self, cls: type) -> frozenset[str]:
+        """Return the names of the attributes that the methods of a class use only as caches."""
+        found = self._cache_attributes.get(cls)
+        if found is None:
+            members = (member for base in cls.__mro__ for member in vars(base).values())
+            functions = [each for each in members if isinstance(each, types.FunctionType)]
+            own = [each for each in functions if self.origins.own(each.__code__.co_filename)]
+            # The sources of libraries are read only if the program's own methods use a cache.
+            found = self._caches_in(own) and self._caches_in(functions)
+            self._cache_attributes[cls] = found
+        return found
+
+    def _caches_in(self, methods: Iterable[types.FunctionType]) -> frozenset[str]:
+        pairs: list[tuple[ast.AST, tuple[str, ...]]] = []
+        for each in methods:
+            node = self.sources.node_of(each.__code__, each.__globals__)
+            if node is None:
+                return frozenset()
+            pairs.append((node, each.__code__.co_freevars))
+        return caches_in(pairs)
 
     def place(self, file: str) -> str:
         """Return a source file's path relative to the program's directory.
@@ -1039,7 +727,54 @@ class Surroundings:
         return digest
 
 
-def _literals(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+def _names_without_source(code: types.CodeType, variables: Mapping[str, Any]) -> Names:
+    """Return all names in the byte code of a function, as far as they may be globals.
+
+    Args:
+        code: The code of the function.
+        variables: The globals of the function.
+    """
+    inner = tuple(with_inner(code))
+    words = dict.fromkeys(name for one in inner for name in one.co_names)
+    modules: dict[tuple[str, tuple[str, ...]], None] = {}
+    members: list[tuple[str, Use]] = []
+    for one in inner:
+        steps = [each for each in dis.get_instructions(one) if each.opname != "EXTENDED_ARG"]
+        for number, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":
+                level, taken = (each.argval for each in steps[number - 2 : number])
+                name = "." * level + step.argval
+                modules[name, taken or ()] = None
+                loaded = sys.modules.get(step.argval)
+                for chain in _chains_without_source((name,), loaded, words):
+                    members.append((name, Use(chain, OTHER)))
+    uses = [
+        Use(chain, OTHER)
+        for each in words
+        for chain in _chains_without_source((each,), variables.get(each), words)
+    ]
+    return Names(
+        tuple(uses),
+        tuple(modules),
+        tuple(members),
+        stored=names_stored(code, "GLOBAL"),
+    )
+
+
+def _chains_without_source(
+    chain: tuple[str, ...], value: object, words: Iterable[str]
+) -> Iterator[tuple[str, ...]]:
+    """Yield a name, or the members of a module that byte code names, as in `Use.chain`."""
+    members = vars(value) if isinstance(value, types.ModuleType) else {}
+    found = [each for each in words if each in members]
+    if not found or len(chain) == DEEPEST:
+        yield chain
+        return
+    for each in found:
+        yield from _chains_without_source((*chain, each), members[each], words)
+
+
+def literals_in(tree: ast.Module) -> Iterator[tuple[str, Any]]:
     """Yield the variables of a module and of its classes that the file sets once, to a literal.
 
     A global whose name occurs again is left out, even if that is a local variable.
@@ -1064,7 +799,7 @@ def _stores(nodes: Iterable[ast.AST]) -> Counter[str]:
     """Count how often statements set or delete each name; methods of a class are left out."""
     found: Counter[str] = Counter()
     for each in nodes:
-        for node in () if isinstance(each, _FUNCTIONS) else ast.walk(each):
+        for node in () if isinstance(each, FUNCTIONS) else ast.walk(each):
             if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
                 found[node.id] += 1
             elif isinstance(node, ast.Global | ast.Nonlocal):

@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
-from rhapsody.sdk.modules import cached_properties, slots_of
+from rhapsody.sdk.introspect import cached_properties, slots_of
 
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
@@ -338,7 +338,7 @@ class Values:
             if self._whole or not is_plain_python(kind):
                 text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
-            slots = [getattr(value, each, None) for each in slots_of(kind)]
+            slots = [getattr(value, each, None) for each in slots_of(kind)]  # type: ignore[arg-type]
             made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))

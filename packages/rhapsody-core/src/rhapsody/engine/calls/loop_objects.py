@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from rhapsody.sdk.calls import argument_name
-from rhapsody.sdk.generators import names_read, variables
+from rhapsody.sdk.introspect import names_read, variables
 
 _KINDS = (
     asyncio.Lock,

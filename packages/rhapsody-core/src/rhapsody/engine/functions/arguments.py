@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
-from rhapsody.sdk.modules import cached_properties
+from rhapsody.sdk.introspect import cached_properties
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import Declaration, TaskFuture
 

@@ -17,15 +17,11 @@ Functions that a module contains under their own name are not copied, because wo
 
 from __future__ import annotations
 
-import dis
 import functools
 import types
-from functools import lru_cache
 from typing import Any
 
-from rhapsody.sdk.modules import MISSING, content_of, is_in_its_module, with_inner
-
-_WRITES = ("STORE_DEREF", "DELETE_DEREF")
+from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, names_stored
 
 
 def has_closure(value: object) -> bool:
@@ -99,7 +95,7 @@ class _Copying:
                 return
             self.functions.append(value)
             code = value.__code__
-            written = _written(code)
+            written = names_stored(code, "DEREF")
             for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
                 if name in written:
                     self._shared.add(id(cell))
@@ -179,11 +175,3 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
         id(function.__defaults__),
         *map(id, (function.__kwdefaults__ or {}).values()),
     )
-
-
-@lru_cache(256)
-def _written(code: types.CodeType) -> frozenset[str]:
-    """Return the variables of a function's closure that the function assigns or deletes."""
-    inner = (found for each in with_inner(code) for found in dis.get_instructions(each))
-    written = {found.argval for found in inner if found.opname in _WRITES}
-    return frozenset(written.intersection(code.co_freevars))
