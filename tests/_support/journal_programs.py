@@ -446,6 +446,17 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
         "import os\nN = 'RH_X'\nos.environ[N] = 'a'\n"
         "def f(x):\n    os.environ['RH_X'] += 'b'\n    return 1\n",
         "= 'a'", "= 'c'"),
+    "a global in a function with a lambda as its decorator": (
+        "N = 1\n@(lambda function: function)\ndef f(x): return N\n", "N = 1", "N = 2"),
+    "a global with the name of an import in a class": (
+        "N = 1\ndef f(x):\n    class A:\n        import math as N\n    return N\n",
+        "N = 1", "N = 2"),
+    "a module that a class in a function imports": (
+        {"main.py": "def f(x):\n    class A:\n        import m as n\n    return A.n.N\n",
+         "m.py": "N = 1\n"}, "N = 1", "N = 2"),
+    "a global with the name of a variable of a lambda": (
+        "N = 1\ndef f(x):\n    [(lambda: (N := i))() for i in range(2)]\n    return N\n",
+        "N = 1", "N = 2"),
     "a closure of code without a file": (
         "ns = {}\nexec('def make(n):\\n  def g(x): return n\\n  return g', ns)\n"
         "f = ns['make'](1)\n",

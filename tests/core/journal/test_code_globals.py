@@ -362,6 +362,17 @@ COLLECTED = {
     "grouped with get": "{}: X[a] = X.get(a, []) + [a]",
     "grouped with in": "{}: if a not in X:\n    X[a] = []\nX[a].append(a)",
     "grouped with setdefault": "{}: X.setdefault(a, []).append(a)",
+    "grouped in a variable": "{}: y = X.setdefault(a, []); y.append(a); return len(y)",
+    "grouped in a variable of get": (
+        "{}: y = X.get(a)\nif y is None:\n    y = X[a] = []\ny.append(a); return len(y)"
+    ),
+    "a dict in a dict": (
+        "{}: if a not in X:\n    X[a] = {}\nX[a][len(X[a])] = a; return len(X[a])"
+    ),
+    "an attribute of an item": (
+        "{}: if a not in X:\n    X[a] = type('C', (), {'n': 0})()\nX[a].n += 1; return X[a].n"
+    ),
+    "the items of all": "{}: X.setdefault(a, [])\nfor y in X.values(): y.append(a)",
     "best in a dict": "{}: X['best'] = max(a, X.get('best', 0)); return X['best']",
 }
 
@@ -373,6 +384,12 @@ CACHES = {
     "get with a tuple": "{}: y = X.get((a, 0)); X[a, 0] = y or a; return X[a, 0]",
     "get with None": "{}: y = X.get(a, None); X[a] = y or a; return X[a]",
     "setdefault": "{}: return X.setdefault(a, [a])",
+    "get with a new list": (
+        "{}: y = X.get(a)\nif y is None:\n    y = X[a] = []\n    y.append(a)\nreturn y"
+    ),
+    "an exception with a new list": (
+        "{}: try:\n    y = X[a]\nexcept KeyError:\n    y = X[a] = []\n    y.append(a)\nreturn y"
+    ),
     "empty": "{}: if not X:\n    X.update({a: a})\nreturn X[a]",
     "not empty": "[]: if X:\n    return X[0]\nX.extend([a])\nreturn a",
     "set": "set(): return None if a in X else X.add(a)",

@@ -365,7 +365,10 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     for code, counterpart in _pairs(file.code, plain):
         file.plain[code] = counterpart
         node = scopes.get(counterpart.co_firstlineno)
-        if isinstance(node, FUNCTIONS | ast.Lambda):
+        # The first line of a decorated function is that of its first decorator.
+        if isinstance(node, FUNCTIONS | ast.Lambda) and code.co_name == getattr(
+            node, "name", "<lambda>"
+        ):
             file.nodes[code] = node
     return file
 

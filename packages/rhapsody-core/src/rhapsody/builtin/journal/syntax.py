@@ -10,6 +10,7 @@ are not followed, and all of `settings.rates` is used.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import resolve_name
@@ -37,6 +38,18 @@ _FILLING_METHODS = frozenset((
 ))  # fmt: skip
 """Names of methods that fill a container."""
 
+_CHANGING_METHODS = _FILLING_METHODS | {
+    "clear", "discard", "extendleft", "pop", "popitem", "popleft", "remove", "reverse", "rotate",
+    "sort",
+}  # fmt: skip
+"""Names of methods that change a container."""
+
+_CHANGING_FUNCTIONS = frozenset((
+    "delattr", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left",
+    "insort_right", "next", "setattr",
+))  # fmt: skip
+"""Names of functions that change their first arguments."""
+
 _LOOKUP_ERRORS = frozenset(
     ("KeyError", "IndexError", "LookupError", "TypeError", "Exception", "BaseException")
 )
@@ -53,7 +66,8 @@ class Use(NamedTuple):
             is represented by a string, a global by a tuple with its name, anything else by `None`.
         roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
             for an item or tests whether the container is empty, or `adds` to an item, which
-            includes a comparison of the value with a new result.
+            includes a comparison of the value with a new result, and a change of a variable to
+            which an item was assigned.
     """
 
     chain: tuple[str, ...]
@@ -128,9 +142,12 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
     for node, scope in tree.nodes:
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules.update(dict.fromkeys(_imports(node)))
-            for variable, member in _imported(node):
+            for variable, (module, member) in _imported(node):
+                if scope.is_of_class(variable):  # it may be used as an attribute of the class
+                    members[module, Use((module, *member), OTHER)] = None
+                    continue
                 places = inside if scope.kind_of(variable) == _LOCAL else imported
-                places.setdefault(variable, []).append(member)
+                places.setdefault(variable, []).append((module, member))
         stored.update(scope.declared.intersection(_bound_by(node)))
     for node, scope in tree.nodes:
         if not isinstance(node, ast.Name):
@@ -237,9 +254,8 @@ class _NameScope:
                 self.declared.update(each.names)
             elif isinstance(each, ast.Nonlocal):
                 around.update(each.names)
-            elif isinstance(each, _COMPREHENSIONS):  # `:=` sets a variable of the function
-                walruses = (one for one in ast.walk(each) if isinstance(one, ast.NamedExpr))
-                self._bound.update(_named(one.target for one in walruses))
+            elif isinstance(each, _COMPREHENSIONS):
+                self._bound.update(_named(_walruses(each)))
             elif not isinstance(each, SCOPES):
                 todo += ast.iter_child_nodes(each)
         self._bound -= around
@@ -258,10 +274,14 @@ class _NameScope:
             scope = scope.outer
         return _CLOSURE if name in self._closure else _GLOBAL
 
+    def is_of_class(self, name: str) -> bool:
+        """Return True if this is a class, and a name one of its variables."""
+        declared = name in self.declared
+        return isinstance(self.node, ast.ClassDef) and name in self._bound and not declared
+
     def is_global(self, name: str) -> bool:
         """Return True if a name surely refers to a global variable."""
-        of_class = isinstance(self.node, ast.ClassDef) and name in self._bound
-        return self.kind_of(name) == _GLOBAL and not of_class
+        return self.kind_of(name) == _GLOBAL and not self.is_of_class(name)
 
 
 class _ScopedTree:
@@ -377,7 +397,7 @@ class _ScopedTree:
             yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
         elif method in ("get", "setdefault"):
             yield "looks"
-        if method == "setdefault" and self._is_filled(call):
+        if self._is_changed(call):
             yield "adds"
 
     def _items(self, item: ast.Subscript) -> Iterator[str]:
@@ -389,13 +409,67 @@ class _ScopedTree:
             return
         if self._is_tried(item):
             yield "looks"
-        if self._is_filled(item):
+        if self._is_changed(item):
             yield "adds"
 
-    def _is_filled(self, node: ast.AST) -> bool:
-        """Return True if code reads a filling method from a value."""
-        above = self._above.get(node)
-        return isinstance(above, ast.Attribute) and above.attr in _FILLING_METHODS
+    def _is_changed(self, item: ast.AST) -> bool:
+        """Return True if code changes an item in place, possibly by the name of a variable."""
+        if self._changes(item):
+            return True
+        above = self._above.get(item)
+        while isinstance(above, ast.BoolOp | ast.IfExp):
+            item, above = above, self._above.get(above)
+        targets: list[ast.expr] = []
+        match above:
+            case ast.Assign():
+                targets = above.targets
+            case ast.AnnAssign() | ast.NamedExpr() | ast.For() | ast.comprehension():
+                targets = [above.target]
+        names = {name for each in targets for name in _named(ast.walk(each))}
+        return not names.isdisjoint(self._changed)
+
+    @functools.cached_property
+    def _changed(self) -> frozenset[str]:
+        """The variables whose values the code changes in place, except when they are new."""
+        return frozenset(
+            node.id
+            for node, _ in self.nodes
+            if isinstance(node, ast.Name) and self._changes(node) and not self._is_missing(node)
+        )
+
+    def _changes(self, node: ast.AST) -> bool:
+        """Return True if code changes a value in place where it is mentioned."""
+        if self.is_augmented(node):
+            return True
+        while (above := self._above.get(node)) is not None:
+            if isinstance(above, ast.Call):
+                function = above.func
+                name = function.attr if isinstance(function, ast.Attribute) else ""
+                name = function.id if isinstance(function, ast.Name) else name
+                return above.args[:1] == [node] and name in _CHANGING_FUNCTIONS
+            if not (isinstance(above, ast.Attribute | ast.Subscript) and above.value is node):
+                return False
+            if not isinstance(above.ctx, ast.Load):
+                return True
+            if isinstance(above, ast.Attribute) and above.attr in _CHANGING_METHODS:
+                return True
+            node = above
+        return False
+
+    def _is_missing(self, name: ast.Name) -> bool:
+        """Return True if code uses a variable only after it has found no item in a container."""
+        node: ast.AST = name
+        while (above := self._above.get(node)) is not None:
+            if isinstance(above, ast.ExceptHandler) and not _LOOKUP_ERRORS.isdisjoint(
+                _named(ast.walk(above.type or above))
+            ):
+                return True
+            if isinstance(above, ast.If) and node in above.body:
+                tests = above.test.values if isinstance(above.test, ast.BoolOp) else [above.test]
+                if any(_is_test_for_none(each, name.id) for each in tests):
+                    return True
+            node = above
+        return False
 
     def _is_tested(self, node: ast.AST) -> bool:
         """Return True if code tests whether a value is true."""
@@ -439,6 +513,17 @@ def _body(node: ast.AST) -> list[ast.AST]:
 
 def _named(nodes: Iterable[ast.AST]) -> Iterator[str]:
     return (each.id for each in nodes if isinstance(each, ast.Name))
+
+
+def _walruses(comprehension: ast.AST) -> Iterator[ast.AST]:
+    """Yield the targets of `:=` in a comprehension, which are variables of the function."""
+    todo = [comprehension]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.NamedExpr):
+            yield node.target
+        if not isinstance(node, ast.Lambda):
+            todo += ast.iter_child_nodes(node)
 
 
 def _bound_by(node: ast.AST) -> Iterable[str]:
@@ -516,6 +601,16 @@ def _key(node: ast.AST, scope: _NameScope) -> str | tuple[str] | None:
 
 def _is_none(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_test_for_none(node: ast.AST, name: str) -> bool:
+    """Return True for `name is None` and `not name`."""
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id=each)):
+            return each == name
+        case ast.Compare(left=ast.Name(id=each), ops=[ast.Is()], comparators=[none]):
+            return each == name and _is_none(none)
+    return False
 
 
 def _is_new(node: ast.AST) -> bool:
