@@ -366,6 +366,14 @@ COLLECTED = {
     "grouped in a variable of get": (
         "{}: y = X.get(a)\nif y is None:\n    y = X[a] = []\ny.append(a); return len(y)"
     ),
+    "counted": "{}: if a not in X:\n    X[a] = 0\nX[a] = X[a] + 1; return X[a]",
+    "counted in a variable": (
+        "{}: y = X.get(a)\ny = 1 if y is None else y + 1\nX[a] = y; return y"
+    ),
+    "counted in another variable": ("{}: y = X.get(a) or 0\nz = y + 1\nX[a] = z; return z"),
+    "a new list": "{}: y = X.get(a)\nX[a] = [*(y or []), a]; return len(X[a])",
+    "a maximum": "{}: if a in X:\n    X[a] = max(X[a], a)\nelse:\n    X[a] = a\nreturn X[a]",
+    "best in a variable": ("{}: y = X.get(0)\nif y is None or a > y:\n    X[0] = a\nreturn X[0]"),
     "a dict in a dict": (
         "{}: if a not in X:\n    X[a] = {}\nX[a][len(X[a])] = a; return len(X[a])"
     ),
@@ -384,6 +392,12 @@ CACHES = {
     "get with a tuple": "{}: y = X.get((a, 0)); X[a, 0] = y or a; return X[a, 0]",
     "get with None": "{}: y = X.get(a, None); X[a] = y or a; return X[a]",
     "setdefault": "{}: return X.setdefault(a, [a])",
+    "an item for another container": (
+        "{}: y = X.get(a)\nif y is None:\n    y = X[a] = a\nz = {}; z[a] = y + 1; return z"
+    ),
+    "an item that is computed with": (
+        "{}: y = X.get(a)\nif y is None:\n    y = X[a] = a * 2\nz = y * a; return z > y"
+    ),
     "get with a new list": (
         "{}: y = X.get(a)\nif y is None:\n    y = X[a] = []\n    y.append(a)\nreturn y"
     ),

@@ -10,7 +10,6 @@ are not followed, and all of `settings.rates` is used.
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import resolve_name
@@ -66,8 +65,8 @@ class Use(NamedTuple):
             is represented by a string, a global by a tuple with its name, anything else by `None`.
         roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
             for an item or tests whether the container is empty, or `adds` to an item, which
-            includes a comparison of the value with a new result, and a change of a variable to
-            which an item was assigned.
+            includes a new item that is computed from the former one or compared with it, also by
+            the name of a variable to which the former one was assigned.
     """
 
     chain: tuple[str, ...]
@@ -352,7 +351,7 @@ class _ScopedTree:
         self, chain: tuple[str, ...], node: ast.AST, above: ast.Compare, scope: _NameScope
     ) -> Use:
         """Return the use of a value in a comparison."""
-        if any(isinstance(each, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for each in above.ops):
+        if _is_order(above):
             return Use(chain, OTHER, None, ("adds",))  # such as `if best is None or x > best`
         number = 0 if node is above.left else above.comparators.index(node)  # type: ignore[arg-type]
         if node is not above.left and isinstance(above.ops[number], ast.In | ast.NotIn):
@@ -397,7 +396,7 @@ class _ScopedTree:
             yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
         elif method in ("get", "setdefault"):
             yield "looks"
-        if self._is_changed(call):
+        if isinstance(call.func, ast.Attribute) and self._is_changed(call, call.func.value):
             yield "adds"
 
     def _items(self, item: ast.Subscript) -> Iterator[str]:
@@ -409,12 +408,13 @@ class _ScopedTree:
             return
         if self._is_tried(item):
             yield "looks"
-        if self._is_changed(item):
+        if self._is_changed(item, item.value):
             yield "adds"
 
-    def _is_changed(self, item: ast.AST) -> bool:
-        """Return True if code changes an item in place, possibly by the name of a variable."""
-        if self._changes(item):
+    def _is_changed(self, item: ast.AST, container: ast.AST) -> bool:
+        """Return True if code changes or replaces an item, possibly by the name of a variable."""
+        text = ast.dump(container)
+        if self._changes(item) or self._renews(item, text):
             return True
         above = self._above.get(item)
         while isinstance(above, ast.BoolOp | ast.IfExp):
@@ -426,15 +426,43 @@ class _ScopedTree:
             case ast.AnnAssign() | ast.NamedExpr() | ast.For() | ast.comprehension():
                 targets = [above.target]
         names = {name for each in targets for name in _named(ast.walk(each))}
-        return not names.isdisjoint(self._changed)
-
-    @functools.cached_property
-    def _changed(self) -> frozenset[str]:
-        """The variables whose values the code changes in place, except when they are new."""
-        return frozenset(
-            node.id
+        return any(
+            (self._changes(node) or self._renews(node, text)) and not self._is_missing(node)
             for node, _ in self.nodes
-            if isinstance(node, ast.Name) and self._changes(node) and not self._is_missing(node)
+            if isinstance(node, ast.Name) and node.id in names
+        )
+
+    def _renews(self, node: ast.AST, container: str) -> bool:
+        """Return True if code computes a new item from a value, as in `seen[x] = y + 1`.
+
+        Args:
+            node: The expression that contains the value.
+            container: The text of the container.
+        """
+        computed = False
+        while isinstance(above := self._above.get(node), ast.expr | ast.keyword):
+            if isinstance(above, ast.Compare):
+                return _is_order(above) and self._decides(above, container)
+            computed = computed or not isinstance(above, ast.BoolOp | ast.IfExp | ast.NamedExpr)
+            node = above
+        if not (computed and isinstance(above, ast.Assign) and above.value is node):
+            return False
+        if _sets_item_of(above, container):
+            return True
+        names = set(_named(above.targets))
+        return any(
+            _sets_item_of(each, container) and names.intersection(_named(ast.walk(each.value)))
+            for each, _ in self.nodes
+            if isinstance(each, ast.Assign)
+        )
+
+    def _decides(self, test: ast.AST, container: str) -> bool:
+        """Return True if code sets an item of a container because of a test."""
+        while isinstance(test, ast.expr):
+            test = self._above[test]
+        return isinstance(test, ast.If) and any(
+            isinstance(each, ast.Assign) and _sets_item_of(each, container)
+            for each in ast.walk(test)
         )
 
     def _changes(self, node: ast.AST) -> bool:
@@ -601,6 +629,16 @@ def _key(node: ast.AST, scope: _NameScope) -> str | tuple[str] | None:
 
 def _is_none(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_order(node: ast.Compare) -> bool:
+    return any(isinstance(each, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for each in node.ops)
+
+
+def _sets_item_of(node: ast.Assign, container: str) -> bool:
+    """Return True if an assignment sets an item of a container, given the container's text."""
+    targets = (each for each in node.targets if isinstance(each, ast.Subscript))
+    return any(ast.dump(each.value) == container for each in targets)
 
 
 def _is_test_for_none(node: ast.AST, name: str) -> bool:
