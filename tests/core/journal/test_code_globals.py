@@ -327,6 +327,26 @@ def test_the_best_result_of_earlier_calls_is_compared(test: str, tmp_path: Path)
         assert keys.of(task, {}, {}).digest != key.digest
 
 
+@pytest.mark.parametrize(
+    "change", ["X += a", "X = X + a", "X = max(X, a)", "X = [X, a]", "X = min(a, *[X])"]
+)
+def test_a_global_that_is_computed_from_its_former_value_counts(
+    change: str, tmp_path: Path
+) -> None:
+    text = (
+        f"X = None\ndef f(a):\n    global X\n    if X is None: X = 0\n    {change}\n    return X\n"
+    )
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f(8)
+        keys.begin()
+        with pytest.raises(UnhashableError, match="changed in place"):
+            keys.require_same_values(task, key)
+
+
 LAZY = {
     "in the function": "def f(a):\n    global X\n    if X is None: X = [a]\n    return X",
     "in a helper": (

@@ -344,8 +344,10 @@ class _ScopedTree:
             return Use(tuple(chain), by, _key(above.slice, scope), tuple(self._items(above)))
         if isinstance(above, ast.Compare):
             return self._compared(tuple(chain), node, above, scope)
-        roles = ("looks",) if self._is_tested(node) else ()
-        return Use(tuple(chain), self._by(node, above), None, roles)
+        found = ["looks"] if self._is_tested(node) else []
+        if self.is_augmented(node) or self._renews_itself(node):
+            found.append("adds")
+        return Use(tuple(chain), self._by(node, above), None, tuple(found))
 
     def _compared(
         self, chain: tuple[str, ...], node: ast.AST, above: ast.Compare, scope: _NameScope
@@ -455,6 +457,16 @@ class _ScopedTree:
             for each, _ in self.nodes
             if isinstance(each, ast.Assign)
         )
+
+    def _renews_itself(self, node: ast.AST) -> bool:
+        """Return True if code computes the new value of a variable from its former one."""
+        text, computed = ast.unparse(node), False
+        while isinstance(above := self._above.get(node), ast.expr | ast.keyword):
+            computed = computed or not isinstance(above, ast.BoolOp | ast.IfExp | ast.NamedExpr)
+            node = above
+        if not (computed and isinstance(above, ast.Assign) and above.value is node):
+            return False
+        return any(ast.unparse(each) == text for each in above.targets)
 
     def _decides(self, test: ast.AST, container: str) -> bool:
         """Return True if code sets an item of a container because of a test."""
