@@ -457,6 +457,30 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
     "a global with the name of a variable of a lambda": (
         "N = 1\ndef f(x):\n    [(lambda: (N := i))() for i in range(2)]\n    return N\n",
         "N = 1", "N = 2"),
+    "a seed that a function of the program sets": (
+        "import random\ndef setSeeds(n): random.seed(n)\nsetSeeds(1)\n"
+        "def f(x): return random.random()\n", "(1)", "(2)"),
+    "a seed that is a default": (
+        "import random\ndef set_seed(seed=1): random.seed(seed)\nset_seed()\n"
+        "def f(x): return random.random()\n", "seed=1", "seed=2"),
+    "a seed for a generator in a variable": (
+        "import random\nrandom.seed(1)\ndef f(x):\n    r = random\n    return r.random()\n",
+        "(1)", "(2)"),
+    "a seed for NumPy in a variable": (
+        "import numpy as np\nnp.random.seed(1)\n"
+        "def f(x):\n    xp = np\n    return xp.random.rand()\n", "(1)", "(2)"),
+    "a function of the standard library that is replaced by an object": (
+        "import operator, statistics\nstatistics.median_low = operator.itemgetter(1)\n"
+        "def f(x): return statistics.median_low([1, 2, 3])\n", "(1)", "(2)"),
+    "a function of the standard library that is replaced by a mock": (
+        "import shutil, unittest.mock\nshutil.disk_usage = unittest.mock.Mock(return_value=1)\n"
+        "def f(x): return shutil.disk_usage('.')\n", "=1", "=2"),
+    "an attribute of a module by getattr": (
+        {"main.py": "import m\ndef f(x): return getattr(m, 'N')\n", "m.py": "N = 1\n"},
+        "N = 1", "N = 2"),
+    "a module with a private name": (
+        {"main.py": "class A:\n    def g(self):\n        import m as __m\n        return __m.N\n"
+         "def f(x): return A().g()\n", "m.py": "N = 1\n"}, "N = 1", "N = 2"),
     "a closure of code without a file": (
         "ns = {}\nexec('def make(n):\\n  def g(x): return n\\n  return g', ns)\n"
         "f = ns['make'](1)\n",
@@ -886,7 +910,7 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a variable of the environment as bytes": (
         "import os\ndef f(x): return os.getenvb(b'RH_X')\n", "not literals"),
     "builtins": (
-        "import builtins\ndef f(x): return getattr(builtins, '__import__')('json')\n",
+        "import builtins\ndef f(x): return getattr(builtins, x)('json')\n",
         "can import any module"),
     "a variable of the environment by a name that is made up": (
         "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
@@ -898,6 +922,22 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
         {"main.py": "def f(x):\n    import m\n    return m.g()\n",
          "m.py": "import os\nX = 'RH_X'\nX = X + 'Y'\ndef g(): return os.environ[X]\n"},
         "names are not literals"),
+    "a module of Python in a variable": (
+        "import os\ndef f(x):\n    m = os\n    return m.environ['RH_X']\n",
+        "os. module as a whole"),
+    "a module of Python as a default": (
+        "import os\ndef f(x, m=os): return m.environ['RH_X']\n", "os. module as a whole"),
+    "a module of Python in a class": (
+        "import os\nclass A:\n    m = os\ndef f(x): return A.m.environ['RH_X']\n",
+        "os. module as a whole"),
+    "a module of Python as an argument": (
+        "import sys\ndef f(x): return vars(sys)\n", "sys. module as a whole"),
+    "the environment through a module that a task imports": (
+        {"main.py": "def f(x):\n    import m\n    return m.environ['RH_X']\n",
+         "m.py": "from os import environ\n"}, "names are not literals"),
+    "all of os in a module that a task imports": (
+        {"main.py": "def f(x):\n    import m\n    return m.g()\n",
+         "m.py": "from os import *\ndef g(): return environ['RH_X']\n"}, "os. module as a whole"),
     "the environment in code without a file": (
         "import os\nexec('def g(x):\\n  return os.environ[x]')\ndef f(x): return g(x)\n",
         "names are not literals"),
@@ -980,7 +1020,7 @@ ORDINARY: dict[str, str] = {
         "def f(x): return c, s(x), k, q, g, u, O, isinstance(x, int), len(x)\n"
     ),
     "a module of the standard library that is used as a whole": (
-        "import sys, os, math, random, json\ndef f(x): return [sys, os, math, random, json]\n"
+        "import math, random, json\ndef f(x): return [math, random, json]\n"
     ),
     "a program that imports by name": (
         "from importlib import import_module\n"

@@ -347,6 +347,45 @@ def test_a_global_that_is_computed_from_its_former_value_counts(
             keys.require_same_values(task, key)
 
 
+@pytest.mark.parametrize(
+    ("body", "change"),
+    [
+        ("X = {}\n def set(self, v): self.X[1] = v\n def f(self, a): return self.X.get(1, a)", 3),
+        ("X = []\n def add(self, v): self.X.append(v)\n def f(self, a): return self.X or a", 3),
+        (
+            "X = {}\n @classmethod\n def set(cls, v): cls.X[1] = v\n"
+            " def f(self, a): return self.X.get(1) or a",
+            3,
+        ),
+    ],
+)
+def test_methods_that_the_task_does_not_call_make_no_attribute_a_cache(
+    body: str, change: int, tmp_path: Path
+) -> None:
+    write(tmp_path, {"main.py": f"class C:\n {body}\nc = C()\ndef f(a): return c.f(a)\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        former = keys.of(task, {}, {}).digest
+        changer = getattr(main.c, "set", None) or main.c.add
+        changer(change)
+        keys.begin()
+        assert keys.of(task, {}, {}).digest != former
+
+
+@pytest.mark.parametrize("method", ["add", "update", "insert"])
+def test_a_method_does_not_make_none_a_cache(method: str, tmp_path: Path) -> None:
+    text = f"X = None\ndef f(a):\n    return a if X is None else X.{method}(a)\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        task = described(main.f, 8, shares_memory=True)
+        former = keys.of(task, {}, {}).digest
+        main.X = {1}  # type: ignore[attr-defined]
+        keys.begin()
+        assert keys.of(task, {}, {}).digest != former
+
+
 LAZY = {
     "in the function": "def f(a):\n    global X\n    if X is None: X = [a]\n    return X",
     "in a helper": (
@@ -696,6 +735,23 @@ def test_the_last_seed_that_a_cell_sets_counts(tmp_path: Path, monkeypatch: Any)
     first = key(1, "import random\nrandom.seed(3)", "def f(): ...")
     assert key(2, "import random\nrandom.seed(5)", "def f(): ...") != first
     assert key(3, "random.seed(5)", "%magic", "random.seed(3)", "def f(): ...") == first
+    timed = "get_ipython().run_cell_magic('time', '', 'import random\\nrandom.seed({})\\n')\n"
+    assert key(4, timed.format(4)) not in (first, key(5, timed.format(5)))
+
+
+def test_a_seed_in_a_file_that_was_changed_during_the_run_is_not_believed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = "import random\nrandom.seed(3)\ndef f(): return random.random()\n"
+    write(tmp_path, {"main.py": text})
+    sources = Sources()
+    sources.process_start = 0
+    monkeypatch.setattr("tests._support.journal_keys.SOURCES", sources)
+    with (
+        loaded(tmp_path) as main,
+        pytest.raises(UnhashableError, match="was changed after the program started"),
+    ):
+        key_of(keys_in(tmp_path), main.f)
 
 
 def test_arguments_and_variables_in_the_seed_count(tmp_path: Path, monkeypatch: Any) -> None:

@@ -65,6 +65,7 @@ from rhapsody.builtin.journal.syntax import (
     ITEM_DELETED,
     ITEM_SET,
     MERGED,
+    OTHER,
     PASSED,
     ROLES,
     STORED,
@@ -112,6 +113,12 @@ _IMPORTERS = frozenset(map(id, (
 )))  # fmt: skip
 """Functions and classes that run a module, given its name or path, or find one. Code that uses one
 of them has no digest, unless the function is also in `_SPECIAL` and the code calls it directly."""
+
+_OPEN = {
+    "builtins": "import any module", "importlib": "import any module",
+    "os": "read any environment variable", "sys": "use any module",
+}  # fmt: skip
+"""What code can do with a module of which it uses no member directly."""
 
 _STARTERS = (
     "subprocess.", "os.popen", "os.spawn", "posix.system", "posix.posix_spawn",
@@ -174,6 +181,9 @@ _OPENS = re.compile(
 
 _QUIET = frozenset(("numpy",))
 """Libraries that open files only in functions whose names match `_OPENS`."""
+
+_REPLACEMENTS = frozenset(("mock", "operator", "unittest.mock"))
+"""Modules with classes whose objects can be called in place of a library's function."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules with numeric variables that differ between machines."""
@@ -283,8 +293,10 @@ class CodeFingerprint:
         self._stored: set[tuple[int, str]] = set()
         self._roles: set[tuple[str, int, str]] = set()  # a role, the namespace's id, and a name
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
-        # A role, the module and class of the method that uses the attribute, and its name.
-        self._roles_in_classes: set[tuple[str, str, str, str]] = set()
+        # A role, an attribute, and the method that uses it: module, class and name.
+        self._roles_in_classes: set[tuple[str, str, str, str, str]] = set()
+        self._words: dict[str, set[str]] = {}  # names in methods, and in functions (as "")
+        self._bound: set[str] = set()  # names of the task's function and of bound methods
         self._globals: set[tuple[int, str]] = set()  # read by collected code
         self._only_stored: list[tuple[Mapping[str, Any], str, str]] = []
         self._todo: list[tuple[Any, str]] = []
@@ -321,6 +333,11 @@ class CodeFingerprint:
         self.reads_arguments = self.reads_arguments or name.startswith(_ARGUMENT_READERS)
         if not self.may_open and _OPENS.search(name.rpartition(".")[2]):
             self.may_open = " in " not in name  # not a function of the program
+
+    def method(self, name: str) -> None:
+        """Note the name of a bound method, which code may call."""
+        if self._bound:
+            self._bound.add(name)
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
@@ -415,6 +432,7 @@ class CodeFingerprint:
             variables = function.__globals__  # type: ignore[attr-defined]
             stored = self._program.names(code, variables).stored
             self._stored.update((id(variables), each) for each in stored)
+        self._bound.add(getattr(code, "co_name", ""))
         self._used("the function", function)
         self._collect()
 
@@ -542,6 +560,8 @@ class CodeFingerprint:
             roles = [role for role in ROLES if (role, *known) in self._roles]
             if isinstance(owner, type):
                 roles += self._roles_of(owner, name)
+            if value is None:  # methods fill containers only
+                roles = [role for role in roles if role != "fills"]
             roles += ["fills"] if known in self._stored else []
             if is_cache(roles):
                 self.parts[part] = self._program.note_memo(known, owner, value)
@@ -571,7 +591,7 @@ class CodeFingerprint:
         """Return the roles of an attribute of a class in the collected code.
 
         All functions outside of classes are considered, but only the methods of this class and of
-        related classes.
+        related classes. Methods that the task cannot call make no attribute a cache.
         """
         metaclass: type = type(owner)
         related = {*owner.__mro__, *metaclass.__mro__}
@@ -579,8 +599,29 @@ class CodeFingerprint:
             if isinstance(each, type) and owner in each.__mro__:
                 related.update(each.__mro__)
         homes = {("", "")} | {(each.__module__, each.__qualname__) for each in related}
-        found = self._roles_in_classes
-        return [each for each in ROLES if any((each, *home, name) in found for home in homes)]
+        reached = self._reached()
+        found = {
+            role
+            for role, attribute, module, cls, method in self._roles_in_classes
+            if attribute == name
+            and (module, cls) in homes
+            and (role == "adds" or reached is None or method in reached)
+        }
+        return [each for each in ROLES if each in found]
+
+    def _reached(self) -> set[str] | None:
+        """Return the names of the methods that the task's function may call.
+
+        Functions have an empty name. For arguments, return `None`: any method may be called.
+        """
+        if not self._bound:
+            return None
+        reached: set[str] = set()
+        words = {"", *self._bound, *(each for each in self._words if each.startswith("__"))}
+        while more := (words & self._words.keys()) - reached:
+            reached |= more
+            words = {each for name in more for each in self._words[name]}
+        return reached
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -593,12 +634,17 @@ class CodeFingerprint:
         for variable, cell in _closed_over(function):
             value = self._cell(f"{variable} around {name}", cell, variable, function)
             kind: type = type(value)
+            if own and issubclass(kind, types.ModuleType):
+                self._as_a_whole(cast("types.ModuleType", value), name)
             kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
             # Functions of modules are imported; other functions travel with their closures.
             if not (kept or self.set_here or _is_script(variables.get("__name__"))):
                 self.set_here = is_in_its_module(function) and not self._program.is_as_imported(
                     variables, function.__qualname__, function
                 )
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            if own and issubclass(type(default), types.ModuleType):
+                self._as_a_whole(default, name)
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__, largest=math.inf)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -668,7 +714,11 @@ class CodeFingerprint:
         home = str(variables.get("__name__")), code.co_qualname.rpartition(".")[0]
         if not home[1] or home[1].endswith("<locals>"):
             home = "", ""
-        self._roles_in_classes.update((role, *home, each) for role, each in names.roles)
+        user = *home, code.co_name if home[0] else ""
+        self._roles_in_classes.update((role, each, *user) for role, each in names.roles)
+        self._words.setdefault(user[2], set()).update(
+            each for one in with_inner(code) for each in one.co_names
+        )
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
                 raise UnhashableError(
@@ -679,7 +729,9 @@ class CodeFingerprint:
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
         self._evaluated(code, names, variables, name)
         for use in names.uses:
-            self._roles_in_classes.update((role, "", "", use.container) for role in use.roles)
+            self._roles_in_classes.update(
+                (role, use.container, "", "", user[2]) for role in use.roles
+            )
             self._global(variables, use, name)
         for module, taken in names.modules:
             self._imported(module, taken, package)
@@ -778,6 +830,8 @@ class CodeFingerprint:
             special = made and attribute.startswith("__")
             if not special and (owner is not None or "__name__" in attributes):
                 self._compare(attributes, attribute, value, owner)
+            if owner is not None and issubclass(type(value), types.ModuleType):
+                self._as_a_whole(value, name)
             if not (special and file.startswith("<")):
                 self._used(f"{attribute} of {name}", value)
 
@@ -853,18 +907,17 @@ class CodeFingerprint:
         value: Any = module
         while isinstance(value, types.ModuleType):
             inner = vars(value)
-            if depth == len(chain) and value is builtins:
-                raise UnhashableError(
-                    f"{user} uses the `builtins` module as a whole, so it can import any module"
-                )
-            if depth < len(chain) and self._imports_later(value, chain[depth]):
+            if depth == len(chain):
+                self._as_a_whole(value, user)
+            elif self._imports_later(value, chain[depth]):
                 return
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return
             own, member = self._is_own(value), inner[chain[depth]]
             if not own and not isinstance(member, types.ModuleType):
-                self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # its version
+                self.parts[f"{'.'.join(chain[:depth])} used by {user}"] = self._name(value)
+                self._own(value.__name__, inner.get("__file__"))  # its version
                 if self._special(member, chain[depth + 1 :], use, variables, user):
                     return
                 if id(member) in _IMPORTERS or (value is sys and chain[depth] == "path"):
@@ -881,6 +934,20 @@ class CodeFingerprint:
                 self.read.append((inner, name, value))
         part = f"{'.'.join(chain[:depth])} used by {user}"
         self._variable(part, inner, name, value, use, depth)
+
+    def _as_a_whole(self, module: types.ModuleType, user: str) -> None:
+        """Collect what code may read from a module of which it does not name a member.
+
+        Raises:
+            UnhashableError: The module gives access to the environment or to any module.
+        """
+        if module.__name__ in _OPEN:
+            raise UnhashableError(
+                f"{user} uses the `{module.__name__}` module as a whole, so it can "
+                f"{_OPEN[module.__name__]}"
+            )
+        if module.__name__ in ("random", "numpy", "numpy.random"):
+            self._seeds()
 
     def _variable(
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
@@ -912,9 +979,11 @@ class CodeFingerprint:
         The functions `seed` set the generator themselves.
         """
         is_method = issubclass(type(value), types.MethodType | types.BuiltinMethodType)
-        if "seeds in the program" in self.parts or not is_method:
-            return
-        if is_global_generator(cast("types.MethodType", value).__self__):
+        if is_method and is_global_generator(cast("types.MethodType", value).__self__):
+            self._seeds()
+
+    def _seeds(self) -> None:
+        if "seeds in the program" not in self.parts:
             seeds = self._program.seeds()
             self.parts["seeds in the program"] = "; ".join(sorted(seeds))
             for part, seed in seeds.items():
@@ -1002,7 +1071,9 @@ class CodeFingerprint:
         if isinstance(member, types.MethodType):
             return member.__name__ != name or self._is_changed(module, name, member.__func__)
         kind = member if isinstance(member, type) else type(member)
-        if isinstance(member, partial) or (kind.__module__ in sys.modules and self.own(kind)):
+        replaced = kind.__module__ in _REPLACEMENTS and module.__name__ not in _REPLACEMENTS
+        own = kind.__module__ in sys.modules and self.own(kind)
+        if replaced or own or isinstance(member, partial):
             return True
         state = getattr(member, "__dict__", None)
         if type(state) is dict and any(map(self._is_own_function, state.values())):
@@ -1206,13 +1277,20 @@ class CodeFingerprint:
         package = variables["__package__"]
         for use in names.uses:
             self._special(vars(builtins).get(use.chain[0]), use.chain[1:], use, variables, part)
-        taken = [(module, Use((module, each))) for module, all_ in names.modules for each in all_]
+        used = {use.chain[:2] for _, use in names.members}
+        taken = [
+            (module, Use((module,), OTHER))
+            if each == "*"
+            else (module, Use((module, each), "" if (module, each) in used else OTHER))
+            for module, all_ in names.modules
+            for each in all_
+        ]
         for module, use in (*names.members, *taken):
             found = self._loaded(_resolved(module, package))
             if found is None:
                 continue  # its source is collected
             known, member = vars(found), "".join(use.chain[1:2])
-            if member in ("", "*") or member in known or "__getattr__" in known:
+            if not member or member in known or "__getattr__" in known:
                 self._member(found, use, variables, part)
 
     def _is_own(self, module: types.ModuleType) -> bool:

@@ -23,7 +23,6 @@ import functools
 import hashlib
 import linecache
 import os
-import re
 import shutil
 import sys
 import time
@@ -62,6 +61,13 @@ module was imported, the start time of its parent."""
 
 FEW_WORDS = 64
 """Number of words of a command that are looked up without listing the directories of `PATH`."""
+
+_MANGLED = (
+    (ast.Name, "id"), (ast.Attribute, "attr"), (ast.arg, "arg"), (ast.alias, "asname"),
+    (ast.ExceptHandler, "name"), (ast.MatchAs, "name"), (ast.MatchStar, "name"),
+    (ast.MatchMapping, "rest"),
+)  # fmt: skip
+"""Attributes of syntax nodes with names that are mangled in classes."""
 
 DEEPEST = 4
 """Number of names, from a module to a member, that are followed in code without source."""
@@ -159,6 +165,10 @@ class Sources:
             for each in ast.walk(call):  # it may be the name of an environment variable
                 if isinstance(each, ast.Constant) and isinstance(each.value, str):
                     found[f"environment {each.value} in {text}"] = os.environ.get(each.value)
+            for chain in _chains(call.func):
+                function = variables.get(chain[0])
+                if isinstance(function, types.FunctionType) and own(function.__code__.co_filename):
+                    found[f"{chain[0]} in {text}"] = function  # with its defaults
             for argument in (*call.args, *(each.value for each in call.keywords)):
                 for chain in _chains(argument):
                     value: Any = variables.get(chain[0], MISSING)
@@ -415,9 +425,11 @@ def _normalize(tree: ast.Module, file: _File) -> dict[int, ast.AST]:
 
 def _mangle(node: ast.AST, cls: str) -> None:
     """Replace private names in the body of a class, such as `__x`, as the compiler does."""
-    for name in ("id", "attr", "arg"):
+    for kind, name in _MANGLED:
         text = getattr(node, name, None)
-        if isinstance(text, str) and text.startswith("__") and not text.endswith("__"):
+        if not isinstance(node, kind) or not isinstance(text, str):
+            continue
+        if text.startswith("__") and not text.endswith("__"):
             setattr(node, name, f"_{cls}{text}")
     if isinstance(node, ast.Global | ast.Nonlocal):
         node.names = [
@@ -552,19 +564,32 @@ class Surroundings:
         """Return the calls by which the program's modules set the seeds of generators.
 
         The values are the texts of the calls and the values of the globals in them.
+
+        Raises:
+            UnhashableError: A file was changed after it was imported.
         """
         found = dict[str, Any]()
         for module in list(sys.modules.values()):
             if issubclass(type(module), types.ModuleType):  # not such as cffi's objects
                 variables = object.__getattribute__(module, "__dict__")  # loads no lazy module
                 if self.origins.own(file := variables.get("__file__")):
-                    found |= self.sources.seeds(file, variables, self.origins.own)
+                    seeds = self.sources.seeds(file, variables, self.origins.own)
+                    if seeds:
+                        self._require_loaded(str(variables.get("__name__")), file)
+                    found |= seeds
         cells = vars(sys.modules["__main__"]).get("In")  # of IPython
         if isinstance(cells, list):
             texts = [each for each in cells if isinstance(each, str)]
             variables = vars(sys.modules["__main__"])
             found |= self.sources.seeds_in_cells(texts, variables, self.origins.own)
         return found
+
+    def _require_loaded(self, module: str, file: str) -> None:
+        """Raise an error if a module's source file may have changed since it was imported."""
+        stamp = self._files.once(stamp_of, file)
+        changed = stamp is not None and stamp.changed > self.sources.process_start
+        if changed and stamp != self.imported_from(module):
+            raise UnhashableError(source_changed(file))
 
     def imported_from(self, module: str) -> Stamp | None:
         """Return the state of a module's source file when the loaded module was imported.
@@ -814,20 +839,25 @@ def _stores(nodes: Iterable[ast.AST]) -> Counter[str]:
 
 @functools.lru_cache(maxsize=1000)
 def _seeds_in(text: str) -> tuple[ast.Call, ...]:
-    """Return the calls in a source text that set seeds."""
-    if "seed" in text:
+    """Return the calls in a source text that set seeds, also in cells with magics of IPython."""
+    found: list[ast.Call] = []
+    if "seed" in text.lower():
         with contextlib.suppress(SyntaxError, ValueError):
-            return tuple(each for each in ast.walk(ast.parse(text)) if _sets_seed(each))
-    return ()
+            for each in ast.walk(ast.parse(text)):
+                if isinstance(each, ast.Call) and "run_cell_magic" in ast.unparse(each.func):
+                    cell = each.args[-1] if each.args else None
+                    if isinstance(cell, ast.Constant):
+                        found += _seeds_in(str(cell.value))
+                elif _sets_seed(each):
+                    found.append(each)
+    return tuple(found)
 
 
 def _sets_seed(node: ast.AST) -> TypeGuard[ast.Call]:
     """Return True for calls such as `random.seed(1)` and `torch.manual_seed(1)`."""
     if not isinstance(node, ast.Call):
         return False
-    function = node.func
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return re.search(r"(^|_)seed(_|$)", name) is not None
+    return "seed" in ast.unparse(node.func).lower()
 
 
 def _names_on(path: str | None) -> frozenset[str]:

@@ -334,6 +334,11 @@ class _ScopedTree:
         while isinstance(above, ast.Attribute) and isinstance(above.ctx, ast.Load):
             chain.append(above.attr)
             node, above = above, self._above.get(above)
+        if len(chain) == 1 and isinstance(above, ast.Call) and above.args[:1] == [node]:
+            attribute = _literal_attribute(above)
+            if attribute is not None:  # `getattr(settings, "rate")`
+                chain.append(attribute)
+                node, above = above, self._above.get(above)
         if isinstance(above, ast.Call) and above.func is node:
             roles = tuple(self._called(above, chain))
             return Use(tuple(chain), CALLED, _argument(above, scope), roles)
@@ -637,6 +642,14 @@ def _key(node: ast.AST, scope: _NameScope) -> str | tuple[str] | None:
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     return (node.id,) if isinstance(node, ast.Name) and scope.is_global(node.id) else None
+
+
+def _literal_attribute(call: ast.Call) -> str | None:
+    """Return the name of the attribute that `getattr(x, "name")` reads, if it is a literal."""
+    if not (isinstance(call.func, ast.Name) and call.func.id in ("getattr", "hasattr")):
+        return None
+    name = call.args[1] if len(call.args) > 1 else None
+    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
 
 
 def _is_none(node: ast.AST) -> bool:

@@ -100,6 +100,9 @@ class Collector(Protocol):
     def code(self, thing: Any) -> str:
         """Collect a function, class or module, and return a unique name for it."""
 
+    def method(self, name: str) -> None:
+        """Note the name of a bound method, which code may call."""
+
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
 
@@ -241,6 +244,7 @@ class Values:
         elif isinstance(value, types.FunctionType | types.ModuleType | type) or _is_free(value):
             feed(_framed(b"c", self._collector.code(value)))
         elif isinstance(value, types.MethodType):
+            self._collector.method(str(getattr(value, "__name__", "")))
             self._items(b"m", (value.__func__, value.__self__), feed)
         elif isinstance(value, types.BuiltinMethodType):
             feed(_framed(b"M", value.__name__))
