@@ -713,10 +713,9 @@ async def test_modules_that_a_function_imports_do_not_count(here: Path, monkeypa
 async def test_a_source_file_that_a_function_opens_as_data_counts(here: Path, backend: str) -> None:
     def parameters() -> Any:
         note("parameters")
-        found: dict[str, Any] = {}
-        exec(Path("data/rate.py").read_text(), {}, found)
+        rate = Path("data/rate.py").read_text().removeprefix("rate = ")
         with open("data/more.py") as file:
-            return found["rate"], file.read()
+            return int(rate), file.read()
 
     for rate, more, runs in ((1, "1", 1), (1, "1", 1), (2, "1", 2), (2, "2", 3), (2, "2", 3)):
         (here / "data" / "rate.py").write_text(f"rate = {rate}\n")
