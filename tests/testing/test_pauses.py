@@ -119,15 +119,16 @@ from rhapsody_testing._system import RunningClock, Heartbeat
 async def main():
     os.sched_setaffinity(0, {int(sys.argv[1])})
     with RunningClock() as clock, Heartbeat(clock) as held:
-        for _ in range(5):
+        for _ in range(3):
             await asyncio.sleep(0.01)
             began = time.thread_time()
-            while time.thread_time() - began < 0.03:
+            while time.thread_time() - began < 0.06:
                 pass
         await asyncio.sleep(0.01)
-    print(*held.worst)
+    print(*held.worst, flush=True)
+    os._exit(0)  # everything else takes ten times as long, too
 
-os.nice(15)
+os.nice(10)
 asyncio.run(main())
 """
 
