@@ -1,4 +1,4 @@
-"""What syntax trees show about code, compared with Python's own byte code."""
+"""Names and roles that are read from syntax trees, and the names in byte code."""
 
 from __future__ import annotations
 

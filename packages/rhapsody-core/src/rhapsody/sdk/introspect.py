@@ -1,6 +1,6 @@
-"""What functions and classes consist of: code, variables and attributes.
+"""Inspection of functions, classes and code objects.
 
-Byte code is inspected here only for the names that it reads or sets.
+Byte code is inspected only for the names that it reads or sets.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ def slots_of(kind: type) -> tuple[str, ...]:
     names: list[str] = []
     for cls in kind.__mro__:
         given = cls.__dict__.get("__slots__", ())
-        owner = cls.__name__.lstrip("_")
         for name in (given,) if isinstance(given, str) else given:
-            if name.startswith("__") and not name.endswith("__") and owner:
-                names.append(f"_{owner}{name}")
-            elif name not in ("__dict__", "__weakref__"):
-                names.append(name)
+            if name not in ("__dict__", "__weakref__"):
+                names.append(mangled(name, cls.__name__))
     return tuple(names)
+
+
+def mangled(name: str, cls: str) -> str:
+    """Return the form that Python gives a name in the body of a class: `_A__x` for `__x`."""
+    owner = cls.lstrip("_")
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{owner}{name}" if owner and private else name
 
 
 @functools.lru_cache(1024)

@@ -118,7 +118,7 @@ _OPEN = {
     "builtins": "import any module", "importlib": "import any module",
     "os": "read any environment variable", "sys": "use any module",
 }  # fmt: skip
-"""What code can do with a module of which it uses no member directly."""
+"""Modules that a task may not use as a value, each with what code can do with such a value."""
 
 _STARTERS = (
     "subprocess.", "os.popen", "os.spawn", "posix.system", "posix.posix_spawn",
@@ -183,7 +183,7 @@ _QUIET = frozenset(("numpy",))
 """Libraries that open files only in functions whose names match `_OPENS`."""
 
 _REPLACEMENTS = frozenset(("mock", "operator", "unittest.mock"))
-"""Modules with classes whose objects can be called in place of a library's function."""
+"""Modules whose objects programs put in the place of a library's function."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules with numeric variables that differ between machines."""

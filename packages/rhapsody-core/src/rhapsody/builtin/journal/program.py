@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from rhapsody._private import environment
@@ -49,7 +49,7 @@ from rhapsody.builtin.journal.syntax import (
     names_in,
 )
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.introspect import MISSING, names_stored, with_inner
+from rhapsody.sdk.introspect import MISSING, mangled, names_stored, with_inner
 from rhapsody.sdk.modules import Origins, file_of, real_path, spec_of
 from rhapsody.sdk.runner import process_start_time
 
@@ -67,7 +67,7 @@ _MANGLED = (
     (ast.ExceptHandler, "name"), (ast.MatchAs, "name"), (ast.MatchStar, "name"),
     (ast.MatchMapping, "rest"),
 )  # fmt: skip
-"""Attributes of syntax nodes with names that are mangled in classes."""
+"""Attributes of syntax nodes that contain names, which Python mangles in classes."""
 
 DEEPEST = 4
 """Number of names, from a module to a member, that are followed in code without source."""
@@ -418,7 +418,7 @@ def _normalize(tree: ast.Module, file: _File) -> dict[int, ast.AST]:
             vars(node).update(lineno=line, end_lineno=line, col_offset=0, end_col_offset=0)
         if private:
             _mangle(node, private)
-        inner = node.name.lstrip("_") if isinstance(node, ast.ClassDef) else private
+        inner = node.name if isinstance(node, ast.ClassDef) else private
         todo += [(each, path, inner, line) for each in ast.iter_child_nodes(node)]
     return scopes
 
@@ -427,15 +427,10 @@ def _mangle(node: ast.AST, cls: str) -> None:
     """Replace private names in the body of a class, such as `__x`, as the compiler does."""
     for kind, name in _MANGLED:
         text = getattr(node, name, None)
-        if not isinstance(node, kind) or not isinstance(text, str):
-            continue
-        if text.startswith("__") and not text.endswith("__"):
-            setattr(node, name, f"_{cls}{text}")
+        if isinstance(node, kind) and isinstance(text, str):
+            setattr(node, name, mangled(text, cls))
     if isinstance(node, ast.Global | ast.Nonlocal):
-        node.names = [
-            f"_{cls}{each}" if each.startswith("__") and not each.endswith("__") else each
-            for each in node.names
-        ]
+        node.names = [mangled(each, cls) for each in node.names]
 
 
 def _pairs(
@@ -844,20 +839,27 @@ def _seeds_in(text: str) -> tuple[ast.Call, ...]:
     if "seed" in text.lower():
         with contextlib.suppress(SyntaxError, ValueError):
             for each in ast.walk(ast.parse(text)):
-                if isinstance(each, ast.Call) and "run_cell_magic" in ast.unparse(each.func):
+                if not isinstance(each, ast.Call):
+                    continue
+                words = set(_words_in(each.func))
+                if "run_cell_magic" in words:
                     cell = each.args[-1] if each.args else None
                     if isinstance(cell, ast.Constant):
                         found += _seeds_in(str(cell.value))
-                elif _sets_seed(each):
-                    found.append(each)
+                elif any("seed" in word.lower() for word in words):
+                    found.append(each)  # such as `random.seed(1)` and `torch.manual_seed(1)`
     return tuple(found)
 
 
-def _sets_seed(node: ast.AST) -> TypeGuard[ast.Call]:
-    """Return True for calls such as `random.seed(1)` and `torch.manual_seed(1)`."""
-    if not isinstance(node, ast.Call):
-        return False
-    return "seed" in ast.unparse(node.func).lower()
+def _words_in(node: ast.AST) -> Iterator[str]:
+    """Yield the names, attributes and texts in an expression."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name):
+            yield each.id
+        elif isinstance(each, ast.Attribute):
+            yield each.attr
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
 
 
 def _names_on(path: str | None) -> frozenset[str]:

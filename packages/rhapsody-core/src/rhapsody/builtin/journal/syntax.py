@@ -420,7 +420,7 @@ class _ScopedTree:
 
     def _is_changed(self, item: ast.AST, container: ast.AST) -> bool:
         """Return True if code changes or replaces an item, possibly by the name of a variable."""
-        text = ast.dump(container)
+        text = ast.unparse(container)
         if self._changes(item) or self._renews(item, text):
             return True
         above = self._above.get(item)
@@ -446,17 +446,15 @@ class _ScopedTree:
             node: The expression that contains the value.
             container: The text of the container.
         """
-        computed = False
-        while isinstance(above := self._above.get(node), ast.expr | ast.keyword):
-            if isinstance(above, ast.Compare):
-                return _is_order(above) and self._decides(above, container)
-            computed = computed or not isinstance(above, ast.BoolOp | ast.IfExp | ast.NamedExpr)
-            node = above
-        if not (computed and isinstance(above, ast.Assign) and above.value is node):
+        for each in self._around(node):
+            if isinstance(each, ast.Compare):
+                return _is_order(each) and self._decides(each, container)
+        assignment = self._computed(node)
+        if assignment is None:
             return False
-        if _sets_item_of(above, container):
+        if _sets_item_of(assignment, container):
             return True
-        names = set(_named(above.targets))
+        names = set(_named(assignment.targets))
         return any(
             _sets_item_of(each, container) and names.intersection(_named(ast.walk(each.value)))
             for each, _ in self.nodes
@@ -465,13 +463,30 @@ class _ScopedTree:
 
     def _renews_itself(self, node: ast.AST) -> bool:
         """Return True if code computes the new value of a variable from its former one."""
-        text, computed = ast.unparse(node), False
+        assignment = self._computed(node)
+        targets = () if assignment is None else assignment.targets
+        return any(ast.unparse(each) == ast.unparse(node) for each in targets)
+
+    def _computed(self, node: ast.AST) -> ast.Assign | None:
+        """Return the assignment of a value that code computes from another one, not only selects.
+
+        Args:
+            node: The other value.
+        """
+        computed = False
+        for each in self._around(node):
+            computed = computed or not isinstance(each, ast.BoolOp | ast.IfExp | ast.NamedExpr)
+            node = each
+        above = self._above.get(node)
+        if computed and isinstance(above, ast.Assign) and above.value is node:
+            return above
+        return None
+
+    def _around(self, node: ast.AST) -> Iterator[ast.AST]:
+        """Yield the expressions that contain an expression, from the inside to the outside."""
         while isinstance(above := self._above.get(node), ast.expr | ast.keyword):
-            computed = computed or not isinstance(above, ast.BoolOp | ast.IfExp | ast.NamedExpr)
+            yield above
             node = above
-        if not (computed and isinstance(above, ast.Assign) and above.value is node):
-            return False
-        return any(ast.unparse(each) == text for each in above.targets)
 
     def _decides(self, test: ast.AST, container: str) -> bool:
         """Return True if code sets an item of a container because of a test."""
@@ -663,7 +678,7 @@ def _is_order(node: ast.Compare) -> bool:
 def _sets_item_of(node: ast.Assign, container: str) -> bool:
     """Return True if an assignment sets an item of a container, given the container's text."""
     targets = (each for each in node.targets if isinstance(each, ast.Subscript))
-    return any(ast.dump(each.value) == container for each in targets)
+    return any(ast.unparse(each.value) == container for each in targets)
 
 
 def _is_test_for_none(node: ast.AST, name: str) -> bool:
