@@ -227,8 +227,9 @@ def test_a_second_signal_ends_programs_that_do_not_want_to(start: Start, tmp_pat
 
             @flow.executable_task
             def stubborn():
+                # No further programs, which the signal would end, and with them the shell.
                 wait = "while :; do wait || :; done"
-                return f"trap 'touch told || :' TERM; sleep 1000 & touch started; {wait}"
+                return f"trap ': > told' TERM; sleep 1000 & : > started; {wait}"
 
             await function(1)
             call = stubborn()

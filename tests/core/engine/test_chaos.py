@@ -41,6 +41,11 @@ def test_what_had_failed_before_a_dependency_was_lost_and_cancelled_is_no_fault(
     ends = {0: CANCELLED, 1: ("failed", "OSError"), 2: DEPENDENCY}
     assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True, pushed=True) == []
     assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True)
+    graph[2], ends[2] = Call(2, "fails", (0,)), ("failed", "ValueError")
+    assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True, pushed=True) == []
+    assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True)
+    ends[2] = ("failed", "OSError")
+    assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True, pushed=True)
 
 
 def test_a_value_that_was_used_and_then_lost_with_the_scheduler_is_no_fault() -> None:

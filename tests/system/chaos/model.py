@@ -108,7 +108,8 @@ def wrong_ends(
         if end[0] == "dependency" and lost and not services.isdisjoint((*call.needs, *call.after)):
             continue  # its service has failed before it began
         before = {number: ends[number] for number in (*call.needs, *call.after)}
-        ended = end[0] == "done" or (end == DEPENDENCY and _failed(before.values()))
+        ended = end[0] == "done" or end == ("failed", FAILS.get(call.kind))
+        ended = ended or (end == DEPENDENCY and _failed(before.values()))
         if cut_short and pushed and ended and CANCELLED in before.values():
             continue  # what it depends on had ended, was lost with its worker, and then cancelled
         wrong.append(f"{call} ended as {end}, not {right}; before it: {before}")

@@ -263,13 +263,17 @@ class FunctionChecks(Suite):
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:
         good = [driver.call(_work.add, number) for number in range(10)]
-        ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
+        log = self.place / "kills"
+        killer = driver.call(_work.kill_own_process, str(log))
+        ends = await driver.run(*good[:5], killer, *good[5:])
         lost = ends.pop(5)
         assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
         others = [end for end in ends if isinstance(end.error, TaskLostError)]
-        assert len(others) < 2, (
+        # A library may start a lost task again, which then kills another worker.
+        killed = len(log.read_bytes()) if log.exists() else 1
+        assert len(others) <= killed, (
             "a killed worker may only lose its task, and the task before it if the result had not "
-            f"been sent; also lost: {', '.join(map(str, others))}"
+            f"been sent; with {killed} killed, also lost: {', '.join(map(str, others))}"
         )
         assert all(
             end in others or end.value == number for number, end in enumerate(ends, start=1)
