@@ -1228,3 +1228,84 @@ def test_objects_that_are_no_modules_in_sys_modules_do_no_harm(
         return random.random()
 
     assert key_of(keys, f).code is not None
+
+
+def test_a_seed_that_a_later_cell_sets_counts_from_then_on(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = "import random\nIn = []\ndef f():\n    return random.random()\n"
+    write(tmp_path, {"main.py": text})
+    with loaded(tmp_path) as main:
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        keys, digests = keys_in(tmp_path), []
+        for cell in ("random.seed(1)", "g = 2", "random.seed(3)", "random.seed(1)"):
+            main.In.append(cell)
+            keys.begin()
+            digests.append(key_of(keys, main.f).digest)
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+
+
+def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:
+    text = """
+import os, sys
+class Data:
+    def path(self):
+        return os.path.join("a", "b"), sys.version_info.major, os.sep
+    def home(self):
+        return os.environ.get("HOME")
+def f():
+    return Data().path()
+"""
+    key, parts = key_in(tmp_path, {"main.py": text})
+    assert key != key_in(tmp_path, {"main.py": text.replace('"b"', '"c"')})[0]
+    assert not any("as a whole" in part for part in parts)
+
+
+@pytest.mark.parametrize("call", ["double(1)", "scale(2, 1)", "scale(2)(1)"])
+def test_a_curried_function_counts_with_its_code(call: str, tmp_path: Path) -> None:
+    library = """
+from functools import partial
+class curry:  # as in toolz
+    def __init__(self, function, *args):
+        self._partial = partial(function, *args)
+        self.__name__ = function.__name__
+    def __call__(self, *args):
+        given = len(self._partial.args) + len(args)
+        return self._partial(*args) if given == 2 else curry(self._partial.func, *args)
+    def __reduce__(self):
+        return restored, (f"{__name__}:{self.__name__}", self._partial.args)
+def restored(name, args): ...
+"""
+    text = f"""
+from currying import curry
+@curry
+def scale(k, x):
+    return k * x * 3
+double = scale(2)
+def f():
+    return {call}
+"""
+    files = {"site-packages/currying.py": library, "main.py": text}
+    key = key_in(tmp_path, files)[0]
+    assert key == key_in(tmp_path, files)[0]
+    assert key != key_in(tmp_path, {**files, "main.py": text.replace("* 3", "* 4")})[0]
+
+
+def test_a_dict_whose_keys_are_attributes_has_a_key(tmp_path: Path) -> None:
+    text = """
+class AttrDict(dict):
+    __getattr__ = dict.__getitem__
+CONFIG = AttrDict(rate=1)
+class Model:
+    config = CONFIG
+def f():
+    return CONFIG.rate, Model.config
+"""
+    key = key_in(tmp_path, {"main.py": text})[0]
+    assert key == key_in(tmp_path, {"main.py": text})[0]
+    assert key != key_in(tmp_path, {"main.py": text.replace("rate=1", "rate=2")})[0]
+    given = [
+        key_in(tmp_path, {"main.py": text}, lambda main: functools.partial(main.f, main.CONFIG))[0]
+        for _ in range(2)
+    ]
+    assert given[0] == given[1]

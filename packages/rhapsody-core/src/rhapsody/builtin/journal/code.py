@@ -79,6 +79,7 @@ from rhapsody.builtin.journal.values import (
     LARGE_VALUE,
     UnhashableError,
     Values,
+    attribute_of,
     counts,
     is_global_generator,
     is_large,
@@ -288,6 +289,7 @@ class CodeFingerprint:
         self.starts_programs: bool = False
         self.may_open: bool = False
         self.reads_arguments: bool = False
+        self.seeds: dict[str, Any] | None = None
         self.absent: set[str] = set()
         self.sources: dict[str, tuple[str, Stamp | None]] = {}
         self._stored: set[tuple[int, str]] = set()
@@ -427,7 +429,7 @@ class CodeFingerprint:
                 determined what the function uses.
         """
         self._collecting = True
-        code = getattr(function, "__code__", None)
+        code = attribute_of(function, "__code__")
         if code is not None:  # only the engine calls this function, so it owns globals that it sets
             variables = function.__globals__  # type: ignore[attr-defined]
             stored = self._program.names(code, variables).stored
@@ -826,7 +828,7 @@ class CodeFingerprint:
             self.read.append((attributes, attribute, value))
             if attribute == "__init__" and owner is not None and _is_set_by_protocol(owner):
                 continue
-            file = getattr(getattr(value, "__code__", None), "co_filename", "")
+            file = getattr(attribute_of(value, "__code__"), "co_filename", "")
             special = made and attribute.startswith("__")
             if not special and (owner is not None or "__name__" in attributes):
                 self._compare(attributes, attribute, value, owner)
@@ -984,7 +986,7 @@ class CodeFingerprint:
 
     def _seeds(self) -> None:
         if "seeds in the program" not in self.parts:
-            seeds = self._program.seeds()
+            seeds = self.seeds = self._program.seeds()
             self.parts["seeds in the program"] = "; ".join(sorted(seeds))
             for part, seed in seeds.items():
                 self._used(part, seed)
@@ -1332,11 +1334,15 @@ class Known:
             there is none.
         found: The parts of the digest, and the variables that were read.
         refused: The reason why the function has no digest, or `None` if it has one.
+        plain: True if the digest is all that a key needs: the function opens no files, starts no
+            programs, imports no modules, and reads neither the command line nor variables that the
+            program has set.
     """
 
     digest: bytes
     found: CodeFingerprint
     refused: str | None = None
+    plain: bool = False
 
     def is_current(self) -> bool:
         """Return True if all variables that were read still have the same values."""

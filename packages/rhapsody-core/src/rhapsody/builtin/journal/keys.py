@@ -32,6 +32,7 @@ from rhapsody.builtin.journal.values import (
     MAX_PATH_LENGTH,
     UnhashableError,
     Values,
+    attribute_of,
     counts,
 )
 from rhapsody.environments import SETTINGS
@@ -267,6 +268,15 @@ class Keys:
         for name in sorted(task["result_settings"]) if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
+        shares_memory = task.get("shares_memory")  # `None` if it is unknown
+        if known is not None and known.plain and not (shared or inputs or task["executable"]):
+            text = ascii(parts)  # as below, in a third of the time
+            digest = self.digest(text, known.digest, paths)
+            plain_key = (
+                digest, text, known.digest, paths, _NO_PARTS, _NOTHING, _NOTHING, False, function,
+                known, _NO_CELLS, (), _NO_SOURCES, True, None, bool(shares_memory),
+            )  # fmt: skip
+            return tuple.__new__(Key, plain_key)  # calling the class takes twice as long
         code, used = (None, found) if known is None else (known.digest, known.found)
         inherited = None
         if used.starts_programs and _VARIABLES not in parts:
@@ -277,7 +287,6 @@ class Keys:
         plain = not shared or _BUILTIN.issuperset(map(type, shared.values()))
         if not plain:
             generators = {name: value for name, value in shared.items() if _can_be_set(value)}
-        shares_memory = task.get("shares_memory")  # `None` if it is unknown
         if shares_memory is False:
             if found.set_here or used.set_here or inherited is not None:
                 values = sorted((found.on_workers | used.on_workers).items())
@@ -316,7 +325,7 @@ class Keys:
             self.program.variables() if inherits else None,
             known is not None and bool(shares_memory),
         )  # fmt: skip
-        return tuple.__new__(Key, key)  # calling the class takes twice as long
+        return tuple.__new__(Key, key)
 
     def _input_files(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: dict[str, str]
@@ -650,6 +659,7 @@ class Keys:
             unchanged = (
                 known.is_unchanged()
                 and not self._has_reloaded(known)
+                and not self._has_seeded(known)
                 and not any(self.imported.changed(each) for each in known.found.absent)
             )
             self._checked[known] = unchanged
@@ -661,6 +671,17 @@ class Keys:
         return any(
             imported_from(name) not in (None, stamp)
             for name, (_, stamp) in known.found.sources.items()
+        )
+
+    def _has_seeded(self, known: Known) -> bool:
+        """Return True if the program has set other seeds, as a later cell of a notebook does."""
+        former = known.found.seeds
+        if former is None:
+            return False
+        now = self.program.seeds()
+        return former.keys() != now.keys() or any(
+            value is not now[part] and not (type(value) in _IMMUTABLE and value == now[part])
+            for part, value in former.items()
         )
 
     def _looked_at(self, function: Any) -> Known:
@@ -677,7 +698,9 @@ class Keys:
         text = as_text(dict(sorted(found.parts.items())))
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
-        return Known(digest, found)
+        special = found.may_open or found.starts_programs or found.reads_arguments
+        special = special or found.set_here or bool(found.absent or found.sources)
+        return Known(digest, found, plain=not special)
 
 
 def _can_be_set(value: object) -> bool:
@@ -804,7 +827,7 @@ def _taken_apart(
             parts[part] = found.value(function.__self__)
             function = function.__func__
         else:
-            wrapped = getattr(function, "__wrapped__", None)
+            wrapped = attribute_of(function, "__wrapped__")
             if found.own(type(function)) or not isinstance(wrapped, types.FunctionType):
                 break  # a callable object with state
             parts[part] = type(function).__qualname__

@@ -103,6 +103,7 @@ class _Uses(NamedTuple):
 
 
 _NO_USES = _Uses(MappingProxyType({}), MappingProxyType({}))
+_NOT_ADVANCED: Mapping[str, object] = MappingProxyType({})
 
 
 class Journal:
@@ -395,7 +396,7 @@ class Journal:
             number = former[1]
         else:
             number = self._number(key.digest, former[1])
-        identity = self._identity(key)
+        identity = self._identify(key)
         uses = _NO_USES
         if services:
             used = {uid: self._services[call_text(uid)] for uid in services}
@@ -408,10 +409,10 @@ class Journal:
         elif self._store.reused or self._others.paths:
             found, why = self._found(call, name, key, number, destinations, uses)
             if found is not None:
-                for path in filter(None, task["inputs"].values()):
+                for path in filter(None, task["inputs"].values()) if task["inputs"] else ():
                     self._readers.setdefault(path, {})[call] = name
-            if found is not None and not (found.files and found.files.missing):
-                return found
+                if not (found.files and found.files.missing):
+                    return found
         for generator in key.generators.values() if key.generators else ():
             calls = self._drawing.setdefault(id(generator), set())
             calls.add(call)
@@ -423,7 +424,8 @@ class Journal:
         if key.may_open:
             task["watch"] = self._opened.watched(key.paths.keys() & self._files.directories)
         if found is None and not again:
-            task["identity"] = identity
+            digest, files, number = identity
+            task["identity"] = f"{self._store.origin}-{digest.hex()}-{number}", files
         return found
 
     def _received(self, task: LookupTask, key: Key) -> list[str]:
@@ -515,15 +517,19 @@ class Journal:
             except UnhashableError as error:
                 raise UnhashableError(f"it uses service {name!r}: {error}") from None
 
-    def _identity(self, key: Key) -> tuple[str, dict[str, str]]:
-        """Return the identity of the next call with a key. See `TaskDescription`."""
+    def _identify(self, key: Key) -> tuple[bytes, dict[str, str], int]:
+        """Return the parts of the identity of the next call with a key. See `TaskDescription`.
+
+        These are the digest of the key without the contents of files, the digests of these files,
+        and the number of the call among those with the same digest.
+        """
         digest = key.digest
         files: dict[str, str] = {}
         if key.paths and any(key.paths.values()):
             files = {path: digest.hex() for path, digest in key.paths.items() if digest}
             digest = self._keys.digest(key.parts, key.code, {})
         number = self._identities[digest] = self._identities.get(digest, 0) + 1
-        return f"{self._store.origin}-{digest.hex()}-{number}", files
+        return digest, files, number
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
         """Return the number of a call among the calls with the same key.
@@ -584,29 +590,32 @@ class Journal:
             recording, packed, noted, computed, opened = row
             if opened is not None and (changed := self._opened.changed(opened)):
                 return None, changed
+            files = None
             if noted is not None:
                 why = self._outputs.returned_elsewhere(noted, self._program.roots[0])
                 if why is not None:
                     return None, why
                 noted = self._outputs.without_returned(noted)
-            files = None if noted is None else self._outputs.found(noted)
-            if noted is not None and files is None:
-                return None, "a file that it wrote is missing or has changed"
-            if files is not None and _only_elsewhere(files, destinations):
-                return None, "the destination of a file that it wrote has changed"
+                files = None if noted is None else self._outputs.found(noted)
+                if noted is not None and files is None:
+                    return None, "a file that it wrote is missing or has changed"
+                if files is not None and _only_elsewhere(files, destinations):
+                    return None, "the destination of a file that it wrote has changed"
             content = pickle.loads(packed)  # noqa: S301 - written by the user: `require_private`
             value, stdout, stderr, exit_code, *more = content
-            advanced: dict[str, object] = more[0] if more else {}
-            addresses, returned = more[1:] or ({}, None)
-            if returned and key.here:
-                value = {**key.arguments, **key.generators}.get(returned, value)
-            if (why := _other_address(addresses, uses)) is not None:
-                if name not in self._moved_on:
-                    self._moved_on.add(name)
-                    log.warning("task %r runs again: %s", name, why)
-                return None, why
-            if advanced and not self._keys.can_advance(key, advanced):
-                return None, "a random number generator cannot be advanced as the task did"
+            advanced: Mapping[str, object] = _NOT_ADVANCED
+            if more:
+                advanced = more[0]
+                addresses, returned = more[1:] or ({}, None)
+                if returned and key.here:
+                    value = {**key.arguments, **key.generators}.get(returned, value)
+                if (why := _other_address(addresses, uses)) is not None:
+                    if name not in self._moved_on:
+                        self._moved_on.add(name)
+                        log.warning("task %r runs again: %s", name, why)
+                    return None, why
+                if advanced and not self._keys.can_advance(key, advanced):
+                    return None, "a random number generator cannot be advanced as the task did"
         except JournalError as error:
             log.warning("task %r runs again: %s", name, error)
             return None, str(error)
@@ -621,7 +630,7 @@ class Journal:
         if noted is not None and files is not None:
             files = replace(files, has_content=partial(self._has_content, noted))
         found = Recorded(value, files, stdout, stderr, exit_code, computed)
-        for name in advanced.keys() & key.generators.keys():
+        for name in advanced.keys() & key.generators.keys() if advanced else ():
             self._advances.append((key.generators[name], advanced[name]))
         if noted is not None:
             self._noted[call] = recording, noted

@@ -458,11 +458,15 @@ def _pairs(
 def _chains(node: ast.AST) -> tuple[tuple[str, ...], ...]:
     """Return the names in a class's body or an expression, with the attributes read from them."""
     chains: dict[tuple[str, ...], None] = {}
+    inner: set[ast.AST] = set()  # `os.path` in `os.path.join`
     for each in ast.walk(node):
+        if each in inner:
+            continue
         chain: list[str] = []
         while isinstance(each, ast.Attribute):
             chain.insert(0, each.attr)
             each = each.value
+            inner.add(each)
         if isinstance(each, ast.Name):
             chains[(each.id, *chain)] = None
     return tuple(chains)

@@ -568,7 +568,8 @@ class Store:
         id_, value, files, intact, name, uid, opened, began, run = row
         if intact_mark(key, number, value, files, opened) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) is damaged")
-        began = self._starts.get(run) if began is None else began
+        if began is None:
+            began = self._starts.get(run)
         return id_, value, files, began, opened
 
     def files(self) -> list[str]:
@@ -901,8 +902,7 @@ def intact_mark(
     key: bytes, number: int, value: bytes, files: str | None, opened: str | None
 ) -> bytes:
     """Return the digest that is stored with a recording to detect damage."""
-    head = f"{number} {len(value)} ".encode()
-    made = hashlib.blake2b(key + head, digest_size=DIGEST_SIZE)
+    made = hashlib.blake2b(b"%b%d %d " % (key, number, len(value)), digest_size=DIGEST_SIZE)
     made.update(value)
     if files is not None:
         made.update(files.encode("utf-8", "surrogateescape"))

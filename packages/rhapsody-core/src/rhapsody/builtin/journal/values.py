@@ -305,7 +305,7 @@ class Values:
     def _roughly(self, value: Any, feed: Feed) -> None:
         """Add an object's class, and the function that it wraps, to a digest."""
         kind = type(value)
-        wrapped = getattr(value, "__wrapped__", None)
+        wrapped = attribute_of(value, "__wrapped__")
         feed(_framed(b"k", f"{kind.__module__}.{kind.__qualname__}"))
         self._items(b"l", [wrapped] if isinstance(wrapped, types.FunctionType) else [], feed)
 
@@ -336,7 +336,7 @@ class Values:
             if reduce is None and isinstance(value, logging.Logger) and self._collector.own(kind):
                 reduce = _logger_apart
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
-            if isinstance(made, str) and not hasattr(value, "__wrapped__"):
+            if isinstance(made, str) and attribute_of(value, "__wrapped__") is None:
                 pickle.dumps(value)  # raises an error if the object does not have this name
         except Exception as error:  # any error raised by the object
             if self._whole or not is_plain_python(kind):
@@ -346,7 +346,7 @@ class Values:
             made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
-            self._feed(getattr(value, "__wrapped__", None), feed)
+            self._feed(attribute_of(value, "__wrapped__"), feed)
             if self._collector.own(kind):
                 self._feed(getattr(value, "__dict__", None), feed)
             return
@@ -367,6 +367,8 @@ class Values:
         elif isinstance(value, enum.Enum):  # pickle stores only the value, not other attributes
             more = getattr(value, "__dict__", {}).items()
             state = state, {name: each for name, each in more if not name[0] == name[-1] == "_"}
+        elif state is None and (wrapped := _wrapped_in(value)):
+            state = wrapped
         self._items(b"r", (function, arguments, state), feed)
         self._items(b"l", items or (), feed)
         if isinstance(value, OrderedDict):
@@ -375,11 +377,30 @@ class Values:
             self._sorted(b"d", pairs or (), feed)
 
 
+def attribute_of(value: object, name: str) -> Any:
+    """Return an attribute, or `None` if there is none; `__getattr__` may raise any error."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+def _wrapped_in(value: object) -> list[object]:
+    """Return the functions that an object holds, of which pickle may store only the names.
+
+    An example is an object of `toolz.curry`, or its variant in Cython, which has no `__dict__`.
+    """
+    attributes: object = attribute_of(value, "__dict__")
+    held = [*attributes.values()] if type(attributes) is dict else []
+    held.append(attribute_of(value, "func"))
+    return [each for each in held if isinstance(each, types.FunctionType | partial)]
+
+
 def is_large(value: Any) -> bool:
     """Return True for a container with many items, and for arrays and tables with much data."""
     if isinstance(value, dict | list | tuple | set | frozenset | str | bytes | bytearray):
         return len(value) > LARGE_VALUE
-    size = getattr(value, "nbytes", None)
+    size = attribute_of(value, "nbytes")
     return isinstance(size, int) and size > 100 * LARGE_VALUE
 
 

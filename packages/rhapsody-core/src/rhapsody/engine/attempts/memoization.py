@@ -38,6 +38,11 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 _NO_TEXTS: tuple[str, ...] = ()
 _NO_FILES: Mapping[str, Any] = MappingProxyType({})
+_TO_LOOK_UP: Mapping[str, Any] = {
+    **dict.fromkeys(("given", "implicit", "texts", "services"), ()),
+    **dict.fromkeys(("inputs", "after", "destinations"), _NO_FILES),
+}
+"""Keys of a `LookupTask` for a task without files, dependencies and services."""
 
 _READY = WorkState.READY  # in Python 3.11, looking up a member in its enum takes a call
 
@@ -333,11 +338,9 @@ class Memoization:
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """Return the description of a task that `lookup_results` hooks receive."""
-        call, attempt = record.call, record.attempt
-        found: Any = attempt.description.copy()
+        call, attempt, settings = record.call, record.attempt, record.call.task.settings
+        found: Any = {**attempt.description, **_TO_LOOK_UP}
         found["settings"] = call.task.recording_settings
-        found["given"] = found["implicit"] = found["texts"] = found["services"] = ()
-        found["inputs"] = found["after"] = found["destinations"] = _NO_FILES
         found["shares_memory"] = attempt.backend.shares_memory
         if specific := found["task_backend_specific_kwargs"]:
             chosen = attempt.backend.capabilities.result_settings
@@ -354,15 +357,15 @@ class Memoization:
                 self._name_services(services, record, found)
         if self._services:  # one more item makes the dict grow, which takes time
             found["addresses"] = self._addresses
-        if call.task.settings.service:
+        if settings.service:
             self._services[record.future] = attempt.uid
-        if call.task.settings.service and call.task.kind == "executable":
-            found["function"] = call.task.function
-            stands_in = partial(_stands_in, services)
-            found["args"], found["kwargs"] = self._values.of(record, stands_in)
-            if record.attempt.command is not None:
-                found["opened"] = record.attempt.command.opened
-                found["interval"] = record.attempt.command.built, record.attempt.command.built
+            if call.task.kind == "executable":
+                found["function"] = call.task.function
+                stands_in = partial(_stands_in, services)
+                found["args"], found["kwargs"] = self._values.of(record, stands_in)
+                if attempt.command is not None:
+                    found["opened"] = attempt.command.opened
+                    found["interval"] = attempt.command.built, attempt.command.built
         return cast("LookupTask", found)
 
     def _uid(self, service: TaskFuture[Any]) -> str | None:

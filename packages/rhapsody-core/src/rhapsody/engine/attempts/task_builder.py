@@ -98,6 +98,10 @@ class Wait(NamedTuple):
     then: Step | None = None
 
 
+_QUEUED_AGAIN = Wait()
+"""Result of a step after which other code queues the task again."""
+
+
 class Move(NamedTuple):
     """Result of a step after which the task continues in the queue of another backend.
 
@@ -196,10 +200,13 @@ class TaskBuilder:
                     return True
                 prepared = 0
             steps = self._steps_of(record)
-            for step in steps[prepared:]:
-                paused = step(self, record, backend)
+            for number in range(prepared, len(steps)):
+                paused = steps[number](self, record, backend)
                 if paused is not None:
-                    self._pause(record, backend, paused, step)
+                    after = number + 1 if paused.then is None else steps.index(paused.then)
+                    record.attempt.prepared = after
+                    if paused is not _QUEUED_AGAIN:
+                        self._pause(record, backend, paused)
                     return False
             record.attempt.prepared = len(steps)
         except KeyboardInterrupt:
@@ -214,11 +221,7 @@ class TaskBuilder:
             return self._steps_of_commands
         return self._steps_of_functions if record.files is None else self._steps_with_files
 
-    def _pause(
-        self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move, after: Step
-    ) -> None:
-        steps = self._steps_of(record)
-        record.attempt.prepared = steps.index(paused.then or after) + (paused.then is None)
+    def _pause(self, record: TaskRecord, backend: BackendHandle, paused: Wait | Move) -> None:
         if isinstance(paused, Move):
             self._scheduler.requeue(record, paused.backend)
         elif paused.work is not None:
@@ -736,7 +739,7 @@ class TaskBuilder:
             description["args"], description["kwargs"] = self._values.of(record)
 
     def _look_up(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
-        return Wait() if self._memoization.look_up(record) else None
+        return _QUEUED_AGAIN if self._memoization.look_up(record) else None
 
     def _make_missing(self, record: TaskRecord, _: BackendHandle) -> Wait | None:
         """Regenerate the missing files of an earlier run that a task reads."""
