@@ -1245,6 +1245,22 @@ def test_a_seed_that_a_later_cell_sets_counts_from_then_on(
     assert digests[0] == digests[1] == digests[3] != digests[2]
 
 
+@pytest.mark.parametrize(
+    "task", ["random.random", "np.random.normal", "functools.partial(np.random.normal, 0, 1)"]
+)
+def test_the_seed_counts_for_a_drawing_function_of_a_library(task: str, tmp_path: Path) -> None:
+    text = f"""
+import functools, random
+import numpy as np
+SEED = 3
+random.seed(SEED)
+f = {task}
+"""
+    key = key_in(tmp_path, {"main.py": text})[0]
+    assert key == key_in(tmp_path, {"main.py": text + "# a comment"})[0]
+    assert key != key_in(tmp_path, {"main.py": text.replace("= 3", "= 4")})[0]
+
+
 def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:
     text = """
 import os, sys

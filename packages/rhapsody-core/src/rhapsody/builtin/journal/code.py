@@ -88,6 +88,9 @@ from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_
 from rhapsody.sdk.modules import altered, file_of, spec_of
 from rhapsody.tracebacks import SCRIPT_MODULE
 
+SEEDS = "seeds in the program"
+"""Name of a part: the calls that set seeds, if the code draws from a global generator."""
+
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
 )
@@ -985,9 +988,9 @@ class CodeFingerprint:
             self._seeds()
 
     def _seeds(self) -> None:
-        if "seeds in the program" not in self.parts:
+        if SEEDS not in self.parts:
             seeds = self.seeds = self._program.seeds()
-            self.parts["seeds in the program"] = "; ".join(sorted(seeds))
+            self.parts[SEEDS] = "; ".join(sorted(seeds))
             for part, seed in seeds.items():
                 self._used(part, seed)
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from rhapsody.builtin.journal.addresses import PLAIN, texts_of
-from rhapsody.builtin.journal.code import CodeFingerprint, Known
+from rhapsody.builtin.journal.code import SEEDS, CodeFingerprint, Known
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.imported import ImportedModules
 from rhapsody.builtin.journal.program import Surroundings
@@ -34,6 +34,7 @@ from rhapsody.builtin.journal.values import (
     Values,
     attribute_of,
     counts,
+    is_global_generator,
 )
 from rhapsody.environments import SETTINGS
 from rhapsody.sdk.calls import argument_name
@@ -231,6 +232,11 @@ class Keys:
             self._imported(task, found, inputs)
         if function is not None and not isinstance(function, _CODE):
             function = _taken_apart(function, found, parts, shared)
+            drawn_from = attribute_of(function, "__self__"), *shared.values()
+            if any(map(is_global_generator, drawn_from)):  # such as `random.random`
+                seeds = self.program.seeds()
+                parts[SEEDS] = "; ".join(sorted(seeds))
+                parts |= {part: found.value(seed) for part, seed in seeds.items()}
         for number, value in enumerate(task["args"], 1):
             part = f"argument {number}"
             parts[part] = found.value(value)
