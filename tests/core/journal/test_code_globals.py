@@ -1261,6 +1261,40 @@ f = {task}
     assert key != key_in(tmp_path, {"main.py": text.replace("= 3", "= 4")})[0]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        """
+class Base(ABC):
+    def run(self): return self.k
+F = type("F", (Base,), {"k": 30})
+""",
+        'F = ABCMeta("F", (), {"run": lambda self: 30})',
+        """
+class Base(Protocol):
+    def run(self): return self.k
+F = type(Base)("F", (Base,), {"k": 30})
+""",
+        """
+space = {}
+exec("class F:\\n    def run(self): return 30", space)
+F = space["F"]
+""",
+        """
+space = {}
+exec("from dataclasses import dataclass\\n@dataclass\\nclass F:\\n    k: int = 30", space)
+F = space["F"]
+""",
+    ],
+)
+def test_a_class_that_is_made_by_a_call_counts(make: str, tmp_path: Path) -> None:
+    head = "from abc import ABC, ABCMeta\nfrom typing import Protocol\n"
+    text = f"{head}{make}\ndef f(): return F()\n"
+    key = key_in(tmp_path, {"main.py": text})[0]
+    assert key == key_in(tmp_path, {"main.py": text})[0]
+    assert key != key_in(tmp_path, {"main.py": text.replace("30", "50")})[0]
+
+
 def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:
     text = """
 import os, sys

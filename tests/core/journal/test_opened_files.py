@@ -673,6 +673,7 @@ async def test_declared_files_hidden_directories_and_the_journal_do_not_count(he
     def look(data: InputFile) -> str:
         note("look")
         os.listdir(".")
+        list(Path(".").rglob("*/state"))  # also in the hidden directories
         Path(".cache/state").read_text()
         with open("run.sqlite", "rb") as file:
             file.read()
@@ -684,6 +685,7 @@ async def test_declared_files_hidden_directories_and_the_journal_do_not_count(he
 
     await program()
     (here / ".cache" / "state").write_text("2")
+    (here / ".cache" / "other").touch()
     await program()
     assert ran()["look"] == 1
     with opened(here / "run.sqlite") as journal:

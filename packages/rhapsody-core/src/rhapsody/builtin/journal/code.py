@@ -88,6 +88,9 @@ from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_
 from rhapsody.sdk.modules import altered, file_of, spec_of
 from rhapsody.tracebacks import SCRIPT_MODULE
 
+_HEAP_TYPE = 1 << 9
+"""Flag of classes that are not static variables of C: `Py_TPFLAGS_HEAPTYPE`."""
+
 SEEDS = "seeds in the program"
 """Name of a part: the calls that set seeds, if the code draws from a global generator."""
 
@@ -778,7 +781,10 @@ class CodeFingerprint:
     def _class(self, cls: type, name: str) -> None:
         file = file_of(cls.__module__)
         own = self._own(cls.__module__, file)
-        made_by_call = "<locals>" in cls.__qualname__ or cls.__module__ == "types"
+        # A class made by a call of its metaclass, or by `exec`, may have the module of these.
+        defaults = ("types", *(each.__module__ for each in type(cls).__mro__))
+        by_python = bool(cls.__flags__ & _HEAP_TYPE)
+        made_by_call = "<locals>" in cls.__qualname__ or (by_python and cls.__module__ in defaults)
         if not own and (not made_by_call or self._in_library(cls)):
             return
         variables = getattr(sys.modules.get(cls.__module__), "__dict__", {})

@@ -239,6 +239,8 @@ class OpenedFiles:
         directory, name = os.path.split(path)
         if name == "__pycache__" or self._is_own(path):
             return None
+        if is_hidden(name) and os.path.isdir(path):  # its entries are not recorded either
+            return None
         if directory not in self._directories:
             self._directories[directory] = self._directory(directory)
         place = self._directories[directory]
