@@ -50,6 +50,7 @@ from importlib.machinery import (
     SourceFileLoader,
     SourcelessFileLoader,
 )
+from inspect import getmro
 from typing import Any, Protocol, cast
 
 from rhapsody._private import registered_with
@@ -782,7 +783,7 @@ class CodeFingerprint:
         file = file_of(cls.__module__)
         own = self._own(cls.__module__, file)
         # A class made by a call of its metaclass, or by `exec`, may have the module of these.
-        defaults = ("types", *(each.__module__ for each in type(cls).__mro__))
+        defaults = ("types", *(each.__module__ for each in getmro(type(cls))))
         by_python = bool(cls.__flags__ & _HEAP_TYPE)
         made_by_call = "<locals>" in cls.__qualname__ or (by_python and cls.__module__ in defaults)
         if not own and (not made_by_call or self._in_library(cls)):
