@@ -28,6 +28,7 @@ import pytest
 import rhapsody
 from rhapsody import WorkflowEngine
 from rhapsody.builtin.journal.code import CodeFingerprint
+from rhapsody.builtin.journal.files import stamp_of
 from rhapsody.builtin.journal.keys import Keys
 from rhapsody.builtin.journal.program import Sources
 from rhapsody.builtin.journal.values import UnhashableError
@@ -727,6 +728,8 @@ def test_the_last_seed_that_a_cell_sets_counts(tmp_path: Path, monkeypatch: Any)
     assert key(3, "random.seed(5)", "%magic", "random.seed(3)", "def f(): ...") == first
     timed = "get_ipython().run_cell_magic('time', '', 'import random\\nrandom.seed({})\\n')\n"
     assert key(4, timed.format(4)) not in (first, key(5, timed.format(5)))
+    timed = "get_ipython().run_line_magic('time', 'random.seed({})')\n"
+    assert key(6, timed.format(3)) == first != key(7, timed.format(4))
 
 
 def test_a_seed_in_a_file_that_was_changed_during_the_run_is_not_believed(
@@ -1293,6 +1296,19 @@ def test_a_class_that_is_made_by_a_call_counts(make: str, tmp_path: Path) -> Non
     key = key_in(tmp_path, {"main.py": text})[0]
     assert key == key_in(tmp_path, {"main.py": text})[0]
     assert key != key_in(tmp_path, {"main.py": text.replace("30", "50")})[0]
+
+
+def test_the_seed_of_a_reloaded_module_counts(tmp_path: Path) -> None:
+    text = "import seeded, random\ndef f():\n    return random.random()\n"
+    write(tmp_path, {"main.py": text, "seeded.py": "import random\nrandom.seed(1)\n"})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        before = key_of(keys, main.f).digest
+        write(tmp_path, {"seeded.py": "import random\nrandom.seed(33)\n"})
+        importlib.reload(main.seeded)
+        keys.program.imported["seeded"] = stamp_of(str(tmp_path / "seeded.py"))
+        keys.begin()
+        assert key_of(keys, main.f).digest != before
 
 
 def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ class Sources:
         self.process_start: int = PROCESS_START
         self._files: dict[str, _File] = {}
         self._current: set[str | None] = set()
-        self._seeds: dict[str, tuple[ast.Call, ...]] = {}  # calls that set seeds, by file
+        # Calls that set seeds, by file and by its size and time: notebooks reload modules.
+        self._seeds: dict[tuple[object, ...], tuple[ast.Call, ...]] = {}
         self._literals: dict[str, dict[str, Any]] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
@@ -140,9 +141,14 @@ class Sources:
             variables: The variables of its module.
             own: Function that returns True for the files of the program's modules.
         """
-        if file not in self._seeds:
-            self._seeds[file] = _seeds_in("".join(linecache.getlines(file, variables)))
-        return self._with_globals(self._seeds[file], variables, own)
+        place: tuple[object, ...] = (file,)
+        with contextlib.suppress(OSError):  # it has no file, or the file was removed
+            status = os.stat(file)
+            place = file, status.st_mtime_ns, status.st_size
+        if place not in self._seeds:
+            linecache.checkcache(file)
+            self._seeds[place] = _seeds_in("".join(linecache.getlines(file, variables)))
+        return self._with_globals(self._seeds[place], variables, own)
 
     def seeds_in_cells(
         self, cells: Iterable[str], variables: dict[str, Any], own: Callable[[object], bool]
@@ -846,7 +852,7 @@ def _seeds_in(text: str) -> tuple[ast.Call, ...]:
                 if not isinstance(each, ast.Call):
                     continue
                 words = set(_words_in(each.func))
-                if "run_cell_magic" in words:
+                if not words.isdisjoint(("run_cell_magic", "run_line_magic")):
                     cell = each.args[-1] if each.args else None
                     if isinstance(cell, ast.Constant):
                         found += _seeds_in(str(cell.value))
