@@ -1306,7 +1306,9 @@ def test_the_seed_of_a_reloaded_module_counts(tmp_path: Path) -> None:
         before = key_of(keys, main.f).digest
         write(tmp_path, {"seeded.py": "import random\nrandom.seed(33)\n"})
         importlib.reload(main.seeded)
-        keys.program.imported["seeded"] = stamp_of(str(tmp_path / "seeded.py"))
+        stamp = stamp_of(str(tmp_path / "seeded.py"))
+        assert stamp is not None
+        keys.program.imported["seeded"] = stamp
         keys.begin()
         assert key_of(keys, main.f).digest != before
 
