@@ -1313,6 +1313,65 @@ def test_the_seed_of_a_reloaded_module_counts(tmp_path: Path) -> None:
         assert key_of(keys, main.f).digest != before
 
 
+def test_a_compiled_function_counts_with_its_source_and_options(tmp_path: Path) -> None:
+    library = """
+import uuid
+class Dispatcher:  # as in numba
+    def __init__(self, py_func, **options):
+        self.py_func, self.targetoptions = py_func, options
+    def __reduce__(self):
+        return restored, (str(uuid.uuid4()), self.py_func)
+def restored(*parts): ...
+def njit(**options):
+    return lambda function: Dispatcher(function, **options)
+"""
+    text = """
+from numba import njit
+@njit(fastmath=True)
+def triple(x):
+    return x * 3
+def f():
+    return triple(2)
+"""
+    files = {"site-packages/numba.py": library, "main.py": text}
+    key = key_in(tmp_path, files)[0]
+    assert key == key_in(tmp_path, files)[0]
+    for changed in (text.replace("* 3", "* 4"), text.replace("True", "False")):
+        assert key != key_in(tmp_path, {**files, "main.py": changed})[0]
+
+
+def test_what_pydantic_makes_of_a_class_does_not_count(tmp_path: Path) -> None:
+    library = """
+import uuid
+class Meta(type):
+    def __new__(cls, name, bases, space):
+        made = super().__new__(cls, name, bases, space)
+        made.__pydantic_validator__ = uuid.uuid4()
+        made.__pydantic_fields__ = dict(space.get("__annotations__", {}), **space)
+        return made
+class BaseModel(metaclass=Meta): ...
+def create_model(name, **fields):
+    return Meta(name, (BaseModel,), {"__module__": "main", **fields})
+"""
+    text = """
+from pydantic import BaseModel, create_model
+class Settings(BaseModel):
+    rate: int = 3
+Made = create_model("Made", size=1)
+def f():
+    return Settings().rate
+def g():
+    return Made().size
+"""
+    files = {"site-packages/pydantic.py": library, "main.py": text}
+    key = key_in(tmp_path, files)[0]
+    assert key == key_in(tmp_path, files)[0]
+    assert key != key_in(tmp_path, {**files, "main.py": text.replace("= 3", "= 4")})[0]
+    made = key_in(tmp_path, files, lambda main: main.g)[0]
+    changed = {**files, "main.py": text.replace("size=1", "size=2")}
+    assert made != key_in(tmp_path, changed, lambda main: main.g)[0]
+
+
 def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:
     text = """
 import os, sys

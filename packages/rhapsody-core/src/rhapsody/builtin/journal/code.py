@@ -89,6 +89,9 @@ from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_
 from rhapsody.sdk.modules import altered, file_of, spec_of
 from rhapsody.tracebacks import SCRIPT_MODULE
 
+_OF_PYDANTIC = "__pydantic_"
+"""Start of the names of attributes that Pydantic makes from the body of a class, some late."""
+
 _HEAP_TYPE = 1 << 9
 """Flag of classes that are not static variables of C: `Py_TPFLAGS_HEAPTYPE`."""
 
@@ -803,7 +806,10 @@ class CodeFingerprint:
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
         if made and "__dataclass_fields__" in vars(cls):
             self._used(f"the fields of {name}", _fields_of(cls))
-        self._attributes(vars(cls), name, _OF_CLASSES, made=made, owner=cls)
+        pydantic = {each for each in vars(cls) if each.startswith(_OF_PYDANTIC)}
+        if body is None:  # made by `create_model`
+            pydantic.discard("__pydantic_fields__")
+        self._attributes(vars(cls), name, _OF_CLASSES | pydantic, made=made, owner=cls)
 
     def _attributes(
         self,

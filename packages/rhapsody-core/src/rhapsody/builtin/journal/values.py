@@ -315,6 +315,8 @@ class Values:
         if parts is not None:
             feed(_framed(b"A", kind.__qualname__))
             self._items(b"A", parts, feed)
+        elif (compiled := _compiled(value)) is not None:
+            self._items(b"J", compiled, feed)
         elif (content := _shared_memory(value)) is not None:
             self._items(b"m", (kind, content), feed)
         elif isinstance(value, AbstractSet):  # the order of sets changes with the hash seed
@@ -383,6 +385,20 @@ def attribute_of(value: object, name: str) -> Any:
         return getattr(value, name, None)
     except Exception:
         return None
+
+
+def _compiled(value: object) -> tuple[object, ...] | None:
+    """Return the function that Numba compiles, with its options; `None` for other objects.
+
+    The pickle of the compiled function contains an id that differs from run to run.
+    """
+    kind = type(value)
+    if kind.__module__.partition(".")[0] != "numba":
+        return None
+    function, options = attribute_of(value, "py_func"), attribute_of(value, "targetoptions")
+    if not isinstance(function, types.FunctionType):
+        return None
+    return f"{kind.__module__}.{kind.__qualname__}", function, options
 
 
 def _wrapped_in(value: object) -> list[object]:
