@@ -1340,6 +1340,66 @@ def f():
         assert key != key_in(tmp_path, {**files, "main.py": changed})[0]
 
 
+def test_a_decorator_whose_result_pretends_to_be_a_function_counts(tmp_path: Path) -> None:
+    library = """
+import types
+class FunctionWrapper:  # as in wrapt
+    def __init__(self, wrapped, wrapper):
+        self.__wrapped__, self._self_wrapper = wrapped, wrapper
+    __class__ = property(lambda self: types.FunctionType)
+    __code__ = property(lambda self: self.__wrapped__.__code__)
+    __globals__ = property(lambda self: self.__wrapped__.__globals__)
+    __reduce__ = None
+    def __call__(self, *args):
+        return self._self_wrapper(self.__wrapped__, args)
+def decorator(wrapper):
+    return lambda function: FunctionWrapper(function, wrapper)
+"""
+    text = """
+from wrapping import decorator
+@decorator
+def shifted(function, args):
+    return function(*args) + 3
+@shifted
+def scale(x):
+    return x * 2
+def f():
+    return scale(5)
+"""
+    files = {"site-packages/wrapping.py": library, "main.py": text}
+    for call in (lambda main: main.f, lambda main: main.scale):
+        key = key_in(tmp_path, files, call)[0]
+        assert key == key_in(tmp_path, files, call)[0]
+        for old, new in (("+ 3", "+ 4"), ("* 2", "* 3")):
+            changed = {**files, "main.py": text.replace(old, new)}
+            assert key != key_in(tmp_path, changed, call)[0]
+
+
+def test_fields_of_a_dataclass_count_where_its_name_occurs_twice(tmp_path: Path) -> None:
+    text = """
+from dataclasses import dataclass, field, fields
+FAST = True
+if FAST:
+    @dataclass
+    class P:
+        x: int = field(default=1, metadata={"unit": 3})
+else:
+    class P: ...
+class Single:
+    __slots__ = ("value",)
+    def __reduce__(self):
+        return "SINGLE"
+SINGLE = Single()
+SINGLE.value = 4
+def f():
+    return fields(P)[0].metadata["unit"] + SINGLE.value
+"""
+    key = key_in(tmp_path, {"main.py": text})[0]
+    assert key == key_in(tmp_path, {"main.py": text})[0]
+    for old, new in (('"unit": 3', '"unit": 5'), ("value = 4", "value = 5")):
+        assert key != key_in(tmp_path, {"main.py": text.replace(old, new)})[0]
+
+
 def test_what_pydantic_makes_of_a_class_does_not_count(tmp_path: Path) -> None:
     library = """
 import uuid

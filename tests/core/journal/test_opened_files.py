@@ -242,6 +242,10 @@ def rows_of_a_url() -> int:
     return rows("file:data/t.sqlite?mode=rw")
 
 
+def rows_of_a_full_url() -> int:
+    return rows(Path("data").resolve().as_uri() + "/t%2Esqlite?mode=rw")
+
+
 def rows_in_memory() -> int:
     return rows(":memory:")
 
@@ -252,12 +256,12 @@ def insert_a_row() -> int:
 
 async def test_a_database_that_a_function_reads_counts(here: Path) -> None:
     rows("data/t.sqlite", 1)
-    functions = (rows_of_a_database, rows_of_a_url, rows_in_memory)
+    functions = (rows_of_a_database, rows_of_a_url, rows_of_a_full_url, rows_in_memory)
     for rows_now in (1, 1, 2, 2):
         if rows("data/t.sqlite") < rows_now:
             rows("data/t.sqlite", 1)
         (here / LOG).write_text("")
-        assert [(await run(each, ()))[0] for each in functions] == [rows_now, rows_now, 0]
+        assert [(await run(each, ()))[0] for each in functions] == [*[rows_now] * 3, 0]
     assert not ran()
 
 

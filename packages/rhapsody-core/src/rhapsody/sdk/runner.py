@@ -579,7 +579,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
             for path in args[_CHANGES[event]]:
                 watch.note(path, WRITTEN, _COMPILED)
     elif event == "sqlite3.connect" and isinstance(args[0], _NAMES):
-        path = os.fsdecode(args[0]).removeprefix("file:").partition("?")[0]
+        path = _path_of_database(os.fsencode(args[0]))
         if path not in ("", ":memory:"):
             watch.note(path, UPDATED)
     elif event == "ctypes.dlopen" and isinstance(args[0], _NAMES):
@@ -594,6 +594,18 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
             watch.note_command([args[0], *args[1]], None, args[2])
         elif event == "os.system":
             watch.note_command(args[0])
+
+
+def _path_of_database(name: bytes) -> str:
+    """Return the path in a name or URI of an SQLite database (see https://sqlite.org/uri.html)."""
+    if not name.startswith(b"file:"):
+        return os.fsdecode(name)
+    path = re.split(rb"[?#]", name.removeprefix(b"file:"))[0]
+    if path.startswith(b"//"):  # with a host, which is empty or "localhost"
+        path = b"/" + path[2:].partition(b"/")[2]
+    return os.fsdecode(
+        re.sub(rb"%([0-9A-Fa-f]{2})", lambda each: bytes.fromhex(each[1].decode()), path)
+    )
 
 
 def watch_files(places: tuple[str, ...]) -> dict[str, str]:

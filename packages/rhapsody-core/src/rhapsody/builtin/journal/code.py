@@ -804,7 +804,7 @@ class CodeFingerprint:
         for number, each in enumerate(related):
             self._used(f"class {number} related to {name}", each)
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
-        if made and "__dataclass_fields__" in vars(cls):
+        if (made or body is None) and "__dataclass_fields__" in vars(cls):
             self._used(f"the fields of {name}", _fields_of(cls))
         pydantic = {each for each in vars(cls) if each.startswith(_OF_PYDANTIC)}
         if body is None:  # made by `create_model`

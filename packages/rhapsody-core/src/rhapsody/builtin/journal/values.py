@@ -241,6 +241,10 @@ class Values:
             self._sorted(b"S" if kind is set else b"Z", value, feed)
         elif kind is types.MappingProxyType:
             self._sorted(b"X", value.items(), feed)
+        elif isinstance(value, types.FunctionType) and not issubclass(kind, types.FunctionType):
+            # A proxy that pretends to be the function, as decorators of `wrapt` do.
+            held = attribute_of(value, "__wrapped__"), attribute_of(value, "_self_wrapper")
+            self._items(b"Y", (f"{kind.__module__}.{kind.__qualname__}", *held), feed)
         elif isinstance(value, types.FunctionType | types.ModuleType | type) or _is_free(value):
             feed(_framed(b"c", self._collector.code(value)))
         elif isinstance(value, types.MethodType):
@@ -350,7 +354,8 @@ class Values:
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
             self._feed(attribute_of(value, "__wrapped__"), feed)
             if self._collector.own(kind):
-                self._feed(getattr(value, "__dict__", None), feed)
+                slots = [attribute_of(value, each) for each in slots_of(kind)]  # type: ignore[arg-type]
+                self._items(b"l", (getattr(value, "__dict__", None), slots), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         if type(state) is dict:
