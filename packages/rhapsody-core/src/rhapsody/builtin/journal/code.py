@@ -14,7 +14,7 @@ and locks, are represented by their class alone; see `rhapsody.builtin.journal.v
 
 State can change while the program runs. Before a digest is reused, globals, class attributes and
 module variables are compared by identity. Values that can change in place are digested again, once
-per batch of lookups, unless their size is `LARGE_VALUE` or more and they are not default values.
+per batch of lookups, unless they are large (see `CodeFingerprint.inner`).
 One case needs a different rule: a memo that the task itself fills (`CACHE = {}`, `model = None`)
 must not change the key of the next equal task. So a variable that is empty (`None` or an empty
 container) when it is first seen is treated as empty for the whole run if the collected functions
@@ -75,6 +75,7 @@ from rhapsody.builtin.journal.syntax import (
     is_cache,
     names_in,
 )
+from rhapsody.builtin.journal.unchanged import Unchanged
 from rhapsody.builtin.journal.values import (
     DIGEST_SIZE,
     LARGE_VALUE,
@@ -238,8 +239,8 @@ class CodeFingerprint:
         sizes: Namespaces that were read as a whole, each with its number of names.
         environment: Environment variables that were read, each with its value; `None` if it was not
             set.
-        inner: Values that can change in place, each with its digest: default values, and values
-            that are smaller than `LARGE_VALUE`.
+        inner: Values that can change in place: default values, values that are smaller than
+            `LARGE_VALUE`, and those of up to `unchanged.MAX_SIZE` that can be pickled.
         made_of: Functions, each with the parts that a program can replace: code, defaults,
             `__name__` and `__qualname__`.
         related: Classes, each with its bases and other related classes, which a program can
@@ -291,7 +292,7 @@ class CodeFingerprint:
         self.cells: list[tuple[types.CellType, object]] = []
         self.sizes: list[tuple[Sized, int]] = []
         self.environment: list[tuple[str, str | None]] = []
-        self.inner: list[tuple[object, bytes]] = []
+        self.inner: list[Unchanged] = []
         self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
         self.related: list[tuple[type, list[type]]] = []
         self.set_here: bool = False
@@ -540,7 +541,7 @@ class CodeFingerprint:
             return False
         values = Values(self)
         try:
-            return all(values.digest(value, whole=False) == was for value, was in self.inner)
+            return all(each.is_true(values) for each in self.inner)
         except UnhashableError:
             return False
 
@@ -873,8 +874,10 @@ class CodeFingerprint:
         except UnhashableError as error:
             raise UnhashableError(f"{name}: {error}") from error
         self.parts[name] = digest.hex()
-        if type(value) not in _PLAIN and values.size < largest:
-            self.inner.append((value, digest))
+        if type(value) not in _PLAIN:
+            compared = Unchanged(value, digest, values.size)
+            if values.size < largest or compared.is_quick:
+                self.inner.append(compared)
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:
         """Collect a global that code reads.
