@@ -1432,6 +1432,28 @@ def g():
     assert made != key_in(tmp_path, changed, lambda main: main.g)[0]
 
 
+def test_a_module_that_autoreload_may_have_patched_is_not_believed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = "def f():\n    import model\n    return model.C().m()\n"
+    model = "class C:\n    def m(self):\n        return {}\n"
+    write(tmp_path, {"main.py": text, "model.py": model.format(1)})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        before = key_of(keys, main.f).digest
+        main.f()
+        stamp = stamp_of(str(tmp_path / "model.py"))
+        assert stamp is not None
+        keys.program.imported["model"] = stamp
+        write(tmp_path, {"model.py": model.format(33)})
+        keys.begin()
+        assert key_of(keys, main.f).digest == before  # the program still has the former version
+        monkeypatch.setitem(sys.modules, "IPython.extensions.autoreload", sys)
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"model\.py was changed after"):
+            key_of(keys, main.f)
+
+
 def test_a_class_that_names_members_of_the_interpreters_modules_has_a_key(tmp_path: Path) -> None:
     text = """
 import os, sys

@@ -620,7 +620,10 @@ class Surroundings:
             imported = self.imported_from(name)
             if imported is None and sent and name not in sys.modules:
                 continue
-            if stamp != (imported or self._files.once(stamp_of, file)):
+            # IPython's autoreload replaces parts of a module without importing it again.
+            if imported is None or "IPython.extensions.autoreload" in sys.modules:
+                imported = self._files.once(stamp_of, file)
+            if stamp != imported:
                 raise UnhashableError(source_changed(file))
 
     def names(self, code: types.CodeType, variables: dict[str, Any]) -> Names:
