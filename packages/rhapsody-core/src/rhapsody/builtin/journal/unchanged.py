@@ -72,7 +72,7 @@ def _pickled(value: object) -> bytes | None:
     """Return the digest of a value's pickle, or `None` if it may not contain all of the value."""
     stream = _Hash()
     try:
-        _Pickler(stream, 5).dump(value)
+        _StatePickler(stream, 5).dump(value)
     except Exception:  # an object of a class that is not known, or of which pickling fails
         return None
     return stream.made.digest()
@@ -92,7 +92,7 @@ class _Hash(io.RawIOBase):
         return memoryview(data).nbytes
 
 
-class _Pickler(pickle.Pickler):
+class _StatePickler(pickle.Pickler):
     """Pickler that refuses objects whose pickle may not contain all that their digest contains."""
 
     def reducer_override(self, value: Any) -> Any:
