@@ -21,6 +21,7 @@ class SmallBackend(ManagedBackend):
 
     name = "small"
     canonical_states = True
+    shares_memory = True
     capabilities = Capabilities(
         cancel_async_functions="running",
         cancel_executables="running",

@@ -24,6 +24,7 @@ class Short(LocalPrograms, ManagedBackend):
     """Backend like the one that `rhapsody new-backend` writes."""
 
     name = "short"
+    shares_memory = True
     grace = 0.5
     capabilities = Capabilities(
         cancel_async_functions="running",

@@ -6,9 +6,10 @@ Checked by `nox -s types`, not run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_type
@@ -25,6 +26,7 @@ from rhapsody import (
     TaskDescription,
     TaskFuture,
     TasksMainStates,
+    WorkerValue,
     WorkflowEngine,
     current_task,
     literal,
@@ -46,6 +48,26 @@ from rhapsody.plugins import (
 
 def what_plugins_read_of_an_engine(flow: WorkflowEngine) -> ObservedEngine:
     return flow
+
+
+async def worker_values(flow: WorkflowEngine) -> None:
+    @flow.worker_value
+    def model(path: str) -> list[int]:
+        return [len(path)]
+
+    @flow.worker_value
+    def connection() -> Iterator[bytes]:
+        yield b""
+
+    @flow.worker_value(per="thread")
+    @contextlib.contextmanager
+    def lines() -> Generator[str, None, None]:
+        yield ""
+
+    assert_type(model("weights"), WorkerValue[list[int]])
+    assert_type(connection(), WorkerValue[bytes])
+    assert_type(lines(), WorkerValue[str])
+    assert_type(await flow.function_task(len)(model("weights")), int)
 
 
 async def ways_to_make_an_engine() -> None:

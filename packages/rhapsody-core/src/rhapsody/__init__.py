@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
     from rhapsody.sdk.runs import own_runs, reserve_run
+    from rhapsody.sdk.worker_values import WorkerValue
     from rhapsody.states import StateMapper, TasksMainStates
     from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
         "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
         "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
-        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkflowEngine",
+        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkerValue", "WorkflowEngine",
         "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
         "own_runs", "reserve_run", "run", "wait",
     ]  # fmt: skip
@@ -91,5 +92,6 @@ else:
             "rhapsody.sdk.runs": "own_runs reserve_run",
             "rhapsody.states": "StateMapper TasksMainStates",
             "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
+            "rhapsody.sdk.worker_values": "WorkerValue",
         },
     )

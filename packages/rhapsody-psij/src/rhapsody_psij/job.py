@@ -41,7 +41,14 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import TaskDescription
-from rhapsody.sdk import Program, Reaper, Runner, TaskProgram, task_environment
+from rhapsody.sdk import (
+    Program,
+    Reaper,
+    Runner,
+    TaskProgram,
+    task_environment,
+    worker_values,
+)
 from rhapsody_psij.jobs import TERMINATION
 
 CHECK_INTERVAL = 2.0
@@ -167,6 +174,7 @@ def _call(packed: bytes, path: str) -> None:
     outcome = Runner().run(packed)
     Path(f"{path}.part").write_bytes(outcome)
     os.rename(f"{path}.part", path)
+    worker_values().close()  # this process makes no other call
     sys.stdout.flush()
     os._exit(0)  # without waiting for threads that the call has started
 

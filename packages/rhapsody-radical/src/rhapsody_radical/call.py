@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk import CallResult, CallSpec, Runner, dumps, sent_modules
+from rhapsody.sdk import CallResult, CallSpec, Runner, dumps, sent_modules, worker_values
 
 LARGE = 1 << 16
 """Size in bytes above which a value is sent in a file, if there is a directory for it."""
@@ -210,6 +210,7 @@ def main(order: str, reply: str) -> int:
     part = Path(f"{reply}.part")
     part.write_bytes(RaptorRunner().run(Path(order).read_bytes()))
     part.replace(reply)
+    worker_values().close()
     return 0
 
 

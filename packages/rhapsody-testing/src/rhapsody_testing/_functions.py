@@ -8,6 +8,7 @@ import functools
 import importlib
 import itertools
 import math
+import os
 import sys
 import threading
 import traceback
@@ -21,6 +22,7 @@ from rhapsody import (
     Resources,
     TaskDescription,
     TaskLostError,
+    WorkerValue,
     WorkflowEngine,
     current_task,
 )
@@ -259,6 +261,32 @@ class FunctionChecks(Suite):
             with pytest.raises(KitError, match="in the environment") as caught:
                 await flow.function_task(venv=path)(fail)()
             assert caught.value.code == 3
+
+    @check("functions", FUNCTIONS)
+    async def test_a_worker_value_is_built_once_in_each_process(self, flow: WorkflowEngine) -> None:
+        def value(number: int) -> tuple[int, int, bytes]:
+            return number, os.getpid(), os.urandom(8)
+
+        def look(found: Any, more: list[Any]) -> tuple[int, Any, bool]:
+            return os.getpid(), found, more[0] is found
+
+        async def look_async(found: Any, more: list[Any]) -> tuple[int, Any, bool]:
+            return look(found, more)
+
+        handle = flow.worker_value(value)(3)
+        kinds: dict[Any, Any] = {"function": look, "async_function": look_async}
+        for function in (kinds[kind] for kind in self.kinds if kind in kinds):
+            task = flow.function_task(function)
+            futures = [task(handle, [handle]) for _ in range(self.few(10))]
+            results = [await future for future in futures]
+            for process, found, same in results:
+                assert not isinstance(found, WorkerValue), (
+                    "the function received the handle of a worker value instead of the value: "
+                    "declare `shares_memory`, or unpickle calls with `rhapsody.sdk.Runner`"
+                )
+                assert found[:2] == (3, process), f"{found} was not built in process {process}"
+                assert same, "two handles of one value in the arguments were replaced differently"
+            assert len({found for _, found, _ in results}) == len({each for each, *_ in results})
 
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:

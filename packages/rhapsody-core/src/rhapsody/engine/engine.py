@@ -28,11 +28,12 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
     Sized,
 )
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -84,8 +85,10 @@ from rhapsody.identity import AttemptId
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary, UsageError
 from rhapsody.sdk.modules import Origins
+from rhapsody.sdk.runner import worker_values
 from rhapsody.sdk.runs import BASE
-from rhapsody.sdk.threads import start_thread
+from rhapsody.sdk.threads import in_thread, start_thread
+from rhapsody.sdk.worker_values import WorkerValueDecorator, WorkerValueFactory
 from rhapsody.staging.stager import Stager
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture, is_async
@@ -338,6 +341,46 @@ class WorkflowEngine(OlderNames):
             TypeError: `function` is not callable, or a setting is unknown or of the wrong type.
         """
         return self._decorate("block", function, settings)
+
+    @overload
+    def worker_value(self, factory: Callable[P, Iterator[R]], /) -> WorkerValueFactory[P, R]: ...
+    @overload
+    def worker_value(
+        self, factory: Callable[P, AbstractContextManager[R]], /
+    ) -> WorkerValueFactory[P, R]: ...
+    @overload
+    def worker_value(self, factory: Callable[P, R], /) -> WorkerValueFactory[P, R]: ...
+    @overload
+    def worker_value(self, /, *, per: Literal["process", "thread"]) -> WorkerValueDecorator: ...
+    def worker_value(
+        self, factory: Any = _NO_FUNCTION, /, *, per: Literal["process", "thread"] = "process"
+    ) -> Any:
+        """Decorate a function that builds a value which tasks share, such as a loaded model.
+
+        A call of the decorated function returns a handle (`rhapsody.WorkerValue`). Function tasks
+        that receive the handle are called with the value, which each process builds once, when a
+        task first needs it: a worker that replaces a lost one builds it again. Tasks with other
+        GPUs in the same process have their own value. All tasks of a process see the same object,
+        including changes that other tasks have made to it.
+
+        Args:
+            factory: A function that returns the value; or a generator function that yields it once,
+                or a function decorated with `contextlib.contextmanager`. What follows the `yield`
+                runs when the worker process ends, or the engine shuts down; it is not run if a
+                worker is killed.
+            per: `"process"`, or `"thread"` for objects that are not thread-safe.
+
+        Returns:
+            The decorated function, or a decorator if only `per` is given.
+
+        Raises:
+            TypeError: `factory` is not callable, or a coroutine function.
+            ValueError: `per` has another value.
+        """
+        if per not in ("process", "thread"):
+            raise ValueError(f"per must be 'process' or 'thread', got {per!r}")
+        decorate = partial(WorkerValueFactory, per_thread=per == "thread")
+        return decorate if factory is _NO_FUNCTION else decorate(factory)
 
     def _decorate(self, kind: CallKind, function: Any, settings: dict[str, Any]) -> Any:
         def decorate(function: Callable[..., Any]) -> TaskFunction[Any, Any]:
@@ -728,6 +771,7 @@ class WorkflowEngine(OlderNames):
         runtime = self._runtime
         runtime.scheduler.closing = True
         self._problems = await runtime.stop_everything(skip_backends=skip_backends)
+        await in_thread(worker_values().close, self.uid)
         if not runtime.scheduler.interrupted:
             self._still_running = runtime.settle_everything()
         shown = _last_shown()

@@ -71,6 +71,7 @@ from rhapsody.sdk.runner import (
     trimmed,
     watch_files,
     watching,
+    worker_values,
 )
 from rhapsody.sdk.services import (
     FREE,
@@ -107,5 +108,5 @@ __all__ = [
     "slurm_refusal", "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion",
     "task_context", "task_environment", "task_kind", "text_of", "time_needed", "too_early",
     "trimmed", "unpack", "unpack_error", "wait_until", "watch_files", "watching",
-    "without_own_frames", "working_directory",
+    "without_own_frames", "worker_values", "working_directory",
 ]  # fmt: skip

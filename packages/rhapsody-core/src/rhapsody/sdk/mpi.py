@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rhapsody.errors import CapabilityError
-from rhapsody.sdk.runner import WRITTEN, CallResult, Runner, loads
+from rhapsody.sdk.runner import WRITTEN, CallResult, Runner, loads, worker_values
 from rhapsody.task import TaskDescription
 
 __all__ = ["require_mpi4py", "run_rank"]
@@ -73,6 +73,7 @@ def run_rank(call: str, result: str, ranks: int, runner: Runner | None = None) -
     outcomes = own.gather(tuple(outcome))
     if outcomes is not None:  # on rank 0
         _publish(result, _joined([CallResult(*fields) for fields in outcomes]))
+    worker_values().close()
     if not MPI.Is_finalized():
         MPI.Finalize()
     _exit(0)

@@ -53,6 +53,7 @@ from types import (
     CodeType,
     CoroutineType,
     FrameType,
+    GeneratorType,
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
@@ -68,7 +69,7 @@ __all__ = [
     "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "copied_classes", "dumps",
     "known",
     "pack_error", "pickler", "require_version", "sent_modules", "trimmed", "watch_files",
-    "watching",
+    "watching", "worker_values",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 7
@@ -225,6 +226,7 @@ class Runner:
         own_files: Path prefixes of files whose frames are removed from the start of tracebacks.
         note: A note to add to each exception, such as the rank of this process; empty for none.
         forwards: True if results may be unpickled by other workers, which may lack the classes.
+        session: The name under which `WorkerValues.close` closes the values that calls have used.
     """
 
     worker: str = "its worker"
@@ -233,6 +235,7 @@ class Runner:
     own_files: tuple[str, ...] = (__file__,)
     note: str = ""
     forwards: bool = False
+    session: str = ""
 
     def run(self, packed: bytes) -> bytes:
         """Make a call that `rhapsody.sdk.calls.pack` packed.
@@ -274,13 +277,14 @@ class Runner:
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
         """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
         classes = script_classes()
-        now, received = classes.now, Received(classes, self.forwards)
+        now, received = classes.now, Received(classes, self.forwards, self.session)
         now.received = received
         try:
             try:
                 function, args, kwargs = self.load(call)
             except BaseException as error:  # loading runs the objects' own code
-                _add_note(error, f"while task {name!r} was unpacked {self.place}")
+                if error is not received.error:
+                    _add_note(error, f"while task {name!r} was unpacked {self.place}")
                 if _is_missing_script(error):
                     _add_note(error, _SCRIPT_ADVICE)
                 return False, self.pack_error(error), False
@@ -1392,6 +1396,147 @@ It is not the name of this file, which may be sent to a worker that cannot impor
 """
 
 
+GPU_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
+)  # fmt: skip
+"""Environment variables that choose the GPUs of a call. Calls with other GPUs share no values."""
+
+
+class WorkerValues:
+    """Values that calls in this process share; see `rhapsody.WorkerValue`. Thread-safe.
+
+    Attributes:
+        handle: The class of handles, in the program.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
+
+    def take(
+        self,
+        key: bytes,
+        name: str,
+        per_thread: bool,
+        call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]],
+        session: str,
+    ) -> Any:
+        """Return a value, which is built first if no call has used it in this process.
+
+        Args:
+            key: The key of the factory and its arguments.
+            name: The name of the factory, for messages.
+            per_thread: True to share the value only with calls on the same thread.
+            call: Function that returns the factory and its arguments.
+            session: The name for `close`.
+
+        Returns:
+            The value.
+        """
+        if self._process != os.getpid():  # a forked child is a separate program
+            self._begin()
+        gpus = tuple(map(os.environ.get, GPU_VARIABLES))
+        place = key, gpus, threading.current_thread() if per_thread else None
+        with self._lock:
+            kept = self._kept.get(place)
+            if kept is None:
+                kept = self._kept[place] = _Kept(name)
+            kept.sessions.add(session)
+        return kept.value_of(call)
+
+    def close(self, session: str | None = None) -> None:
+        """Close the values that no other session uses, the last one first.
+
+        Args:
+            session: The name of the session; `None` to close all values.
+        """
+        closing = []
+        with self._lock:
+            for place, kept in list(self._kept.items()):
+                if session is None or kept.sessions == {session}:
+                    closing.append(self._kept.pop(place))
+                kept.sessions.discard(session or "")
+        for kept in sorted(closing, key=lambda kept: -kept.number):
+            kept.close()  # before those that were built earlier, which it may use
+
+
+class _Kept:
+    """Value that calls share.
+
+    Args:
+        name: The name of its factory, for messages.
+
+    Attributes:
+        number: The number of the value among those that were built in this process.
+        sessions: The sessions whose calls have used the value.
+    """
+
+    __slots__ = ("_built", "_end", "_lock", "_name", "_value", "number", "sessions")
+    _numbers = itertools.count(1)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._built = False
+        self._value: Any = None
+        self._end: Callable[[], object] | None = None
+        self.number = 0
+        self.sessions: set[str] = set()
+
+    def value_of(
+        self, call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
+    ) -> Any:
+        """Return the value; build it if this has not been done."""
+        if self._built:
+            return self._value
+        with self._lock:
+            if not self._built:
+                try:
+                    factory, args, kwargs = call()
+                    self._value, self._end = _entered(factory(*args, **kwargs))
+                except BaseException as error:  # it fails only the call
+                    _add_note(error, f"while worker value {self._name!r} was built")
+                    raise
+                self.number = next(self._numbers)
+                self._built = True
+            return self._value
+
+    def close(self) -> None:
+        """Run what the factory has left to do, and drop the value."""
+        with self._lock:
+            end, self._end, self._value, self._built = self._end, None, None, False
+        if end is not None:
+            try:
+                end()
+            except BaseException:  # the others are to be closed, too
+                sys.stderr.write(f"worker value {self._name!r} could not be closed:\n")
+                traceback.print_exc()
+
+
+def _entered(made: Any) -> tuple[Any, Callable[[], object] | None]:
+    """Return the value that a factory has returned or yielded, and how to close it."""
+    if isinstance(made, GeneratorType):
+        for value in made:
+            return value, partial(_finish, made)
+        raise RuntimeError("the generator function ended before it yielded a value")
+    if isinstance(made, AbstractContextManager) and isinstance(
+        getattr(made, "gen", None), GeneratorType
+    ):  # of `contextlib.contextmanager`; other objects are values, such as connections
+        return made.__enter__(), partial(made.__exit__, None, None, None)
+    return made, None
+
+
+def _finish(generator: GeneratorType[Any, Any, Any]) -> None:
+    for _ in generator:
+        generator.close()
+        raise RuntimeError("the generator function has yielded more than one value")
+
+
 class ScriptClasses:
     """Classes that pickles contain by value, such as those of the script. Thread-safe.
 
@@ -1544,11 +1689,17 @@ class Received:
     Args:
         classes: The classes of this process.
         forwards: See `Runner.forwards`.
+        session: See `Runner.session`.
+
+    Attributes:
+        error: The exception that the factory of a worker value has raised for this call.
     """
 
-    __slots__ = ("_classes", "_forwards", "_parts", "found")
+    __slots__ = ("_classes", "_forwards", "_parts", "error", "found", "session")
 
-    def __init__(self, classes: ScriptClasses, forwards: bool) -> None:
+    def __init__(self, classes: ScriptClasses, forwards: bool, session: str = "") -> None:
+        self.error: BaseException | None = None
+        self.session = session
         self._classes = classes
         self._forwards = forwards
         self._parts: dict[int, tuple[tuple[Any, ...], Any]] = {}
@@ -1603,6 +1754,13 @@ def script_classes() -> ScriptClasses:
     return classes
 
 
+def worker_values() -> WorkerValues:
+    """Return the worker values of this process."""
+    script_classes()
+    values: WorkerValues = sys.modules[CLASSES].values
+    return values
+
+
 @contextmanager
 def copied_classes() -> Iterator[None]:
     """Use copies of the script's classes for what this thread unpickles and pickles.
@@ -1634,10 +1792,31 @@ def _classes_module() -> ModuleType:
             name, [(field, kind, msgspec.field(**more)) for field, kind, more in fields], **options
         )
 
+    def value(key: bytes, name: str, per_thread: bool, packed: bytes) -> Any:
+        now, received = classes.now, classes.now.received
+        if received is None:  # in the program, for example in a result
+            return values.handle(name, *loads(packed), per_thread=per_thread)
+
+        def call() -> Any:
+            now.received = received
+            try:
+                return loads(packed)
+            finally:
+                now.received = None
+
+        now.received = None  # the factory may unpickle other results
+        try:
+            return values.take(key, name, per_thread, call, received.session)
+        except BaseException as error:
+            received.error = error
+            raise
+        finally:
+            now.received = received
+
     functions = here, define, struct
-    module, classes = ModuleType(CLASSES), ScriptClasses(*functions)
-    vars(module)["classes"] = classes
-    for function in functions:
+    module, classes, values = ModuleType(CLASSES), ScriptClasses(*functions), WorkerValues()
+    vars(module).update(classes=classes, values=values)
+    for function in (*functions, value):
         function.__module__, function.__qualname__ = CLASSES, function.__name__
         setattr(module, function.__name__, function)
     return module
@@ -1909,6 +2088,7 @@ def main(order: str, outcome: str) -> None:
     part = Path(f"{outcome}.part")
     part.write_bytes(Runner().run(Path(order).read_bytes()))
     part.replace(outcome)
+    worker_values().close()
 
 
 if __name__ == "__main__":

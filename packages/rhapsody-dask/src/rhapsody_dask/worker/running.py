@@ -237,6 +237,7 @@ class _CallRunner(Runner):
 
     def __init__(self, running: Running) -> None:
         self.place = f"on worker {running.site.address}"
+        self.session = running.site.session
         self._running = running
 
     def load(self, call: Order) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

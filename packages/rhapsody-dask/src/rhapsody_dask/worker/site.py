@@ -23,7 +23,7 @@ from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams
+from rhapsody.sdk import Reaper, SharedLoop, TaskContext, streams, worker_values
 from rhapsody_dask.worker.messages import ATTACHED, GroupReplies, Order, Reply, key_of
 
 
@@ -541,6 +541,7 @@ def close_site(worker: Worker, session: str) -> None:
         return
     site.stop_all()
     site.waiting.leave()
+    worker_values().close(session)
     streams.release()
     if not _sites:
         supervisor.stop()

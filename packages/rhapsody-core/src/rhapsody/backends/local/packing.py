@@ -22,6 +22,7 @@ from rhapsody.sdk import calls
 from rhapsody.sdk.introspect import MISSING, content_of, names_stored, with_inner
 from rhapsody.sdk.modules import REFERENCE
 from rhapsody.sdk.runner import PLAIN, dumps
+from rhapsody.sdk.worker_values import WorkerValue
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Specs:
 def is_small(
     values: Iterable[Any], left: int = MAX_INLINE_SIZE, depth: int = MAX_INLINE_DEPTH
 ) -> int:
-    """Check that values are small and consist only of values of built-in types.
+    """Check that values are small and consist only of values of built-in types, and handles.
 
     Returns:
         The number of bytes that remain of `left` after subtracting the size of the values. 0 if
@@ -142,6 +143,8 @@ def is_small(
             left -= 8
         elif kind is str or kind is bytes:
             left -= len(value)
+        elif kind is WorkerValue:
+            left -= value.size
         elif kind not in CONTAINERS or not depth or 8 * len(value) > left:
             return 0
         elif kind is dict:

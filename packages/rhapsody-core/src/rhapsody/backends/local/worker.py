@@ -41,6 +41,7 @@ from rhapsody.sdk.runner import (
     require_version,
     sent_modules,
     trimmed,
+    worker_values,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def work(
                     send(reply(outcome))
                     del outcome
                 del taken, order, call  # release the values before waiting
+    worker_values().close()
 
 
 def modules_frame(modules: bytes) -> bytearray:

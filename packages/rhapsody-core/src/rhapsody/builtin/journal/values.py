@@ -38,6 +38,7 @@ from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
 from rhapsody.sdk.introspect import cached_properties, slots_of
+from rhapsody.sdk.worker_values import WorkerValue
 
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
@@ -278,6 +279,8 @@ class Values:
         elif isinstance(value, File):
             name = self._collector.input_name(value.filepath, value.filename)
             feed(_framed(b"f", f"{kind.__name__} {name}"))
+        elif isinstance(value, WorkerValue):
+            self._items(b"W", (value.factory, value.args, value.kwargs), feed)
         elif isinstance(value, PurePath):
             self._items(b"/", (kind, str(value)), feed)
         else:

@@ -39,6 +39,7 @@ from rhapsody.engine.functions.arguments import (
     KeptArguments,
     kept_arguments,
     may_be_consumed,
+    search,
     texts_in,
 )
 from rhapsody.engine.functions.task_function import TaskFunction
@@ -63,6 +64,7 @@ from rhapsody.sdk.generators import (
     names_attribute,
 )
 from rhapsody.sdk.runner import watching
+from rhapsody.sdk.worker_values import with_values
 from rhapsody.shells import stops_reading
 from rhapsody.staging.flow import FileFlow
 from rhapsody.staging.inputs import outcomes
@@ -197,6 +199,7 @@ class TaskBuilder:
                 if task.direct is backend and record.files is None and call.specific is None:
                     if not backend.dry:
                         self._check_arguments(record, backend)
+                        self._insert_values(record, backend)
                     return True
                 prepared = 0
             steps = self._steps_of(record)
@@ -312,6 +315,22 @@ class TaskBuilder:
                 )
             if record.kept is not None:
                 record.attempt.description["keep_arguments"] = record.kept.keep
+
+    def _insert_values(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Let a function in this process be called with values in place of handles.
+
+        Workers receive the values when they unpickle the handles.
+        """
+        call, description = record.call, record.attempt.description
+        function = description["function"]
+        if call.found is None or not call.found.handles or function is None:
+            return
+        if backend.shares_memory and not backend.dry:
+            found = call.found
+            if not found.is_flat:  # the containers have been copied
+                found = search(description["args"], description["kwargs"]) or found
+            handles, fill = found.handles, found.fill
+            description["function"] = with_values(function, handles, fill, self._uid)
 
     def _check_iterators(self, record: TaskRecord, futures: Iterable[asyncio.Future[Any]]) -> None:
         """Raise a `TypeError` if another task has received an iterator of a dependency."""
@@ -782,6 +801,7 @@ STEPS: Final[Steps] = (
     TaskBuilder._complete_arguments,
     TaskBuilder._check_arguments,
     TaskBuilder._look_up,
+    TaskBuilder._insert_values,
     TaskBuilder._require_time,
     TaskBuilder._make_missing,
     TaskBuilder._wrap_command,
@@ -789,7 +809,11 @@ STEPS: Final[Steps] = (
 )
 """Steps between a task's turn in the queue of a backend and its submission, in order."""
 
-OF_FUNCTIONS: Final = (TaskBuilder._complete_arguments, TaskBuilder._check_arguments)
+OF_FUNCTIONS: Final = (
+    TaskBuilder._complete_arguments,
+    TaskBuilder._check_arguments,
+    TaskBuilder._insert_values,
+)
 OF_COMMANDS: Final = (TaskBuilder._build_command, TaskBuilder._wrap_command)
 OF_FILES: Final = (
     TaskBuilder._find_files,

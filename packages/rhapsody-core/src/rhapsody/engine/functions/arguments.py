@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
 from rhapsody.sdk.introspect import cached_properties
+from rhapsody.sdk.worker_values import WorkerValue
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import Declaration, TaskFuture
 
@@ -37,7 +38,7 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 """Types that contain no futures or files."""
 
 
-IMMUTABLE = PLAIN - {bytearray}
+IMMUTABLE = PLAIN - {bytearray} | {WorkerValue}
 """Types whose instances cannot change in place."""
 
 EXACT = frozenset({list, tuple, dict, set})
@@ -88,6 +89,7 @@ class ArgumentScan:
         outputs: The declared output files and directories.
         inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
         producers: The declared outputs that inputs stand for, by the `id` of each input.
+        handles: The handles of worker values.
         states: For a call without dependencies, the states of input files at the call, by the `id`
             of each input.
         destinations: The destinations of the outputs by name; `None` for those without. Empty for a
@@ -95,14 +97,15 @@ class ArgumentScan:
     """
 
     __slots__ = (
-        "_literals", "_touched", "destinations", "futures", "inexact", "inputs", "outputs",
-        "producers", "states",
+        "_literals", "_touched", "destinations", "futures", "handles", "inexact", "inputs",
+        "outputs", "producers", "states",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.futures: dict[asyncio.Future[Any], None] = {}
         self.inputs: list[InputFile] = []
         self.outputs: list[Output] = []
+        self.handles: list[WorkerValue[Any]] = []
         self.inexact: bool = False
         self.producers: Mapping[int, Declaration] = _NO_PRODUCERS
         self.states: Mapping[int, FileState] = _NO_STATES
@@ -111,7 +114,7 @@ class ArgumentScan:
         self._touched: set[int] = set()  # ids of the containers around futures and files
 
     def __bool__(self) -> bool:
-        return bool(self.futures or self.inputs or self.outputs or self._literals)
+        return bool(self.futures or self.inputs or self.outputs or self.handles or self._literals)
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Copy the containers in the arguments that contain futures or files, at any depth.
@@ -147,7 +150,8 @@ class ArgumentScan:
                 values of `literal` marks.
             replaced: The replacement of other objects, by their `id`. See `KeptArguments`.
         """
-        values.update((id(mark), mark.value) for mark in self._literals)
+        if self._literals:
+            values.update((id(mark), mark.value) for mark in self._literals)
         if replaced:
             values = {key: replaced.get(id(value), value) for key, value in values.items()}
             values |= replaced
@@ -158,6 +162,11 @@ class ArgumentScan:
             tuple(map(values.get, map(id, args), args)),
             {key: values.get(id(value), value) for key, value in kwargs.items()},
         )
+
+    @property
+    def is_flat(self) -> bool:
+        """True if all futures and files are arguments themselves, not items of containers."""
+        return not self._touched
 
     def leaves(self, value: Any) -> Iterator[Any]:
         """Yield the objects that the task receives in an argument, without files.
@@ -382,6 +391,8 @@ class _ArgumentSearch:
                 into.append(value)
         elif kind is literal:
             found._literals.append(value)
+        elif kind is WorkerValue:
+            found.handles.append(value)
         else:
             return self._visit_container(value)
         return True
