@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import LocalExecutionBackend, TaskLostError, WorkerValue, WorkflowEngine
+from rhapsody import InputFile, LocalExecutionBackend, TaskLostError, WorkerValue, WorkflowEngine
 from tests._support.scripted import within
 
 pytestmark = pytest.mark.asyncio
@@ -250,10 +250,18 @@ async def test_mistakes_are_refused_at_the_call() -> None:
 
         with pytest.raises(TypeError, match="argument 'scale' is a future; await it"):
             model(use(1))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"argument .scale. is .*pass the absolute path"):
+            model(InputFile("weights.txt"))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="missing a required argument: 'scale'"):
             model()  # type: ignore[call-arg]
         with pytest.raises(TypeError, match=r"argument 'scale' \(lock\) cannot be pickled"):
             await use(model(threading.Lock()))  # type: ignore[arg-type]
+        lock = threading.Lock()
+        locked = flow.worker_value(lambda: lock)
+        with pytest.raises(
+            TypeError, match=r"its function cannot be pickled: .*inside the function"
+        ):
+            await use(locked())
         with pytest.raises(TypeError, match="coroutine function"):
             flow.worker_value(asyncio.sleep)
         with pytest.raises(TypeError, match="expects a function, got 3"):

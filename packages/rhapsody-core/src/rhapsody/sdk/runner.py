@@ -1699,7 +1699,7 @@ class Received:
 
     def __init__(self, classes: ScriptClasses, forwards: bool, session: str = "") -> None:
         self.error: BaseException | None = None
-        self.session = session
+        self.session: str = session
         self._classes = classes
         self._forwards = forwards
         self._parts: dict[int, tuple[tuple[Any, ...], Any]] = {}

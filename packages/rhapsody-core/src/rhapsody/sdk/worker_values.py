@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, suppress
 from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from rhapsody.data import File
 from rhapsody.errors import describe_error
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.runner import CLASSES, dumps, worker_values
@@ -56,11 +57,11 @@ class WorkerValue(Generic[T]):
         *,
         per_thread: bool = False,
     ) -> None:
-        self.name = name
-        self.factory = factory
-        self.args = args
-        self.kwargs = kwargs
-        self.per_thread = per_thread
+        self.name: str = name
+        self.factory: Callable[..., Any] = factory
+        self.args: tuple[Any, ...] = args
+        self.kwargs: Mapping[str, Any] = kwargs
+        self.per_thread: bool = per_thread
 
     @cached_property
     def _packed(self) -> bytes:
@@ -74,7 +75,13 @@ class WorkerValue(Generic[T]):
                     f"worker value {self.name!r}: {part} ({type(value).__qualname__}) cannot be "
                     f"pickled: {describe_error(error)}; pass data that can be pickled"
                 ) from error
-        return dumps((self.factory, self.args, self.kwargs))
+        try:
+            return dumps((self.factory, self.args, self.kwargs))
+        except BaseException as error:  # it uses such an object
+            raise TypeError(
+                f"worker value {self.name!r}: its function cannot be pickled: "
+                f"{describe_error(error)}; create what cannot be pickled inside the function"
+            ) from error
 
     @property
     def size(self) -> int:
@@ -144,8 +151,8 @@ class WorkerValueFactory(Generic[P, T]):
                 f"worker_value expects a function or a generator function, got the coroutine "
                 f"function {factory!r}; call asyncio.run in a function"
             )
-        self.factory = factory
-        self.per_thread = per_thread
+        self.factory: Callable[P, Any] = factory
+        self.per_thread: bool = per_thread
         self.__doc__ = factory.__doc__
         self.__name__: str = getattr(factory, "__name__", type(factory).__name__)
 
@@ -153,7 +160,8 @@ class WorkerValueFactory(Generic[P, T]):
         """Return the handle of the value that the function builds with these arguments.
 
         Raises:
-            TypeError: An argument is a future, or the function does not accept the arguments.
+            TypeError: An argument is a future or a file, or the function does not accept the
+                arguments.
         """
         named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         for argument, value in named:
@@ -161,6 +169,11 @@ class WorkerValueFactory(Generic[P, T]):
                 raise TypeError(
                     f"worker value {self.__name__!r}: {argument_name(self.factory, argument)} is a "
                     "future; await it, and pass the result"
+                )
+            if isinstance(value, File):
+                raise TypeError(
+                    f"worker value {self.__name__!r}: {argument_name(self.factory, argument)} is "
+                    f"{value!r}; pass the absolute path of a file that the workers can read"
                 )
         with suppress(ValueError):  # a builtin without a signature
             inspect.signature(self.factory).bind(*args, **kwargs)
@@ -181,21 +194,27 @@ class WorkerValueDecorator(Protocol):
 
 
 def with_values(
-    function: Callable[..., Any], handles: list[WorkerValue[Any]], fill: Fill, session: str
+    function: Callable[..., Any],
+    handles: list[WorkerValue[Any]],
+    fill: Fill,
+    session: str,
+    *,
+    is_async: bool,
 ) -> Callable[..., Any]:
     """Return a function that is called with values in place of handles, in this process.
 
     Args:
-        function: The function, which may be a coroutine function.
+        function: The function.
         handles: The handles in the arguments.
         fill: Function that replaces the handles in arguments, by their `id`.
         session: See `rhapsody.sdk.runner.WorkerValues.close`.
+        is_async: True if it is a coroutine function.
     """
 
     def filled(args: Any, kwargs: Any) -> tuple[Any, Any]:
         return fill(args, kwargs, {id(each): each.value(session) for each in handles})
 
-    if is_async(function):
+    if is_async:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = await asyncio.to_thread(filled, args, kwargs)  # it may take long

@@ -329,8 +329,10 @@ class TaskBuilder:
             found = call.found
             if not found.is_flat:  # the containers have been copied
                 found = search(description["args"], description["kwargs"]) or found
-            handles, fill = found.handles, found.fill
-            description["function"] = with_values(function, handles, fill, self._uid)
+            is_async = call.task.task_kind == "async_function"
+            description["function"] = with_values(
+                function, found.handles, found.fill, self._uid, is_async=is_async
+            )
 
     def _check_iterators(self, record: TaskRecord, futures: Iterable[asyncio.Future[Any]]) -> None:
         """Raise a `TypeError` if another task has received an iterator of a dependency."""
