@@ -31,7 +31,7 @@ def engine(
 
 
 def log_in(directory: Path) -> Any:
-    """A function that appends a word and the process to a log."""
+    """Return a function that appends a word and the process id to a log."""
 
     def log(word: str) -> None:
         with open(directory / "log.txt", "a") as file:
@@ -41,7 +41,7 @@ def log_in(directory: Path) -> Any:
 
 
 def logged(directory: Path, word: str) -> list[str]:
-    """The processes that have logged a word."""
+    """Return the ids of the processes that have logged a word."""
     path = directory / "log.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.split()[1] for line in lines if line.split()[0] == word]
@@ -294,5 +294,5 @@ async def test_a_value_that_cannot_be_closed_is_reported(capsys: Any) -> None:
         assert [await use(twice()), await use(fails())] == [1, 1]
     printed = capsys.readouterr().err
     assert "worker value 'twice' could not be closed" in printed
-    assert "has yielded more than one value" in printed
+    assert "yielded more than one value" in printed
     assert "the disk is full" in printed

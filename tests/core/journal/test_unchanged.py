@@ -1,4 +1,4 @@
-"""Tests of values that can change in place, which are compared by their pickles."""
+"""Tests of the comparison of values that can change in place."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def f():
         main.AGENTS[1000].opinion = 5
         keys.begin()
         assert key_of(keys, main.f).digest != before
-        monkeypatch.setattr(unchanged, "MAX_SIZE", 10_000)  # it is large then
+        monkeypatch.setattr(unchanged, "MAX_SIZE", 10_000)  # then the value is large
         limited = keys_in(tmp_path)
         before = key_of(limited, main.f).digest
         main.AGENTS[1000].opinion = 6

@@ -355,27 +355,28 @@ class WorkflowEngine(OlderNames):
     def worker_value(
         self, factory: Any = _NO_FUNCTION, /, *, per: Literal["process", "thread"] = "process"
     ) -> Any:
-        """Decorate a function that builds a value which tasks share, such as a loaded model.
+        """Decorate a function that builds a value for many tasks, such as a loaded model.
 
-        A call of the decorated function returns a handle (`rhapsody.WorkerValue`). Function tasks
-        that receive the handle are called with the value, which each process builds once, when a
-        task first needs it: a worker that replaces a lost one builds it again. Tasks with other
-        GPUs in the same process have their own value. All tasks of a process see the same object,
-        including changes that other tasks have made to it.
+        Calling the decorated function returns a handle (`rhapsody.WorkerValue`). A function task
+        that receives the handle is called with the value. Each process builds the value once, when
+        a task first needs it; a worker that replaces a lost one builds it again. All tasks in a
+        process receive the same object, and see changes that other tasks have made to it. Tasks
+        with different GPUs do not share a value, even if they run in the same process.
 
         Args:
-            factory: A function that returns the value; or a generator function that yields it once,
-                or a function decorated with `contextlib.contextmanager`. What follows the `yield`
-                runs when the worker process ends, or the engine shuts down; it is not run if a
-                worker is killed.
-            per: `"process"`, or `"thread"` for objects that are not thread-safe.
+            factory: A function that returns the value, a generator function that yields it once, or
+                a function decorated with `contextlib.contextmanager`. The code after the `yield`
+                runs when the worker process ends or the engine shuts down, but not if the worker
+                is killed.
+            per: `"process"`, or `"thread"` to build a value for each thread, for objects that are
+                not thread-safe.
 
         Returns:
             The decorated function, or a decorator if only `per` is given.
 
         Raises:
-            TypeError: `factory` is not callable, or a coroutine function.
-            ValueError: `per` has another value.
+            TypeError: `factory` is not callable, or is a coroutine function.
+            ValueError: `per` is neither `"process"` nor `"thread"`.
         """
         if per not in ("process", "thread"):
             raise ValueError(f"per must be 'process' or 'thread', got {per!r}")

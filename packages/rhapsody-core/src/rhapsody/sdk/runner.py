@@ -601,11 +601,11 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _path_of_database(name: bytes) -> str:
-    """Return the path in a name or URI of an SQLite database (see https://sqlite.org/uri.html)."""
+    """Return the path in an SQLite database's name or URI (see https://sqlite.org/uri.html)."""
     if not name.startswith(b"file:"):
         return os.fsdecode(name)
     path = re.split(rb"[?#]", name.removeprefix(b"file:"))[0]
-    if path.startswith(b"//"):  # with a host, which is empty or "localhost"
+    if path.startswith(b"//"):  # with an authority: empty or "localhost"
         path = b"/" + path[2:].partition(b"/")[2]
     return os.fsdecode(
         re.sub(rb"%([0-9A-Fa-f]{2})", lambda each: bytes.fromhex(each[1].decode()), path)
@@ -1399,14 +1399,15 @@ It is not the name of this file, which may be sent to a worker that cannot impor
 GPU_VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
 )  # fmt: skip
-"""Environment variables that choose the GPUs of a call. Calls with other GPUs share no values."""
+"""Environment variables that choose the GPUs of a call. Calls share values only if these agree."""
 
 
 class WorkerValues:
     """Values that calls in this process share; see `rhapsody.WorkerValue`. Thread-safe.
 
     Attributes:
-        handle: The class of handles, in the program.
+        handle: The class of handles, `rhapsody.WorkerValue`, set by its module; `None` if that has
+            not been imported.
     """
 
     def __init__(self) -> None:
@@ -1426,14 +1427,14 @@ class WorkerValues:
         call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]],
         session: str,
     ) -> Any:
-        """Return a value, which is built first if no call has used it in this process.
+        """Return a value; build it if this process has not built it yet.
 
         Args:
-            key: The key of the factory and its arguments.
+            key: The digest of the pickled factory and its arguments.
             name: The name of the factory, for messages.
             per_thread: True to share the value only with calls on the same thread.
             call: Function that returns the factory and its arguments.
-            session: The name for `close`.
+            session: The name of the session that uses the value; see `close`.
 
         Returns:
             The value.
@@ -1450,7 +1451,7 @@ class WorkerValues:
         return kept.value_of(call)
 
     def close(self, session: str | None = None) -> None:
-        """Close the values that no other session uses, the last one first.
+        """Close the values that only this session has used, in reverse order of their creation.
 
         Args:
             session: The name of the session; `None` to close all values.
@@ -1472,7 +1473,7 @@ class _Kept:
         name: The name of its factory, for messages.
 
     Attributes:
-        number: The number of the value among those that were built in this process.
+        number: The position in the order in which values were built; 0 before the value is built.
         sessions: The sessions whose calls have used the value.
     """
 
@@ -1491,7 +1492,7 @@ class _Kept:
     def value_of(
         self, call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
     ) -> Any:
-        """Return the value; build it if this has not been done."""
+        """Return the value; build it if it has not been built yet."""
         if self._built:
             return self._value
         with self._lock:
@@ -1499,7 +1500,7 @@ class _Kept:
                 try:
                     factory, args, kwargs = call()
                     self._value, self._end = _entered(factory(*args, **kwargs))
-                except BaseException as error:  # it fails only the call
+                except BaseException as error:  # only the call fails
                     _add_note(error, f"while worker value {self._name!r} was built")
                     raise
                 self.number = next(self._numbers)
@@ -1507,26 +1508,26 @@ class _Kept:
             return self._value
 
     def close(self) -> None:
-        """Run what the factory has left to do, and drop the value."""
+        """Run the rest of the factory, and drop the value."""
         with self._lock:
             end, self._end, self._value, self._built = self._end, None, None, False
         if end is not None:
             try:
                 end()
-            except BaseException:  # the others are to be closed, too
+            except BaseException:  # the other values must be closed, too
                 sys.stderr.write(f"worker value {self._name!r} could not be closed:\n")
                 traceback.print_exc()
 
 
 def _entered(made: Any) -> tuple[Any, Callable[[], object] | None]:
-    """Return the value that a factory has returned or yielded, and how to close it."""
+    """Return the value that a factory returned or yielded, and the function to close it, if any."""
     if isinstance(made, GeneratorType):
         for value in made:
             return value, partial(_finish, made)
         raise RuntimeError("the generator function ended before it yielded a value")
     if isinstance(made, AbstractContextManager) and isinstance(
         getattr(made, "gen", None), GeneratorType
-    ):  # of `contextlib.contextmanager`; other objects are values, such as connections
+    ):  # of `contextlib.contextmanager`; others, such as connections, are values themselves
         return made.__enter__(), partial(made.__exit__, None, None, None)
     return made, None
 
@@ -1534,7 +1535,7 @@ def _entered(made: Any) -> tuple[Any, Callable[[], object] | None]:
 def _finish(generator: GeneratorType[Any, Any, Any]) -> None:
     for _ in generator:
         generator.close()
-        raise RuntimeError("the generator function has yielded more than one value")
+        raise RuntimeError("the generator function yielded more than one value")
 
 
 class ScriptClasses:

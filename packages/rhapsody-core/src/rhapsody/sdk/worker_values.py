@@ -1,8 +1,9 @@
-"""Values that are built where tasks use them, once for each process.
+"""Values that are built where tasks use them, once in each process.
 
-The program only has handles of these values. A task that receives a handle as an argument is called
-with the value. In a worker, unpickling the handle returns the value; `rhapsody.sdk.runner` keeps
-it. For functions in the process of the program, `with_values` replaces the handles.
+The program only holds handles of these values. A task that receives a handle as an argument is
+called with the value. In a worker, unpickling the handle returns the value, which
+`rhapsody.sdk.runner` keeps. For functions that run in the program's own process, `with_values`
+replaces the handles.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ Fill = Callable[[tuple[Any, ...], dict[str, Any], dict[int, Any]], tuple[Any, An
 class WorkerValue(Generic[T]):
     """Handle of a value that each worker process builds once, when a task first needs it.
 
-    Created by calling a function that was decorated with `WorkflowEngine.worker_value`. Handles of
-    the same factory with the same arguments are equal, and stand for the same value.
+    Calling a function that was decorated with `WorkflowEngine.worker_value`, the factory, returns a
+    handle. Handles of the same factory with the same arguments are equal, and stand for the same
+    value.
 
     A function task that receives the handle is called with the value instead. Lists, tuples, dicts,
-    sets, named tuples and dataclasses in the arguments may contain handles, as they may contain
-    futures. Blocks and functions that return commands receive the handle itself.
+    sets, named tuples and dataclasses in the arguments may contain handles, just as they may
+    contain futures. Blocks and functions that return commands receive the handle itself.
 
     Attributes:
         name: The name of the factory.
@@ -77,18 +79,18 @@ class WorkerValue(Generic[T]):
                 ) from error
         try:
             return dumps((self.factory, self.args, self.kwargs))
-        except BaseException as error:  # it uses such an object
+        except BaseException as error:  # it uses an object that cannot be pickled
             raise TypeError(
                 f"worker value {self.name!r}: its function cannot be pickled: "
-                f"{describe_error(error)}; create what cannot be pickled inside the function"
+                f"{describe_error(error)}; create such objects inside the function"
             ) from error
 
     @property
     def size(self) -> int:
-        """The size in bytes of what a worker receives; very large if it cannot be pickled."""
+        """The size in bytes of what a worker receives; `sys.maxsize` if it cannot be pickled."""
         try:
             return len(self._packed)
-        except TypeError:  # reported by the backend
+        except TypeError:  # the backend reports it
             return sys.maxsize
 
     @cached_property
@@ -96,7 +98,7 @@ class WorkerValue(Generic[T]):
         return hashlib.blake2b(self._packed, digest_size=16).digest()
 
     def value(self, session: str) -> Any:
-        """Return the value in this process; build it if this has not been done.
+        """Return the value in this process; build it if this process has not built it yet.
 
         Args:
             session: See `rhapsody.sdk.runner.WorkerValues.close`.
@@ -175,7 +177,7 @@ class WorkerValueFactory(Generic[P, T]):
                     f"worker value {self.__name__!r}: {argument_name(self.factory, argument)} is "
                     f"{value!r}; pass the absolute path of a file that the workers can read"
                 )
-        with suppress(ValueError):  # a builtin without a signature
+        with suppress(ValueError):  # a built-in function without a signature
             inspect.signature(self.factory).bind(*args, **kwargs)
         return WorkerValue(self.__name__, self.factory, args, kwargs, per_thread=self.per_thread)
 
@@ -201,14 +203,15 @@ def with_values(
     *,
     is_async: bool,
 ) -> Callable[..., Any]:
-    """Return a function that is called with values in place of handles, in this process.
+    """Return a function that calls another one in this process, with values instead of handles.
 
     Args:
-        function: The function.
+        function: The function to call.
         handles: The handles in the arguments.
-        fill: Function that replaces the handles in arguments, by their `id`.
+        fill: Function that replaces the handles in the arguments, given the values by the `id` of
+            each handle.
         session: See `rhapsody.sdk.runner.WorkerValues.close`.
-        is_async: True if it is a coroutine function.
+        is_async: True if `function` is a coroutine function.
     """
 
     def filled(args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -217,7 +220,7 @@ def with_values(
     if is_async:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = await asyncio.to_thread(filled, args, kwargs)  # it may take long
+            args, kwargs = await asyncio.to_thread(filled, args, kwargs)  # building may take long
             return await function(*args, **kwargs)
 
         return call
@@ -230,7 +233,7 @@ def with_values(
 
 
 def _replaced(value: Any, session: str) -> Any:
-    """Return an argument of a factory, with values in place of handles."""
+    """Return an argument of a factory, with values instead of handles."""
     if isinstance(value, WorkerValue):
         return value.value(session)
     if type(value) in (list, tuple):

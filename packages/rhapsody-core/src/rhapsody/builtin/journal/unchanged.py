@@ -1,9 +1,9 @@
 """Comparison of a value that can change in place with its former state.
 
 Digests are computed in Python, which takes microseconds for each object in a value. Most values
-have not changed when they are compared, so their pickles are compared first, which C code makes.
-Equal pickles mean that nothing has changed; after different ones, which may also come from another
-order or from equal objects that were replaced, digests decide.
+have not changed when they are compared, so their pickles, which C code creates, are compared first.
+If the pickles are equal, nothing has changed. If they differ, which may also be due to another
+order or to objects that were replaced by equal ones, the digests are compared.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Any
 from rhapsody.builtin.journal.values import DIGEST_SIZE, LARGE_VALUE, Values
 
 MIN_SIZE = 100
-"""Size, as in `Values.size`, from which a value is pickled."""
+"""Size, as in `Values.size`, from which values are compared by their pickles."""
 
 MAX_SIZE = 20 * LARGE_VALUE
-"""Size from which a value is not compared, although it can be pickled."""
+"""Size from which a value is not compared, even if it can be pickled."""
 
 _LIBRARIES = frozenset(
     ("collections", "datetime", "decimal", "fractions", "ipaddress", "numpy", "pathlib", "uuid")
 )
-"""Modules whose classes pickle all that their digests contain."""
+"""Modules whose objects have pickles that contain everything in their digests."""
 
 
 class Unchanged:
-    """Value with its digest.
+    """Value that can change in place, with its digest from an earlier time.
 
     Args:
         value: The value.
-        digest: Its digest, with `whole=False`; see `Values.digest`.
-        size: Its size; see `Values.size`.
+        digest: The digest of the value, with `whole=False`; see `Values.digest`.
+        size: The size of the value; see `Values.size`.
     """
 
     __slots__ = ("_digest", "_pickled", "_value")
@@ -49,14 +49,14 @@ class Unchanged:
 
     @property
     def is_quick(self) -> bool:
-        """True if pickles of the value can be compared."""
+        """True if the value is compared by its pickle first."""
         return self._pickled is not None
 
     def is_true(self, values: Values) -> bool:
         """Return True if the value has not changed.
 
         Raises:
-            UnhashableError: The value has no digest any more.
+            UnhashableError: The value no longer has a digest.
         """
         if self._pickled is None:
             return values.digest(self._value, whole=False) == self._digest
@@ -69,17 +69,17 @@ class Unchanged:
 
 
 def _pickled(value: object) -> bytes | None:
-    """Return the digest of a value's pickle, or `None` if it may not contain all of the value."""
+    """Return the digest of a value's pickle, or `None` if the pickle may be incomplete."""
     stream = _Hash()
     try:
         _StatePickler(stream, 5).dump(value)
-    except Exception:  # an object of a class that is not known, or of which pickling fails
+    except Exception:  # an object that is refused or cannot be pickled
         return None
     return stream.made.digest()
 
 
 class _Hash(io.RawIOBase):
-    """File that keeps only the digest of what is written to it."""
+    """Writable file that keeps only the digest of its content."""
 
     def __init__(self) -> None:
         self.made = hashlib.blake2b(digest_size=DIGEST_SIZE)
@@ -93,12 +93,12 @@ class _Hash(io.RawIOBase):
 
 
 class _StatePickler(pickle.Pickler):
-    """Pickler that refuses objects whose pickle may not contain all that their digest contains."""
+    """Pickler that refuses objects whose pickles may lack something that their digests contain."""
 
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
         if kind is BuiltinFunctionType and isinstance(value.__self__, ModuleType):
-            return NotImplemented  # by its name
+            return NotImplemented  # it is pickled by its name
         if not _is_complete(kind) or (isinstance(value, enum.Enum) and _has_state(value)):
             raise TypeError(f"{kind.__qualname__} is not compared by its pickle")
         return NotImplemented
@@ -110,7 +110,7 @@ def _is_complete(kind: type) -> bool:
         return True
     get_state: Any = getattr(kind, "__getstate__", None)
     plain = get_state is getattr(object, "__getstate__", None)
-    plain = plain or getattr(get_state, "__module__", "") == dataclasses.__name__  # with slots
+    plain = plain or getattr(get_state, "__module__", "") == dataclasses.__name__  # slots=True
     usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     return plain and usual and not issubclass(kind, BaseException)
 
