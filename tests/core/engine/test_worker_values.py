@@ -205,6 +205,36 @@ async def test_another_factory_or_argument_makes_a_task_run_again(
     assert runs == [(3, 0), (3, 1), (4, 0), (31, 0)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_file_that_the_factory_opens_counts_for_all_tasks_with_the_value(
+    kind: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights, log = tmp_path / "weights.txt", log_in(tmp_path)
+
+    async def run() -> list[int]:
+        options = {"journal": tmp_path / "run.sqlite", "resume": True}
+        async with engine(kind, workers=1, **options) as flow:
+
+            @flow.worker_value
+            def model() -> int:
+                return int(Path("weights.txt").read_text())
+
+            @flow.function_task
+            def use(number: int, net: int) -> int:
+                log("use")
+                return number * net
+
+            net = model()
+            return [await use(number, net) for number in range(3)]
+
+    for text, result, uses in (("2", [0, 2, 4], 3), ("2", [0, 2, 4], 3), ("5", [0, 5, 10], 6)):
+        if not weights.exists() or weights.read_text() != text:
+            weights.write_text(text)
+        assert await run() == result
+        assert len(logged(tmp_path, "use")) == uses
+
+
 async def test_blocks_and_commands_receive_the_handle() -> None:
     async with engine("thread") as flow:
 
@@ -262,7 +292,7 @@ async def test_mistakes_are_refused_at_the_call() -> None:
             TypeError, match=r"its function cannot be pickled: .*inside the function"
         ):
             await use(locked())
-        with pytest.raises(TypeError, match="coroutine function"):
+        with pytest.raises(TypeError, match="asynchronous function"):
             flow.worker_value(asyncio.sleep)
         with pytest.raises(TypeError, match="expects a function, got 3"):
             flow.worker_value(3)  # type: ignore[call-overload]

@@ -1390,7 +1390,8 @@ _own = _Own()
 
 
 CLASSES = "_rhapsody_classes"
-"""Name of a module that contains the functions to which pickles refer for classes of the script.
+"""Name of a module that contains the functions to which pickles refer for classes of the script and
+for worker values.
 
 It is not the name of this file, which may be sent to a worker that cannot import Rhapsody.
 """
@@ -1477,7 +1478,7 @@ class _Kept:
         sessions: The sessions whose calls have used the value.
     """
 
-    __slots__ = ("_built", "_end", "_lock", "_name", "_value", "number", "sessions")
+    __slots__ = ("_built", "_end", "_lock", "_name", "_opened", "_value", "number", "sessions")
     _numbers = itertools.count(1)
 
     def __init__(self, name: str) -> None:
@@ -1486,6 +1487,7 @@ class _Kept:
         self._built = False
         self._value: Any = None
         self._end: Callable[[], object] | None = None
+        self._opened: dict[str, str] = {}  # as in `watch_files`, while it was built
         self.number = 0
         self.sessions: set[str] = set()
 
@@ -1493,19 +1495,28 @@ class _Kept:
         self, call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
     ) -> Any:
         """Return the value; build it if it has not been built yet."""
-        if self._built:
-            return self._value
-        with self._lock:
+        watch = _watches.get()
+        with nullcontext() if self._built else self._lock:
             if not self._built:
+                before = {} if watch is None else watch.paths.copy()
                 try:
                     factory, args, kwargs = call()
                     self._value, self._end = _entered(factory(*args, **kwargs))
                 except BaseException as error:  # only the call fails
                     _add_note(error, f"while worker value {self._name!r} was built")
                     raise
+                if watch is not None:
+                    self._opened = {
+                        path: use
+                        for path, use in watch.paths.items()
+                        if path not in before and path != STARTED and use != WRITTEN
+                    }
                 self.number = next(self._numbers)
                 self._built = True
-            return self._value
+        if watch is not None:  # each call has used what the value was built from
+            for path, use in self._opened.items():
+                watch.paths.setdefault(path, use)
+        return self._value
 
     def close(self) -> None:
         """Run the rest of the factory, and drop the value."""

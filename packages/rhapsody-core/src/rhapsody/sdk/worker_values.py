@@ -150,7 +150,7 @@ class WorkerValueFactory(Generic[P, T]):
             raise TypeError(f"worker_value expects a function, got {factory!r}")
         if is_async(factory) or inspect.isasyncgenfunction(factory):
             raise TypeError(
-                f"worker_value expects a function or a generator function, got the coroutine "
+                f"worker_value expects a function or a generator function, got the asynchronous "
                 f"function {factory!r}; call asyncio.run in a function"
             )
         self.factory: Callable[P, Any] = factory
@@ -217,10 +217,14 @@ def with_values(
     def filled(args: Any, kwargs: Any) -> tuple[Any, Any]:
         return fill(args, kwargs, {id(each): each.value(session) for each in handles})
 
+    per_thread = any(each.per_thread for each in handles)
     if is_async:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = await asyncio.to_thread(filled, args, kwargs)  # building may take long
+            if per_thread:
+                args, kwargs = filled(args, kwargs)
+            else:  # building may take long
+                args, kwargs = await asyncio.to_thread(filled, args, kwargs)
             return await function(*args, **kwargs)
 
         return call

@@ -44,8 +44,8 @@ DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
 
 LARGE_VALUE = 10_000
-"""Size, as in `Values.size`, from which a value is digested only once per run, except arguments and
-their default values."""
+"""Size, as in `Values.size`, from which a value is digested only once per run, except arguments,
+their default values, and values that can be compared by their pickles (see `unchanged`)."""
 
 MAX_PATH_LENGTH = 4096
 """Maximum number of characters in a path (Linux's `PATH_MAX`)."""

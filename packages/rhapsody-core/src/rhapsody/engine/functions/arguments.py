@@ -1,4 +1,4 @@
-"""Futures and files in a call's arguments: found at the call, replaced when the task runs.
+"""Futures, files and handles in a call's arguments: found at the call, replaced when the task runs.
 
 Only exact lists, tuples, dicts, sets and defaultdicts, named tuples and the `init` fields of
 dataclasses are searched. This module does not depend on tasks or backends.
@@ -343,10 +343,10 @@ def kept_arguments(
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
-    """Find the futures and files in a call's arguments.
+    """Find the futures, files and handles of worker values in a call's arguments.
 
     Returns:
-        The futures and files, or `None` if there are none.
+        What was found, or `None` if there is nothing.
 
     Raises:
         TypeError: A future is a key of a dict, or in a container that is not searched.
