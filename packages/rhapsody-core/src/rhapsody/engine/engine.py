@@ -772,7 +772,7 @@ class WorkflowEngine(OlderNames):
         runtime = self._runtime
         runtime.scheduler.closing = True
         self._problems = await runtime.stop_everything(skip_backends=skip_backends)
-        await in_thread(worker_values().close, self.uid)
+        await self._close_values()
         if not runtime.scheduler.interrupted:
             self._still_running = runtime.settle_everything()
         shown = _last_shown()
@@ -781,6 +781,15 @@ class WorkflowEngine(OlderNames):
         failed = failed or has_shown
         self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
         await runtime.stager.close(well=self._well)
+
+    async def _close_values(self) -> None:
+        """Close the worker values that only this engine's tasks have used in this process."""
+        values = worker_values()
+        if values.used_by(self.uid):
+            try:
+                await in_thread(values.close, self.uid)
+            except RuntimeError:  # no more threads can be started
+                values.close(self.uid)
 
     def _settle(self) -> None:
         """Settle the remaining futures, create the summary and call the last hooks."""

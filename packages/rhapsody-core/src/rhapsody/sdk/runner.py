@@ -1451,6 +1451,11 @@ class WorkerValues:
             kept.sessions.add(session)
         return kept.value_of(call)
 
+    def used_by(self, session: str) -> bool:
+        """Return True if calls of a session have used a value."""
+        with self._lock:
+            return any(session in kept.sessions for kept in self._kept.values())
+
     def close(self, session: str | None = None) -> None:
         """Close the values that only this session has used, in reverse order of their creation.
 
