@@ -41,14 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody import TaskDescription
-from rhapsody.sdk import (
-    Program,
-    Reaper,
-    Runner,
-    TaskProgram,
-    task_environment,
-    worker_values,
-)
+from rhapsody.sdk import Program, Reaper, Runner, TaskProgram, task_environment, worker_values
 from rhapsody_psij.jobs import TERMINATION
 
 CHECK_INTERVAL = 2.0

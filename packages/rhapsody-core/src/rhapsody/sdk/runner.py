@@ -1403,6 +1403,10 @@ GPU_VARIABLES = (
 """Environment variables that choose the GPUs of a call. Calls share values only if these agree."""
 
 
+Build = Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
+"""Function that returns the factory of a worker value and the factory's arguments."""
+
+
 class WorkerValues:
     """Values that calls in this process share; see `rhapsody.WorkerValue`. Thread-safe.
 
@@ -1425,7 +1429,7 @@ class WorkerValues:
         key: bytes,
         name: str,
         per_thread: bool,
-        call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]],
+        build: Build,
         session: str,
     ) -> Any:
         """Return a value; build it if this process has not built it yet.
@@ -1434,7 +1438,7 @@ class WorkerValues:
             key: The digest of the pickled factory and its arguments.
             name: The name of the factory, for messages.
             per_thread: True to share the value only with calls on the same thread.
-            call: Function that returns the factory and its arguments.
+            build: Function that returns the factory and its arguments.
             session: The name of the session that uses the value; see `close`.
 
         Returns:
@@ -1449,7 +1453,7 @@ class WorkerValues:
             if kept is None:
                 kept = self._kept[place] = _Kept(name)
             kept.sessions.add(session)
-        return kept.value_of(call)
+        return kept.value_of(build)
 
     def used_by(self, session: str) -> bool:
         """Return True if calls of a session have used a value."""
@@ -1496,16 +1500,14 @@ class _Kept:
         self.number = 0
         self.sessions: set[str] = set()
 
-    def value_of(
-        self, call: Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
-    ) -> Any:
+    def value_of(self, build: Build) -> Any:
         """Return the value; build it if it has not been built yet."""
         watch = _watches.get()
         with nullcontext() if self._built else self._lock:
             if not self._built:
                 before = {} if watch is None else watch.paths.copy()
                 try:
-                    factory, args, kwargs = call()
+                    factory, args, kwargs = build()
                     self._value, self._end = _entered(factory(*args, **kwargs))
                 except BaseException as error:  # only the call fails
                     _add_note(error, f"while worker value {self._name!r} was built")
@@ -1814,7 +1816,7 @@ def _classes_module() -> ModuleType:
         if received is None:  # in the program, for example in a result
             return values.handle(name, *loads(packed), per_thread=per_thread)
 
-        def call() -> Any:
+        def build() -> Any:
             now.received = received
             try:
                 return loads(packed)
@@ -1823,7 +1825,7 @@ def _classes_module() -> ModuleType:
 
         now.received = None  # the factory may unpickle other results
         try:
-            return values.take(key, name, per_thread, call, received.session)
+            return values.take(key, name, per_thread, build, received.session)
         except BaseException as error:
             received.error = error
             raise

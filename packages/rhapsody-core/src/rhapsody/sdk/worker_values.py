@@ -104,15 +104,12 @@ class WorkerValue(Generic[T]):
             session: See `rhapsody.sdk.runner.WorkerValues.close`.
         """
         return worker_values().take(
-            self._key, self.name, self.per_thread, partial(self._call, session), session
+            self._key, self.name, self.per_thread, partial(self._build, session), session
         )
 
-    def _call(self, session: str) -> tuple[Callable[..., Any], Any, Any]:
-        return (
-            self.factory,
-            _replaced(self.args, session),
-            _replaced(dict(self.kwargs), session),
-        )
+    def _build(self, session: str) -> tuple[Callable[..., Any], Any, Any]:
+        args, kwargs = _replaced([self.args, dict(self.kwargs)], session)
+        return self.factory, args, kwargs
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, WorkerValue):
@@ -150,7 +147,7 @@ class WorkerValueFactory(Generic[P, T]):
             raise TypeError(f"worker_value expects a function, got {factory!r}")
         if is_async(factory) or inspect.isasyncgenfunction(factory):
             raise TypeError(
-                f"worker_value expects a function or a generator function, got the asynchronous "
+                "worker_value expects a function or a generator function, got the asynchronous "
                 f"function {factory!r}; call asyncio.run in a function"
             )
         self.factory: Callable[P, Any] = factory

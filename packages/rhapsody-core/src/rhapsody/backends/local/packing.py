@@ -129,7 +129,7 @@ class Specs:
 def is_small(
     values: Iterable[Any], left: int = MAX_INLINE_SIZE, depth: int = MAX_INLINE_DEPTH
 ) -> int:
-    """Check that values are small and consist only of values of built-in types, and handles.
+    """Check that values are small, and consist only of built-in types and handles.
 
     Returns:
         The number of bytes that remain of `left` after subtracting the size of the values. 0 if

@@ -208,8 +208,7 @@ class TaskBuilder:
                 if paused is not None:
                     after = number + 1 if paused.then is None else steps.index(paused.then)
                     record.attempt.prepared = after
-                    if paused is not _QUEUED_AGAIN:
-                        self._pause(record, backend, paused)
+                    self._pause(record, backend, paused)
                     return False
             record.attempt.prepared = len(steps)
         except KeyboardInterrupt:
@@ -317,7 +316,7 @@ class TaskBuilder:
                 record.attempt.description["keep_arguments"] = record.kept.keep
 
     def _insert_values(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Let a function in this process be called with values in place of handles.
+        """Replace handles of worker values in the arguments of a function in this process.
 
         Workers receive the values when they unpickle the handles.
         """

@@ -165,7 +165,7 @@ class ArgumentScan:
 
     @property
     def is_flat(self) -> bool:
-        """True if all futures and files are arguments themselves, not items of containers."""
+        """True if futures, files and handles are arguments themselves, not items of containers."""
         return not self._touched
 
     def leaves(self, value: Any) -> Iterator[Any]:
