@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from filecmp import cmp as same
@@ -720,7 +721,7 @@ async def test_a_source_file_that_a_function_opens_as_data_counts(here: Path, ba
     def parameters() -> Any:
         note("parameters")
         rate = Path("data/rate.py").read_text().removeprefix("rate = ")
-        with open("data/more.py") as file:
+        with tokenize.open("data/more.py") as file:
             return int(rate), file.read()
 
     for rate, more, runs in ((1, "1", 1), (1, "1", 1), (2, "1", 2), (2, "2", 3), (2, "2", 3)):

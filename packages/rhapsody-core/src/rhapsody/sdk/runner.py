@@ -560,7 +560,9 @@ def _reads_code(frame: FrameType) -> bool:
     """Return True if the code of a frame is that of `import`, or of tracebacks and `inspect`."""
     if frame.f_code.co_filename.startswith("<frozen importlib"):
         return True
-    return frame.f_globals.get("__name__") in ("linecache", "tokenize")
+    if frame.f_globals.get("__name__") == "tokenize" and frame.f_back is not None:
+        frame = frame.f_back  # `linecache` calls `tokenize.open`
+    return frame.f_globals.get("__name__") == "linecache"
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
