@@ -503,6 +503,34 @@ async def test_a_relative_path_counts_with_the_current_directory(
     assert ran() == {"content": 2 + len(directories)}
 
 
+@pytest.mark.parametrize(
+    "form", ["subprocess.check_output(['cat', 'name.txt'], text=True)",
+             "subprocess.getoutput('cat name.txt')",
+             "Path('name.txt').absolute().read_text()"]
+)  # fmt: skip
+async def test_a_program_that_changes_its_directory_for_each_case(
+    form: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space: dict[str, Any] = {"__name__": "made", "subprocess": subprocess, "os": os, "Path": Path}
+    exec(f"def content():\n    return {form}\n", space)
+
+    async def contents(names: str) -> list[Any]:
+        monkeypatch.chdir(here)
+        async with engine(resume=True) as flow:
+            task, found = flow.function_task(space["content"]), []
+            for name in names:
+                monkeypatch.chdir(here / name)
+                found.append(await task())
+        monkeypatch.chdir(here)
+        return found
+
+    for name in "abc":
+        (here / name).mkdir()
+        (here / name / "name.txt").write_text(name)
+    assert await contents("ab") == ["a", "b"]
+    assert await contents("cab") == ["c", "a", "b"]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_the_current_directory_counts_only_for_relative_paths(
     here: Path, monkeypatch: pytest.MonkeyPatch, backend: str
@@ -514,16 +542,16 @@ async def test_the_current_directory_counts_only_for_relative_paths(
         options = {"observers": [journal], "backend": BACKENDS[backend]()}
         async with WorkflowEngine.create(work_dir=here / "work", **options) as flow:
             task = flow.function_task(lambda path: Path(path, "name.txt").read_text())
-            found = [await task("."), await task(here / "a"), str(flow.stats.recorded)]
+            found = [await task("."), await task(here / "c"), str(flow.stats.recorded)]
         journal.end("done")
         return found
 
-    for name in "ab":
+    for name in "abc":
         (here / name).mkdir()
         (here / name / "name.txt").write_text(name)
-    assert await values(here / "a") == ["a", "a", "0"]
-    assert await values(here / "a") == ["a", "a", "2"]
-    assert await values(here / "b") == ["b", "a", "1"]
+    assert await values(here / "a") == ["a", "c", "0"]
+    assert await values(here / "a") == ["a", "c", "2"]
+    assert await values(here / "b") == ["b", "c", "1"]
 
 
 async def test_a_file_that_another_task_writes_again_counts(here: Path) -> None:

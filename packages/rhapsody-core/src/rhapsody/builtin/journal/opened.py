@@ -143,6 +143,7 @@ class OpenedFiles:
             loaded.update(*(self._scripts.loaded(path, search) for path in [*opened, *known]))
             opened |= dict.fromkeys(loaded.difference(opened), READ)
         states = {}
+        here, depends = os.path.join(directory, ""), STARTED in opened
         for path in map(os.path.abspath, trees):
             if os.path.isdir(path) and (state := self._tree(path, start)) is not None:
                 states[f"{self._program.portable(path).removeprefix(TOP)}{os.sep}"] = state
@@ -163,9 +164,12 @@ class OpenedFiles:
                         "nothing writes to it, or declare what the task writes as OutputFile"
                     )
             states[name] = self._state(path, about)
-            inside = not name.startswith(_CURRENT)
-            if path in relative and (inside or os.path.join(directory, "") != self._current):
-                states[_DIRECTORY] = self._portable_current(directory)
+            if path in relative:
+                depends = depends or not name.startswith(_CURRENT) or here != self._current
+            elif here != self._current:  # a library may have made a relative path absolute
+                depends = depends or f"{path}{os.sep}".startswith(here)
+        if depends:
+            states[_DIRECTORY] = self._portable_current(directory)
         if STARTED in opened:
             names = set(filter(None, map(self._name, loaded)))
             states[_LOADED] = "\n".join(sorted(names.difference(states)))

@@ -490,11 +490,12 @@ class _ScopedTree:
 
     def _decides(self, test: ast.AST, container: str) -> bool:
         """Return True if code sets an item of a container because of a test."""
-        while isinstance(test, ast.expr):
-            test = self._above[test]
-        return isinstance(test, ast.If) and any(
+        above: ast.AST | None = test
+        while isinstance(above, ast.expr):  # `None` above the body of a lambda
+            above = self._above.get(above)
+        return isinstance(above, ast.If) and any(
             isinstance(each, ast.Assign) and _sets_item_of(each, container)
-            for each in ast.walk(test)
+            for each in ast.walk(above)
         )
 
     def _changes(self, node: ast.AST) -> bool:
