@@ -243,7 +243,7 @@ def benchmarks(session: nox.Session) -> None:
     """
     if "--smoke" in session.posargs:
         session.install(*sources("core", "wfcommons", "otel", "simulated"), *tools("core"))
-        scripts = "journal observer otel history instructions compare scale"
+        scripts = "journal observer otel history instructions compare scale worker_values"
         for script in scripts.split():
             session.run("python", f"benchmarks/{script}.py", "--smoke")
     else:

@@ -14,7 +14,10 @@ send it chains in batches, with at most two requests at a time. In the same roun
 trained on all results so far. When it is ready and the old model has answered its last request, the
 next model replaces the old one.
 
+With `--without-server`, each worker loads the model once instead, and the tasks call it directly.
+
     python examples/lattice_proteins.py                  # in worker processes, one per core
+    python examples/lattice_proteins.py --without-server
     rhapsody run examples/lattice_proteins.py -b NAME    # on any backend
 
 Requires scikit-learn: `pip install scikit-learn`.
@@ -31,8 +34,12 @@ import random
 import sys
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 SERVER = Path(__file__).with_name("model_server.py")
 LENGTH = 12  # amino acids in a chain
@@ -94,6 +101,19 @@ def ask(server: tuple[str, int], prompts: list[str]) -> list[float]:
         return [float(choice["text"]) for choice in json.load(reply)["choices"]]
 
 
+def predict(model: Pipeline, chains: list[str]) -> list[float]:
+    """Return the prediction of a model for each chain."""
+    return [float(value) for value in model.predict(chains)]
+
+
+def load(file: InputFile) -> Pipeline:
+    """Return the model in a file."""
+    import joblib
+
+    model: Pipeline = joblib.load(file)
+    return model
+
+
 # The workflow.
 
 
@@ -104,6 +124,9 @@ async def main(flow: WorkflowEngine) -> None:
     simulation = flow.function_task(simulate)
     training = flow.function_task(train)
     request = flow.function_task(limit="requests:2")(ask)
+    prediction = flow.function_task(predict)
+    loaded = flow.worker_value(load)
+    without_server = "--without-server" in sys.argv
 
     @flow.executable_task(service=True, ready="tcp", ready_timeout="1 min")
     def serve(program: InputFile, model: InputFile) -> list[str | InputFile]:
@@ -112,25 +135,32 @@ async def main(flow: WorkflowEngine) -> None:
     chains = ["".join(acids) for acids in itertools.product("HP", repeat=LENGTH)]
     random.Random(0).shuffle(chains)
     results: dict[str, int] = {}
-    server = None  # the future of the current model's service
+    server: Any = None  # the future of the current model's service, or the model in the workers
 
     print("round  chains from  unique folds")
     for number in range(ROUNDS):
         candidates = chains[number * CANDIDATES : (number + 1) * CANDIDATES]
 
         # Train and start the next model while the current one answers.
-        next_server = None
+        next_server: Any = None
         if 0 < number < ROUNDS - 1:
             file = f"model-{number}.joblib"
             training(dict(results), OutputFile(file))
-            next_server = serve(InputFile(SERVER), InputFile(file))
+            if without_server:
+                next_server = loaded(InputFile(file))
+            else:
+                next_server = serve(InputFile(SERVER), InputFile(file))
 
         if server is None:
             selected = candidates[:SIMULATED]
         else:
             batches = [candidates[at : at + BATCH] for at in range(0, CANDIDATES, BATCH)]
-            answers = await asyncio.gather(*(request(server, batch) for batch in batches))
-            server.cancel()  # it has answered its last request
+            if without_server:
+                answers = await asyncio.gather(*(prediction(server, batch) for batch in batches))
+                await server.close()
+            else:
+                answers = await asyncio.gather(*(request(server, batch) for batch in batches))
+                server.cancel()  # it has answered its last request
             ranking = sorted(zip(itertools.chain(*answers), candidates, strict=True))
             selected = [chain for _, chain in ranking[:SIMULATED]]
 

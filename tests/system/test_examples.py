@@ -105,7 +105,10 @@ def test_lattice_proteins_finds_more_unique_folds_with_its_models_than_by_chance
     built: Built, make_venv: MakeVenv, tmp_path: Path
 ) -> None:
     programs = make_venv(built.wheel, "scikit-learn")
-    output = check(programs / "python", LATTICE_PROTEINS, cwd=tmp_path, timeout=600)
+    command = programs / "python", LATTICE_PROTEINS
+    output = check(*command, cwd=tmp_path, timeout=600)
     # The models select in four rounds, and chance in two.
     assert unique_folds("model", output) > 2 * 2 * unique_folds("chance", output)
     assert number("tasks", output) == 212
+    same = check(*command, "--without-server", cwd=tmp_path, timeout=600)
+    assert same == output.replace("212", "208")
