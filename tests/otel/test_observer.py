@@ -38,6 +38,19 @@ def ids(span: ReadableSpan) -> tuple[int, int]:
 
 
 @pytest.mark.asyncio
+async def test_building_worker_values_has_a_span_of_its_own(traced: Traced) -> None:
+    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
+        model = flow.worker_value(lambda: 3)
+        use = flow.function_task(name="use")(lambda net: net)
+        assert await use(model()) == 3
+    assert traced.children(traced.named("task use")) == ["attempt use", "build values use"]
+    build, attempt = traced.named("build values use"), traced.named("attempt use")
+    assert build.end_time == attempt.start_time
+    assert attempt.attributes is not None
+    assert "rhapsody.usage.build_seconds" in attempt.attributes
+
+
+@pytest.mark.asyncio
 async def test_the_spans_form_a_tree_of_workflow_blocks_tasks_and_attempts(traced: Traced) -> None:
     async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
         double = flow.function_task(name="double")(lambda x: 2 * x)

@@ -46,7 +46,8 @@ def records(tmp_path: Path) -> Iterator[Records]:
             end(2, 2, 3, 4, **failed, retried=True, sandbox="/none"),
             end(
                 2, 4, 4, 8, attempt=2, **failed, sandbox=str(sandbox), stdout="read 3\n",
-                usage={"cpu_seconds": 2.0, "peak_memory": 120_000_000, "read_bytes": 3000},
+                usage={"cpu_seconds": 2.0, "peak_memory": 120_000_000, "read_bytes": 3000,
+                       "build_seconds": 2.0},
             ),
             end(
                 3, None, None, 8, state="FAILED", skipped=True,
@@ -80,7 +81,8 @@ def test_a_failed_executable(records: Records, capsys: pytest.CaptureFixture[str
     first, second = lines.index("attempt 1: failed, retried"), lines.index("attempt 2: failed")
     assert "sandbox /none (removed)" in lines[first:second]
     assert "on local, worker-1" in lines[second:]
-    assert "used CPU 2.0 s (25 % of 2 cores), memory 120 MB of 200 MB, read 3.0 kB" in lines
+    used = "used CPU 2.0 s (25 % of 2 cores), memory 120 MB of 200 MB, read 3.0 kB, "
+    assert f"{used}worker values built in 2.0 s, before it ran" in lines
     assert "exit code 2" in lines[second:]
     assert lines[second:].count("unexpected") == 1
     assert "hint: look at it" in lines[second:]

@@ -42,6 +42,20 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
     return said.out, said.err
 
 
+def test_the_time_for_building_worker_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Records(tmp_path) as records:
+        for name, built in ((FIRST, 2.0), (SECOND, 1.0)):
+            usage = {"usage": {"build_seconds": built}}
+            tasks = [call(1, "use"), call(2, "use"), end(1, 0, 3, 4, **usage), end(2, 0, 4, 5)]
+            records.write(name, *tasks, *finish(5, tasks=2, done=2))
+        assert "time for building worker values: use 1.0 s" in output(capsys)[0].splitlines()
+        assert json.loads(output(capsys, "--json")[0])["names"][0]["build_seconds"] == 1.0
+        rows = [line.split() for line in output(capsys, FIRST, SECOND)[0].splitlines()]
+        assert ["build", "2.0", "s", "1.0", "s"] in [row[:5] for row in rows]
+
+
 def test_the_table_by_name(records: Records, capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys)[0].splitlines()
     assert lines[:2] == [
@@ -158,6 +172,7 @@ def test_json_has_a_stable_form(records: Records, capsys: pytest.CaptureFixture[
     assert set(align) == {
         "name", "kind", "count", "done", "failed", "skipped", "canceled", "reused", "retried",
         "durations", "cpu_seconds", "cpu_efficiency", "peak_memory", "requested_memory",
+        "build_seconds",
     }  # fmt: skip
     assert align["durations"] == {
         "count": 2, "median": 4.0, "p95": pytest.approx(5.8), "max": 6.0, "total": 8.0

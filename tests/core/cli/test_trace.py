@@ -96,6 +96,26 @@ def test_attempts_are_complete_events_on_the_lane_of_their_worker(
     assert (third["name"], third["ts"], third["dur"]) == ("align", 4_000_000, 2_000_000)
 
 
+def test_the_time_for_building_worker_values_precedes_the_attempt(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = {"build_seconds": 1.5}
+    records.write(
+        NAME,
+        call(1, "use"),
+        call(2, "use"),
+        end(1, 0, 2, 3, usage=usage),
+        end(2, 3, 4, 5, usage=usage),  # the clock of the worker differs
+        *finish(5, tasks=2, done=2),
+    )
+    found = [each for each in events(capsys) if each["name"] == "build worker values"]
+    assert [(each["ts"], each["dur"]) for each in found] == [
+        (500_000, 1_500_000),
+        (3_000_000, 1_000_000),
+    ]
+    assert [each["args"]["uid"] for each in found] == ["task.000001", "task.000002"]
+
+
 def test_simultaneous_attempts_of_a_worker_are_on_several_lanes(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import importlib
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, LocalExecutionBackend, TaskLostError, WorkerValue, WorkflowEngine
+from rhapsody import (
+    InputFile,
+    LocalExecutionBackend,
+    OutputFile,
+    TaskLostError,
+    TaskTimeoutError,
+    WorkerValue,
+    WorkerValueError,
+    WorkflowEngine,
+)
 from tests._support.scripted import within
+from tests._support.word_log import log_in, logged
 
 pytestmark = pytest.mark.asyncio
 
@@ -28,23 +41,6 @@ def engine(
     resources = {"workers": workers} if kind == "process" else {"cores": workers}
     backend = LocalExecutionBackend(kind, resources=resources)
     return WorkflowEngine.create(backend, handle_signals=False, **options)
-
-
-def log_in(directory: Path) -> Any:
-    """Return a function that appends a word and the process id to a log."""
-
-    def log(word: str) -> None:
-        with open(directory / "log.txt", "a") as file:
-            file.write(f"{word} {os.getpid()}\n")
-
-    return log
-
-
-def logged(directory: Path, word: str) -> list[str]:
-    """Return the ids of the processes that have logged a word."""
-    path = directory / "log.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line.split()[1] for line in lines if line.split()[0] == word]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,14 +274,15 @@ async def test_mistakes_are_refused_at_the_call() -> None:
         def use(net: Any) -> Any:
             return net
 
-        with pytest.raises(TypeError, match="argument 'scale' is a future; await it"):
-            model(use(1))  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"argument .scale. is .*pass the absolute path"):
-            model(InputFile("weights.txt"))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"argument 'scale' is .*only tasks write"):
+            model(OutputFile("weights.txt"))
+        nested: Any = [OutputFile("weights.txt")]
+        with pytest.raises(TypeError, match="only tasks write output files"):
+            await use(model(nested))
         with pytest.raises(TypeError, match="missing a required argument: 'scale'"):
-            model()  # type: ignore[call-arg]
+            model()
         with pytest.raises(TypeError, match=r"argument 'scale' \(lock\) cannot be pickled"):
-            await use(model(threading.Lock()))  # type: ignore[arg-type]
+            await use(model(threading.Lock()))
         lock = threading.Lock()
         locked = flow.worker_value(lambda: lock)
         with pytest.raises(
@@ -298,6 +295,12 @@ async def test_mistakes_are_refused_at_the_call() -> None:
             flow.worker_value(3)  # type: ignore[call-overload]
         with pytest.raises(ValueError, match="per must be 'process' or 'thread', got 'worker'"):
             flow.worker_value(per="worker")  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+            flow.worker_value(keep=0)
+        with pytest.raises(TypeError, match="keep must be a number of values or None, got '2 GB'"):
+            flow.worker_value(keep="2 GB")  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="timeout must be"):
+            flow.worker_value(timeout=-1)
 
         @flow.worker_value
         def nothing() -> Iterator[int]:
@@ -326,3 +329,329 @@ async def test_a_value_that_cannot_be_closed_is_reported(capsys: Any) -> None:
     assert "worker value 'twice' could not be closed" in printed
     assert "yielded more than one value" in printed
     assert "the disk is full" in printed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_factory_receives_results_and_files(kind: str, tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    path = tmp_path / "weights.txt"
+
+    async def run() -> list[int]:
+        options = {"journal": tmp_path / "run.sqlite", "resume": True}
+        async with engine(kind, workers=1, **options) as flow:
+
+            @flow.worker_value
+            def model(scale: Any, more: dict[str, Any]) -> int:
+                log("built")
+                return int(scale) * int(Path(more["file"]).read_text())
+
+            @flow.worker_value
+            def pair(one: Any, other: int) -> tuple[int, int]:
+                return one, other
+
+            @flow.function_task
+            def train(number: int) -> int:
+                return number + 1
+
+            @flow.function_task
+            def use(number: int, net: Any) -> int:
+                log("use")
+                return number + int(sum(net))
+
+            @flow.block
+            async def part(net: Any) -> int:
+                return await use(0, net)
+
+            net: Any = pair(model(train(1), {"file": InputFile(path)}), train(2))
+            numbers = await asyncio.gather(*(use(number, net) for number in range(3)))
+            return [*numbers, await part(net)]
+
+    for text, total, uses in (("5", 13, 4), ("5", 13, 4), ("6", 15, 8)):
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        assert await within(run()) == [total, total + 1, total + 2, total]
+        assert len(logged(tmp_path, "use")) == uses
+    assert len(logged(tmp_path, "built")) == 2
+
+
+async def test_a_factory_receives_a_file_that_a_task_has_written() -> None:
+    async with engine("process", workers=1) as flow:
+
+        @flow.worker_value
+        def model(file: Any) -> int:
+            return int(Path(file).read_text())
+
+        @flow.executable_task
+        def train(number: int, out: OutputFile) -> str:
+            return f"echo {number} > {out}"
+
+        @flow.function_task
+        def use(net: Any) -> int:
+            return int(net)
+
+        for number in (3, 4):
+            trained = train(number, OutputFile("weights.txt"))
+            assert await use(model(trained.file("weights.txt"))) == number
+
+
+async def test_a_failed_dependency_of_a_factory_fails_the_task() -> None:
+    async with engine("thread") as flow:
+        model = flow.worker_value(lambda number: number)
+
+        @flow.function_task
+        def fail() -> int:
+            raise KeyError("no data")
+
+        use = flow.function_task(lambda net: net)
+        with pytest.raises(Exception, match="no data"):
+            await use(model(fail()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_value_can_be_closed_before_the_end(kind: str, tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    async with engine(kind) as flow:
+
+        @flow.worker_value
+        def model(scale: int) -> Iterator[int]:
+            log("built")
+            yield scale
+            log("closed")
+
+        use = flow.function_task(lambda number, net: number * net)
+        async with model(3) as net:
+            assert await asyncio.gather(*(use(number, net) for number in range(4))) == [0, 3, 6, 9]
+        while len(logged(tmp_path, "closed")) < len(logged(tmp_path, "built")):
+            await use(1, 1)  # a worker closes it before its next call
+        assert await use(2, model(3)) == 6
+        before = logged(tmp_path, "built")
+        assert await use(3, model(3)) == 9
+        assert logged(tmp_path, "built") == before
+        await model(5).close()  # it was never built
+        await model(use(1, 1)).close()
+
+
+async def test_a_value_in_use_is_closed_when_the_call_has_ended(tmp_path: Path) -> None:
+    log, entered, left = log_in(tmp_path), threading.Event(), threading.Event()
+    async with engine("thread") as flow:
+
+        @flow.worker_value
+        def model() -> Iterator[int]:
+            yield 3
+            log("closed")
+
+        @flow.function_task
+        def use(net: int) -> int:
+            entered.set()
+            left.wait(10)
+            return net + len(logged(tmp_path, "closed"))
+
+        net = model()
+        running = use(net)
+        await asyncio.to_thread(entered.wait, 10)
+        await net.close()
+        left.set()
+        assert await running == 3
+    assert len(logged(tmp_path, "closed")) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_only_some_values_are_kept(kind: str, tmp_path: Path) -> None:
+    async with engine(kind, workers=1) as flow:
+        log = log_in(tmp_path)
+
+        @flow.worker_value(keep=2)
+        def model(name: str) -> Iterator[str]:
+            log(f"open.{name}")
+            yield name
+            log(f"close.{name}")
+
+        use = flow.function_task(lambda *nets: "".join(nets))
+        for names in ("a", "b", "a", "c", "a", "b", "abc"):
+            assert await use(*map(model, names)) == names
+    words = [line.split()[0] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert words[:8] == [
+        "open.a", "open.b", "close.b", "open.c", "close.c", "open.b", "open.c", "close.a"
+    ]  # fmt: skip
+    assert sorted(words[8:]) == ["close.b", "close.c"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_time_for_building_does_not_count_toward_the_timeout(
+    kind: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    async with engine(kind, workers=3) as flow:
+
+        @flow.worker_value
+        def slow() -> int:
+            while not gate.exists():
+                time.sleep(0.01)
+            return 3
+
+        @flow.worker_value(timeout="0.3 s")
+        def stuck() -> int:
+            while not gate.exists():
+                time.sleep(0.01)
+            return 3
+
+        @flow.function_task(timeout=0.2)
+        def use(net: int, seconds: float) -> int:
+            time.sleep(seconds)
+            return net
+
+        waiting = [use(slow(), 0), use(slow(), 0)]
+        with pytest.raises(
+            TaskTimeoutError, match=r"worker value 'stuck' was not built within 0\.3"
+        ):
+            await flow.function_task(lambda net: net)(stuck())
+        assert not any(each.done() for each in waiting)
+        gate.touch()
+        assert await within(asyncio.gather(*waiting)) == [3, 3]
+        usage: Any = waiting[0].usage
+        assert usage["build_seconds"] > 0.2
+        with pytest.raises(TaskTimeoutError, match=r"exceeded its timeout of 0\.2 s"):
+            await use(slow(), 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_factory_that_fails_is_called_twice_in_a_process(kind: str, tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    async with engine(kind, workers=1) as flow:
+
+        @flow.worker_value
+        def model() -> int:
+            log("called")
+            raise FileNotFoundError("weights.pt")
+
+        use = flow.function_task(lambda net: net)
+        net = model()
+        for _ in range(4):
+            with pytest.raises(FileNotFoundError, match=r"weights\.pt") as caught:
+                await use(net)
+            assert "while worker value 'model' was built" in caught.value.__notes__
+        assert "has failed 2 times in this process" in "".join(caught.value.__notes__)
+        assert len(logged(tmp_path, "called")) == 2
+        with pytest.raises(FileNotFoundError):
+            await use(model())
+        assert len(logged(tmp_path, "called")) == 3
+
+
+async def test_a_factory_that_fails_on_three_workers_is_given_up(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    async with engine("process", workers=3) as flow:
+
+        @flow.worker_value
+        def model() -> int:
+            log("called")
+            while len(logged(tmp_path, "called")) < 3:
+                time.sleep(0.01)
+            raise FileNotFoundError("weights.pt")
+
+        use = flow.function_task(lambda net: net)
+        net = model()
+        await asyncio.gather(use(net), use(net), use(net), return_exceptions=True)
+        with pytest.raises(WorkerValueError, match="has failed on 3 workers") as caught:
+            await use(net)
+        assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+async def test_calls_wait_for_a_worker_that_has_the_value(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    async with engine("process", workers=2) as flow:
+
+        @flow.worker_value
+        def model() -> int:
+            log("built")
+            time.sleep(1.0)
+            return 3
+
+        @flow.function_task
+        def use(number: int, net: int) -> int:
+            time.sleep(0.01)
+            return number * net
+
+        @flow.function_task
+        def other() -> int:
+            return os.getpid()
+
+        net = model()
+        assert await use(1, net) == 3
+        assert len({await each for each in [other(), other()]}) <= 2
+        assert await asyncio.gather(*(use(number, net) for number in range(4))) == [0, 3, 6, 9]
+        assert len(logged(tmp_path, "built")) == 1
+
+
+async def test_workers_with_gpus_keep_values_until_others_need_the_gpus(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    backend = LocalExecutionBackend("process", resources={"workers": 2, "gpus": 2})
+    async with WorkflowEngine.create(backend, handle_signals=False) as flow:
+
+        @flow.worker_value
+        def model() -> Iterator[str]:
+            log("built")
+            yield os.environ["CUDA_VISIBLE_DEVICES"]
+            log("closed")
+
+        @flow.function_task(resources={"gpus": 1})
+        def use(number: int, net: str) -> tuple[int, bool]:
+            return os.getpid(), net == os.environ["CUDA_VISIBLE_DEVICES"]
+
+        @flow.function_task(resources={"gpus": 2})
+        def whole() -> int:
+            return len(logged(tmp_path, "closed"))
+
+        net = model()
+        results = await asyncio.gather(*(use(number, net) for number in range(10)))
+        assert all(same for _, same in results)
+        built = logged(tmp_path, "built")
+        assert len(built) <= 2
+        assert {str(pid) for pid, _ in results} == set(built)
+        await whole()
+        while len(logged(tmp_path, "closed")) < len(built):
+            await whole()
+        assert (await use(1, net))[1]
+        assert len(logged(tmp_path, "built")) == len(built) + 1
+
+
+MODEL = """
+import os
+RATE = 1
+def load(path):
+    return RATE
+def read(path):
+    with open(path) as file:
+        return int(file.read())
+def variable(path):
+    return int(os.environ["RATE8"])
+"""
+
+
+@pytest.mark.parametrize("what", ["load", "read", "variable"])
+async def test_a_value_that_would_be_built_otherwise_now_is_not_recorded(
+    what: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The value was built from the former variable or file, and later tasks receive it, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RATE8", "0")
+    (tmp_path / "model.py").write_text(MODEL)
+    model: Any = importlib.import_module("model")
+
+    async def run(*rates: int) -> list[int]:
+        options = {"journal": tmp_path / "run.sqlite", "resume": True}
+        async with engine("thread", workers=1, **options) as flow:
+            value = flow.worker_value(getattr(model, what))
+            use = flow.function_task(lambda number, net: number * net)
+            results = []
+            for model.RATE in rates:
+                (tmp_path / "rate.txt").write_text(str(model.RATE))
+                os.environ["RATE8"] = str(model.RATE)
+                results.append(await use(2, value("rate.txt")))
+            return results
+
+    try:
+        assert (await run(1, 5))[0] == 2
+        assert await run(5) == [10]
+    finally:
+        del sys.modules["model"]

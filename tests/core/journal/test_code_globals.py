@@ -1432,6 +1432,118 @@ def g():
     assert made != key_in(tmp_path, changed, lambda main: main.g)[0]
 
 
+def test_attributes_that_a_library_sets_when_they_are_read_do_not_count(tmp_path: Path) -> None:
+    files = {
+        "site-packages/xarray.py": """
+class Dataset:
+    __slots__ = ("_attrs", "values")
+    def __init__(self, values, attrs=None):
+        self._attrs, self.values = attrs, values
+    @property
+    def attrs(self):
+        if self._attrs is None:
+            self._attrs = {}
+        return self._attrs
+""",
+        "site-packages/sklearn.py": """
+class CountVectorizer:
+    def __init__(self, words):
+        self.words, self._stop_words_id = words, id(self)
+""",
+        "main.py": """
+from sklearn import CountVectorizer
+from xarray import Dataset
+DATA, WORDS = Dataset([1, 2]), CountVectorizer(["the"])
+def f():
+    return DATA.values, DATA.attrs, WORDS.words
+""",
+    }
+    write(tmp_path, files)
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        task = described(main.f, shares_memory=True)
+        key = keys.of(task, {}, {})
+        main.f()
+        main.WORDS._stop_words_id = 5
+        keys.begin()
+        keys.require_same_values(task, key)
+        main.DATA.attrs["unit"] = "K"
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"DATA .*changed in place"):
+            keys.require_same_values(task, key)
+
+
+def test_a_lambda_may_compare_an_item_of_a_global(tmp_path: Path) -> None:
+    text = "LIMITS = {'a': 3}\nf = lambda k: LIMITS[k] > 3\n"
+    key = key_in(tmp_path, {"main.py": text})[0]
+    assert key != key_in(tmp_path, {"main.py": text.replace("3}", "4}")})[0]
+
+
+def test_the_method_of_an_argument_may_start_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+import subprocess
+class Solver:
+    def run(self, x):
+        return subprocess.run(["sh", "tool.sh", str(x)], capture_output=True, text=True).stdout
+def f(solver, x):
+    return solver.run(x)
+"""
+    write(tmp_path, {"main.py": text})
+    digests = set()
+    for mode in ("3", "5"):
+        with loaded(tmp_path) as main:
+            keys = keys_in(tmp_path)  # remembers the environment at the start
+            monkeypatch.setenv("MODE8", mode)
+            task = described(main.f, main.Solver(), 2, shares_memory=True)
+            digests.add(keys.of(task, {}, {}).digest)
+            monkeypatch.delenv("MODE8")
+    assert len(digests) == 2
+
+
+def test_classes_of_settings_read_environment_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "site-packages/pydantic_settings/__init__.py": "from .main import BaseSettings\n",
+        "site-packages/pydantic_settings/main.py": "class BaseSettings: ...\n",
+        "main.py": """
+from pydantic_settings import BaseSettings
+class Settings(BaseSettings):
+    rate8: int = 1
+def f():
+    return Settings().rate8
+""",
+    }
+    digests = set()
+    for rate in ("3", "5"):
+        monkeypatch.setenv("RATE8", rate)
+        digests.add(key_in(tmp_path, files)[0])
+    assert len(digests) == 2
+
+
+def test_an_argument_of_a_former_version_of_a_class_differs(tmp_path: Path) -> None:
+    text = """
+from enum import Enum
+def make():
+    class Color(Enum):
+        RED = 1
+    return Color
+Color, Former = make(), make()
+def f(color):
+    return color is Color.RED
+"""
+    write(tmp_path, {"main.py": text})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        present, former = (
+            keys.of(described(main.f, each.RED), {}, {}).digest
+            for each in (main.Color, main.Former)
+        )
+        assert present != former
+
+
 def test_a_module_that_autoreload_may_have_patched_is_not_believed(
     tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -45,11 +45,12 @@ if TYPE_CHECKING:
         TaskFailedError,
         TaskLostError,
         TaskTimeoutError,
+        WorkerValueError,
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.resources import Resources
     from rhapsody.sdk.runs import own_runs, reserve_run
-    from rhapsody.sdk.worker_values import WorkerValue
+    from rhapsody.sdk.value_handles import WorkerValue
     from rhapsody.states import StateMapper, TasksMainStates
     from rhapsody.task import RetryPolicy, TaskDescription, TaskFuture, Usage
 
@@ -64,9 +65,9 @@ if TYPE_CHECKING:
         "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
         "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
         "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
-        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkerValue", "WorkflowEngine",
-        "__version__", "current_task", "discover_backends", "get_backend", "hookimpl", "literal",
-        "own_runs", "reserve_run", "run", "wait",
+        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkerValue", "WorkerValueError",
+        "WorkflowEngine", "__version__", "current_task", "discover_backends", "get_backend",
+        "hookimpl", "literal", "own_runs", "reserve_run", "run", "wait",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -85,13 +86,13 @@ else:
                 "BackendError BackendUnavailableError CapabilityError DataError "
                 "DependencyFailureError InputChangedError InsufficientWalltimeError JournalError "
                 "OutOfMemoryError PluginError ProfileError RhapsodyError SubmissionError "
-                "TaskFailedError TaskLostError TaskTimeoutError"
+                "TaskFailedError TaskLostError TaskTimeoutError WorkerValueError"
             ),
             "rhapsody.plugins.specs": "hookimpl",
             "rhapsody.resources": "Resources",
             "rhapsody.sdk.runs": "own_runs reserve_run",
             "rhapsody.states": "StateMapper TasksMainStates",
             "rhapsody.task": "RetryPolicy TaskDescription TaskFuture Usage",
-            "rhapsody.sdk.worker_values": "WorkerValue",
+            "rhapsody.sdk.value_handles": "WorkerValue",
         },
     )

@@ -59,6 +59,9 @@ class Capabilities:
         captures_output: True if the backend captures the output of functions, and stores it in the
             description's `stdout` and `stderr`.
         reports_running: True if the backend reports a running state when a task starts.
+        worker_values: True if the backend reports when a function begins and ends to build worker
+            values, so that this time does not count toward the timeout; see
+            `rhapsody.sdk.TaskValues`.
         unfinished_dependencies: True if the backend accepts tasks whose arguments refer to the
             values of its own unfinished tasks.
 
@@ -90,6 +93,7 @@ class Capabilities:
     binds: frozenset[str] = frozenset()
     captures_output: bool = False
     reports_running: bool = False
+    worker_values: bool = False
     unfinished_dependencies: bool = False
 
     def __post_init__(self) -> None:

@@ -276,6 +276,10 @@ class TaskTimeoutError(RhapsodyError, TimeoutError):
     """A task exceeded its timeout, or a service was not ready in time."""
 
 
+class WorkerValueError(RhapsodyError, RuntimeError):
+    """The function that builds a worker value has failed on several workers; see the cause."""
+
+
 class TaskLostError(RhapsodyError, RuntimeError):
     """A task was lost: its worker, its pilot or the connection to one of them failed."""
 

@@ -127,12 +127,15 @@ class Usage(TypedDict, total=False):
             processes is unknown.
         read_bytes: Bytes read from storage.
         written_bytes: Bytes written to storage.
+        build_seconds: Time in which the attempt built worker values or waited for other attempts
+            that did. It is not part of the attempt's run time.
     """
 
     cpu_seconds: float
     peak_memory: int
     read_bytes: int
     written_bytes: int
+    build_seconds: float
 
 
 class SandboxOwner(Protocol):
@@ -411,6 +414,8 @@ class TaskDescription(_RequiredKeys, total=False):
         keep_arguments: A function that copies the arguments for a later attempt. A backend that
             runs functions in the engine's process calls it right before `function`, on the same
             thread. Passed only to backends with `shares_memory`, if the task may be retried.
+        worker_values: The worker values in the arguments of a function, and the function that
+            reports when they are built; see `rhapsody.sdk.TaskValues`. Absent if there are none.
         ready: The readiness condition of a service; see `rhapsody.TaskSettings`.
         return_value: The result of a finished function. Set by the backend.
         stdout: The task's standard output. Set by the backend.
@@ -455,6 +460,7 @@ class TaskDescription(_RequiredKeys, total=False):
     watch: tuple[str, ...]
     opened: Mapping[str, str]
     keep_arguments: Callable[[], None]
+    worker_values: Any  # a `rhapsody.sdk.TaskValues`
     ready: str | Callable[..., Any]
     return_value: Any
     stdout: str

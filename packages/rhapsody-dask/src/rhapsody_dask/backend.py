@@ -33,7 +33,7 @@ from rhapsody_dask.task import ClusterTask, Packer, SendableTask, TaskSender, pr
 from rhapsody_dask.values import LargeArguments
 from rhapsody_dask.worker.entry import stuck
 from rhapsody_dask.worker.messages import MIN_BUFFER_SIZE, uid_in, unpack
-from rhapsody_dask.worker.site import cancel, mark, topic
+from rhapsody_dask.worker.site import cancel, close_value, mark, topic
 
 log: logging.Logger = logging.getLogger("rhapsody.dask")
 
@@ -221,6 +221,14 @@ class DaskExecutionBackend(ManagedBackend):
     def dashboard_link(self) -> str | None:
         """The address of Dask's dashboard, or `None` if the scheduler serves none."""
         return self._connection.dashboard
+
+    async def close_worker_value(self, key: bytes) -> None:
+        """Close a worker value on all workers."""
+        if self._loss is None:
+            with suppress(OSError):  # the connection has just been lost
+                await self._connection.client.run(
+                    close_value, self.session.uid, key, on_error="ignore"
+                )
 
     @property
     def still_running(self) -> list[str]:
@@ -412,6 +420,12 @@ class DaskExecutionBackend(ManagedBackend):
         for uid, token in message.get("running", ()):
             if (call := self.open_tasks.get(uid)) is not None:
                 self._runs(call, message["worker"], token)
+        if "building" in message:
+            uid, token, begins = message["building"]
+            call = self.open_tasks.get(uid)
+            values = None if call is None else call.task.get("worker_values")
+            if call is not None and values is not None and call.token in (None, token):
+                values.building(begins)
         if "ready" in message:
             uid, payload = message["ready"]
             if (call := self.open_tasks.get(uid)) is not None:

@@ -30,6 +30,7 @@ CLUSTER = Capabilities(
     resources=frozenset({"cores", "fractional_cores", "gpus", "memory", "walltime"}),
     captures_output=True,
     reports_running=True,
+    worker_values=True,
     unfinished_dependencies=True,
 )
 """Capabilities of a cluster whose workers see the engine's files. Functions run on threads of

@@ -269,6 +269,12 @@ class OpenTelemetryObserver:
             for name, value in usage.items():
                 attributes[f"rhapsody.usage.{name}"] = value
             begin = task.submitted if began is None else began
+            if (built := usage.get("build_seconds")) is not None:
+                self._emit(
+                    f"build values {event.name}", self._tracer.id_generator.generate_span_id(),
+                    task.span, begin - built, begin, {"rhapsody.task.uid": event.uid}, None,
+                    task.call,
+                )  # fmt: skip
             self._emit(
                 f"attempt {event.name}", span, task.span, begin, ended, attributes,
                 event.error, task.call,

@@ -33,6 +33,7 @@ COLORS = {
     "unfinished": "#a371f7",
     "waiting": "#888888",
     "reused": "#2a9d8f",
+    "building": "#b0629b",
 }
 """Colors by outcome, with a contrast of at least 3 to 1 on white and on the dark background."""
 
@@ -164,6 +165,11 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
             )
             if each.task.key in critical:
                 marked.append((left, right, row))
+            if built := (each.attempt.usage or {}).get("build_seconds"):
+                columns.setdefault("building", []).append(
+                    (left - built / unit, left, row, each.task.key, each.task.name,
+                     duration(built), lane.name)
+                )  # fmt: skip
     bars: list[Any] = []
     attempts = sum(map(len, columns.values()))
     separated = attempts <= SEPARATED and len(found) * ROW <= TALL

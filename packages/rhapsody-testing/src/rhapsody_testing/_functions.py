@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import importlib
@@ -11,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -287,6 +289,65 @@ class FunctionChecks(Suite):
                 assert found[:2] == (3, process), f"{found} was not built in process {process}"
                 assert same, "two handles of one value in the arguments were replaced differently"
             assert len({found for _, found, _ in results}) == len({each for each, *_ in results})
+
+    @check("exceptions", FUNCTIONS)
+    async def test_the_error_of_a_worker_value_fails_its_calls(self, flow: WorkflowEngine) -> None:
+        def fail(path: str) -> None:
+            raise KitError(f"no weights in {path}", 5)
+
+        async def look_async(found: Any) -> Any:
+            return found
+
+        handle = flow.worker_value(fail)("/nowhere")
+        kinds: dict[Any, Any] = {"function": lambda found: found, "async_function": look_async}
+        for function in (kinds[kind] for kind in self.kinds if kind in kinds):
+            with pytest.raises(KitError, match="no weights in /nowhere") as caught:
+                await flow.function_task(function)(handle)
+            assert caught.value.code == 5
+            notes = "".join(getattr(caught.value, "__notes__", ()))
+            assert "while worker value 'fail' was built" in notes, f"the notes are {notes!r}"
+
+    @check("exceptions", "sync_functions", ISOLATED)
+    async def test_a_worker_value_is_built_again_and_closed(self, flow: WorkflowEngine) -> None:
+        log, variable = self.place / "closed", "ZE_AFFINITY_MASK"
+
+        def value() -> Any:
+            yield os.getpid(), os.environ.get(variable)
+            with log.open("a") as file:
+                file.write("closed")
+
+        def look(found: Any) -> bool:
+            return bool(found == (os.getpid(), os.environ.get(variable)))
+
+        handle = flow.worker_value(value)()
+        task = flow.function_task(look)
+        assert await task(handle), "the value was not built in the process of the call"
+        with contextlib.suppress(CapabilityError):  # functions share their environment
+            other = task.options(environment={variable: "7"})
+            assert await other(handle), "calls with other GPUs received the same value"
+        kill = flow.function_task(lost_retries=0)(_work.kill_own_process)
+        with pytest.raises(TaskLostError):
+            await kill(str(self.place / "killed"))
+        assert await task(handle), "the value was not built again after its worker was lost"
+        log.unlink(missing_ok=True)  # written by processes that ended after their calls
+        (backend,) = flow.backends.values()
+        if hasattr(backend, "close_worker_value"):
+            await handle.close()
+            async with asyncio.timeout(20):
+                while not log.exists():
+                    assert await task(0) is False
+
+    @check("functions", "sync_functions", "worker_values", times=2)
+    async def test_building_does_not_count_toward_the_timeout(self, flow: WorkflowEngine) -> None:
+        def value() -> int:
+            time.sleep(1.5)
+            return 3
+
+        task = flow.function_task(timeout=1)(_work.add)
+        future = task(flow.worker_value(value)(), 1)
+        assert await future == 4, "the time for building was counted"
+        built = (future.usage or {}).get("build_seconds", 0)
+        assert built > 1, f"usage['build_seconds'] is {built}, expected more than 1"
 
     @check("exceptions", "sync_functions", ISOLATED)
     async def test_a_killed_worker_fails_only_its_task(self, driver: Driver) -> None:

@@ -500,6 +500,7 @@ _MEANINGS = {
     "binds": "enforced resources",
     "captures_output": "captures the output of functions",
     "reports_running": "reports when a task starts",
+    "worker_values": "reports when worker values are built",
     "unfinished_dependencies": "accepts unfinished tasks as arguments",
 }
 

@@ -197,6 +197,8 @@ def _used(task: TaskRun, attempt: Attempt) -> str:
     for name, word in (("read_bytes", "read"), ("written_bytes", "written")):
         if name in usage:
             parts.append(f"{word} {size(usage[name])}")  # type: ignore[literal-required]
+    if "build_seconds" in usage:
+        parts.append(f"worker values built in {duration(usage['build_seconds'])}, before it ran")
     return ", ".join(parts)
 
 

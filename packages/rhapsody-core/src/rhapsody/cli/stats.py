@@ -185,6 +185,9 @@ def _names_table(names: Sequence[NameStatistics]) -> list[str]:
             f"most unused memory: {printable(worst.name)}, {size(worst.unused_memory)} of the "
             f"{size(worst.requested_memory)} that were requested"
         )
+    if built := [each for each in names if each.build_seconds is not None]:
+        times = (f"{printable(each.name)} {duration(each.build_seconds)}" for each in built)
+        about.append(f"time for building worker values: {', '.join(times)}")
     if unknown:
         shown = ", ".join(printable(each.name) for each in unknown[:NAMED])
         about.append(f"used memory unknown: {shown}{', ...' if len(unknown) > NAMED else ''}")
@@ -251,6 +254,7 @@ MEASURES: Mapping[str, Callable[..., str]] = {
     "cpu": percent,
     "memory": size,
     "asked": size,
+    "build": duration,
 }
 """Compared values of a name, each with the function that formats it."""
 
@@ -276,6 +280,7 @@ def _values(each: NameStatistics | None) -> Mapping[str, float | None]:
         "cpu": each.cpu_efficiency,
         "memory": each.peak_memory,
         "asked": each.requested_memory,
+        "build": each.build_seconds,
     }
 
 

@@ -91,6 +91,8 @@ def _events(history: RunHistory, lanes: list[Lane], *, dependencies: bool) -> It
         (each, place) for lane, place in zip(lanes, threads, strict=True) for each in lane.slices
     ]
     events = [_complete(each, *place) for each, place in placed]
+    for lane, place in zip(lanes, threads, strict=True):
+        events += _builds(lane, *place)
     if dependencies:
         events += _arrows(history, placed)
     yield from sorted(events, key=lambda event: event["ts"])  # stable: arrows follow attempts
@@ -126,6 +128,26 @@ def _complete(each: Slice, pid: int, tid: int) -> Event:
         "cat": str(attempt.state).lower(),
         "args": {key: value for key, value in arguments.items() if value is not None},
     }
+
+
+def _builds(lane: Lane, pid: int, tid: int) -> Iterator[Event]:
+    """Yield the events for the building of worker values, each before the attempt of a lane."""
+    free = 0
+    for each in lane.slices:
+        built = (each.attempt.usage or {}).get("build_seconds", 0.0)
+        begin = max(free, each.start - int(built * 1e6))
+        if begin < each.start:
+            yield {
+                "ph": "X",
+                "pid": pid,
+                "tid": tid,
+                "ts": begin,
+                "dur": each.start - begin,
+                "name": "build worker values",
+                "cat": "building",
+                "args": {"uid": each.task.uid},
+            }
+        free = each.end
 
 
 def _arrows(

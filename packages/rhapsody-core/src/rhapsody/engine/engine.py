@@ -84,11 +84,12 @@ from rhapsody.errors import is_closed_pipe
 from rhapsody.identity import AttemptId
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary, UsageError
+from rhapsody.resources import seconds
 from rhapsody.sdk.modules import Origins
 from rhapsody.sdk.runner import worker_values
 from rhapsody.sdk.runs import BASE
 from rhapsody.sdk.threads import in_thread, start_thread
-from rhapsody.sdk.worker_values import WorkerValueDecorator, WorkerValueFactory
+from rhapsody.sdk.value_handles import WorkerValueDecorator, WorkerValueFactory
 from rhapsody.staging.stager import Stager
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFuture, is_async
@@ -351,9 +352,22 @@ class WorkflowEngine(OlderNames):
     @overload
     def worker_value(self, factory: Callable[P, R], /) -> WorkerValueFactory[P, R]: ...
     @overload
-    def worker_value(self, /, *, per: Literal["process", "thread"]) -> WorkerValueDecorator: ...
     def worker_value(
-        self, factory: Any = _NO_FUNCTION, /, *, per: Literal["process", "thread"] = "process"
+        self,
+        /,
+        *,
+        per: Literal["process", "thread"] = ...,
+        keep: int | None = ...,
+        timeout: float | str | None = ...,
+    ) -> WorkerValueDecorator: ...
+    def worker_value(
+        self,
+        factory: Any = _NO_FUNCTION,
+        /,
+        *,
+        per: Literal["process", "thread"] = "process",
+        keep: int | None = None,
+        timeout: float | str | None = None,
     ) -> Any:
         """Decorate a function that builds a value for many tasks, such as a loaded model.
 
@@ -370,18 +384,45 @@ class WorkflowEngine(OlderNames):
                 is killed.
             per: `"process"`, or `"thread"` to build a value for each thread, for objects that are
                 not thread-safe.
+            keep: Maximum number of values that each process, or thread, keeps, for a function that
+                is called with several arguments. Before another one is built, the value that was
+                used longest ago is closed, unless a task is using it. Default: no limit.
+            timeout: Maximum time for building a value, in seconds or as text such as `"10 min"`.
+                Default: no limit. The `timeout` of a task starts when its values have
+                been built; on backends without the capability `worker_values`, it includes the time
+                for building, and is extended by this time.
 
         Returns:
-            The decorated function, or a decorator if only `per` is given.
+            The decorated function, or a decorator if only settings are given.
 
         Raises:
-            TypeError: `factory` is not callable, or is a coroutine function.
-            ValueError: `per` is neither `"process"` nor `"thread"`.
+            TypeError: `factory` is not callable, or is a coroutine function; a setting has the
+                wrong type.
+            ValueError: `per` is neither `"process"` nor `"thread"`, `keep` is not positive, or
+                `timeout` is not a duration.
         """
         if per not in ("process", "thread"):
             raise ValueError(f"per must be 'process' or 'thread', got {per!r}")
-        decorate = partial(WorkerValueFactory, per_thread=per == "thread")
+        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int)):
+            raise TypeError(f"keep must be a number of values or None, got {keep!r}")
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        decorate = partial(
+            WorkerValueFactory,
+            per_thread=per == "thread",
+            keep=keep or 0,
+            timeout=None if timeout is None else seconds("timeout", timeout),
+            close=self._close_value,
+        )
         return decorate if factory is _NO_FUNCTION else decorate(factory)
+
+    async def _close_value(self, key: bytes) -> None:
+        """Close the worker values with a key, in this process and on the backends."""
+        await in_thread(worker_values().close_value, key, self.uid)
+        for attached in self._runtime.backends.values():
+            close = getattr(attached.backend, "close_worker_value", None)
+            if close is not None:
+                await close(key)
 
     def _decorate(self, kind: CallKind, function: Any, settings: dict[str, Any]) -> Any:
         def decorate(function: Callable[..., Any]) -> TaskFunction[Any, Any]:

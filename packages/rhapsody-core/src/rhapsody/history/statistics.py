@@ -99,6 +99,8 @@ class NameStatistics:
             of the attempts that are long enough for it; `None` if there are none.
         peak_memory: The maximum memory of an attempt in bytes, if it is known.
         requested_memory: The maximum requested memory of a task in bytes, for all its ranks.
+        build_seconds: The time in which the attempts built worker values, which is not part of the
+            durations; `None` if they built none.
     """
 
     name: str
@@ -115,6 +117,7 @@ class NameStatistics:
     cpu_efficiency: float | None = None
     peak_memory: int | None = None
     requested_memory: int | None = None
+    build_seconds: float | None = None
 
     @property
     def unused_memory(self) -> int | None:
@@ -138,6 +141,7 @@ class _Collected:
     available: float = 0.0
     peak: int | None = None
     requested: int | None = None
+    built: float | None = None
 
     def add(self, task: TaskRun) -> None:
         """Count a task."""
@@ -167,6 +171,8 @@ class _Collected:
             self._request(requested)
         usage = attempt.usage or {}
         peak, cpu = usage.get("peak_memory"), usage.get("cpu_seconds")
+        if (built := usage.get("build_seconds")) is not None:
+            self.built = (self.built or 0.0) + built
         if peak is not None:
             self.peak = max(self.peak or 0, peak)
         if cpu is None:
@@ -195,6 +201,7 @@ class _Collected:
             cpu_efficiency=self.measured / self.available if self.available else None,
             peak_memory=self.peak,
             requested_memory=self.requested,
+            build_seconds=self.built,
         )
 
 

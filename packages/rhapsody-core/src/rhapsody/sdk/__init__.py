@@ -67,6 +67,7 @@ from rhapsody.sdk.runner import (
     pack_error,
     pickler,
     require_version,
+    seconds_of_building,
     sent_modules,
     trimmed,
     watch_files,
@@ -88,6 +89,7 @@ from rhapsody.sdk.services import (
 )
 from rhapsody.sdk.slurm import SlurmReason, slurm_refusal, slurm_waiting
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
+from rhapsody.sdk.value_handles import TaskValues
 from rhapsody.spelling import similar, suggestion
 from rhapsody.task import Reference, TaskKind, is_async, task_kind
 from rhapsody.undeclared import copy_all
@@ -98,15 +100,16 @@ __all__ = [
     "Meter", "Origins", "Output", "PerProcess", "Program", "ProtocolVersionError", "Readiness",
     "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
     "SlurmReason", "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService",
-    "WorkerLoop", "accepts", "add_note", "call_ready", "call_spec", "cannot_pack", "copied_classes",
-    "copy_all", "copy_into", "describe_error", "dumps", "end_of_file", "escaped", "finish",
-    "hosts_of_job", "in_thread", "is_async", "is_cancelling", "known", "link_into", "made_in_time",
-    "make_sandbox", "mask", "memory_in_bytes", "moved", "name_in_sandbox", "nodes_of_job",
-    "output_of", "own_modules", "pack", "pack_call", "pack_error", "parse_ready", "parts",
-    "pickler", "plain_name", "recording", "require_mpi4py", "require_unused", "require_version",
-    "run_rank", "search_output", "seconds", "seconds_of_job", "sent_modules", "settable", "similar",
-    "slurm_refusal", "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion",
-    "task_context", "task_environment", "task_kind", "text_of", "time_needed", "too_early",
-    "trimmed", "unpack", "unpack_error", "wait_until", "watch_files", "watching",
-    "without_own_frames", "worker_values", "working_directory",
+    "TaskValues", "WorkerLoop", "accepts", "add_note", "call_ready", "call_spec", "cannot_pack",
+    "copied_classes", "copy_all", "copy_into", "describe_error", "dumps", "end_of_file", "escaped",
+    "finish", "hosts_of_job", "in_thread", "is_async", "is_cancelling", "known", "link_into",
+    "made_in_time", "make_sandbox", "mask", "memory_in_bytes", "moved", "name_in_sandbox",
+    "nodes_of_job", "output_of", "own_modules", "pack", "pack_call", "pack_error", "parse_ready",
+    "parts", "pickler", "plain_name", "recording", "require_mpi4py", "require_unused",
+    "require_version", "run_rank", "search_output", "seconds", "seconds_of_building",
+    "seconds_of_job", "sent_modules", "settable", "similar", "slurm_refusal", "slurm_waiting",
+    "spec_of", "start_thread", "streams", "suggestion", "task_context", "task_environment",
+    "task_kind", "text_of", "time_needed", "too_early", "trimmed", "unpack", "unpack_error",
+    "wait_until", "watch_files", "watching", "without_own_frames", "worker_values",
+    "working_directory",
 ]  # fmt: skip

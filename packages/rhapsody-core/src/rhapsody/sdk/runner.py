@@ -68,7 +68,8 @@ __all__ = [
     "Environment", "Meter", "Output",
     "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "copied_classes", "dumps",
     "known",
-    "pack_error", "pickler", "require_version", "sent_modules", "trimmed", "watch_files",
+    "pack_error", "pickler", "require_version", "seconds_of_building", "sent_modules", "trimmed",
+    "watch_files",
     "watching", "worker_values",
 ]  # fmt: skip
 
@@ -270,6 +271,9 @@ class Runner:
                 done, payload, plain = self.answer(order.name, call)
                 interval = start, time.time()
                 usage = meter.end(order.name, begin)
+                if (built := seconds_of_building()) is not None:
+                    interval = start + built, interval[1]
+                    usage = {**(usage or {}), "build_seconds": built}
         except BaseException as error:  # for example, output cannot be written
             return self.failed(error, output)
         return _outcome(done, payload, plain, output, usage, interval, opened)
@@ -277,13 +281,13 @@ class Runner:
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
         """Load and make a call, and return `done`, `payload` and `plain` of its `CallResult`."""
         classes = script_classes()
-        now, received = classes.now, Received(classes, self.forwards, self.session)
-        now.received = received
+        now, received = classes.now, Received(classes, self)
+        now.received, now.built = received, None
         try:
             try:
                 function, args, kwargs = self.load(call)
             except BaseException as error:  # loading runs the objects' own code
-                if error is not received.error:
+                if failed_handle(error) is None:
                     _add_note(error, f"while task {name!r} was unpacked {self.place}")
                 if _is_missing_script(error):
                     _add_note(error, _SCRIPT_ADVICE)
@@ -305,7 +309,8 @@ class Runner:
                 return False, self.pack_error(self.refusal(name, value, error)), False
         finally:
             now.received = None
-            if received.found:
+            if received.found or received.uses is not None:
+                now.built = None if received.uses is None else received.uses.seconds
                 received.release()
 
     def failed(self, error: BaseException, output: Output | None = None) -> CallResult:
@@ -325,6 +330,17 @@ class Runner:
             return asyncio.run(coroutine)
         with ThreadPoolExecutor(1) as pool:  # another loop runs on this thread
             return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
+
+    def gpus(self) -> tuple[bytes | None, ...]:
+        """Return the values of the environment variables `GPU_VARIABLES`."""
+        return tuple(map(os.environb.get, GPU_VARIABLES))  # `os.environ` encodes and decodes
+
+    def building(self, begins: bool) -> None:
+        """Report that a call begins, or ends, to build a worker value. Does nothing by default.
+
+        Also called when the call waits for another one that builds the value. Backends with
+        `Capabilities.worker_values` forward the report to `rhapsody.sdk.TaskValues.building`.
+        """
 
     def pack(self, value: Any) -> Any:
         """Pickle the value or exception of a call."""
@@ -1383,6 +1399,7 @@ class _Own:
     pickler: Any = None
     modules: Any = None
     classes: Any = None
+    values: Any = None
 
     def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
         return type(self), ()
@@ -1400,13 +1417,77 @@ It is not the name of this file, which may be sent to a worker that cannot impor
 
 
 GPU_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
+    b"CUDA_VISIBLE_DEVICES", b"HIP_VISIBLE_DEVICES", b"ROCR_VISIBLE_DEVICES", b"ZE_AFFINITY_MASK",
 )  # fmt: skip
 """Environment variables that choose the GPUs of a call. Calls share values only if these agree."""
 
 
 Build = Callable[[], tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]]
 """Function that returns the factory of a worker value and the factory's arguments."""
+
+ATTEMPTS = 2
+"""Number of times that a process calls a factory that fails, for each handle."""
+
+MAX_FAILURES = 16
+"""Maximum number of handles whose failures are kept for each value."""
+
+WORKER_VALUE = "__worker_value__"
+"""Attribute of an exception that a factory raised: `ValueSpec.handle`."""
+
+
+class ValueSpec(NamedTuple):
+    """Identity of a worker value. Sent as a plain tuple.
+
+    Attributes:
+        key: The digest of the pickled factory and its arguments.
+        name: The name of the factory, for messages.
+        per_thread: True to share the value only with calls on the same thread.
+        keep: Maximum number of values of the factory that a process keeps; 0 for no limit.
+        factory: The digest of the pickled factory if `keep` is set, otherwise empty.
+        handle: An identifier of the handle. Failures of the factory are counted for each handle.
+    """
+
+    key: bytes
+    name: str
+    per_thread: bool
+    keep: int
+    factory: bytes
+    handle: str
+
+
+class CallValues:
+    """Worker values that one call uses.
+
+    Args:
+        session: The name of the session that makes the call; see `WorkerValues.close`.
+        report: Function that is called with True when the call begins to build a value or to wait
+            for another call that builds it, and with False when the call can continue.
+
+    Attributes:
+        seconds: The time that the call has spent in this way; `None` if there was no need.
+    """
+
+    __slots__ = ("_begun", "_depth", "_report", "kept", "seconds", "session")
+
+    def __init__(self, session: str, report: Callable[[bool], object]) -> None:
+        self.session: str = session
+        self.kept: list[_Kept] = []
+        self.seconds: float | None = None
+        self._report = report
+        self._depth = 0
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._depth += 1
+        if self._depth == 1:  # otherwise, for an argument of another factory
+            self._begun = time.perf_counter()
+            self._report(True)
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.seconds = (self.seconds or 0.0) + time.perf_counter() - self._begun
+            self._report(False)
 
 
 class WorkerValues:
@@ -1428,34 +1509,69 @@ class WorkerValues:
 
     def take(
         self,
-        key: bytes,
-        name: str,
-        per_thread: bool,
+        spec: tuple[bytes, str, bool, int, bytes, str],
         build: Build,
-        session: str,
+        uses: CallValues,
+        gpus: Any,
     ) -> Any:
         """Return a value; build it if this process has not built it yet.
 
         Args:
-            key: The digest of the pickled factory and its arguments.
-            name: The name of the factory, for messages.
-            per_thread: True to share the value only with calls on the same thread.
+            spec: The fields of the value's `ValueSpec`.
             build: Function that returns the factory and its arguments.
-            session: The name of the session that uses the value; see `close`.
+            uses: The values that the call uses, to which this one is added.
+            gpus: The result of `Runner.gpus`, or `None` if calls do not set these variables.
 
         Returns:
             The value.
         """
         if self._process != os.getpid():  # a forked child is a separate program
             self._begin()
-        gpus = tuple(map(os.environ.get, GPU_VARIABLES))
+        key, name, per_thread, keep, factory, handle = spec
         place = key, gpus, threading.current_thread() if per_thread else None
+        surplus: list[_Kept] | None = None
         with self._lock:
             kept = self._kept.get(place)
-            if kept is None:
-                kept = self._kept[place] = _Kept(name)
-            kept.sessions.add(session)
-        return kept.value_of(build)
+            if kept is None or keep:
+                if kept is None:
+                    kept = _Kept(name, (factory, *place[1:]), keep)
+                else:
+                    del self._kept[place]
+                self._kept[place] = kept  # the last one was used last
+                if keep and not kept.built:
+                    surplus = self._surplus(kept, keep - 1)
+            kept.users += 1
+            kept.sessions.add(uses.session)
+        uses.kept.append(kept)
+        for other in surplus or ():  # before memory is needed for the new one
+            other.close()
+        if kept.built and _watches.get() is None:
+            return kept.value
+        return kept.value_of(build, uses, handle)
+
+    def release(self, uses: CallValues) -> None:
+        """Note that a call has ended, and close those values that are not kept for other calls."""
+        closing: list[_Kept] = []
+        with self._lock:
+            for kept in uses.kept:
+                kept.users -= 1
+                if kept.over:
+                    closing += [] if kept.users else [kept]
+                elif kept.keep:
+                    closing += self._surplus(kept, kept.keep)
+        for kept in closing:
+            kept.close()
+
+    def _surplus(self, kept: _Kept, most: int) -> list[_Kept]:
+        """Remove and return values of a group that exceed a number and are not in use."""
+        places = [
+            place
+            for place, other in self._kept.items()
+            if other.group == kept.group and other is not kept and other.built
+        ]
+        free = [place for place in places if not self._kept[place].users]
+        excess = len(places) + kept.built - most
+        return [self._kept.pop(place) for place in free[: max(0, excess)]]
 
     def used_by(self, session: str) -> bool:
         """Return True if calls of a session have used a value."""
@@ -1465,15 +1581,46 @@ class WorkerValues:
     def close(self, session: str | None = None) -> None:
         """Close the values that only this session has used, in reverse order of their creation.
 
+        Values that a call uses are closed when the call has ended.
+
         Args:
             session: The name of the session; `None` to close all values.
         """
+        with self._lock:
+            places = [
+                place
+                for place, kept in self._kept.items()
+                if session is None or kept.sessions == {session}
+            ]
+            for kept in self._kept.values():
+                kept.sessions.discard(session or "")
+        self._close(places)
+
+    def close_value(self, key: bytes, session: str | None = None) -> None:
+        """Close the values with a key, for all threads and GPUs; see `close`.
+
+        Args:
+            key: The key.
+            session: The name of a session, to keep values that other sessions have used as well.
+        """
+        with self._lock:
+            places = [place for place in self._kept if place[0] == key]
+            for place in places if session is not None else ():
+                self._kept[place].sessions.discard(session or "")
+            places = [p for p in places if session is None or not self._kept[p].sessions]
+        self._close(places)
+
+    def _close(self, places: list[tuple[Any, ...]]) -> None:
         closing = []
         with self._lock:
-            for place, kept in list(self._kept.items()):
-                if session is None or kept.sessions == {session}:
-                    closing.append(self._kept.pop(place))
-                kept.sessions.discard(session or "")
+            for place in places:
+                kept = self._kept.pop(place, None)
+                if kept is None:
+                    continue
+                if kept.users:
+                    kept.over = True
+                else:
+                    closing.append(kept)
         for kept in sorted(closing, key=lambda kept: -kept.number):
             kept.close()  # before those that were built earlier, which it may use
 
@@ -1483,60 +1630,104 @@ class _Kept:
 
     Args:
         name: The name of its factory, for messages.
+        group: The digest of the factory, the GPUs and the thread.
+        keep: Maximum number of values of the group that are kept; 0 for no limit.
 
     Attributes:
+        built: True if the value has been built.
         number: The position in the order in which values were built; 0 before the value is built.
+        over: True if the value must be closed when no call uses it.
         sessions: The sessions whose calls have used the value.
+        users: Number of calls that use the value.
+        value: The value if it has been built.
     """
 
-    __slots__ = ("_built", "_end", "_lock", "_name", "_opened", "_value", "number", "sessions")
+    __slots__ = (
+        "_end", "_failures", "_lock", "_name", "_opened", "built", "group", "keep",
+        "number", "over", "sessions", "users", "value",
+    )  # fmt: skip
     _numbers = itertools.count(1)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, group: tuple[Any, ...], keep: int) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._built = False
-        self._value: Any = None
         self._end: Callable[[], object] | None = None
         self._opened: dict[str, str] = {}  # as in `watch_files`, while it was built
+        self._failures: dict[str, tuple[int, Any]] = {}  # number and last error, by handle
+        self.built = False
+        self.group = group
+        self.keep = keep
         self.number = 0
+        self.over = False
         self.sessions: set[str] = set()
+        self.users = 0
+        self.value: Any = None
 
-    def value_of(self, build: Build) -> Any:
+    def value_of(self, build: Build, uses: CallValues, handle: str) -> Any:
         """Return the value; build it if it has not been built yet."""
         watch = _watches.get()
-        with nullcontext() if self._built else self._lock:
-            if not self._built:
-                before = {} if watch is None else watch.paths.copy()
-                try:
-                    factory, args, kwargs = build()
-                    self._value, self._end = _entered(factory(*args, **kwargs))
-                except BaseException as error:  # only the call fails
-                    _add_note(error, f"while worker value {self._name!r} was built")
-                    raise
-                if watch is not None:
-                    self._opened = {
-                        path: use
-                        for path, use in watch.paths.items()
-                        if path not in before and path != STARTED and use != WRITTEN
-                    }
-                self.number = next(self._numbers)
-                self._built = True
+        if not self.built:
+            with uses, self._lock:
+                if not self.built:
+                    self._make(build, watch, handle)
         if watch is not None:  # each call has used what the value was built from
             for path, use in self._opened.items():
                 watch.paths.setdefault(path, use)
-        return self._value
+        return self.value
+
+    def _make(self, build: Build, watch: _Watch | None, handle: str) -> None:
+        failures, former = self._failures.get(handle, (0, None))
+        if failures >= ATTEMPTS:
+            error = made(*loads(former)[:2])
+            _add_note(error, f"the function has failed {failures} times in this process")
+            raise error
+        before = {} if watch is None else watch.paths.copy()
+        try:
+            factory, args, kwargs = build()
+            self.value, self._end = _entered(factory(*args, **kwargs))
+        except BaseException as error:  # only the call fails
+            if failed_handle(error) is None:  # it is not the error of an argument's factory
+                _add_note(error, f"while worker value {self._name!r} was built")
+                _vars(error)[WORKER_VALUE] = handle
+            if isinstance(error, Exception):
+                self._failures[handle] = failures + 1, pack_error(error)
+                if len(self._failures) > MAX_FAILURES:
+                    del self._failures[next(iter(self._failures))]
+            raise
+        if watch is not None:
+            self._opened = {
+                path: use
+                for path, use in watch.paths.items()
+                if path not in before and path != STARTED and use != WRITTEN
+            }
+        self.number = next(self._numbers)
+        self.built = True
 
     def close(self) -> None:
         """Run the rest of the factory, and drop the value."""
         with self._lock:
-            end, self._end, self._value, self._built = self._end, None, None, False
+            end, self._end, self.value, self.built = self._end, None, None, False
         if end is not None:
             try:
                 end()
             except BaseException:  # the other values must be closed, too
                 sys.stderr.write(f"worker value {self._name!r} could not be closed:\n")
                 traceback.print_exc()
+
+
+def failed_handle(error: BaseException) -> str | None:
+    """Return `ValueSpec.handle` if the factory of a worker value raised this error."""
+    handle: str | None = _vars(error).get(WORKER_VALUE)
+    return handle
+
+
+def seconds_of_building() -> float | None:
+    """Return the time that the last call on this thread has spent on building worker values.
+
+    Returns:
+        The seconds; `None` if the call did not build a value or wait for one.
+    """
+    return script_classes().now.built
 
 
 def _entered(made: Any) -> tuple[Any, Callable[[], object] | None]:
@@ -1702,6 +1893,7 @@ class ScriptClasses:
 
 class _Now(threading.local):
     received: Received | None = None
+    built: float | None = None  # see `seconds_of_building`
 
 
 class Received:
@@ -1709,20 +1901,19 @@ class Received:
 
     Args:
         classes: The classes of this process.
-        forwards: See `Runner.forwards`.
-        session: See `Runner.session`.
+        runner: The runner of the call.
 
     Attributes:
-        error: The exception that the factory of a worker value has raised for this call.
+        uses: The worker values that the call uses; `None` if there are none.
     """
 
-    __slots__ = ("_classes", "_forwards", "_parts", "error", "found", "session")
+    __slots__ = ("_classes", "_forwards", "_parts", "_runner", "found", "uses")
 
-    def __init__(self, classes: ScriptClasses, forwards: bool, session: str = "") -> None:
-        self.error: BaseException | None = None
-        self.session: str = session
+    def __init__(self, classes: ScriptClasses, runner: Runner) -> None:
+        self.uses: CallValues | None = None
+        self._runner = runner
         self._classes = classes
-        self._forwards = forwards
+        self._forwards = runner.forwards
         self._parts: dict[int, tuple[tuple[Any, ...], Any]] = {}
         self.found: dict[str, Any] = {}
 
@@ -1750,9 +1941,18 @@ class Received:
             return classes.here, arguments[:1]
         return classes.here, arguments, definition, None, None, classes.define
 
+    def value(self, spec: Any, build: Build) -> Any:
+        """Return a worker value; build it if necessary."""
+        if self.uses is None:
+            self.uses = CallValues(self._runner.session, self._runner.building)
+        return worker_values().take(spec, build, self.uses, self._runner.gpus())
+
     def release(self) -> None:
-        """Make the copies available to other calls."""
-        self._classes.release(self.found.values())
+        """Make the copies available to other calls, and release the worker values."""
+        if self.found:
+            self._classes.release(self.found.values())
+        if self.uses is not None:
+            worker_values().release(self.uses)
 
 
 def named(module: str, name: str) -> Any:
@@ -1777,8 +1977,10 @@ def script_classes() -> ScriptClasses:
 
 def worker_values() -> WorkerValues:
     """Return the worker values of this process."""
-    script_classes()
-    values: WorkerValues = sys.modules[CLASSES].values
+    if _own.values is None:
+        script_classes()
+        _own.values = sys.modules[CLASSES].values
+    values: WorkerValues = _own.values
     return values
 
 
@@ -1789,7 +1991,7 @@ def copied_classes() -> Iterator[None]:
     For calls that do not use a `Runner`.
     """
     classes = script_classes()
-    received = classes.now.received = Received(classes, forwards=False)
+    received = classes.now.received = Received(classes, Runner())
     try:
         yield
     finally:
@@ -1813,10 +2015,10 @@ def _classes_module() -> ModuleType:
             name, [(field, kind, msgspec.field(**more)) for field, kind, more in fields], **options
         )
 
-    def value(key: bytes, name: str, per_thread: bool, packed: bytes) -> Any:
+    def value(spec: tuple[Any, ...], packed: bytes) -> Any:
         now, received = classes.now, classes.now.received
         if received is None:  # in the program, for example in a result
-            return values.handle(name, *loads(packed), per_thread=per_thread)
+            return values.handle.of(ValueSpec(*spec), *loads(packed))
 
         def build() -> Any:
             now.received = received
@@ -1827,10 +2029,7 @@ def _classes_module() -> ModuleType:
 
         now.received = None  # the factory may unpickle other results
         try:
-            return values.take(key, name, per_thread, build, received.session)
-        except BaseException as error:
-            received.error = error
-            raise
+            return received.value(spec, build)
         finally:
             now.received = received
 

@@ -34,7 +34,7 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from rhapsody.data import InputFile, Output
+from rhapsody.data import InputFile, InputFiles, Output
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.fsutil import remove_directory
 from rhapsody.identity import AttemptId, TaskId
@@ -227,6 +227,35 @@ class FileFlow:
             for file in self._inputs:
                 bound[id(file)] = search.located(file, self.places)
         return bound
+
+    def located(self, files: Iterable[InputFile]) -> dict[int, InputFile | InputFiles]:
+        """Return objects for inputs with their original paths, by the `id` of the input.
+
+        Worker values read them there, because they are used longer than the sandbox of a task.
+
+        Args:
+            files: The inputs.
+
+        Returns:
+            The objects; empty before the inputs have been found.
+
+        Raises:
+            DataError: An input is only on the backend, so that this process knows no path.
+        """
+        search = self._search
+        if search is None or self.phase is FilePhase.DECLARED:
+            return {}
+        found: dict[int, InputFile | InputFiles] = {}
+        for file in files:
+            place = self.places.get(search.names()[id(file)])
+            if place is not None and place.path is None:
+                raise DataError(
+                    f"task {self._task['name']!r}: {file!r} is in the arguments of a worker value, "
+                    "but only its backend has the file; save it with OutputFile(..., save=...), or "
+                    "pass the file to the task"
+                )
+            found[id(file)] = search.located(file, self.places)
+        return found
 
     def expected(self) -> dict[str, Origin]:
         """Return the origins of the inputs that exist already. For dry runs, which link nothing."""

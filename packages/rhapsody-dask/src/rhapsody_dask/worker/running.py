@@ -46,6 +46,7 @@ from rhapsody.sdk import (
     link_into,
     make_sandbox,
     moved,
+    seconds_of_building,
     sent_modules,
     task_context,
     task_environment,
@@ -210,13 +211,19 @@ def _call(running: Running) -> Reply:
         done, outcome, _ = _CallRunner(running).answer(order.name, order)
         interval = start, time()
         usage = _meter.end(order.name, begin)
+        built = seconds_of_building()
     reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
     if running.cancelled:
         reply = Reply(CANCELED)
     more: dict[str, Any] = {"interval": interval}
+    if order.more.get("cores") == 0:  # such a coroutine shares a thread
+        usage = None
+    if built is not None:
+        more["interval"] = start + built, interval[1]
+        usage = {**(usage or {}), "build_seconds": built}
     if output.stdout or output.stderr:
         more |= {"stdout": output.stdout, "stderr": output.stderr}
-    if usage is not None and order.more.get("cores") != 0:  # such a coroutine shares a thread
+    if usage is not None:
         more["usage"] = usage
     if sandbox is not None:
         more["sandbox"] = sandbox
@@ -257,6 +264,10 @@ class _CallRunner(Runner):
         if running.cancelled:
             raise asyncio.CancelledError
         return function, args, kwargs
+
+    def building(self, begins: bool) -> None:
+        running = self._running
+        running.site.notify({"building": (running.uid, running.token, begins)})
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         waits_only = self._running.order.more.get("cores") == 0

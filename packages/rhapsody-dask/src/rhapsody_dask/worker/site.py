@@ -7,6 +7,7 @@ it when the backend shuts down. `running` executes the tasks.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import pickle
@@ -566,6 +567,11 @@ def stop_group(session: str, group: str, uid: str, dask_worker: Any = None) -> G
     """Stop a group after its running call; see `Site.stop_group`. Called through `Client.run`."""
     site = site_of(dask_worker, session)
     return None if site is None else site.stop_group(group, uid)
+
+
+async def close_value(session: str, key: bytes) -> None:
+    """Close a session's worker value on this worker; called through `Client.run`."""
+    await asyncio.to_thread(worker_values().close_value, key, session)
 
 
 def sees(path: str, text: str, dask_worker: Any = None) -> bool:

@@ -67,6 +67,7 @@ THREADS = Capabilities(
     binds=frozenset({"cores", "gpus"}),
     captures_output=True,
     reports_running=True,
+    worker_values=True,
 )
 """Capabilities if functions run on threads: running coroutines can be stopped, functions cannot.
 
@@ -399,6 +400,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._announce,
             self._next_short,
             self._withdrawn,
+            lambda: self._queue.functions,
             self.grace,
             self.machine.workers,
         )
@@ -474,6 +476,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 self._start_job(job)
         if queued:
             self._pump()
+
+    async def close_worker_value(self, key: bytes) -> None:
+        """Close a worker value in the worker processes, after the calls sent to them."""
+        if self._processes is not None:
+            self._processes.close_value(key)
 
     async def cancel_task(self, uid: str) -> bool:
         """Cancel a task.

@@ -334,6 +334,11 @@ class Queue:
     def __bool__(self) -> bool:
         return bool(self._functions or self._programs or self._passed)
 
+    @property
+    def functions(self) -> int:
+        """The number of functions in the queue, apart from those that wait for a service."""
+        return len(self._functions)
+
     def push(self, item: LocalJob) -> None:
         """Add a job at the end, or before the jobs with a lower priority."""
         item.place = 0, next(self._numbers)

@@ -22,7 +22,7 @@ from rhapsody.sdk import calls
 from rhapsody.sdk.introspect import MISSING, content_of, names_stored, with_inner
 from rhapsody.sdk.modules import REFERENCE
 from rhapsody.sdk.runner import PLAIN, dumps
-from rhapsody.sdk.worker_values import WorkerValue
+from rhapsody.sdk.value_handles import WorkerValue
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from itertools import zip_longest
 from queue import SimpleQueue
@@ -85,6 +85,7 @@ class ProcessWorkers(JobRunner):
             and its encoded call if the job can wait for the same slots and `pack` can pack it,
             otherwise `None`.
         withdrawn: Called with the jobs that were withdrawn from a worker, in order.
+        queued: Called without arguments. Returns the number of jobs in the queue.
         grace: Number of seconds between SIGTERM and SIGKILL for a worker whose job is canceled.
         size: Number of workers, including idle ones, at which a new worker replaces an idle one.
     """
@@ -98,6 +99,7 @@ class ProcessWorkers(JobRunner):
         announced: Callable[[LocalJob], object],
         next_short: Callable[[LocalJob], tuple[LocalJob, bytearray] | None],
         withdrawn: Callable[[list[LocalJob]], object],
+        queued: Callable[[], int],
         grace: float,
         size: int,
     ) -> None:
@@ -105,6 +107,7 @@ class ProcessWorkers(JobRunner):
         self._announced = announced
         self._next_short = next_short
         self._withdrawn = withdrawn
+        self._queued = queued
         self._grace = grace
         self._size = size
         # With threadpoolctl, a worker changes the number of threads of its libraries.
@@ -114,6 +117,9 @@ class ProcessWorkers(JobRunner):
         self._specs = packing.Specs()
         self._filters = WarningFilters()
         self._seconds: float | None = None  # moving average of the duration of a call
+        # Average seconds to build worker values, and of the calls that use them, by keys.
+        self._costs: dict[frozenset[bytes], tuple[float, float]] = {}
+        self._patience: dict[LocalJob, float] = {}  # times when jobs stop waiting for a value
         self._watch: asyncio.TimerHandle | None = None
         self._waiting: dict[LocalJob, bytearray] = {}
         self._workers: set[Worker] = set()
@@ -204,9 +210,15 @@ class ProcessWorkers(JobRunner):
             job.handle.stop(self._grace)  # the job ends with its worker
         else:
             self._waiting.pop(job, None)
+            self._patience.pop(job, None)
             if job is self._packing:  # packing this job must not delay other jobs
                 self._start_packer()
             self._end(job)
+
+    def close_value(self, key: bytes) -> None:
+        """Close a worker value in the workers that have it, after the calls sent to them."""
+        for each in self._workers:
+            each.close_value(key)
 
     def ended(self, job: LocalJob) -> None:
         """Remove an ended job from the pool."""
@@ -310,7 +322,11 @@ class ProcessWorkers(JobRunner):
             self._give(job, worker)
         if self._cannot_start and self._busy():
             return
-        for _ in range(len(self._waiting) - self._starting):
+        ready = self._ready()
+        for job in ready:
+            if job.request.gpus:
+                self._release(job.gpus or ())
+        for _ in range(len(ready) - self._starting):
             if self._idle and len(self._workers) + self._starting >= self._size:
                 self._idle.pop(0).finish(self._grace)
             self._starting += 1
@@ -319,6 +335,18 @@ class ProcessWorkers(JobRunner):
             except RuntimeError as error:  # too many threads
                 self._new.put(error)
 
+    def _ready(self) -> Collection[LocalJob]:
+        """Return the waiting jobs, except those that wait for a worker with their worker values."""
+        if not self._costs:
+            return self._waiting
+        return [job for job in self._waiting if not self._waits_for_value(job)]
+
+    def _release(self, gpus: Iterable[str]) -> None:
+        """Let idle workers exit that are bound to some GPUs, because another worker needs them."""
+        for worker in [each for each in self._idle if {*gpus}.intersection(each.gpus or ())]:
+            self._idle.remove(worker)
+            worker.finish(self._grace)
+
     def _busy(self) -> bool:
         """Return True if a worker is running a call."""
         return len(self._idle) < len(self._workers)
@@ -326,17 +354,45 @@ class ProcessWorkers(JobRunner):
     def _next(self) -> tuple[LocalJob, Worker] | None:
         """Return the next waiting job that an idle worker can run, and the worker, or `None`.
 
-        Jobs that request GPUs need a new worker, because a process that has used CUDA cannot change
-        its devices. So do jobs with another number of threads than the calls that the worker has
-        run, because numeric libraries read this number only when they are loaded.
+        Jobs that request GPUs need a new worker, or one that is bound to the same GPUs, because a
+        process that has used CUDA cannot change its devices. Jobs with another number of threads
+        than the calls that the worker has run need a new one, too, because numeric libraries read
+        this number only when they are loaded.
         """
         for job in self._waiting:
-            if not job.request.gpus:
-                threads = self._threads(job)
-                for worker in reversed(self._idle):
-                    if worker.threads is None or worker.threads == threads:
+            threads, gpus = self._threads(job), job.gpus if job.request.gpus else None
+            keys, first = _keys(job), None
+            for worker in reversed(self._idle):
+                if worker.gpus == gpus and (worker.threads is None or worker.threads == threads):
+                    if keys <= worker.values:
                         return job, worker
+                    first = first or worker
+            if first is not None and not self._waits_for_value(job):
+                return job, first
         return None
+
+    def _waits_for_value(self, job: LocalJob) -> bool:
+        """Return True if a job should wait for a busy worker that has built its worker values.
+
+        This is so if all jobs in the queue could run on such workers in less time than another
+        worker would need to build the values.
+        """
+        keys = _keys(job)
+        if keys not in self._costs:
+            return False
+        threads, gpus = self._threads(job), job.gpus if job.request.gpus else None
+        able = [
+            worker
+            for worker in self._workers
+            if worker.gpus == gpus and worker.threads == threads and _is_using(worker, keys)
+        ]
+        build, call = self._costs[keys]
+        if not able or (1 + len(self._waiting) + self._queued()) * call > build * len(able):
+            return False
+        if job not in self._patience:  # a call may take longer than the others did
+            self._patience[job] = self._loop.time() + build
+            self._loop.call_later(build, self._hand_out)
+        return self._loop.time() < self._patience[job]
 
     def _threads(self, job: LocalJob) -> object:
         """Return the thread counts of a job's numeric libraries, as far as a worker is bound to it.
@@ -350,8 +406,25 @@ class ProcessWorkers(JobRunner):
         cores = thread_count(job.request.cores)
         return -1 if cores and self._adjustable else cores
 
+    def _measure(self, keys: frozenset[bytes], reply: CallResult) -> None:
+        """Note how long a call took that used worker values, and how long it built them."""
+        if reply.interval is None:
+            return
+        begin, end = reply.interval
+        known = self._costs.get(keys)
+        built: float | None = (reply.usage or {}).get("build_seconds")
+        if known is not None:
+            self._costs[keys] = max(known[0], built or 0.0), (3 * known[1] + end - begin) / 4
+        elif built is not None:
+            self._costs[keys] = built, end - begin
+
     def _give(self, job: LocalJob, to: Worker) -> None:
+        self._patience.pop(job, None)
         to.threads = self._threads(job)
+        if keys := _keys(job):
+            to.values |= keys
+            if job.request.gpus:
+                to.gpus = job.gpus
         self._send(job, self._waiting.pop(job), to)
         self._announced(job)
 
@@ -368,7 +441,9 @@ class ProcessWorkers(JobRunner):
         self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
         successor = by.jobs[0] if by.jobs else None
         job.successor = successor  # runs next, in the slots of this job
-        if job.request.gpus:
+        if keys := _keys(job):
+            self._measure(keys, reply)
+        if job.request.gpus and by.gpus is None:
             by.finish(self._grace)
         elif successor is None and not by.over:
             self._idle.append(by)
@@ -466,8 +541,8 @@ class ProcessWorkers(JobRunner):
         new.attend(self._loop, self._replied, self._worker_ended)
         if self._stopping:
             new.kill()
-        elif self._waiting:
-            self._give(next(iter(self._waiting)), new)
+        elif ready := self._ready():
+            self._give(next(iter(ready)), new)
         else:
             self._idle.append(new)
 
@@ -530,6 +605,23 @@ class ProcessWorkers(JobRunner):
                 "while running the task"
             )
         self._end(job)
+
+
+def _keys(job: LocalJob) -> frozenset[bytes]:
+    """Return the keys of the worker values that a job uses."""
+    values = job.task.get("worker_values")
+    return _NO_KEYS if values is None else values.keys
+
+
+_NO_KEYS: frozenset[bytes] = frozenset()
+
+
+def _is_using(worker: Worker, keys: frozenset[bytes]) -> bool:
+    """Return True if a worker is running a call that uses values which it has built."""
+    if worker.over or not worker.jobs:
+        return False
+    values = worker.jobs[0].task.get("worker_values")
+    return values is not None and keys <= values.keys and not values.is_building
 
 
 def _describe_exit(exit_code: int | None) -> str:

@@ -15,7 +15,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
 from functools import partial
@@ -31,7 +31,7 @@ from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.runner import CallResult, Meter, watch_files
 from rhapsody.sdk.threads import start_thread
-from rhapsody.task import Usage
+from rhapsody.task import TaskDescription, Usage
 
 HOST_NAME: str = os.uname().nodename
 """This machine's name."""
@@ -136,9 +136,7 @@ class ThreadWorkers(JobRunner):
                 if type(value) is CoroutineType:
                     value = loop.run(value, partial(self._started, job))
             finally:
-                task["interval"] = start, time.time()
-                if (used := meter.end(task["name"], begin)) is not None:
-                    task["usage"] = cast("Usage", used)
+                _measure(task, start, meter.end(task["name"], begin))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
@@ -153,6 +151,23 @@ class ThreadWorkers(JobRunner):
             cancelled = job.cancelled
         if cancelled:
             loop.call_soon(task.cancel)  # after the first step of the coroutine
+
+
+def _measure(task: TaskDescription, start: float, used: Mapping[str, Any] | None) -> None:
+    """Set the interval and the usage of a call that has ended.
+
+    Args:
+        task: The task.
+        start: When the call began, in seconds since the epoch.
+        used: The resources that it has used; `None` if they were not measured.
+    """
+    values = task.get("worker_values")
+    if values is not None and values.seconds:
+        start += values.seconds
+        used = {**(used or {}), "build_seconds": values.seconds}
+    task["interval"] = start, time.time()
+    if used is not None:
+        task["usage"] = cast("Usage", used)
 
 
 class SharedThread(JobRunner):
@@ -226,7 +241,7 @@ class SharedThread(JobRunner):
         try:
             return await function(*args, **kwargs)
         finally:
-            job.task["interval"] = start, time.time()
+            _measure(job.task, start, None)
 
     def _ended(self, job: LocalJob, value: Any, error: BaseException | None) -> None:
         job.handle = None
@@ -338,9 +353,7 @@ class ExecutorCall:
                 if type(value) is CoroutineType:
                     value = _run(value)
             finally:
-                task["interval"] = start, time.time()
-                if (used := meter.end(task["name"], begin)) is not None:
-                    task["usage"] = cast("Usage", used)
+                _measure(task, start, meter.end(task["name"], begin))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             return without_own_frames(error)

@@ -31,6 +31,7 @@ from rhapsody.context import Setting, TaskContext, running_task, task_context
 from rhapsody.sdk.capture import CapturedOutput, keep, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
 from rhapsody.sdk.runner import (
+    GPU_VARIABLES,
     PLAIN,
     CallResult,
     CallSpec,
@@ -73,7 +74,11 @@ SCALARS = PLAIN - {str, bytes}
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 
 
-REUSABLE, SHARED, FILTERS = 1, 2, 4
+BUILDING = 1
+"""First length in the head of a message that a call begins (1) or ends (0) to build a worker value;
+the second length is one of these numbers, and no data follow."""
+
+REUSABLE, SHARED, FILTERS, CLOSES = 1, 2, 4, 8
 
 
 class PickledCall(NamedTuple):
@@ -84,7 +89,8 @@ class PickledCall(NamedTuple):
         arguments: The pickled positional and keyword arguments.
         kind: `REUSABLE` if calls cannot change the function, so that it is unpickled only once;
             `SHARED` if `arguments` is a `BLOCK` that refers to the whole call in shared memory;
-            `FILTERS` for the program's warning filters; otherwise 0.
+            `FILTERS` for the program's warning filters; `CLOSES` for the key of a worker value to
+            close; otherwise 0.
     """
 
     function: bytes
@@ -117,6 +123,7 @@ def work(
         with sending:
             connection.sendall(data)
 
+    _runner.send = send
     forward_logs(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     leave_handlers_to_program(handlers)
     with suppress(BrokenPipeError):  # the program has ended
@@ -128,6 +135,9 @@ def work(
                 number, _runner.memory.offered, order, call = taken
                 if order is None and call.kind == FILTERS:
                     _runner.filters = bytes(call.arguments)
+                    continue
+                if order is None and call.kind == CLOSES:
+                    worker_values().close_value(bytes(call.arguments))
                     continue
                 if order is None:
                     sent_modules().receive(bytes(call.arguments))
@@ -154,6 +164,11 @@ def modules_frame(modules: bytes) -> bytearray:
 def filters_frame(filters: bytes) -> bytearray:
     """Encode the program's warning filters for a worker, as a call without a spec."""
     return bytearray(CALL.pack(0, 0, FILTERS, 0, 0, 0, len(filters))) + filters
+
+
+def closing_frame(key: bytes) -> bytearray:
+    """Encode the key of a worker value to close, as a call without a spec."""
+    return bytearray(CALL.pack(0, 0, CLOSES, 0, 0, 0, len(key))) + key
 
 
 def received(stream: BinaryIO) -> tuple[int, int, CallSpec | None, PickledCall] | None:
@@ -305,6 +320,7 @@ class _Runner(Runner):
         self._loop = WorkerLoop()
         self.memory = WorkerMemory(None)
         self.variables: CallVariables | None = None  # `None` in a user's executor
+        self.send: Callable[[bytes], object] | None = None  # `None` in a user's executor
         self.filters: bytes | None = None  # the program's warning filters, until they are set
         self._set: list[Any] = []  # filters that were set before
 
@@ -323,6 +339,15 @@ class _Runner(Runner):
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run(coroutine)
+
+    def gpus(self) -> tuple[bytes | None, ...]:
+        if os.environ is not _environ:  # a call has replaced it
+            return super().gpus()
+        return tuple(map(_encoded.get, GPU_VARIABLES))
+
+    def building(self, begins: bool) -> None:
+        if self.send is not None:
+            self.send(LENGTHS.pack(BUILDING, begins))
 
     def pack(self, value: Any) -> Any:
         if type(value) in SCALARS or (type(value) in PLAIN and len(value) < MIN_SHARED_SIZE):

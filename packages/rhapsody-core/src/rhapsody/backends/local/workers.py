@@ -34,9 +34,11 @@ from rhapsody.backends.local.jobs import LocalJob
 from rhapsody.backends.local.shared_memory import Block, ProgramMemory
 from rhapsody.backends.local.worker import (
     BLOCK,
+    BUILDING,
     LENGTHS,
     NUMBER,
     START,
+    closing_frame,
     filters_frame,
     handle_log,
     log_handlers,
@@ -83,6 +85,9 @@ class Worker:
         over: True if the worker has ended or is being stopped.
         threads: The thread counts of the calls so far; see `ProcessWorkers`. `None` if there were
             none.
+        gpus: The GPUs to which the process is bound, because a call with them has used worker
+            values; `None` if it is not bound.
+        values: The keys of the worker values that its calls have used.
 
     Raises:
         OSError: The process could not be started, or was not ready in time.
@@ -95,6 +100,8 @@ class Worker:
         self.seconds: float = 0.0
         self.over: bool = False
         self.threads: object = None
+        self.gpus: tuple[str, ...] | None = None
+        self.values: set[bytes] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
         self._modules: bytes | None = None  # the modules that were sent last
@@ -102,10 +109,11 @@ class Worker:
         self._number = 0
         self._numbers = b""  # of the calls to send
         self._calls: list[bytearray] = []
+        self._closing = bytearray()  # encoded keys of worker values to close
         self._unsent = NO_DATA  # rest of the data that is being sent
         self._buffer = memoryview(bytearray(READ_SIZE))  # reused, because creating a buffer is slow
         self._received = bytearray()
-        self._replies: deque[CallResult] = deque()
+        self._replies: deque[CallResult | bool] = deque()  # True, False: see `BUILDING`
         self._is_valid = True
         self._memory = context.memory
         self._offer()
@@ -180,6 +188,15 @@ class Worker:
         elif len(self._calls) == 1:
             self._loop.call_soon(self._flush)
 
+    def close_value(self, key: bytes) -> None:
+        """Close a worker value after the calls that have been sent."""
+        assert self._loop is not None
+        if key not in self.values:
+            return
+        self.values.discard(key)
+        self._closing += closing_frame(key)
+        self._loop.call_soon(self._flush)
+
     def withdraw(self) -> list[LocalJob]:
         """Withdraw the calls that the worker has not started, so that the worker skips them.
 
@@ -226,9 +243,13 @@ class Worker:
 
     def _flush(self) -> None:
         """Send the waiting calls, as far as the socket accepts data."""
-        if self._unsent or not self._calls:
+        if self._unsent or not (self._calls or self._closing) or self._socket.fileno() < 0:
             return
-        os.write(self._sent.fileno(), self._numbers)
+        if self._closing:
+            self._calls.append(self._closing)
+            self._closing = bytearray()
+        if self._numbers:
+            os.write(self._sent.fileno(), self._numbers)
         self._unsent = memoryview(
             self._calls[0] if len(self._calls) == 1 else b"".join(self._calls)
         )
@@ -276,15 +297,19 @@ class Worker:
             return True  # ignored
         self._received += self._buffer[:size]
         self._take_replies()
-        if self._replies:
+        if count := sum(type(each) is not bool for each in self._replies):
             now = self._loop.time()
-            self.seconds, self.since = (now - self.since) / len(self._replies), now
+            self.seconds, self.since = (now - self.since) / count, now
         self._deliver()
         return True
 
     def _deliver(self) -> None:
         while self._replies:  # a callback may call `read`, which delivers some of them
-            self._replied(self, self._replies.popleft())
+            reply = self._replies.popleft()
+            if not isinstance(reply, bool):
+                self._replied(self, reply)
+            elif self.jobs and (values := self.jobs[0].task.get("worker_values")) is not None:
+                values.building(reply)
 
     def _kill_invalid(self, what: str) -> None:
         """Kill a worker that sent invalid data, probably because its task wrote to the socket."""
@@ -301,6 +326,10 @@ class Worker:
         whole = memoryview(received)
         while len(received) - begin >= LENGTHS.size:
             first, second = LENGTHS.unpack_from(received, begin)
+            if first == BUILDING:
+                self._replies.append(bool(second))
+                begin += LENGTHS.size
+                continue
             if first > MAX_HEAD_SIZE or second > MAX_PAYLOAD_SIZE:
                 return self._kill_invalid(f"a message of {first + second} bytes")
             middle = begin + LENGTHS.size + first

@@ -88,6 +88,7 @@ from rhapsody.builtin.journal.values import (
 )
 from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_inner
 from rhapsody.sdk.modules import altered, file_of, spec_of
+from rhapsody.sdk.value_handles import WorkerValue
 from rhapsody.tracebacks import SCRIPT_MODULE
 
 _OF_PYDANTIC = "__pydantic_"
@@ -137,6 +138,9 @@ _STARTERS = (
     "asyncio.subprocess.create_subprocess",
 )  # fmt: skip
 """Prefixes of the names of functions that start programs."""
+
+_SETTINGS = frozenset({"pydantic_settings.main"})
+"""Modules of classes whose instances take their values from environment variables."""
 
 _ARGUMENT_READERS = (
     "absl.", "argparse.", "cappa.", "cleo.", "click.", "cyclopts.", "docopt.", "fire.", "getopt.",
@@ -255,6 +259,7 @@ class CodeFingerprint:
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
             or a name that matches `_OPENS`.
         reads_arguments: True if the code uses a library that reads command-line arguments.
+        handles: The handles of worker values.
         absent: Names of modules whose variables do not count, because they were not loaded when
             the code was inspected first.
         sources: The source files of the program's modules among `absent`, by the module's name,
@@ -283,6 +288,7 @@ class CodeFingerprint:
         if inputs:
             self._numbered = {path: name for name, path in inputs.items() if os.sep in name}
         self.paths: dict[str, bytes | None] = {}
+        self.handles: list[WorkerValue[Any]] = []
 
     def _forget(self) -> None:
         """Discard everything that was collected, except `paths`."""
@@ -317,6 +323,14 @@ class CodeFingerprint:
         self._called: dict[str, int] = {}
         self._collecting = False
 
+    def other_versions(self, other: CodeFingerprint) -> list[str]:
+        """Return the names under which this object and another one have collected two versions.
+
+        A cell of a notebook that runs again makes another class or function with the same name.
+        """
+        own = {name: thing for thing, name in self._seen.values()}
+        return [name for thing, name in other._seen.values() if own.get(name, thing) is not thing]
+
     # Called by `Values`.
 
     def code(self, thing: Any) -> str:
@@ -335,6 +349,8 @@ class CodeFingerprint:
                 self._used(f"the environment used by {name}", os.environ)
             elif address in _IMPORTERS:
                 raise UnhashableError(f"{name} may import any module")
+            elif any(each.__module__ in _SETTINGS for each in getattr(thing, "__mro__", ())):
+                self._used(f"the environment used by {name}", os.environ)
         return known[1]
 
     def _note_kind(self, name: str) -> None:
@@ -402,6 +418,10 @@ class CodeFingerprint:
             name: The base name of the file.
         """
         return self._numbered.get(str(path), name)
+
+    def worker_value(self, handle: WorkerValue[Any]) -> None:
+        """Note a handle of a worker value."""
+        self.handles.append(handle)
 
     def _name(self, thing: Any) -> str:
         program = self._program

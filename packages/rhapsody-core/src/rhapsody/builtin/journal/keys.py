@@ -41,6 +41,7 @@ from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.introspect import content_of
 from rhapsody.sdk.runner import files_of_modules
+from rhapsody.sdk.value_handles import WorkerValue
 
 _CODE = (types.FunctionType, type)
 
@@ -158,6 +159,8 @@ class Keys:
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, Known] = field(default_factory=WeakKeyDictionary)
     _checked: dict[Known, bool] = field(default_factory=dict)
+    _values: dict[bytes, bytes] = field(default_factory=dict)  # worker values: keys and digests
+    _same_values: set[bytes] = field(default_factory=set)  # those compared in this batch
     _texts: WeakKeyDictionary[Any, tuple[Known, frozenset[str]]] = field(
         default_factory=WeakKeyDictionary
     )
@@ -204,7 +207,10 @@ class Keys:
                 input file cannot be read.
         """
         try:
-            return self._of(task, settings, inputs, texts, more)
+            key = self._of(task, settings, inputs, texts, more)
+            for handle in list(self._fingerprint.handles):
+                self._require_same_value(handle)
+            return key
         except UnhashableError:
             raise
         except Exception as error:  # any error raised by an object that is inspected
@@ -284,8 +290,11 @@ class Keys:
             )  # fmt: skip
             return tuple.__new__(Key, plain_key)  # calling the class takes twice as long
         code, used = (None, found) if known is None else (known.digest, known.found)
+        if found.parts and used is not found and (names := found.other_versions(used)):
+            parts["other versions in the arguments"] = ", ".join(sorted(names))
         inherited = None
-        if used.starts_programs and _VARIABLES not in parts:
+        starts_programs = used.starts_programs or found.starts_programs
+        if starts_programs and _VARIABLES not in parts:
             inherited = self._variables(task, found)
             if inherited is not None:
                 parts[_VARIABLES] = inherited
@@ -306,8 +315,7 @@ class Keys:
             known is None
             or used.may_open
             or found.may_open
-            or used.starts_programs
-            or found.starts_programs
+            or starts_programs
             or not (plain or all(map(_is_builtin, shared.values())))
         )
         absent: Collection[str] = ()
@@ -324,7 +332,7 @@ class Keys:
             shared = {}
         digest = self.digest(text, code, paths)
         portable = not (found.reads_arguments or used.reads_arguments)
-        inherits = known is not None and used.starts_programs and bool(shares_memory)
+        inherits = known is not None and starts_programs and bool(shares_memory)
         key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
             None if known is None else function, known, cells, absent, sources, portable,
@@ -332,6 +340,31 @@ class Keys:
             known is not None and bool(shares_memory),
         )  # fmt: skip
         return tuple.__new__(Key, key)
+
+    def _require_same_value(self, handle: WorkerValue[Any]) -> None:
+        """Check that building a worker value now would use what it used earlier in this run.
+
+        Workers keep the value that they have built, so a change has no effect on later tasks.
+
+        Raises:
+            UnhashableError: The code of the factory, a value that it uses, or a file in its
+                arguments has changed.
+        """
+        key = handle.spec.key
+        if key in self._same_values:
+            return
+        factory: dict[str, Any] = {
+            "name": handle.name, "function": handle.definition.factory, "executable": None,
+            "args": handle.args, "kwargs": handle.kwargs, "task_backend_specific_kwargs": {},
+            "shares_memory": True,
+        }  # fmt: skip
+        digest = self._of(factory, _NOTHING, {}, (), _NO_PARTS).digest
+        if self._values.setdefault(key, digest) != digest:
+            raise UnhashableError(
+                f"worker value {handle.name!r} may have been built before a variable or file that "
+                "its function uses changed: pass the new value as an argument of the function"
+            )
+        self._same_values.add(key)
 
     def _input_files(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: dict[str, str]
@@ -644,6 +677,7 @@ class Keys:
     def begin(self) -> None:
         """Begin a batch of tasks. Mutable values are compared again once in each batch."""
         self._checked.clear()
+        self._same_values.clear()
 
     def _code(self, function: Any) -> Known:
         """Return what a function uses. It is inspected again only if something has changed.

@@ -38,7 +38,7 @@ from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
 from rhapsody.sdk.introspect import cached_properties, slots_of
-from rhapsody.sdk.worker_values import WorkerValue
+from rhapsody.sdk.value_handles import WorkerValue
 
 DIGEST_SIZE = 16
 """Size of a digest in bytes. A collision of 16 bytes becomes likely only among 2^64 values."""
@@ -115,6 +115,9 @@ class Collector(Protocol):
 
     def input_name(self, path: object, name: str) -> str:
         """Return the unique name of a task's input file, given its path and its base name."""
+
+    def worker_value(self, handle: WorkerValue[Any]) -> None:
+        """Note a handle of a worker value."""
 
 
 class Values:
@@ -280,7 +283,8 @@ class Values:
             name = self._collector.input_name(value.filepath, value.filename)
             feed(_framed(b"f", f"{kind.__name__} {name}"))
         elif isinstance(value, WorkerValue):
-            self._items(b"W", (value.factory, value.args, value.kwargs), feed)
+            self._collector.worker_value(value)
+            self._items(b"W", (value.definition.factory, value.args, value.kwargs), feed)
         elif isinstance(value, PurePath):
             self._items(b"/", (kind, str(value)), feed)
         else:
@@ -368,6 +372,8 @@ class Values:
             if properties or caches:  # pickle stores `None` for an object without attributes
                 left_out = properties.union(caches)
                 state = {name: each for name, each in state.items() if name not in left_out} or None
+        if _LIBRARY_CACHES.get(kind.__module__.partition(".")[0]):
+            state = _without_caches_of_library(kind, state)
         if isinstance(value, BaseException) and type(state) is dict:
             state = without_ours(state) or None
         if isinstance(value, BaseException) and value.__cause__ is not None:
@@ -385,6 +391,28 @@ class Values:
             self._items(b"O", pairs or (), feed)
         else:
             self._sorted(b"d", pairs or (), feed)
+
+
+_LIBRARY_CACHES: Mapping[str, frozenset[str]] = {
+    "xarray": frozenset({"_attrs", "_encoding"}),  # an empty dict is created at the first access
+    "sklearn": frozenset({"_stop_words_id"}),  # an address
+}
+"""Attributes, by library, that change although the object does not, and that do not count if they
+are empty, or an address."""
+
+
+def _without_caches_of_library(kind: type, state: Any) -> Any:
+    """Return the state of a library's object, without attributes that change when they are read."""
+    if type(state) is tuple:  # the attributes, and the slots
+        return tuple(_without_caches_of_library(kind, each) for each in state)
+    if type(state) is not dict:
+        return state
+    names = _LIBRARY_CACHES[kind.__module__.partition(".")[0]]
+    return {
+        name: value
+        for name, value in state.items()
+        if name not in names or (value and not isinstance(value, int))
+    }
 
 
 def attribute_of(value: object, name: str) -> Any:

@@ -64,7 +64,7 @@ from rhapsody.sdk.generators import (
     names_attribute,
 )
 from rhapsody.sdk.runner import watching
-from rhapsody.sdk.worker_values import with_values
+from rhapsody.sdk.value_handles import TaskValues, with_values
 from rhapsody.shells import stops_reading
 from rhapsody.staging.flow import FileFlow
 from rhapsody.staging.inputs import outcomes
@@ -183,6 +183,7 @@ class TaskBuilder:
         self._restored: set[str] = set()  # names of tasks whose restored arguments were logged
         self._unsafe: set[str] = set()  # names of tasks with a reported condition
         self._held_back: set[str] = set()  # backends for which a held-back task was logged
+        self._builds_always: set[str] = set()  # backends for which worker values were logged
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return True if it can then be submitted."""
@@ -282,7 +283,8 @@ class TaskBuilder:
             self._declare_files(record, description)
         elif number > 1:
             record.files = None
-        if (found is not None or record.kept is not None) and task.kind != "executable":
+        replaces = found is not None and found.replaces
+        if (replaces or record.kept is not None) and task.kind != "executable":
             if record.kept is not None:
                 self._restore_arguments(record, record.kept)
             description["args"], description["kwargs"] = self._values.of(record)
@@ -321,17 +323,31 @@ class TaskBuilder:
         Workers receive the values when they unpickle the handles.
         """
         call, description = record.call, record.attempt.description
-        function = description["function"]
-        if call.found is None or not call.found.handles or function is None:
+        function, found = description["function"], call.found
+        if found is None or not found.handles or function is None or backend.dry:
             return
-        if backend.shares_memory and not backend.dry:
-            found = call.found
-            if not found.is_flat:  # the containers have been copied
-                found = search(description["args"], description["kwargs"]) or found
+        if found.is_open:  # handles or containers were replaced
+            found = search(description["args"], description["kwargs"]) or found
+        self._scheduler.values.require(found.handles)
+        values = TaskValues(found.handles, description["uid"], self._building)
+        description["worker_values"] = values
+        if backend.shares_memory:
             is_async = call.task.task_kind == "async_function"
             description["function"] = with_values(
-                function, found.handles, found.fill, self._uid, is_async=is_async
+                function, values, found.fill, self._uid, is_async=is_async
             )
+        elif not backend.capabilities.worker_values and backend.name not in self._builds_always:
+            self._builds_always.add(backend.name)
+            log.warning(
+                "%s: backend %r does not report when it builds worker values such as %s: this time "
+                "counts toward `timeout`, and a function that runs in a process of its own builds "
+                "them in each call",
+                record.named(), backend.name, values.names,
+            )  # fmt: skip
+
+    def _building(self, uid: str) -> None:
+        """Note that an attempt begins or ends to build a worker value. Called on any thread."""
+        self._background.soon_from_anywhere(partial(self._scheduler.building, uid))
 
     def _check_iterators(self, record: TaskRecord, futures: Iterable[asyncio.Future[Any]]) -> None:
         """Raise a `TypeError` if another task has received an iterator of a dependency."""

@@ -236,6 +236,9 @@ class ArgumentValues:
             task = record.call.task
             by_path = task.kind != "executable" or task.settings.cwd is not None
             values |= record.files.arguments(by_path=by_path)
+        if found.has_open_handles:
+            located = {} if record.files is None else record.files.located(found.inputs)
+            values |= found.completed_handles(values | located)
         return found.fill(record.call.args, record.call.kwargs or {}, values, replaced)
 
     def of_service(self, service: TaskFuture[Any]) -> tuple[Any, ...]:

@@ -177,9 +177,10 @@ class Submission:
                 )
             parent = None  # the block has ended, but a thread or coroutine it started has not
         dependencies: tuple[asyncio.Future[Any], ...] = ()
-        if found is not None or task.settings.after:
+        replaces = found is not None and found.replaces
+        if replaces or task.settings.after:
             dependencies = self._dependencies(task, found, parent, repeats)
-        if found is not None:
+        if found is not None and (replaces or not found.is_flat):
             if found.outputs and not is_block:
                 _require_distinct(task.name, found.outputs)
             if found.inputs and not (dependencies or is_block or task.settings.service):

@@ -496,6 +496,18 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
     return _of_parts(TaskTimeoutError, record, prefix, MessageParts(reason))
 
 
+def not_built(record: TaskRecord, limit: float) -> TaskTimeoutError:
+    """Return the error for a task whose worker values were not built in time.
+
+    Args:
+        record: The task.
+        limit: The time limit in seconds.
+    """
+    names = record.attempt.description["worker_values"].names
+    reason = f"failed because worker value {names} was not built within {limit:g} s"
+    return _of_parts(TaskTimeoutError, record, "task", MessageParts(reason))
+
+
 def _missing_sign(ready: object) -> str:
     """Return the end of a message that names the missing readiness signal."""
     kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")

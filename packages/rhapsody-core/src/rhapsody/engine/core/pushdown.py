@@ -512,7 +512,9 @@ class PushDown:
             task.pushable = backend, self._is_plain(task, backend)
         if not task.pushable[1] or type(record.future) is not RemoteFuture:
             return False
-        return found is None or not (found.inputs or found.outputs or found.inexact)
+        return found is None or not (
+            found.inputs or found.outputs or found.inexact or found.has_open_handles
+        )
 
     def _is_plain(self, task: TaskFunction[Any, Any], backend: BackendHandle) -> bool:
         settings = task.settings

@@ -57,10 +57,13 @@ from rhapsody.errors import (
     InputChangedError,
     InsufficientWalltimeError,
     TaskLostError,
+    WorkerValueError,
     add_note,
     blame,
 )
 from rhapsody.plugins.specs import Stats
+from rhapsody.sdk.runner import failed_handle
+from rhapsody.sdk.value_handles import WorkerValue
 from rhapsody.states import TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFacts, TaskFuture
 
@@ -90,6 +93,9 @@ CATCH_UP: Final = 0.5
 
 MAX_EXTENSIONS: Final = 5
 """Maximum number of extensions of one timeout, so that a loop that is always late has timeouts."""
+
+MAX_FAILED_WORKERS: Final = 3
+"""Number of workers on which the factory of a worker value may fail before it is given up."""
 
 LOST = (TaskLostError, BackendUnavailableError)
 """Errors caused by the infrastructure, to which `lost_retries` applies instead of `retries`."""
@@ -215,6 +221,32 @@ class Limits:
         record.limits = limits
 
 
+class FailedValues:
+    """Worker values whose factories have failed on several workers."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, dict[str, BaseException]] = {}  # last errors, by handle and worker
+
+    def failed(self, record: TaskRecord, handle: str, error: BaseException) -> None:
+        """Note that an attempt has failed because the factory of a handle raised an exception."""
+        worker = str(record.attempt.description.get("worker"))
+        self._failed.setdefault(handle, {})[worker] = error
+
+    def require(self, handles: Sequence[WorkerValue[Any]]) -> None:
+        """Raise an error if the factory of one of these values has failed on too many workers.
+
+        Raises:
+            WorkerValueError: The factory has failed; its last error is the cause.
+        """
+        for handle in handles if self._failed else ():
+            failed = self._failed.get(handle.handle, {})
+            if len(failed) >= MAX_FAILED_WORKERS:
+                raise WorkerValueError(
+                    f"worker value {handle.name!r} is not built again for this handle: its "
+                    f"function has failed on {len(failed)} workers"
+                ) from [*failed.values()][-1]
+
+
 class Scheduler:
     """Scheduler of the unfinished tasks and blocks of one engine.
 
@@ -271,6 +303,7 @@ class Scheduler:
         self.interrupted: bool = False
         self.stats: Stats = stats
         self.limits: Limits = Limits()
+        self.values: FailedValues = FailedValues()
         self.live: set[TaskRecord] = set()
         self.inflight: dict[str, TaskRecord] = {}
         self._when_settled: list[Callable[[], object]] = []
@@ -435,7 +468,18 @@ class Scheduler:
     def _on_run(self, record: TaskRecord, _: None) -> None:
         if self.observed:
             self._observation.publish(record, RUNNING)
-        if "timeout" in record.attempt.description or record.call.task.settings.service:
+        description = record.attempt.description
+        if (
+            "timeout" in description
+            or record.call.task.settings.service
+            or ("worker_values" in description and description["worker_values"].is_building)
+        ):
+            self._start_clock(record)
+
+    def building(self, uid: str) -> None:
+        """Start the timeout of an attempt anew that begins or ends to build a worker value."""
+        record = self.inflight.get(uid)
+        if record is not None and record.state.work in (WorkState.SUBMITTED, WorkState.RUNNING):
             self._start_clock(record)
 
     def _start_clock(self, record: TaskRecord) -> None:
@@ -445,6 +489,12 @@ class Scheduler:
         settings = record.call.task.settings
         description = record.attempt.description
         limit = settings.ready_timeout if settings.service else description.get("timeout")
+        values = description.get("worker_values")
+        if values is not None and values.is_building:
+            limit = values.limit
+        elif values is not None and limit is not None:
+            known = record.attempt.backend.capabilities.worker_values
+            limit += 0.0 if known else values.limit or 0.0  # the time for building is not reported
         if limit is not None:
             self._set_timer(record, limit, limit, MAX_EXTENSIONS)
 
@@ -608,6 +658,8 @@ class Scheduler:
             return
         if isinstance(error, LOST):
             self.stats.lost += 1
+        if (handle := failed_handle(error)) is not None:
+            self.values.failed(record, handle, error)
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)
         if delay is None or Transition.RETRY not in record.state.after:
             self._give_up(record, error)
@@ -841,7 +893,11 @@ class Scheduler:
         if late > LATE and extensions:
             self._set_timer(record, limit, max(min(late, limit), CATCH_UP), extensions - 1)
             return
-        error = error_messages.over_time(record, limit)
+        values = record.attempt.description.get("worker_values")
+        if values is not None and values.is_building:
+            error = error_messages.not_built(record, limit)
+        else:
+            error = error_messages.over_time(record, limit)
         if record.attempt.backend.stops(record.call.task.task_kind, record.attempt.description):
             self.stop_with(record, error)
         else:

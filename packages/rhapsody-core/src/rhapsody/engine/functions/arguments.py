@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
 from rhapsody.sdk.introspect import cached_properties
-from rhapsody.sdk.worker_values import WorkerValue
+from rhapsody.sdk.value_handles import NOT_SEARCHED, WorkerValue
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import Declaration, TaskFuture
 
@@ -40,6 +40,9 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 
 IMMUTABLE = PLAIN - {bytearray} | {WorkerValue}
 """Types whose instances cannot change in place."""
+
+SIMPLE = PLAIN | {WorkerValue}
+"""Types that contain no futures or files, unless an argument of a handle's factory is one."""
 
 EXACT = frozenset({list, tuple, dict, set})
 
@@ -89,7 +92,8 @@ class ArgumentScan:
         outputs: The declared output files and directories.
         inexact: True if a future, file or `literal` is in a named tuple or in a dataclass instance.
         producers: The declared outputs that inputs stand for, by the `id` of each input.
-        handles: The handles of worker values.
+        handles: The handles of worker values. The futures and files in the arguments of their
+            factories are among `futures` and `inputs`.
         states: For a call without dependencies, the states of input files at the call, by the `id`
             of each input.
         destinations: The destinations of the outputs by name; `None` for those without. Empty for a
@@ -114,7 +118,7 @@ class ArgumentScan:
         self._touched: set[int] = set()  # ids of the containers around futures and files
 
     def __bool__(self) -> bool:
-        return bool(self.futures or self.inputs or self.outputs or self.handles or self._literals)
+        return bool(self.handles) or self.replaces
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Copy the containers in the arguments that contain futures or files, at any depth.
@@ -162,6 +166,30 @@ class ArgumentScan:
             tuple(map(values.get, map(id, args), args)),
             {key: values.get(id(value), value) for key, value in kwargs.items()},
         )
+
+    @property
+    def replaces(self) -> bool:
+        """True if the engine replaces arguments; handles are replaced where functions run."""
+        return bool(self.futures or self.inputs or self.outputs or self._literals)
+
+    @property
+    def has_open_handles(self) -> bool:
+        """True if there are handles whose factories may receive futures or files."""
+        return bool(self.handles and (self.futures or self.inputs))
+
+    def completed_handles(self, values: Mapping[int, Any]) -> dict[int, WorkerValue[Any]]:
+        """Return the handles with values and paths instead of futures and files, by `id`.
+
+        Args:
+            values: The replacement of each future and file, by its `id`. If one is missing, the
+                handles with it are returned unchanged.
+        """
+        return {id(handle): _completed(handle, values) for handle in self.handles}
+
+    @property
+    def is_open(self) -> bool:
+        """True if the engine replaces arguments or containers in which there are handles."""
+        return bool(self._touched) or self.has_open_handles
 
     @property
     def is_flat(self) -> bool:
@@ -353,8 +381,12 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
         ValueError: A container contains itself, or containers are nested too deeply.
     """
     values = (*args, *kwargs.values()) if kwargs else args
-    if PLAIN.issuperset(map(type, values)):
-        return None
+    if SIMPLE.issuperset(map(type, values)):
+        handles = [value for value in values if type(value) is WorkerValue]
+        if not handles:
+            return None
+        if len(handles) == 1 and _found_in(handles[0]) is None:
+            return _with_handle(handles[0])
     search = _ArgumentSearch()
     search.visit_all(values)
     return search.found or None
@@ -393,6 +425,10 @@ class _ArgumentSearch:
             found._literals.append(value)
         elif kind is WorkerValue:
             found.handles.append(value)
+            if (inner := _found_in(value)) is not None:
+                found.futures.update(inner.futures)
+                for file in inner.inputs:
+                    self._visit(file)
         else:
             return self._visit_container(value)
         return True
@@ -418,6 +454,47 @@ class _ArgumentSearch:
             if type(value) not in EXACT:
                 self.found.inexact = True
         return touched
+
+
+def _with_handle(handle: WorkerValue[Any]) -> ArgumentScan:
+    """Return what was found in arguments that contain only a handle and plain data.
+
+    All calls with the handle share this object.
+    """
+    found: ArgumentScan | None = handle.alone
+    if found is None:
+        found = handle.alone = ArgumentScan()
+        found.handles.append(handle)
+    return found
+
+
+def _found_in(handle: WorkerValue[Any]) -> ArgumentScan | None:
+    """Return what the arguments of a worker value's factory contain; they are searched once."""
+    if handle.found is NOT_SEARCHED:
+        handle.found = search(handle.args, dict(handle.kwargs))
+        if handle.found is not None and handle.found.outputs:
+            raise TypeError(
+                f"worker value {handle.name!r}: an argument contains {handle.found.outputs[0]!r}; "
+                "only tasks write output files"
+            )
+    found: ArgumentScan | None = handle.found
+    return found
+
+
+def _completed(handle: WorkerValue[Any], values: Mapping[int, Any]) -> WorkerValue[Any]:
+    """Return a handle with values and paths instead of futures and files; see `fill`.
+
+    A handle stays as it is as long as its files have not been found.
+    """
+    found = _found_in(handle)
+    if found is None or not all(id(each) in values for each in (*found.futures, *found.inputs)):
+        return handle
+    own = {id(each): values[id(each)] for each in (*found.futures, *found.inputs)}
+    for inner in found.handles:
+        own[id(inner)] = _completed(inner, values)
+    files = [own[id(each)] for each in found.inputs]
+    args, kwargs = found.fill(handle.args, dict(handle.kwargs), dict(own))
+    return handle.with_arguments(args, kwargs, list(own.values()), files)
 
 
 def _children(value: Any) -> Any:
