@@ -261,6 +261,9 @@ async def test_handles_are_equal_if_factory_and_arguments_are() -> None:
         assert copy.deepcopy([model(1)]) == [model(1)]
         assert repr(model(1, shift=2)) == "<worker value model(1, shift=2)>"
         assert model.__name__ == "model"
+        with pytest.raises(ZeroDivisionError) as caught:
+            await flow.function_task(name="use")(lambda net: net / 0)(model(1))
+        assert "raised in use(<model>)" in caught.value.__notes__[0]
 
 
 async def test_mistakes_are_refused_at_the_call() -> None:

@@ -51,6 +51,7 @@ from rhapsody.masking import MIN_SECRET_LENGTH, Hidden, Secrets, hides, mask, se
 from rhapsody.resources import Resources
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.executables import interpreter_fault
+from rhapsody.sdk.value_handles import WorkerValue
 from rhapsody.shells import MAX_ARGUMENT, SHELLS
 from rhapsody.spelling import suggestion
 from rhapsody.task import TaskFuture, failure_of
@@ -690,6 +691,8 @@ class Brief(reprlib.Repr):
         kind = type(x)
         if issubclass(kind, TaskFuture):
             return f"<{x.uid}>"
+        if kind is WorkerValue:
+            return f"<{x.name}>"
         if issubclass(kind, PurePath | File):
             return repr(x)
         if kind in (float, bool, type(None), complex, Hidden):
