@@ -279,6 +279,8 @@ async def test_mistakes_are_refused_at_the_call() -> None:
 
         with pytest.raises(TypeError, match=r"argument 'scale' is .*only tasks write"):
             model(OutputFile("weights.txt"))
+        with pytest.raises(TypeError, match=r"call it, as in model\(\)"):
+            use([model])
         nested: Any = [OutputFile("weights.txt")]
         with pytest.raises(TypeError, match="only tasks write output files"):
             await use(model(nested))
@@ -432,6 +434,20 @@ async def test_a_value_can_be_closed_before_the_end(kind: str, tmp_path: Path) -
         assert logged(tmp_path, "built") == before
         await model(5).close()  # it was never built
         await model(use(1, 1)).close()
+
+
+async def test_workers_have_time_to_close_their_values(tmp_path: Path) -> None:
+    log = log_in(tmp_path)
+    async with engine("process", workers=1) as flow:
+
+        @flow.worker_value
+        def model() -> Iterator[int]:
+            yield 3
+            time.sleep(1.5)  # longer than workers without values have
+            log("closed")
+
+        assert await flow.function_task(lambda net: net)(model()) == 3
+    assert len(logged(tmp_path, "closed")) == 1
 
 
 async def test_a_value_in_use_is_closed_when_the_call_has_ended(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ class WorkerValue(Generic[T]):
         "handle", "kwargs",
     )  # fmt: skip
 
+    _pickle_advice = "this also applies to threads"
+
     def __init__(
         self,
         definition: WorkerValueFactory[Any, T],

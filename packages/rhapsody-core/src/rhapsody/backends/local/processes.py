@@ -54,6 +54,9 @@ START_TIMEOUT = 60.0
 EXIT_GRACE = 1.0
 """Number of seconds after which `close` kills idle workers that have not exited."""
 
+CLOSE_GRACE = 10.0
+"""Number of seconds after which `close` kills idle workers that still close worker values."""
+
 PACKER_GRACE = 1.0
 """Number of seconds for which `close` waits for the packer thread."""
 
@@ -247,7 +250,7 @@ class ProcessWorkers(JobRunner):
         self._waiting.clear()
         for each in self._workers:
             if each in self._idle:
-                each.finish(EXIT_GRACE)
+                each.finish(CLOSE_GRACE if each.values else EXIT_GRACE)
             else:
                 each.kill()
         while self._workers or self._starting:

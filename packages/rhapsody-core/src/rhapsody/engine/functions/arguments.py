@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from rhapsody.data import File, InputFile, Output
 from rhapsody.sdk.generators import contents
 from rhapsody.sdk.introspect import cached_properties
-from rhapsody.sdk.value_handles import NOT_SEARCHED, WorkerValue
+from rhapsody.sdk.value_handles import NOT_SEARCHED, WorkerValue, WorkerValueFactory
 from rhapsody.staging.inheritance import FileState
 from rhapsody.task import Declaration, TaskFuture
 
@@ -429,6 +429,11 @@ class _ArgumentSearch:
                 found.futures.update(inner.futures)
                 for file in inner.inputs:
                     self._visit(file)
+        elif kind is WorkerValueFactory:
+            raise TypeError(
+                f"an argument is the function of worker value {value.__name__!r}, not a handle of "
+                f"the value: call it, as in {value.__name__}()"
+            )
         else:
             return self._visit_container(value)
         return True
