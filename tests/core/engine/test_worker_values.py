@@ -674,3 +674,28 @@ async def test_a_value_that_would_be_built_otherwise_now_is_not_recorded(
         assert await run(5) == [10]
     finally:
         del sys.modules["model"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_variables_of_a_factory_have_their_values_at_its_call(kind: str) -> None:
+    async with engine(kind, workers=1) as flow:
+        use = flow.function_task(lambda net: net)
+        futures = []
+        for scale in (1, 2, 3):
+
+            @flow.worker_value
+            def model() -> int:
+                return scale  # noqa: B023 - this is tested
+
+            futures.append(use(model()))
+        assert await asyncio.gather(*futures) == [1, 2, 3]
+        handles, rate = [], 0
+
+        @flow.worker_value
+        def later() -> int:
+            return rate
+
+        for rate in (5, 5, 6):  # noqa: B007 - the factory reads it
+            handles.append(later())
+        assert handles[0] == handles[1] != handles[2]
+        assert [await use(handle) for handle in handles] == [5, 5, 6]

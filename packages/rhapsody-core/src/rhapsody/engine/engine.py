@@ -69,6 +69,7 @@ from rhapsody.engine.core.events import Profiler, accounts
 from rhapsody.engine.core.record import TaskRecord, record_of
 from rhapsody.engine.core.signals import registry as signal_registry
 from rhapsody.engine.core.states import WorkState
+from rhapsody.engine.functions.closures import copier_of_closures
 from rhapsody.engine.functions.task_function import (
     BlockDecorator,
     CallKind,
@@ -413,6 +414,7 @@ class WorkflowEngine(OlderNames):
             keep=keep or 0,
             timeout=None if timeout is None else seconds("timeout", timeout),
             close=self._close_value,
+            at_call=copier_of_closures(TaskFunction),
         )
         return decorate if factory is _NO_FUNCTION else decorate(factory)
 

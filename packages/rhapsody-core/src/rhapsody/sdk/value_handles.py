@@ -16,6 +16,7 @@ import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from copy import copy
 from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
@@ -249,6 +250,8 @@ class WorkerValueFactory(Generic[P, T]):
         timeout: Number of seconds that building a value may take; `None` for no limit.
         close: Function of the engine that closes the values with a key in all processes; `None` for
             a factory that was unpickled in the program.
+        at_call: Function that returns a copy of a function with the present values of its closure,
+            or the function itself; the same copy as before if nothing has changed.
     """
 
     def __init__(
@@ -259,6 +262,7 @@ class WorkerValueFactory(Generic[P, T]):
         keep: int = 0,
         timeout: float | None = None,
         close: Callable[[bytes], Awaitable[None]] | None = None,
+        at_call: Callable[[Callable[P, Any]], Callable[P, Any]] | None = None,
     ) -> None:
         if not callable(factory):
             raise TypeError(f"worker_value expects a function, got {factory!r}")
@@ -272,6 +276,8 @@ class WorkerValueFactory(Generic[P, T]):
         self.keep: int = keep
         self.timeout: float | None = timeout
         self.close: Callable[[bytes], Awaitable[None]] | None = close
+        self._at_call = at_call
+        self._copied: WorkerValueFactory[P, T] | None = None
         self.__doc__ = factory.__doc__
         self.__name__: str = getattr(factory, "__name__", type(factory).__name__)
 
@@ -298,7 +304,16 @@ class WorkerValueFactory(Generic[P, T]):
                 )
         with suppress(ValueError):  # a built-in function without a signature
             inspect.signature(self.factory).bind(*args, **kwargs)
-        return WorkerValue(self, args, kwargs)
+        return WorkerValue(self._now(), args, kwargs)
+
+    def _now(self) -> WorkerValueFactory[P, T]:
+        """Return the factory with the present values of the function's closure."""
+        if self._at_call is None or (now := self._at_call(self.factory)) is self.factory:
+            return self
+        if self._copied is None or self._copied.factory is not now:
+            self._copied = copy(self)
+            self._copied.factory = now
+        return self._copied
 
 
 class WorkerValueDecorator(Protocol):

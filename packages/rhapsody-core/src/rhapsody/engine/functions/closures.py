@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, names_stored
@@ -36,29 +37,51 @@ def _has_cells(function: types.FunctionType) -> bool:
 
 
 class ClosureCopy:
-    """Copy of a decorated function with the present values of its closure.
+    """Copy of a function with the present values of its closure.
 
     Args:
-        task: The decorated function, a `TaskFunction`.
+        function: The function, which may be decorated.
+        decorated: The class of decorated functions, `TaskFunction`.
 
     Attributes:
-        task: The copy.
+        function: The copy.
     """
 
-    __slots__ = ("_cells", "_functions", "task")
+    __slots__ = ("_cells", "_functions", "function")
 
-    def __init__(self, task: Any) -> None:
-        copying = _Copying(type(task))
-        copying.read(task)
+    def __init__(self, function: Any, decorated: type) -> None:
+        copying = _Copying(decorated)
+        copying.read(function)
         self._cells: tuple[tuple[types.CellType, object], ...] = copying.compared()
         self._functions = [(each, _made_of(each)) for each in copying.functions]
-        self.task: Any = copying.copy(task)
+        self.function: Any = copying.copy(function)
 
     def is_current(self) -> bool:
         """Return True if the variables and the defaults of the functions are the same as before."""
         return all(content_of(cell) is content for cell, content in self._cells) and all(
             _made_of(function) == parts for function, parts in self._functions
         )
+
+
+def copier_of_closures(decorated: type) -> Callable[[Any], Any]:
+    """Return a function that copies a function with the present values of its closure.
+
+    The copy is reused until a variable of the closure is assigned. Functions without a closure are
+    returned themselves.
+
+    Args:
+        decorated: See `ClosureCopy`.
+    """
+    last: list[ClosureCopy] = []
+
+    def copied(function: Any) -> Any:
+        if not has_closure(function):
+            return function
+        if not last or not last[0].is_current():
+            last[:] = [ClosureCopy(function, decorated)]
+        return last[0].function
+
+    return copied
 
 
 class _Copying:

@@ -226,13 +226,13 @@ class TaskFunction(Generic[P, R]):
         """
         copied = self._copied
         if copied is None or not copied.is_current():
-            copied = self._copied = ClosureCopy(self)
-        task: TaskFunction[P, R] = copied.task
+            copied = self._copied = ClosureCopy(self, TaskFunction)
+        task: TaskFunction[P, R] = copied.function
         return task
 
     def with_function(self, function: Callable[..., Any]) -> TaskFunction[P, R]:
         """Return a copy with another function, which has the same code. For `ClosureCopy`."""
-        former = self if self._copied is None else self._copied.task  # has seen the backend
+        former = self if self._copied is None else self._copied.function  # has seen the backend
         new: TaskFunction[P, R] = object.__new__(TaskFunction)
         for name in TaskFunction.__slots__:
             if name != "__weakref__":
