@@ -16,6 +16,7 @@ BUILTINS = {
     "DependencyFailureError": RuntimeError,
     "TaskFailedError": RuntimeError,
     "TaskTimeoutError": TimeoutError,
+    "WorkerValueError": RuntimeError,
     "InsufficientWalltimeError": RuntimeError,
     "TaskLostError": RuntimeError,
     "SubmissionError": RuntimeError,
