@@ -5,7 +5,7 @@ A value takes `--build` seconds to build on each of two workers. Many calls use 
 call of a function that does nothing, once the value has been built. In the latter case, the same
 calls with an integer instead of the value show what the value costs.
 
-Each contestant runs in a process of its own, in turn; the best of all rounds counts. Install the
+Contestants take turns, each in a separate process, and the best of all rounds is shown. Install the
 systems to compare with: `pip install executorlib ray rhapsody-dask`. Those that are missing are
 left out. `--smoke` only checks that everything runs.
 """

@@ -38,7 +38,7 @@ def ids(span: ReadableSpan) -> tuple[int, int]:
 
 
 @pytest.mark.asyncio
-async def test_building_worker_values_has_a_span_of_its_own(traced: Traced) -> None:
+async def test_building_worker_values_has_a_separate_span(traced: Traced) -> None:
     async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
         model = flow.worker_value(lambda: 3)
         use = flow.function_task(name="use")(lambda net: net)

@@ -699,3 +699,6 @@ async def test_the_variables_of_a_factory_have_their_values_at_its_call(kind: st
             handles.append(later())
         assert handles[0] == handles[1] != handles[2]
         assert [await use(handle) for handle in handles] == [5, 5, 6]
+        kept = flow.worker_value(keep=2)  # one decorator for two functions
+        double, triple = kept(lambda: rate * 2), kept(lambda: rate * 3)
+        assert [await use(double()), await use(triple()), await use(double())] == [12, 18, 12]

@@ -386,12 +386,12 @@ class WorkflowEngine(OlderNames):
             per: `"process"`, or `"thread"` to build a value for each thread, for objects that are
                 not thread-safe.
             keep: Maximum number of values that each process, or thread, keeps, for a function that
-                is called with several arguments. Before another one is built, the value that was
-                used longest ago is closed, unless a task is using it. Default: no limit.
+                is called with several arguments. Before another one is built, the least recently
+                used value is closed, unless a task is using it. Default: no limit.
             timeout: Maximum time for building a value, in seconds or as text such as `"10 min"`.
-                Default: no limit. The `timeout` of a task starts when its values have
-                been built; on backends without the capability `worker_values`, it includes the time
-                for building, and is extended by this time.
+                Default: no limit. The `timeout` of a task starts when its values have been built.
+                On backends without the capability `worker_values`, it includes the time for
+                building, and is extended by this limit.
 
         Returns:
             The decorated function, or a decorator if only settings are given.

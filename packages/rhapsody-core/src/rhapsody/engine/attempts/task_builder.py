@@ -340,8 +340,8 @@ class TaskBuilder:
             self._builds_always.add(backend.name)
             log.warning(
                 "%s: backend %r does not report when it builds worker values such as %s: this time "
-                "counts toward `timeout`, and a function that runs in a process of its own builds "
-                "them in each call",
+                "counts toward `timeout`, and functions that run in separate processes build them "
+                "in each call",
                 record.named(), backend.name, values.names,
             )  # fmt: skip
 

@@ -66,20 +66,21 @@ class ClosureCopy:
 def copier_of_closures(decorated: type) -> Callable[[Any], Any]:
     """Return a function that copies a function with the present values of its closure.
 
-    The copy is reused until a variable of the closure is assigned. Functions without a closure are
-    returned themselves.
+    The last copy is reused until a variable of the closure is assigned. Functions without a closure
+    are returned themselves.
 
     Args:
         decorated: See `ClosureCopy`.
     """
-    last: list[ClosureCopy] = []
+    last: tuple[Any, ClosureCopy] | None = None
 
     def copied(function: Any) -> Any:
+        nonlocal last
         if not has_closure(function):
             return function
-        if not last or not last[0].is_current():
-            last[:] = [ClosureCopy(function, decorated)]
-        return last[0].function
+        if last is None or last[0] is not function or not last[1].is_current():
+            last = function, ClosureCopy(function, decorated)
+        return last[1].function
 
     return copied
 
