@@ -294,6 +294,13 @@ async def test_mistakes_are_refused_at_the_call() -> None:
             TypeError, match=r"its function cannot be pickled: .*inside the function"
         ):
             await use(locked())
+        inner = flow.worker_value(lambda: 3)
+        for outer, words in (
+            (lambda: inner(), "'inner' used by its function cannot .*call it in the program"),
+            (lambda: flow.uid, "'flow' used by its function cannot .*only the program and blo"),
+        ):
+            with pytest.raises(TypeError, match=words):
+                await use(flow.worker_value(outer)())
         with pytest.raises(TypeError, match="asynchronous function"):
             flow.worker_value(asyncio.sleep)
         with pytest.raises(TypeError, match="expects a function, got 3"):
@@ -573,6 +580,61 @@ async def test_a_factory_that_fails_on_three_workers_is_given_up(tmp_path: Path)
         with pytest.raises(WorkerValueError, match="has failed on 3 workers") as caught:
             await use(net)
         assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.parametrize("how", ["kills its worker", "takes too long"])
+async def test_a_factory_that_ends_three_workers_is_given_up(how: str) -> None:
+    async with engine("process", workers=1) as flow:
+
+        @flow.worker_value(timeout="0.2 s")
+        def model(works: bool) -> int:
+            if works:
+                return 1
+            if how == "kills its worker":
+                os.kill(os.getpid(), signal.SIGKILL)
+            threading.Event().wait(60)
+            return 2
+
+        @flow.function_task(lost_retries=0)
+        def use(net: int) -> int:
+            return net
+
+        net, other = model(works=False), model(works=True)
+        for _ in range(3):
+            with pytest.raises((TaskLostError, TaskTimeoutError)):
+                await within(use(net))
+        with pytest.raises(WorkerValueError, match="has failed on 3 workers"):
+            await use(net)
+        assert await within(use(other)) == 1
+
+
+async def test_a_factory_that_succeeds_on_some_workers_is_not_given_up(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.touch()
+    async with engine("process", workers=1) as flow:
+
+        @flow.worker_value
+        def model() -> int:
+            if bad.exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 1
+
+        @flow.function_task(lost_retries=0)
+        def use(net: int, ends: bool) -> int:
+            if ends:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return net
+
+        net = model()
+        for _ in range(2):
+            for _ in range(2):
+                with pytest.raises(TaskLostError):
+                    await within(use(net, ends=False))
+            bad.unlink()
+            assert await within(use(net, ends=False)) == 1
+            with pytest.raises(TaskLostError):
+                await within(use(net, ends=True))  # a new worker has to build the value
+            bad.touch()
 
 
 async def test_calls_wait_for_a_worker_that_has_the_value(tmp_path: Path) -> None:

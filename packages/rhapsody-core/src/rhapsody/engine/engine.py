@@ -38,7 +38,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from types import CoroutineType, MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from rhapsody.aio import Clock, end_of, settable
 from rhapsody.backends.base import BaseExecutionBackend, Session
@@ -120,6 +120,11 @@ class WorkflowEngine(OlderNames):
     WorkflowEngine.create(...) as flow`. The engine belongs to the event loop on which it was
     created. Call its tasks on that loop's thread, or on the threads of its synchronous blocks.
     """
+
+    _pickle_advice: ClassVar[str] = (
+        "only the program and blocks have the engine: pass data to the function, or make it a "
+        "block with @flow.block"
+    )
 
     def __init__(self, options: EngineOptions | None = None, /, *_: Any, **__: Any) -> None:
         if not isinstance(options, EngineOptions):

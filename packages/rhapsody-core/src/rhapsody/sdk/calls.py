@@ -190,11 +190,11 @@ def cannot_pack(
             dumps(value)
         except BaseException as found:  # pickling runs the objects' own code
             part, culprit, reason = name, value, describe_error(found)
-            inner = _inside(value)
+            inner = variable_inside(value)
             if inner is not None:
                 part, culprit = f"{inner[0]} used by {name}", inner[1]
             break
-    cure = getattr(type(culprit), "_pickle_advice", cure)  # of tasks, futures and engines
+    cure = getattr(type(culprit), "_pickle_advice", cure)  # of Rhapsody
     kind = culprit if isinstance(culprit, type) else type(culprit)
     if "RLock" in reason and any(type(each) is cached_property for each in vars(kind).values()):
         cure = "put the class, which uses functools.cached_property, into a module"
@@ -204,7 +204,7 @@ def cannot_pack(
     )
 
 
-def _inside(function: object) -> tuple[str, Any] | None:
+def variable_inside(function: object) -> tuple[str, Any] | None:
     """Return the name and value of a variable that a function uses and that cannot be pickled.
 
     Return `None` if no such variable is found.

@@ -22,7 +22,7 @@ from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overl
 
 from rhapsody.data import File, InputFiles, Output
 from rhapsody.errors import describe_error
-from rhapsody.sdk.calls import argument_name
+from rhapsody.sdk.calls import argument_name, variable_inside
 from rhapsody.sdk.runner import CLASSES, CallValues, ValueSpec, dumps, worker_values
 from rhapsody.task import is_async
 
@@ -144,9 +144,13 @@ class WorkerValue(Generic[T]):
         try:
             return dumps((definition.factory, self.args, self.kwargs))
         except BaseException as error:  # it uses an object that cannot be pickled
+            part, cure = "its function", "create such objects inside the function"
+            if (inner := variable_inside(definition.factory)) is not None:
+                part, culprit = f"{inner[0]} used by its function", inner[1]
+                cure = getattr(type(culprit), "_pickle_advice", cure)
             raise TypeError(
-                f"worker value {self.name!r}: its function cannot be pickled: "
-                f"{describe_error(error)}; create such objects inside the function"
+                f"worker value {self.name!r}: {part} cannot be pickled: {describe_error(error)}; "
+                f"{cure}"
             ) from error
 
     @cached_property
@@ -253,6 +257,8 @@ class WorkerValueFactory(Generic[P, T]):
         at_call: Function that returns a copy of a function with the present values of its closure,
             or the function itself; the same copy as before if nothing has changed.
     """
+
+    _pickle_advice = "call it in the program, and pass the result as an argument"
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.specs import Stats
 from rhapsody.sdk.runner import failed_handle
-from rhapsody.sdk.value_handles import WorkerValue
+from rhapsody.sdk.value_handles import TaskValues, WorkerValue
 from rhapsody.states import TasksMainStates
 from rhapsody.task import RetryPolicy, TaskFacts, TaskFuture
 
@@ -222,15 +222,31 @@ class Limits:
 
 
 class FailedValues:
-    """Worker values whose factories have failed on several workers."""
+    """Worker values that could not be built on some workers, and on no other worker since."""
 
     def __init__(self) -> None:
         self._failed: dict[str, dict[str, BaseException]] = {}  # last errors, by handle and worker
 
-    def failed(self, record: TaskRecord, handle: str, error: BaseException) -> None:
-        """Note that an attempt has failed because the factory of a handle raised an exception."""
-        worker = str(record.attempt.description.get("worker"))
-        self._failed.setdefault(handle, {})[worker] = error
+    def __bool__(self) -> bool:
+        return bool(self._failed)
+
+    def failed(self, record: TaskRecord, values: TaskValues, error: BaseException) -> None:
+        """Note that an attempt has failed, if it failed to build a value.
+
+        The factory raised an exception, or ended its worker, or took too long. In the last two
+        cases, the value is only known if the attempt uses no other ones.
+        """
+        handle = failed_handle(error)
+        if handle is None and values.is_building and len(values.handles) == 1:
+            handle = values.handles[0].handle
+        if handle is not None:
+            worker = str(record.attempt.description.get("worker"))
+            self._failed.setdefault(handle, {})[worker] = error
+
+    def built(self, values: TaskValues) -> None:
+        """Note that an attempt with these values has ended well."""
+        for handle in values.handles:
+            self._failed.pop(handle.handle, None)
 
     def require(self, handles: Sequence[WorkerValue[Any]]) -> None:
         """Raise an error if the factory of one of these values has failed on too many workers.
@@ -243,7 +259,7 @@ class FailedValues:
             if len(failed) >= MAX_FAILED_WORKERS:
                 raise WorkerValueError(
                     f"worker value {handle.name!r} is not built again for this handle: its "
-                    f"function has failed on {len(failed)} workers"
+                    f"function has failed on {len(failed)} workers and succeeded on none since"
                 ) from [*failed.values()][-1]
 
 
@@ -549,6 +565,8 @@ class Scheduler:
         else:
             value, error = self._results.read(record, main, report)
             if error is None:
+                if self.values and (values := record.attempt.description.get("worker_values")):
+                    self.values.built(values)
                 record.state, handler = ROWS[record.state][_ENDED_WELL]
                 handler(self, record, value)
             else:
@@ -658,8 +676,9 @@ class Scheduler:
             return
         if isinstance(error, LOST):
             self.stats.lost += 1
-        if (handle := failed_handle(error)) is not None:
-            self.values.failed(record, handle, error)
+        values = record.attempt.description.get("worker_values")
+        if values is not None:
+            self.values.failed(record, values, error)
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)
         if delay is None or Transition.RETRY not in record.state.after:
             self._give_up(record, error)
