@@ -188,6 +188,43 @@ async def test_task_callbacks_takes_the_uid_that_components_shows() -> None:
         assert flow.stats.unknown == flow.stats.late == 0
 
 
+async def test_task_callbacks_takes_the_uid_of_a_task_that_was_called_just_now() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        result = part()
+        (uid,) = flow.components
+        flow.task_callbacks({"uid": uid}, "RUNNING")
+        flow.task_callbacks({"uid": uid, "return_value": 42}, "DONE")
+        assert await within(result) == 42
+        await backend.next()
+        assert flow.stats.unknown == flow.stats.late == 0
+
+
+@pytest.mark.parametrize("name", ["success", "failure", "cancellation"])
+async def test_reports_for_a_finished_future_are_logged(name: str, caplog: Any) -> None:
+    async with WorkflowEngine.create(Scripted()) as flow:
+        (settled := future()).set_result(1)
+        for each in (f"handle_task_{name}", f"handle_component_{name}"):
+            getattr(flow, each)({"uid": "task.000007"}, settled)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"task task.000007 was reported as {state}, but its future is already done"
+            for state in 2 * [{"s": "DONE", "f": "FAILED", "c": "CANCELED"}[name[0]]]
+        ]
+        assert settled.result() == 1
+
+
+async def test_a_backend_shows_its_last_callback() -> None:
+    backend = NoopExecutionBackend()
+    backend._callback_func({"uid": "task.000001"}, "DONE")
+    seen: list[Any] = []
+    backend.register_callback(lambda task, state: seen.append((task, state)))
+    backend._callback_func({"uid": "task.000001"}, "DONE")
+    assert seen == [({"uid": "task.000001"}, "DONE")]
+
+
 async def test_task_callbacks_refuses_what_names_no_task_or_no_state() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 

@@ -64,6 +64,16 @@ def test_former_names_of_settings_are_converted() -> None:
     assert (built.ranks, built.cores_per_rank, built.gpus_per_rank) == (2, 3, 1.0)
 
 
+def test_the_args_of_a_command_are_its_arguments() -> None:
+    backend = RadicalExecutionBackend()
+    task = {"name": "t", "executable": "echo", "args": ["a", 1]}
+    built = backend.build_task("task.000001", task, {})
+    assert (built.executable, built.arguments) == ("echo", ["a", "1"])
+    other = backend.build_task("task.000002", {**task, "arguments": ["b"]}, {})
+    assert other.arguments == ["b"]
+    assert task["args"] == ["a", 1]
+
+
 @pytest.mark.parametrize("task", [{"executable": "true"}, {"function": int}])
 def test_staging_that_radical_pilot_rejects_fails_the_task(task: dict[str, Any]) -> None:
     backend, ended = RadicalExecutionBackend(), []

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendRegistry, StateMapper, discover_backends, get_backend
+from rhapsody import (
+    BackendRegistry,
+    LocalExecutionBackend,
+    StateMapper,
+    discover_backends,
+    get_backend,
+)
 from rhapsody.backends.base import Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.plugins.manager import install_command
@@ -116,6 +122,11 @@ def test_a_name_of_a_plugin_that_is_left_out_says_so(
         ValueError, match="toys, which provides it, is disabled by RHAPSODY_DISABLE"
     ):
         get_backend("toy")
+
+
+def test_concurrent_is_an_alias_of_local(site: Path) -> None:
+    assert BackendRegistry.get_backend_class("concurrent") is LocalExecutionBackend
+    assert "concurrent" not in BackendRegistry.list_backends()
 
 
 def test_get_backend_makes_an_instance_with_the_arguments(site: Path) -> None:

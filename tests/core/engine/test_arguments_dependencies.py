@@ -269,7 +269,7 @@ async def test_the_same_future_twice_is_one_dependency() -> None:
 
         one = first()
         last = second(one, [one, one], key={"x": one})
-        assert flow.dependencies[last.uid] == ("task.000001",)
+        assert [each["uid"] for each in flow.dependencies[last.uid]] == ["task.000001"]
         backend.done(await backend.given("first"), 7)
         task = await backend.given("second")
         assert task["args"] == (7, [7, 7])

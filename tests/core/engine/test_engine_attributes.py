@@ -122,7 +122,7 @@ async def test_dependencies_are_by_uid_and_of_what_is_unfinished() -> None:
     async with engine(backend) as flow:
         one, two = two_tasks(flow)
         assert flow.dependencies["task.000001"] == ()
-        assert flow.dependencies["task.000002"] == ("task.000001",)
+        assert flow.dependencies["task.000002"] == ({"uid": "task.000001", "name": "first"},)
         backend.done(await backend.given("first"), 1)
         await one
         assert set(flow.dependencies) == {"task.000002"}

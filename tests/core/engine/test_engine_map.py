@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import WorkflowEngine, wait
 from rhapsody_testing import EventRecorder
 from tests._support.scripted import Crowd, Inline, Scripted, turns, until, within
 
@@ -262,3 +262,22 @@ async def test_a_wide_fan_does_not_keep_the_loop_from_others() -> None:
                 longest, last = max(longest, now - last), now
         assert all(future.done() for future in futures)
         assert longest < 1.0
+
+
+async def test_a_scope_can_be_used_in_a_synchronous_block() -> None:
+    events = EventRecorder()
+    async with WorkflowEngine.create(observers=[events]) as flow:
+
+        @flow.function_task
+        def work() -> int:
+            return 1
+
+        @flow.block
+        def part() -> int:
+            with flow.scope("outer") as label, flow.scope("inner"):
+                result = work()
+            assert label == "outer"
+            return wait(result)
+
+        assert await part() == 1
+    assert {event.scope for event in events.events if event.name == "work"} == {"outer/inner"}

@@ -159,7 +159,7 @@ async def test_after_orders_without_passing_a_value() -> None:
         plain: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         one = first()
         last = second.options(after=[one, plain])(3)
-        assert flow.dependencies[last.uid][0] == "task.000001"
+        assert flow.dependencies[last.uid][0]["uid"] == "task.000001"
         backend.done(await backend.given("first"), "unused")
         await one
         await turns()

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import copy
 import ctypes
+import importlib
 import logging
 import mmap
 import os
+import pickle
 import shutil
 import sqlite3
 import subprocess
@@ -301,6 +303,11 @@ def load_library_by_name() -> int:
     return int(ctypes.cdll.LoadLibrary("./data/library.so").value())
 
 
+def load_library_by_item() -> int:
+    note("item")
+    return int(ctypes.cdll["./data/library.so"].value())
+
+
 def load_system_library() -> int:
     note("system")
     return int(ctypes.CDLL(None).abs(-1))
@@ -321,6 +328,44 @@ async def test_a_shared_library_that_a_function_loads_counts(here: Path) -> None
         results = [await run(each, (), backend=BACKENDS["processes"]()) for each in functions]
         assert results == [[value], [value], [1]]
     assert ran() == {"library": 2, "name": 2, "system": 1}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+async def test_a_library_that_ctypes_keeps_counts_for_later_tasks_of_a_process(here: Path) -> None:
+    for value in (1, 2):
+        compile_library(value)
+        async with engine(resume=True, backend=BACKENDS["processes"]()) as flow:
+
+            @flow.function_task
+            def load(number: int) -> int:
+                return load_library_by_item()
+
+            assert [await load(number) for number in range(3)] == [value] * 3
+    assert ran() == {"item": 6}
+
+
+def load_model(path: str) -> float:
+    note("model")
+    with open(path, "rb") as file:
+        return float(pickle.load(file).predict(2))
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_the_module_of_a_class_that_a_function_unpickles_counts(
+    here: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    results = []
+    for factor in (3, 3, 5):
+        code = f"class Model:\n    def predict(self, x):\n        return {factor} * x\n"
+        (here / "fitted.py").write_text(code)
+        sys.modules.pop("fitted", None)
+        importlib.invalidate_caches()
+        (here / "model.pkl").write_bytes(b"cfitted\nModel\n)\x81.")
+        results += await run(load_model, ("model.pkl",), backend=BACKENDS[backend]())
+    assert results == [6.0, 6.0, 10.0]
+    assert ran() == {"model": 2}
 
 
 def start_python() -> str:

@@ -303,7 +303,45 @@ async def asked_by_partial_argument(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(partial(ask_at, await service))
 
 
+def client(port: int) -> Callable[[], str]:
+    return partial(ask_at, f"http://localhost:{port}")
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+def nested(inner: Callable[[], str]) -> Callable[[], str]:
+    return inner
+
+
+async def asked_through_worker_value(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(called)(flow.worker_value(client)(port_of(await service)))
+
+
+async def asked_through_nested_value(flow: WorkflowEngine, service: Any) -> Any:
+    inner = flow.worker_value(client)(port_of(await service))
+    return await flow.function_task(called)(flow.worker_value(nested)(inner))
+
+
+async def asked_through_value_with_closure(flow: WorkflowEngine, service: Any) -> Any:
+    port = port_of(await service)
+
+    @flow.worker_value
+    def connection() -> Callable[[], str]:
+        return client(port)
+
+    return await flow.function_task(called)(connection())
+
+
+async def asked_through_value_of_result(flow: WorkflowEngine, service: Any) -> Any:
+    port = flow.function_task(port_of)(service)
+    return await flow.function_task(called)(flow.worker_value(client)(port))
+
+
 WAYS = [
+    asked_through_worker_value, asked_through_nested_value, asked_through_value_with_closure,
+    asked_through_value_of_result,
     asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
     asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
     asked_by_view, asked_by_partial_argument,

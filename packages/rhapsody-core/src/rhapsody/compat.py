@@ -6,6 +6,7 @@ New programs do not need these methods. None of them polls.
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -14,6 +15,8 @@ from typing import Any, cast
 from rhapsody.aio import settable
 from rhapsody.errors import TaskFailedError
 from rhapsody.states import TasksMainStates
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class OlderNames(ABC):
@@ -168,6 +171,7 @@ class OlderNames(ABC):
     def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> bool:
         """Settle a future as canceled; return False if it was already settled."""
         if task_fut.done():
+            self._ignored(task, TasksMainStates.CANCELED)
             return False
         return (
             self._settles(task_fut, _as_mapping(task), TasksMainStates.CANCELED)
@@ -182,7 +186,15 @@ class OlderNames(ABC):
         self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
     ) -> bool:
         """Return True if the future is settled or the engine will settle it."""
-        return future.done() or self._report_end(future, report, state)
+        if future.done():
+            self._ignored(report, state)
+            return True
+        return self._report_end(future, report, state)
+
+    def _ignored(self, task: Any, state: TasksMainStates) -> None:
+        """Log that a final state was reported for a future that is already done."""
+        uid = _as_mapping(task).get("uid")
+        log.warning("task %s was reported as %s, but its future is already done", uid, state.value)
 
 
 def _as_mapping(task: Any) -> Mapping[str, Any]:

@@ -228,7 +228,12 @@ class ServiceFunctionError(CapabilityError):
 def completed(
     uid: str, task_desc: Mapping[str, Any], specific: Mapping[str, Any] | None
 ) -> TaskDescription:
-    """Return a copy of a description with defaults for all missing required keys."""
+    """Return a copy of a description with defaults for all missing required keys.
+
+    The `args` of a command without `arguments` are its arguments, as in related projects.
+    """
+    if task_desc.get("executable") and task_desc.get("args") and "arguments" not in task_desc:
+        task_desc = {**task_desc, "arguments": [*map(str, task_desc["args"])], "args": ()}
     own = task_desc.get("task_backend_specific_kwargs") if specific is None else specific
     task: dict[str, Any] = {
         "name": uid, "function": None, "executable": None, "args": (), "kwargs": {},

@@ -57,8 +57,12 @@ __all__ = [
 PUBLISHED = {"noop": CORE, "local": CORE, **RESERVED}
 """Reserved backend names, each with the only distribution that may use it."""
 
+ALIASES = {"concurrent": "local"}
+"""Names of related projects that are accepted for the same backend."""
+
 FORMER = {
-    **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
+    **ALIASES,
+    **dict.fromkeys(("thread", "threads", "process", "processes"), "local"),
     **dict.fromkeys(("dry_run", "dummy"), "noop"),
     **BACKENDS_ELSEWHERE,
 }
@@ -167,7 +171,7 @@ class BackendRegistry:
         """Import a backend's class.
 
         Args:
-            backend_name: The backend's name.
+            backend_name: The backend's name; `"concurrent"` is an alias of `"local"`.
 
         Returns:
             A subclass of `BaseExecutionBackend`.
@@ -180,6 +184,8 @@ class BackendRegistry:
                 class.
         """
         key = _key(backend_name)
+        if key not in _registered and key not in _claims():
+            key = ALIASES.get(key, key)
         own = _registered.get(key)
         if own is not None:
             remedy = f"check the import path {own.import_path!r} passed to register_backend"

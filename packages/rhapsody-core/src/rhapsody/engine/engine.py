@@ -49,7 +49,7 @@ from rhapsody.data import SavedFile
 from rhapsody.engine.attempts.stage_out import save_files
 from rhapsody.engine.attempts.task_builder import builds_command
 from rhapsody.engine.calls.blocks import calls_tasks, enclosing_block
-from rhapsody.engine.calls.submission import current_scope, dependency_uids
+from rhapsody.engine.calls.submission import current_scope
 from rhapsody.engine.configuration.defaults import takes_options
 from rhapsody.engine.configuration.options import (
     BackendLike,
@@ -509,21 +509,21 @@ class WorkflowEngine(OlderNames):
             for future in futures:
                 future.cancel()
 
-    def scope(self, name: str) -> AbstractAsyncContextManager[str]:
-        """Label the tasks called in an `async with` block, for events, reports and traces.
+    def scope(self, name: str) -> Scope:
+        """Label the tasks called in a `with` statement, for events, reports and traces.
 
         Args:
             name: The label. Inside another scope, `/` joins it to the outer label.
 
         Returns:
-            A context manager for `async with`, whose value is the whole label.
+            A context manager for `with` and `async with`, whose value is the whole label.
 
         Raises:
             TypeError: The name is not a string, or is empty.
         """
         if not isinstance(name, str) or not name:
             raise TypeError(f"scope() takes a non-empty string, got {name!r}")
-        return _Scope(name)
+        return Scope(name)
 
     async def save(
         self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
@@ -661,10 +661,17 @@ class WorkflowEngine(OlderNames):
         )
 
     @property
-    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
-        """Uids of the dependencies of each unfinished task and block, by uid."""
+    def dependencies(self) -> Mapping[str, tuple[Mapping[str, str], ...]]:
+        """The `uid` and `name` of each dependency of each unfinished task and block, by uid."""
         return MappingProxyType(
-            {n.future.uid: dependency_uids(n.call.dependencies) for n in self._unfinished()}
+            {
+                record.future.uid: tuple(
+                    MappingProxyType({"uid": future.uid, "name": future.name})
+                    for future in record.call.dependencies
+                    if isinstance(future, TaskFuture)
+                )
+                for record in self._unfinished()
+            }
         )
 
     @property
@@ -952,6 +959,21 @@ class WorkflowEngine(OlderNames):
         state: str | Enum,
         service_callback: Callable[..., Any] | None,
     ) -> None:
+        if running_loop() is self._loop and uid in self.queue:  # it was called just now
+            ready = self._loop.create_task(self.submit())
+            ready.add_done_callback(
+                lambda _: self._report_submitted(uid, report, state, service_callback)
+            )
+        else:
+            self._report_submitted(uid, report, state, service_callback)
+
+    def _report_submitted(
+        self,
+        uid: str,
+        report: Mapping[str, Any],
+        state: str | Enum,
+        service_callback: Callable[..., Any] | None,
+    ) -> None:
         record = self._in_flight(uid)
         if record is not None:
             if state not in record.attempt.backend.native:
@@ -1047,8 +1069,8 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
         await self._engine.__aexit__(kind, error, traceback)
 
 
-class _Scope(AbstractAsyncContextManager[str]):
-    """Context manager that `scope` returns.
+class Scope(AbstractContextManager[str], AbstractAsyncContextManager[str]):
+    """Context manager that `WorkflowEngine.scope` returns, for `with` and `async with`.
 
     Unlike context managers that `contextlib` creates, it does not change tracebacks.
     """
@@ -1056,14 +1078,20 @@ class _Scope(AbstractAsyncContextManager[str]):
     def __init__(self, name: str) -> None:
         self._name = name
 
-    async def __aenter__(self) -> str:
+    def __enter__(self) -> str:
         outer = current_scope.get()
         label = self._name if outer is None else f"{outer}/{self._name}"
         self._token = current_scope.set(label)
         return label
 
-    async def __aexit__(self, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         current_scope.reset(self._token)
+
+    async def __aenter__(self) -> str:
+        return self.__enter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.__exit__()
 
 
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:

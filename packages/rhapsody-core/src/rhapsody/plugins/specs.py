@@ -344,8 +344,8 @@ class ObservedEngine(Protocol):
         """The attached backends by name, the default one first."""
 
     @property
-    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
-        """The uids of the dependencies of each unfinished task and block, by uid."""
+    def dependencies(self) -> Mapping[str, tuple[Mapping[str, str], ...]]:
+        """The `uid` and `name` of each dependency of each unfinished task and block, by uid."""
 
     @property
     def queue(self) -> tuple[str, ...]:

@@ -457,6 +457,9 @@ _STARTS = frozenset(
 _NAMES = (str, bytes, os.PathLike)
 """Types of file names."""
 
+_INSTALLED = frozenset(("site-packages", "dist-packages"))
+"""Directories of installed packages. The keys of tasks contain the versions of packages."""
+
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 """Characters between the words of a shell command."""
 
@@ -511,6 +514,22 @@ class _Watch:
                 self.paths[path] = use
             else:
                 self.paths.setdefault(path, use)
+
+    def note_library_files(self) -> None:
+        """Note the shared libraries that `ctypes.cdll` keeps: loading them again goes unnoticed."""
+        ctypes = sys.modules.get("ctypes")
+        if ctypes is not None:
+            for name in [each for each in vars(ctypes.cdll) if os.sep in each]:
+                self.note(name, READ, ())
+
+    def note_module(self, name: str) -> None:
+        """Note the file of a module of which `pickle` is about to import a class or function."""
+        if name not in sys.modules:
+            with suppress(Exception):  # `pickle` raises it again
+                importlib.import_module(name)
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(file, str) and not _INSTALLED.intersection(file.split(os.sep)):
+            self.note(file, READ, _COMPILED)
 
     def note_command(self, words: Any, cwd: Any = None, environment: Any = None) -> None:
         """Note the existing files that the command of another process names.
@@ -607,6 +626,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     elif event == "ctypes.dlopen" and isinstance(args[0], _NAMES):
         if os.sep in os.fsdecode(args[0]):  # the system searches other names
             watch.note(args[0], READ, ())
+    elif event == "pickle.find_class" and script_classes().now.received is None:
+        watch.note_module(args[0])
     elif event in _STARTS:
         watch.paths.setdefault(STARTED, "")
         if event == "subprocess.Popen":
@@ -635,7 +656,8 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
 
     Not noted are files that are opened on threads without this context, by other processes, or by
     libraries that do not open files through Python, except databases of `sqlite3` and shared
-    libraries that `ctypes` loads. In a process with an audit hook,
+    libraries that `ctypes` loads. The modules of classes and functions that the call unpickles are
+    noted as if it had read their files. In a process with an audit hook,
     calls of `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the
     first time.
 
@@ -654,6 +676,7 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
         _watches.hooked = True
         sys.addaudithook(_audit)  # it cannot be removed
     watch = _Watch(places)
+    watch.note_library_files()
     _watches.set(watch)
     return watch.paths
 

@@ -15,13 +15,14 @@ import pickle
 import re
 import stat
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 from rhapsody.reading import pieces
 from rhapsody.sdk.introspect import content_of
+from rhapsody.sdk.value_handles import WorkerValue
 
 PLAIN = (
     str, int, bytes, PurePath, list, tuple, dict, set, frozenset, types.MappingProxyType,
@@ -45,17 +46,25 @@ _NUMBER = re.compile(r"(?<![\w.])[0-9]{4,5}(?!\w|\.[0-9])", re.ASCII)
 _MARKED = re.compile(r"[:=]([0-9]{4,5})(?!\w|\.[0-9])", re.ASCII)
 
 
-def texts_of(values: Iterable[object]) -> set[str]:
+def texts_of(
+    values: Iterable[object], factories: list[Callable[..., object]] | None = None
+) -> set[str]:
     """Return the strings, bytes, paths and integers in values, as text.
 
     Containers and the attributes of objects are searched at any depth, as far as objects can be
     pickled, and so are the defaults and closures of functions, where they are of one of the types
-    in `PLAIN`.
+    in `PLAIN`, and the arguments of worker values.
+
+    Args:
+        values: The values.
+        factories: List to which the factories of worker values among the values are added.
     """
     texts = _Texts(values)
     while texts.left:
         with contextlib.suppress(Exception):  # any error raised by a user's class
             texts.dump(texts.left.pop())
+    if factories is not None:
+        factories += texts.factories
     return texts.found
 
 
@@ -116,9 +125,14 @@ class _Texts(pickle.Pickler):
         super().__init__(_Sink(), pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: False)
         self.found: set[str] = set()
         self.left: list[object] = [*values]
+        self.factories: list[Callable[..., object]] = []
         self._functions: set[int] = set()
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, WorkerValue):
+            self.factories.append(value.definition.factory)
+            self.left += [value.definition.factory, value.args, dict(value.kwargs)]
+            return tuple, ()
         if isinstance(value, types.MappingProxyType):
             return dict, (dict(value),)
         if not isinstance(value, types.FunctionType):

@@ -436,8 +436,9 @@ class Journal:
         command = [task["executable"], *task.get("arguments", ())]
         function = task["function"]
         values = command if function is None else (function, task["args"], task["kwargs"])
-        texts = {*key.paths, *texts_of(values), *texts_in_files(task["inputs"].values())}
-        texts |= self._keys.texts_of_code(function)
+        codes = [] if function is None else [function]
+        texts = {*key.paths, *texts_of(values, codes), *texts_in_files(task["inputs"].values())}
+        texts = texts.union(*map(self._keys.texts_of_code, codes))
         found = []
         for uid in others:
             parts = parts_of(task["addresses"][uid])
