@@ -32,6 +32,7 @@ from rhapsody.builtin.journal import opened as opened_files
 from rhapsody.builtin.journal.files import LARGE_FILE
 from rhapsody.builtin.journal.plugin import Journal
 from rhapsody.builtin.journal.store import opened
+from rhapsody.sdk import runner
 from tests._support.recorded import LOG, engine, note, ran
 
 pytestmark = pytest.mark.asyncio
@@ -342,6 +343,22 @@ async def test_a_library_that_ctypes_keeps_counts_for_later_tasks_of_a_process(h
 
             assert [await load(number) for number in range(3)] == [value] * 3
     assert ran() == {"item": 6}
+
+
+async def test_a_file_that_a_module_writes_at_its_import_counts(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.delitem(sys.modules, "prepared_data", raising=False)
+    file, own = here / "rate.txt", here / "own.txt"
+    (here / "prepared_data.py").write_text(
+        "from pathlib import Path\nFILE = Path('rate.txt')\nFILE.write_text('3')\n"
+        "def load():\n    Path('own.txt').write_text('4')\n    return FILE.read_text()\n"
+    )
+    with runner.watching((f"{here}/",)) as paths:
+        assert importlib.import_module("prepared_data").load() == "3"
+    uses = {path.replace(runner.RELATIVE, "/"): use for path, use in paths.items()}
+    assert (uses[str(file)], uses[str(own)]) == (runner.READ, runner.WRITTEN)
 
 
 def load_model(path: str) -> float:

@@ -600,6 +600,17 @@ def _reads_code(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") == "linecache"
 
 
+def _in_import(frame: FrameType | None) -> bool:
+    """Return True if the task imports a module: what the module writes is not the task's output."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        if str(frame.f_globals.get("__name__")).startswith("rhapsody."):
+            return False
+        frame = frame.f_back
+    return False
+
+
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
     watch = _watches.get()
@@ -609,14 +620,16 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path, mode, flags = args
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
-            watch.note(path, _use(flags), _CODE if _reads_code(sys._getframe(1)) else _COMPILED)
+            use, caller = _use(flags), sys._getframe(1)
+            if use == READ or not _in_import(caller):
+                watch.note(path, use, _CODE if _reads_code(caller) else _COMPILED)
     elif event in _LISTINGS:
         path = args[0]
         caller = sys._getframe(1).f_code.co_filename
         if type(path) is not int and not caller.startswith("<frozen importlib"):
             watch.note(os.path.join(path or os.curdir, type(path or "")()), LISTED)
     elif event in _CHANGES:
-        if args[-1] in (-1, None):
+        if args[-1] in (-1, None) and not _in_import(sys._getframe(1)):
             for path in args[_CHANGES[event]]:
                 watch.note(path, WRITTEN, _COMPILED)
     elif event == "sqlite3.connect" and isinstance(args[0], _NAMES):
