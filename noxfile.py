@@ -68,6 +68,7 @@ DISTRIBUTIONS = {
     "testing": Distribution(options=("-n4", "--dist=worksteal")),
     "wfcommons": Distribution(others=["simulated"]),
     "otel": Distribution("[otlp]", ["dask"]),
+    "asyncflow": Distribution(),
     "psij": Distribution("[mpi]", KIT, options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
 # Tests of what depends on Python's version: asyncio, compiled code, imports and processes.
@@ -249,7 +250,8 @@ def benchmarks(session: nox.Session) -> None:
     else:
         slurm = session.posargs[:1] == ["slurm"]
         peers = ("parsl",) if slurm else ("asyncflow", "parsl", "executorlib", "ray", "prefect")
-        supported = [name for name in DISTRIBUTIONS if supports(name)]
+        # `asyncflow` provides the modules of the peer of this name.
+        supported = [name for name in DISTRIBUTIONS if supports(name) and name != "asyncflow"]
         session.install(*sources(*supported), *tools("core", "benchmarks"))
         for peer in peers:
             session.log("installing %s; skipped if that fails", peer)

@@ -32,6 +32,7 @@ from rhapsody.plugins.specs import PROJECT
 from rhapsody_testing import capability_table
 
 DISTRIBUTIONS = (
+    "rhapsody-asyncflow",
     "rhapsody-core",
     "rhapsody-dask",
     "rhapsody-otel",

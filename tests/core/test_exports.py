@@ -18,6 +18,7 @@ import pytest
 import rhapsody
 import rhapsody.backends
 from rhapsody import errors
+from rhapsody.known import SESSION_NAMES
 from rhapsody.plugins.manager import install_command
 from tests._support.distributions import install, python
 
@@ -65,7 +66,7 @@ PLUGINS = {
 WITHOUT = """
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rhapsody_dask", "rhapsody_radical"):
+        if name.split(".")[0] in ("rhapsody_asyncflow", "rhapsody_dask", "rhapsody_radical"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
@@ -121,9 +122,10 @@ def test_type_checkers_see_the_names_that_the_interpreter_offers(package: Module
     }
     (listed,) = [ast.literal_eval(n.value) for n in block.body if isinstance(n, ast.Assign)]
     assert set(listed) - {"__version__"} == set(imported)
-    assert set(package.__all__) | (set(PLUGINS) & set(listed)) == set(listed)
+    optional = {*PLUGINS, *SESSION_NAMES["rhapsody.api"].split()}
+    assert set(package.__all__) | (optional & set(listed)) == set(listed)
     for name, module in imported.items():
-        if name not in PLUGINS:
+        if name not in optional:
             assert getattr(importlib.import_module(module or ""), name) is getattr(package, name)
 
 
@@ -213,6 +215,21 @@ def test_importing_a_missing_plugin_says_how_to_install_it(name: str, statement:
     text = run(WITHOUT + inspect.cleandoc(code)).strip()
     assert name in text
     assert text.endswith(install_command(distribution))
+
+
+@pytest.mark.parametrize(
+    "statement", ["from rhapsody import Session", "from rhapsody.api import ComputeTask"]
+)
+def test_importing_names_of_rhapsody_py_says_what_to_install(statement: str) -> None:
+    code = f"""
+    assert "Session" not in dir(rhapsody)
+    try:
+        {statement}
+    except ModuleNotFoundError as error:
+        print(error)
+    """
+    text = run(WITHOUT + inspect.cleandoc(code)).strip()
+    assert text.endswith(install_command("rhapsody-asyncflow"))
 
 
 @pytest.mark.parametrize("name", PLUGINS)

@@ -22,6 +22,7 @@ PACKAGES = (
     "rhapsody.plugins",
     "rhapsody.sdk",
     "rhapsody.sdk.runs",
+    "rhapsody_asyncflow",
     "rhapsody_dask",
     "rhapsody_otel",
     "rhapsody_psij",

@@ -231,6 +231,40 @@ async def test_a_file_that_the_factory_opens_counts_for_all_tasks_with_the_value
         assert len(logged(tmp_path, "use")) == uses
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_file_counts_even_if_a_task_without_a_key_has_built_the_value(
+    kind: str, nested: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "weights.txt"
+    log = log_in(tmp_path)
+    results = []
+    for content in ("3", "3", "5"):
+        weights.write_text(content)
+        async with engine(kind, 1, journal="run.sqlite", resume=True) as flow:
+
+            @flow.worker_value
+            def model() -> int:
+                return int(Path("weights.txt").read_text())
+
+            @flow.worker_value
+            def doubled(inner: int) -> int:
+                return 2 * inner
+
+            @flow.function_task
+            def use(net: int, number: int) -> int:
+                if number:
+                    log("used")
+                return net * number
+
+            net = model()
+            await use.options(cache=False)(net, 0)
+            results.append(await use(doubled(net) if nested else net, 2))
+    assert results == ([12, 12, 20] if nested else [6, 6, 10])
+    assert len(logged(tmp_path, "used")) == 2
+
+
 async def test_blocks_and_commands_receive_the_handle() -> None:
     async with engine("thread") as flow:
 

@@ -22,6 +22,7 @@ KIT = ROOT / "packages/rhapsody-testing/src/rhapsody_testing"
 PAGES = sorted((ROOT / "docs/plugins").glob("*.md"))
 
 USERS = {
+    "asyncflow": [*(ROOT / "packages/rhapsody-asyncflow/src").rglob("*.py")],
     "dask": [*(ROOT / "packages/rhapsody-dask/src").rglob("*.py")],
     "otel": [*(ROOT / "packages/rhapsody-otel/src").rglob("*.py")],
     "psij": [*(ROOT / "packages/rhapsody-psij/src").rglob("*.py")],

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rhapsody._exports import lazy
-from rhapsody.known import CLASSES
+from rhapsody.known import CLASSES, SESSION_NAMES
 
 if sys.platform.startswith("win"):
     from rhapsody_guard import UNSUPPORTED
@@ -19,6 +19,17 @@ if sys.platform.startswith("win"):
     raise ImportError(UNSUPPORTED)
 
 if TYPE_CHECKING:
+    from rhapsody.api import (
+        AITask,
+        BaseTask,
+        ComputeTask,
+        ResourceError,
+        Session,
+        SessionError,
+        TaskExecutionError,
+        TaskValidationError,
+        enable_logging,
+    )
     from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
     from rhapsody.backends.execution.dask_parallel import DaskExecutionBackend
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
@@ -57,17 +68,18 @@ if TYPE_CHECKING:
     __version__: str
 
     __all__ = [
-        "BackendError", "BackendRegistry", "BackendUnavailableError", "CapabilityError",
-        "ConcurrentExecutionBackend", "DaskExecutionBackend", "DataError",
-        "DependencyFailureError", "InputChangedError", "InputFile", "InputFiles",
-        "InsufficientWalltimeError",
-        "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
-        "OutputDir", "OutputFile", "PluginError", "ProfileError", "RadicalExecutionBackend",
-        "Resources", "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError",
-        "TaskDescription", "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
-        "TaskTimeoutError", "TasksMainStates", "Usage", "WorkerValue", "WorkerValueError",
-        "WorkflowEngine", "__version__", "current_task", "discover_backends", "get_backend",
-        "hookimpl", "literal", "own_runs", "reserve_run", "run", "wait",
+        "AITask", "BackendError", "BackendRegistry", "BackendUnavailableError", "BaseTask",
+        "CapabilityError", "ComputeTask", "ConcurrentExecutionBackend", "DaskExecutionBackend",
+        "DataError", "DependencyFailureError", "InputChangedError", "InputFile", "InputFiles",
+        "InsufficientWalltimeError", "JournalError", "LocalExecutionBackend",
+        "NoopExecutionBackend", "OutOfMemoryError", "OutputDir", "OutputFile", "PluginError",
+        "ProfileError", "RadicalExecutionBackend", "ResourceError", "Resources", "RetryPolicy",
+        "RhapsodyError", "Session", "SessionError", "StateMapper", "SubmissionError",
+        "TaskDescription", "TaskExecutionError", "TaskFailedError", "TaskFuture", "TaskLostError",
+        "TaskSettings", "TaskTimeoutError", "TaskValidationError", "TasksMainStates", "Usage",
+        "WorkerValue", "WorkerValueError", "WorkflowEngine", "__version__", "current_task",
+        "discover_backends", "enable_logging", "get_backend", "hookimpl", "literal", "own_runs",
+        "reserve_run", "run", "wait",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -76,6 +88,7 @@ else:
             "rhapsody._version": "__version__",
             "rhapsody.backends.discovery": "BackendRegistry discover_backends get_backend",
             **CLASSES,
+            **SESSION_NAMES,
             "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
             "rhapsody.backends.noop": "NoopExecutionBackend",
             "rhapsody.context": "current_task",

@@ -43,11 +43,20 @@ CLASSES = {
 }
 """Classes of plugins that core exports under the import paths of rhapsody 0.1, by module."""
 
+SESSION_NAMES = {
+    "rhapsody.api": (
+        "AITask BaseTask ComputeTask ResourceError Session SessionError TaskExecutionError "
+        "TaskValidationError enable_logging"
+    ),
+}
+"""Names of rhapsody-py that a distribution of their own provides, by module."""
+
 NEEDED = {
+    "rhapsody.api": ("rhapsody_asyncflow",),
     "rhapsody.backends.execution.dask_parallel": ("rhapsody_dask", "distributed"),
     "rhapsody.backends.execution.radical_pilot": ("rhapsody_radical", "radical.pilot"),
 }
-"""The modules that must be installed for each module in `CLASSES`."""
+"""The modules that must be installed for each module in `CLASSES` and `SESSION_NAMES`."""
 
 PYTHONS = {"rhapsody-radical": ("RADICAL-Pilot", (3, 11), (3, 13))}
 """Distributions that support only some versions of Python, each with the library that is the

@@ -620,9 +620,9 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         path, mode, flags = args
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
-            use, caller = _use(flags), sys._getframe(1)
-            if use == READ or not _in_import(caller):
-                watch.note(path, use, _CODE if _reads_code(caller) else _COMPILED)
+            use, frame = _use(flags), sys._getframe(1)
+            if use == READ or not _in_import(frame):
+                watch.note(path, use, _CODE if _reads_code(frame) else _COMPILED)
     elif event in _LISTINGS:
         path = args[0]
         caller = sys._getframe(1).f_code.co_filename
@@ -1705,22 +1705,24 @@ class _Kept:
         if not self.built:
             with uses, self._lock:
                 if not self.built:
-                    self._make(build, watch, handle)
+                    self._make(build, handle)
         if watch is not None:  # each call has used what the value was built from
             for path, use in self._opened.items():
-                watch.paths.setdefault(path, use)
+                if path.startswith(watch.places):
+                    watch.paths.setdefault(path, use)
         return self.value
 
-    def _make(self, build: Build, watch: _Watch | None, handle: str) -> None:
+    def _make(self, build: Build, handle: str) -> None:
         failures, former = self._failures.get(handle, (0, None))
         if failures >= ATTEMPTS:
             error = made(*loads(former)[:2])
             _add_note(error, f"the function has failed {failures} times in this process")
             raise error
-        before = {} if watch is None else watch.paths.copy()
         try:
-            factory, args, kwargs = build()
-            self.value, self._end = _entered(factory(*args, **kwargs))
+            # Watched even if this call is not, because others may use the value.
+            with watching(("/",)) as opened:
+                factory, args, kwargs = build()
+                self.value, self._end = _entered(factory(*args, **kwargs))
         except BaseException as error:  # only the call fails
             if failed_handle(error) is None:  # it is not the error of an argument's factory
                 _add_note(error, f"while worker value {self._name!r} was built")
@@ -1730,12 +1732,9 @@ class _Kept:
                 if len(self._failures) > MAX_FAILURES:
                     del self._failures[next(iter(self._failures))]
             raise
-        if watch is not None:
-            self._opened = {
-                path: use
-                for path, use in watch.paths.items()
-                if path not in before and path != STARTED and use != WRITTEN
-            }
+        self._opened = {
+            path: use for path, use in opened.items() if path != STARTED and use != WRITTEN
+        }
         self.number = next(self._numbers)
         self.built = True
 
