@@ -231,6 +231,32 @@ async def test_a_file_that_the_factory_opens_counts_for_all_tasks_with_the_value
         assert len(logged(tmp_path, "use")) == uses
 
 
+async def test_a_value_in_a_closure_that_would_be_built_otherwise_now_is_not_recorded(
+    tmp_path: Path,
+) -> None:
+    results = []
+    for calls in (2, 1):
+        config = {"n": 1}
+        journal = tmp_path / "run.sqlite"
+        async with engine("process", 1, journal=journal, resume=True) as flow:
+
+            @flow.worker_value
+            def model(config: dict[str, int]) -> int:
+                return config["n"]
+
+            net: Any = model(config)
+
+            @flow.function_task
+            def use(number: int) -> int:
+                return int(net) * number  # noqa: B023 - called in this iteration
+
+            if calls == 2:
+                await use(1)
+            config["n"] = 5
+            results.append(await use(2))
+    assert results == [2, 10]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_file_counts_even_if_a_task_without_a_key_has_built_the_value(

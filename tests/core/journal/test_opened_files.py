@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import logging
 import mmap
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tokenize
 from collections.abc import Callable
@@ -359,6 +361,73 @@ async def test_a_file_that_a_module_writes_at_its_import_counts(
         assert importlib.import_module("prepared_data").load() == "3"
     uses = {path.replace(runner.RELATIVE, "/"): use for path, use in paths.items()}
     assert (uses[str(file)], uses[str(own)]) == (runner.READ, runner.WRITTEN)
+
+
+def read_number(path: str) -> int:
+    return int(Path(path).read_text())
+
+
+NOTICES_THREADS = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="this version of Python does not audit the start of threads"
+)
+
+
+def read_on_threads(count: int) -> int:
+    note("threads")
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(read_number, [f"data/{number}.txt" for number in range(count)]))
+
+
+def read_on_a_thread(count: int) -> int:
+    note("thread")
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(read_number("data/0.txt")))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def read_in_forks(count: int) -> int:
+    note("forks")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return sum(pool.map(read_number, [f"data/{number}.txt" for number in range(count)]))
+
+
+def read_with_exec(count: int) -> int:
+    note("exec")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.execvp("cat", ["cat", os.path.abspath("data/0.txt")])
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, "rb") as file:
+        return int(file.read())
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # multi-threaded, and forks
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize(
+    ("function", "sums"),
+    [
+        pytest.param(read_on_threads, [6, 6, 8], marks=NOTICES_THREADS),
+        pytest.param(read_on_a_thread, [3, 3, 5], marks=NOTICES_THREADS),
+        (read_in_forks, [6, 6, 8]),
+        (read_with_exec, [3, 3, 5]),
+    ],
+)
+async def test_files_that_threads_and_forks_of_a_function_open_count(
+    here: Path, backend: str, function: Callable[[int], int], sums: list[int]
+) -> None:
+    results: list[int] = []
+    (here / "data" / "1.txt").write_text("3")
+    for content in ("3", "3", "5"):
+        (here / "data" / "0.txt").write_text(content)
+        results += await run(function, (2,), backend=BACKENDS[backend]())
+    assert results == sums
+    assert [*ran().values()] == [2]
+    assert not [name for name in os.listdir(tempfile.gettempdir()) if "rhapsody-watch" in name]
 
 
 def load_model(path: str) -> float:

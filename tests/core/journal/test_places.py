@@ -83,3 +83,19 @@ def test_a_file_is_found_through_a_link_to_the_current_directory(tmp_path: Path)
             (linked / "data.txt").write_text(text)
             options = "--resume", "-b", "local", "-o", f"executor={executor}"
             assert run(linked, "prog.py", *options, PWD=str(linked)) == text
+
+
+def test_files_beside_a_program_that_is_started_through_a_link_count(tmp_path: Path) -> None:
+    directory = tmp_path / "real" / "project"
+    directory.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (directory / "prog.py").write_text(
+        "from pathlib import Path\nDATA = Path(__file__).parent / 'data.txt'\n"
+        "def read():\n    return DATA.read_text()\n"
+        "async def main(flow):\n    print(await flow.function_task(read)())\n"
+    )
+    named = str(tmp_path / "link" / "project" / "prog.py")
+    for content in ("3", "3", "5"):
+        (directory / "data.txt").write_text(content)
+        for place, script in ((directory, named), (tmp_path, named), (directory, "prog.py")):
+            assert run(place, script, "--resume") == content

@@ -1,4 +1,4 @@
-"""Check of the paths of files that plugins write for the user."""
+"""Paths that users give plugins: of the files to write, and of the script."""
 
 from __future__ import annotations
 
@@ -49,3 +49,12 @@ def require_directory(argument: str, path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"{argument}: the directory of {str(path)!r} does not exist")
+
+
+def directory_of_script(path: str) -> Path:
+    """Return the directory of a script, as the user has named it.
+
+    If the script itself is a link, this is the directory of the file that it points to.
+    """
+    named, real = os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))
+    return Path(named if os.path.realpath(named) == real else real)

@@ -450,9 +450,18 @@ _CHANGES = {
 """Audit events of changes to files, each with the arguments that are the changed paths. The last
 argument is the descriptor of a directory, or -1."""
 
+_FORKS = frozenset(("os.fork", "os.forkpty"))
+
 _STARTS = frozenset(
-    ("subprocess.Popen", "os.system", "os.posix_spawn", "os.spawn", "os.exec", "os.fork")
+    ("subprocess.Popen", "os.system", "os.posix_spawn", "os.spawn", "os.exec", *_FORKS)
 )
+
+_STARTS_THREAD = frozenset(("_thread.start_new_thread", "_thread.start_joinable_thread"))
+
+_NOTED = frozenset(
+    ("open", "sqlite3.connect", "ctypes.dlopen", *_LISTINGS, *_CHANGES, *_STARTS, *_STARTS_THREAD)
+)
+"""Audit events that are also noted on threads that a watched call has started."""
 
 _NAMES = (str, bytes, os.PathLike)
 """Types of file names."""
@@ -487,11 +496,12 @@ class _Watch:
         paths: The result of `watch_files`.
     """
 
-    __slots__ = ("paths", "places")
+    __slots__ = ("_process", "paths", "places")
 
     def __init__(self, places: tuple[str, ...]) -> None:
         self.places = places
-        self.paths: dict[str, str] = {}
+        self.paths = WatchedPaths()
+        self._process = os.getpid()
 
     def note(self, path: Any, use: str, ignored: tuple[str, ...] = _CODE) -> None:
         """Note the use of a path, unless it is ignored or outside the watched directories.
@@ -508,9 +518,12 @@ class _Watch:
         if (
             path.startswith(self.places)
             and not path.endswith(ignored)
+            and path != self.paths.file
             and len(self.paths) < MAX_OPENED
         ):
-            if use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
+            if os.getpid() != self._process:
+                self.paths.send(path, use)
+            elif use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
                 self.paths[path] = use
             else:
                 self.paths.setdefault(path, use)
@@ -558,6 +571,57 @@ class _Watch:
             path = os.path.join(place, piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
                 self.note(path, READ, ())
+
+
+class WatchedPaths(dict[str, str]):
+    """The result of `watch_files`. Forked processes pass on their paths in a temporary file.
+
+    Attributes:
+        ended: True after the end of the call. Threads and processes that continue are ignored.
+        file: The path of this file; empty if the process has not forked.
+    """
+
+    __slots__ = ("ended", "file")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: bool = False
+        self.file: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def fork(self) -> None:
+        """Create the file, because the process is about to fork."""
+        if not self.file:
+            descriptor, self.file = tempfile.mkstemp(prefix="rhapsody-watch-")
+            os.close(descriptor)
+
+    def send(self, path: str, use: str) -> None:
+        """Add a path in a forked process."""
+        with suppress(OSError):  # the call has ended
+            descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(descriptor, os.fsencode(f"{use} {path}\0"))
+            finally:
+                os.close(descriptor)
+
+    def end(self) -> None:
+        """End the watch. Called when the call has ended."""
+        self.ended = True
+        if not self.file:
+            return
+        with suppress(OSError):
+            with open(self.file, "rb") as file:
+                lines = file.read().split(b"\0")
+            os.unlink(self.file)
+            for line in filter(None, lines):
+                use, _, path = os.fsdecode(line).partition(" ")
+                if use == WRITTEN:
+                    self[path] = use
+                else:
+                    self.setdefault(path, use)
+        self.pop(self.file, None)
 
 
 class _Watches:
@@ -615,6 +679,13 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
     watch = _watches.get()
     if watch is None:
+        if event not in _NOTED:
+            return
+        thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
+        watch = getattr(thread, "_rhapsody_watch", None)
+        if watch is None:
+            return
+    if watch.paths.ended:
         return
     if event == "open":
         path, mode, flags = args
@@ -643,13 +714,21 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         watch.note_module(args[0])
     elif event in _STARTS:
         watch.paths.setdefault(STARTED, "")
-        if event == "subprocess.Popen":
+        if event in _FORKS:
+            watch.paths.fork()
+        elif event == "os.exec":
+            watch.note_command([args[0], *args[1]], None, args[2])
+        elif event == "subprocess.Popen":
             words = [args[1]] if isinstance(args[1], _NAMES) else args[1]
             watch.note_command([args[0], *words], *args[2:4])
         elif event == "os.posix_spawn":
             watch.note_command([args[0], *args[1]], None, args[2])
         elif event == "os.system":
             watch.note_command(args[0])
+    elif event in _STARTS_THREAD:
+        thread = getattr(args[0], "__self__", None)
+        if isinstance(thread, threading.Thread):
+            thread._rhapsody_watch = watch  # type: ignore[attr-defined]
 
 
 def _path_of_database(name: bytes) -> str:
@@ -664,15 +743,16 @@ def _path_of_database(name: bytes) -> str:
     )
 
 
-def watch_files(places: tuple[str, ...]) -> dict[str, str]:
+def watch_files(places: tuple[str, ...]) -> WatchedPaths:
     """Note the files and directories that Python opens, for the rest of this `Context`.
 
-    Not noted are files that are opened on threads without this context, by other processes, or by
-    libraries that do not open files through Python, except databases of `sqlite3` and shared
-    libraries that `ctypes` loads. The modules of classes and functions that the call unpickles are
-    noted as if it had read their files. In a process with an audit hook,
-    calls of `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the
-    first time.
+    Threads that the call starts (with Python 3.12 or newer) and processes that it forks are
+    included until the caller calls the method `end` of the result. Not noted are files that are
+    opened on other threads, by other processes, or by libraries that do not open files through
+    Python, except databases of `sqlite3` and shared libraries that `ctypes` loads. The modules of
+    classes and functions that the call unpickles are noted as if it had read their files. In a
+    process with an audit hook, calls of `id` take 0.1 microseconds longer, so the hook is added
+    when a call is watched for the first time.
 
     Args:
         places: The directories to watch, each with a trailing slash.
@@ -696,11 +776,12 @@ def watch_files(places: tuple[str, ...]) -> dict[str, str]:
 
 @contextmanager
 def _watching(places: tuple[str, ...]) -> Iterator[Mapping[str, str]]:
-    before = _watches.get()
+    before, paths = _watches.get(), watch_files(places)
     try:
-        yield watch_files(places)
+        yield paths
     finally:
         _watches.set(before)
+        paths.end()
 
 
 _unwatched: AbstractContextManager[Mapping[str, str]] = nullcontext({})

@@ -29,7 +29,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
-from rhapsody.sdk.runner import CallResult, Meter, watch_files
+from rhapsody.sdk.runner import CallResult, Meter, WatchedPaths, watch_files
 from rhapsody.sdk.threads import start_thread
 from rhapsody.task import TaskDescription, Usage
 
@@ -161,6 +161,8 @@ def _measure(task: TaskDescription, start: float, used: Mapping[str, Any] | None
         start: When the call began, in seconds since the epoch.
         used: The resources that it has used; `None` if they were not measured.
     """
+    if "watch" in task and isinstance(opened := task.get("opened"), WatchedPaths):
+        opened.end()
     values = task.get("worker_values")
     if values is not None and values.seconds:
         start += values.seconds

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rhapsody.builtin.paths import require_directory
+from rhapsody.builtin.paths import directory_of_script, require_directory
 from rhapsody.errors import JournalError
 from rhapsody.plugins.specs import (
     CommandLine,
@@ -179,7 +179,7 @@ def _program_directory() -> Path:
     file = getattr(main, "__file__", None)
     if file is None or getattr(main, "__spec__", None) is not None:
         return Path.cwd()
-    return Path(os.path.dirname(os.path.realpath(file)))
+    return directory_of_script(file)
 
 
 # The command line.

@@ -26,7 +26,7 @@ from rhapsody.sdk.value_handles import WorkerValue
 
 PLAIN = (
     str, int, bytes, PurePath, list, tuple, dict, set, frozenset, types.MappingProxyType,
-    types.FunctionType, types.MethodType, partial,
+    types.FunctionType, types.MethodType, partial, WorkerValue,
 )  # fmt: skip
 """Types of the variables of code in which addresses of services are found."""
 

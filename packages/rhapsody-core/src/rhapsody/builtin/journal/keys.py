@@ -16,7 +16,7 @@ import shlex
 import sys
 import sysconfig
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -266,6 +266,7 @@ class Keys:
             shared |= mutable
         elif isinstance(function, _CODE):
             known = self._code(function)
+            found.handles += known.found.handles
         elif function is not None:
             parts["function"] = found.value(function)
             shared["function"] = function
@@ -634,7 +635,10 @@ class Keys:
         if former is not known:
             found = known.found
             values = [value for *_, value in found.read] + [value for _, value in found.cells]
-            texts = frozenset(texts_of(value for value in values if isinstance(value, PLAIN)))
+            codes: list[Callable[..., object]] = []
+            texts = frozenset(texts_of((each for each in values if isinstance(each, PLAIN)), codes))
+            self._texts[function] = known, texts  # also if a factory uses its own handle
+            texts = texts.union(*map(self.texts_of_code, codes))
             self._texts[function] = known, texts
         return texts
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.builtin.journal.import_hook import hook
+from rhapsody.builtin.paths import directory_of_script
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.plugins.manager import importing
 from rhapsody.plugins.specs import (
@@ -147,7 +148,7 @@ class JournalOfRun:
         )
 
         run = self._run
-        base = Path.cwd() if run.is_module else Path(os.path.realpath(run.path)).parent
+        base = Path.cwd() if run.is_module else directory_of_script(run.path)
         others, is_named = list[Path](), self._named is not None
         try:
             if self._named is not None:
