@@ -148,6 +148,28 @@ async def test_a_dry_run_with_a_backend_runs_the_tasks() -> None:
     await flow.shutdown()
 
 
+async def test_futures_are_true_in_conditions() -> None:
+    flow = await WorkflowEngine.create()
+
+    @flow.function_task
+    async def plus(x: int) -> int:
+        return x + 1
+
+    @flow.block
+    async def part(x: int) -> Any:
+        future = plus(x)
+        assert future
+        return await plus(future)
+
+    result: Any = part(1)
+    assert result
+    assert isinstance(result, rhapsody.TaskFuture)
+    assert await plus(result) == 4
+    with pytest.raises(TypeError, match="needs a value"):
+        _: Any = result + 1  # type: ignore[operator]
+    await flow.shutdown()
+
+
 async def test_methods_can_be_tasks() -> None:
     flow = await WorkflowEngine.create()
 

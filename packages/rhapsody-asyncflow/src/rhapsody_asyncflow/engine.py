@@ -234,9 +234,12 @@ class LabelledTask:
         files = any(isinstance(each, InputFile | OutputFile) for each in (*args, *kwargs.values()))
         task = self._with_files if files else self._task
         if workflow_id is None:
-            return task(*args, **kwargs)
-        with self._engine.scope(workflow_id):
-            return task(*args, **kwargs)
+            future = task(*args, **kwargs)
+        else:
+            with self._engine.scope(workflow_id):
+                future = task(*args, **kwargs)
+        future.__class__ = _with_truth(type(future))
+        return future
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -308,6 +311,12 @@ def _checked(function: Any, decorator: str, what: str, kinds: tuple[type, ...]) 
         return result
 
     return checked
+
+
+@functools.cache
+def _with_truth(kind: Any) -> Any:
+    """Return the class of futures that are true in conditions, as those of asyncio are."""
+    return type(kind.__name__, (kind,), {"__slots__": (), "__bool__": lambda _: True})
 
 
 def _name(kind: type) -> str:
