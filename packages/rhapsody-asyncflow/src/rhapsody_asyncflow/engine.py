@@ -238,7 +238,8 @@ class LabelledTask:
         else:
             with self._engine.scope(workflow_id):
                 future = task(*args, **kwargs)
-        future.__class__ = _with_truth(type(future))
+        kind: Any = type(future)
+        future.__class__ = _with_truth(kind)
         return future
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
