@@ -51,7 +51,7 @@ SESSION_NAMES = {
 }
 """Names of rhapsody-py that a distribution of their own provides, by module."""
 
-NEEDED = {
+NEEDED: dict[str, tuple[str, ...]] = {
     "rhapsody.api": ("rhapsody_asyncflow",),
     "rhapsody.backends.execution.dask_parallel": ("rhapsody_dask", "distributed"),
     "rhapsody.backends.execution.radical_pilot": ("rhapsody_radical", "radical.pilot"),
