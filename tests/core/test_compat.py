@@ -216,15 +216,6 @@ async def test_reports_for_a_finished_future_are_logged(name: str, caplog: Any) 
         assert settled.result() == 1
 
 
-async def test_a_backend_shows_its_last_callback() -> None:
-    backend = NoopExecutionBackend()
-    backend._callback_func({"uid": "task.000001"}, "DONE")
-    seen: list[Any] = []
-    backend.register_callback(lambda task, state: seen.append((task, state)))
-    backend._callback_func({"uid": "task.000001"}, "DONE")
-    assert seen == [({"uid": "task.000001"}, "DONE")]
-
-
 async def test_task_callbacks_refuses_what_names_no_task_or_no_state() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 

@@ -49,6 +49,7 @@ ORDER = [
     "engine",
     "cli",
     "builtin",
+    "api",
 ]
 """Top to bottom: a part imports from itself and from those above it.
 

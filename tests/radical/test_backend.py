@@ -64,6 +64,13 @@ def test_former_names_of_settings_are_converted() -> None:
     assert (built.ranks, built.cores_per_rank, built.gpus_per_rank) == (2, 3, 1.0)
 
 
+def test_states_can_be_reported_by_the_former_name_of_the_callback() -> None:
+    backend, reports = RadicalExecutionBackend(), []
+    backend.register_callback(lambda task, state: reports.append((task["uid"], state)))
+    backend._callback_func({"uid": "task.000001"}, "DONE")
+    assert reports == [("task.000001", "DONE")]
+
+
 def test_the_args_of_a_command_are_its_arguments() -> None:
     backend = RadicalExecutionBackend()
     task = {"name": "t", "executable": "echo", "args": ["a", 1]}

@@ -257,7 +257,7 @@ async def test_a_program_that_expects_a_file_next_to_the_script(
     assert "hint" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["concurrent", "Thread", "process", "threads"])
+@pytest.mark.parametrize("name", ["Thread", "process", "threads"])
 async def test_a_backend_by_another_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"Available: .* Did you mean 'local'"):
         get_backend(name)

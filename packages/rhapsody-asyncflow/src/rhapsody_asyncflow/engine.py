@@ -9,15 +9,15 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import rhapsody
 from rhapsody import InputFile, NoopExecutionBackend, OutputFile, TaskFuture, WorkerValue
+from rhapsody import WorkflowEngine as CoreEngine
 from rhapsody_asyncflow.prompts import InferenceBackend, answer
 
 DUMMY_ANSWER = "Dummy Prompt Output"
 """The answer to all prompts in a dry run."""
 
 
-class AsyncflowEngine(rhapsody.WorkflowEngine):
+class AsyncflowEngine(CoreEngine):
     """Rhapsody's engine for programs that were written for radical.asyncflow.
 
     Commands run in the current directory, except on RADICAL-Pilot, and except for calls with
@@ -43,7 +43,7 @@ class AsyncflowEngine(rhapsody.WorkflowEngine):
             implicit_data: True if tasks see the files in the sandboxes of their dependencies.
             uid: The engine's uid.
             work_dir: A directory; files of this engine are in its subdirectory `uid`.
-            **options: Further options of `rhapsody.WorkflowEngine.create`.
+            **options: Further options of Rhapsody's `WorkflowEngine.create`.
 
         Returns:
             A coroutine that is also an async context manager.

@@ -824,6 +824,9 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # The description.
 
+    _callback_func = ManagedBackend.report_state
+    """The method that reports a state, under the name that programs of related projects use."""
+
     def build_task(
         self,
         uid: str,

@@ -615,11 +615,6 @@ class ManagedBackend(BaseExecutionBackend):
         if func not in self.__callbacks:
             self.__callbacks = (*self.__callbacks, func)
 
-    @property
-    def _callback_func(self) -> TaskCallback:
-        """The callback that was registered last, under its name in related projects."""
-        return self.__callbacks[-1] if self.__callbacks else _no_callback
-
     def unregister_callback(self, func: TaskCallback) -> None:
         """Remove a callback if it is registered.
 
@@ -729,10 +724,6 @@ class ManagedBackend(BaseExecutionBackend):
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
         """Do nothing. Backends with `capabilities.files` override this method."""
         return None
-
-
-def _no_callback(task: Any, state: Any, **_: Any) -> None:
-    """Do nothing."""
 
 
 def _checked_name(name: object) -> str:
