@@ -574,28 +574,31 @@ class _Watch:
 
 
 class WatchedPaths(dict[str, str]):
-    """The result of `watch_files`. Forked processes pass on their paths in a temporary file.
+    """The result of `watch_files`. Forked processes pass on their paths in a file in memory.
 
     Attributes:
         ended: True after the end of the call. Threads and processes that continue are ignored.
         file: The path of this file; empty if the process has not forked.
     """
 
-    __slots__ = ("ended", "file")
+    __slots__ = ("_descriptor", "ended", "file")
 
     def __init__(self) -> None:
         super().__init__()
         self.ended: bool = False
         self.file: str = ""
+        self._descriptor = -1
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
 
     def fork(self) -> None:
         """Create the file, because the process is about to fork."""
-        if not self.file:
-            descriptor, self.file = tempfile.mkstemp(prefix="rhapsody-watch-")
-            os.close(descriptor)
+        if not self.file and hasattr(os, "memfd_create"):
+            with suppress(OSError):  # no descriptor is free
+                self._descriptor = os.memfd_create("rhapsody-watch")
+                # The child may close all descriptors, so it opens the file by its path.
+                self.file = f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def send(self, path: str, use: str) -> None:
         """Add a path in a forked process."""
@@ -611,17 +614,16 @@ class WatchedPaths(dict[str, str]):
         self.ended = True
         if not self.file:
             return
-        with suppress(OSError):
-            with open(self.file, "rb") as file:
-                lines = file.read().split(b"\0")
-            os.unlink(self.file)
-            for line in filter(None, lines):
-                use, _, path = os.fsdecode(line).partition(" ")
-                if use == WRITTEN:
-                    self[path] = use
-                else:
-                    self.setdefault(path, use)
-        self.pop(self.file, None)
+        self.file = ""
+        with open(self._descriptor, "rb") as file:
+            file.seek(0)
+            lines = file.read().split(b"\0")
+        for line in filter(None, lines):
+            use, _, path = os.fsdecode(line).partition(" ")
+            if use == WRITTEN:
+                self[path] = use
+            else:
+                self.setdefault(path, use)
 
 
 class _Watches:
