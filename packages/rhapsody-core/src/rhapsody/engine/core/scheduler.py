@@ -222,13 +222,14 @@ class Limits:
 
 
 class FailedValues:
-    """Worker values that could not be built on some workers, and on no other worker since."""
+    """Worker values that could not be built on some workers, and on no other worker since.
+
+    Attributes:
+        errors: The last error on each worker, by handle and worker.
+    """
 
     def __init__(self) -> None:
-        self._failed: dict[str, dict[str, BaseException]] = {}  # last errors, by handle and worker
-
-    def __bool__(self) -> bool:
-        return bool(self._failed)
+        self.errors: dict[str, dict[str, BaseException]] = {}
 
     def failed(self, record: TaskRecord, values: TaskValues, error: BaseException) -> None:
         """Note that an attempt has failed, if it failed to build a value.
@@ -241,12 +242,12 @@ class FailedValues:
             handle = values.handles[0].handle
         if handle is not None:
             worker = str(record.attempt.description.get("worker"))
-            self._failed.setdefault(handle, {})[worker] = error
+            self.errors.setdefault(handle, {})[worker] = error
 
     def built(self, values: TaskValues) -> None:
         """Note that an attempt with these values has ended well."""
         for handle in values.handles:
-            self._failed.pop(handle.handle, None)
+            self.errors.pop(handle.handle, None)
 
     def require(self, handles: Sequence[WorkerValue[Any]]) -> None:
         """Raise an error if the factory of one of these values has failed on too many workers.
@@ -254,8 +255,8 @@ class FailedValues:
         Raises:
             WorkerValueError: The factory has failed; its last error is the cause.
         """
-        for handle in handles if self._failed else ():
-            failed = self._failed.get(handle.handle, {})
+        for handle in handles if self.errors else ():
+            failed = self.errors.get(handle.handle, {})
             if len(failed) >= MAX_FAILED_WORKERS:
                 raise WorkerValueError(
                     f"worker value {handle.name!r} is not built again for this handle: its "
@@ -565,7 +566,9 @@ class Scheduler:
         else:
             value, error = self._results.read(record, main, report)
             if error is None:
-                if self.values and (values := record.attempt.description.get("worker_values")):
+                if self.values.errors and (
+                    values := record.attempt.description.get("worker_values")
+                ):
                     self.values.built(values)
                 record.state, handler = ROWS[record.state][_ENDED_WELL]
                 handler(self, record, value)
