@@ -1225,3 +1225,26 @@ async def test_a_random_generator_that_a_reused_task_returns_is_its_argument(her
             seen.append((warm.random(), rng.random()))
     assert seen[0] == seen[1]
     assert ran()["warm_up"] == 1
+
+
+@pytest.mark.parametrize("name", ["mean", "sqrt", "abs"])
+async def test_a_function_of_numpy_that_the_program_replaces_between_two_calls_counts(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    factors = (3, 3, 5)
+    seen = []
+    for factor in factors:
+        async with engine(resume=True) as flow:
+
+            @flow.function_task
+            def use(values: list[int]) -> float:
+                note("use")
+                return float(np.sum(np.mean(values) + np.sqrt(values) + np.abs(values)))
+
+            plain = await use([1, 4])
+            with monkeypatch.context() as patch:
+                patch.setattr(np, name, lambda values, k=factor: np.multiply(values, k))
+                seen.append(await use([1, 4]) - plain)
+            assert await use([1, 4]) == plain
+    assert seen[0] == seen[1] != seen[2]
+    assert ran()["use"] == 4

@@ -1138,12 +1138,13 @@ class CodeFingerprint:
             part: The dotted name that the code uses.
             user: The name of the part for the code.
             module: The module in which the code finds the object.
-            member: The object, which may be of any type; other types are ignored.
+            member: The object, which may be of any type.
         """
-        if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
-            return
         name = part.rpartition(".")[2]
-        self.read.append((vars(module), name, member))
+        if callable(member):
+            self.read.append((vars(module), name, member))
+        if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
+            return  # such as a function of NumPy
         self._note_kind(self._name(member))
         home = str(member.__module__).partition(".")[0]
         if member.__name__ != name or home != module.__name__.partition(".")[0]:
