@@ -435,6 +435,25 @@ async def test_files_that_threads_and_forks_of_a_function_open_count(
     assert [*ran().values()] == [2]
 
 
+async def test_a_fork_that_outlives_its_task_writes_into_no_other_file(here: Path) -> None:
+    reading, writing = os.pipe()
+    with runner.watching((f"{here}/",)) as paths:
+        child = os.fork()
+        if not child:
+            os.read(reading, 1)  # until the task has ended
+            os.close(os.open(here / "data" / "a.txt", os.O_RDONLY))
+            os._exit(0)
+        descriptor = int(Path(paths.file).name)
+    other = os.open(here / "other.txt", os.O_RDWR | os.O_CREAT)
+    os.dup2(other, descriptor)  # as a file that the program opens next
+    os.write(writing, b"1")
+    assert os.waitpid(child, 0)[1] == 0  # noqa: ASYNC222 - it ends soon
+    for each in {other, descriptor, reading, writing}:
+        os.close(each)
+    assert (here / "other.txt").read_bytes() == b""
+    assert str(here / "data" / "a.txt") not in paths
+
+
 def load_model(path: str) -> float:
     note("model")
     with open(path, "rb") as file:

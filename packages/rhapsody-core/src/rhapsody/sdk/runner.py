@@ -573,6 +573,10 @@ class _Watch:
                 self.note(path, READ, ())
 
 
+def _identity(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
+
+
 class WatchedPaths(dict[str, str]):
     """The result of `watch_files`. Forked processes pass on their paths in a file in memory.
 
@@ -581,13 +585,14 @@ class WatchedPaths(dict[str, str]):
         file: The path of this file; empty if the process has not forked.
     """
 
-    __slots__ = ("_descriptor", "ended", "file")
+    __slots__ = ("_descriptor", "_identity", "ended", "file")
 
     def __init__(self) -> None:
         super().__init__()
         self.ended: bool = False
         self.file: str = ""
         self._descriptor = -1
+        self._identity: object = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -597,15 +602,19 @@ class WatchedPaths(dict[str, str]):
         if not self.file and hasattr(os, "memfd_create"):
             with suppress(OSError):  # no descriptor is free
                 self._descriptor = os.memfd_create("rhapsody-watch")
+                self._identity = _identity(os.stat(self._descriptor))
                 # The child may close all descriptors, so it opens the file by its path.
                 self.file = f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def send(self, path: str, use: str) -> None:
         """Add a path in a forked process."""
         with suppress(OSError):  # the call has ended
-            descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND)
+            if _identity(os.stat(self.file)) != self._identity:
+                return  # the call has ended, and its process uses the descriptor for another file
+            descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
             try:
-                os.write(descriptor, os.fsencode(f"{use} {path}\0"))
+                if _identity(os.stat(descriptor)) == self._identity:
+                    os.write(descriptor, os.fsencode(f"{use} {path}\0"))
             finally:
                 os.close(descriptor)
 
