@@ -443,7 +443,8 @@ async def test_a_fork_that_outlives_its_task_writes_into_no_other_file(here: Pat
             os.read(reading, 1)  # until the task has ended
             os.close(os.open(here / "data" / "a.txt", os.O_RDONLY))
             os._exit(0)
-        descriptor = int(Path(paths.file).name)
+        watched: Any = paths
+        descriptor = int(Path(watched.file).name)
     other = os.open(here / "other.txt", os.O_RDWR | os.O_CREAT)
     os.dup2(other, descriptor)  # as a file that the program opens next
     os.write(writing, b"1")

@@ -9,12 +9,24 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rhapsody import InputFile, NoopExecutionBackend, OutputFile, TaskFuture, WorkerValue
+from rhapsody import InputFile, NoopExecutionBackend, OutputFile, WorkerValue
 from rhapsody import WorkflowEngine as CoreEngine
 from rhapsody_asyncflow.prompts import InferenceBackend, answer
 
 DUMMY_ANSWER = "Dummy Prompt Output"
 """The answer to all prompts in a dry run."""
+
+
+async def no_telemetry(*_: Any, **__: Any) -> Any:
+    """Raise an error that names the alternatives.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        "Rhapsody has no start_telemetry(): start the program with `rhapsody run`, and look at it "
+        "with `rhapsody report`; or install rhapsody-otel"
+    )
 
 
 class AsyncflowEngine(CoreEngine):
@@ -90,10 +102,8 @@ class AsyncflowEngine(CoreEngine):
         function = _checked(function, "executable_task", "command string", (str, list, tuple))
         if capture_stdio:
             settings["capture"] = "files"
-        if "cwd" not in settings and self._runs_here(settings.get("backend")):
-            settings = {**settings, "cwd": "."}
-            return _decorated(self, super().executable_task, function, settings, ("cwd",))
-        return _decorated(self, super().executable_task, function, settings)
+        here = "cwd" not in settings and self._runs_here(settings.get("backend"))
+        return _decorated(self, super().executable_task, function, settings, here=here)
 
     def block(self, function: Any = None, /, **settings: Any) -> Any:
         """Decorate a function that calls tasks and awaits them.
@@ -131,45 +141,35 @@ class AsyncflowEngine(CoreEngine):
             return functools.partial(self.prompt_task, model=model, **settings)
         ask = _checked(function, "prompt_task", "string prompt", (str,))
         settings.setdefault("name", ask.__name__)
-        if model is not None:
-            to_model = super().function_task(**settings)(answer)
-
-            async def with_model(*args: Any, **kwargs: Any) -> TaskFuture[str]:
-                return to_model(await ask(*args, **kwargs), model)
-
-            functools.update_wrapper(with_model, ask)
-            return _decorated(self, super().block, with_model, {"name": settings["name"]})
         name = settings.get("backend") or next(
             (name for name, each in self.backends.items() if isinstance(each, InferenceBackend)),
             next(iter(self.backends)),
         )
         backend = self.backends.get(name)
-        if isinstance(backend, NoopExecutionBackend):
+        if model is None and (backend is None or isinstance(backend, InferenceBackend)):
 
-            async def without_model(*args: Any, **kwargs: Any) -> str:
-                await ask(*args, **kwargs)
+            @functools.wraps(ask)
+            async def send(*args: Any, **kwargs: Any) -> list[str]:
+                return [await ask(*args, **kwargs)]  # as a list, because no shell is involved
+
+            settings["backend"] = name
+            return _decorated(self, super().executable_task, send, settings)
+        to_model = None if model is None else super().function_task(**settings)(answer)
+
+        @functools.wraps(ask)
+        async def answered(*args: Any, **kwargs: Any) -> Any:
+            prompt = await ask(*args, **kwargs)
+            if to_model is not None:
+                return to_model(prompt, model)
+            if isinstance(backend, NoopExecutionBackend):
                 return DUMMY_ANSWER
+            raise NotImplementedError(
+                f"prompt_task {settings['name']!r}: backend {name!r} ({type(backend).__name__}) "
+                "does not answer prompts; add radical.asyncflow.InferenceBackend(url) to the "
+                "engine's backends"
+            )
 
-            functools.update_wrapper(without_model, ask)
-            return _decorated(self, super().block, without_model, {"name": settings["name"]})
-        if backend is not None and not isinstance(backend, InferenceBackend):
-
-            async def refuse(*args: Any, **kwargs: Any) -> str:
-                raise NotImplementedError(
-                    f"prompt_task {settings['name']!r}: backend {name!r} "
-                    f"({type(backend).__name__}) does not answer prompts; add "
-                    "radical.asyncflow.InferenceBackend(url) to the engine's backends"
-                )
-
-            functools.update_wrapper(refuse, ask)
-            return _decorated(self, super().block, refuse, {"name": settings["name"]})
-        settings["backend"] = name
-
-        async def send(*args: Any, **kwargs: Any) -> list[str]:
-            return [await ask(*args, **kwargs)]  # as a list, because no shell is involved
-
-        functools.update_wrapper(send, ask)
-        return _decorated(self, super().executable_task, send, settings)
+        return _decorated(self, super().block, answered, {"name": settings["name"]})
 
     def workflow_scope(self, workflow_id: str | None = None) -> Any:
         """Label the tasks that are called in an `async with` statement.
@@ -182,21 +182,14 @@ class AsyncflowEngine(CoreEngine):
         """
         return self.scope(workflow_id or f"wf-{uuid.uuid4().hex[:8]}")
 
-    async def start_telemetry(self, *_: Any, **__: Any) -> Any:
-        """Raise an error that names the alternatives.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "Rhapsody has no start_telemetry(): create the engine with record=True and run "
-            "`rhapsody report`, or install rhapsody-otel"
-        )
+    start_telemetry = no_telemetry
 
     def _runs_here(self, name: str | None) -> bool:
         """Return True if commands on a backend run in the current directory."""
         backend = self.backends.get(name) if name else self.backend
-        if backend is None or "RadicalExecutionBackend" in map(_name, type(backend).__mro__):
+        if backend is None or any(
+            each.__name__ == "RadicalExecutionBackend" for each in type(backend).__mro__
+        ):
             return False
         return backend.capabilities.cwd
 
@@ -256,7 +249,8 @@ def _decorated(
     decorator: Callable[..., Any],
     function: Any,
     settings: Mapping[str, Any],
-    without_files: tuple[str, ...] = (),
+    *,
+    here: bool = False,
 ) -> Any:
     """Decorate a function, or return a decorator if there is none.
 
@@ -265,20 +259,17 @@ def _decorated(
         decorator: Rhapsody's decorator.
         function: The function, or `None`.
         settings: The settings.
-        without_files: The names of settings that do not apply to calls with files.
+        here: True to run calls without files in the current directory.
 
     Returns:
         The decorated function, or the decorator.
     """
 
     def decorate(function: Any) -> LabelledTask:
-        task = decorator(**settings)(function) if settings else decorator(function)
-        if not without_files:
+        task = decorator(**settings)(function)
+        if not here:
             return LabelledTask(engine, task)
-        others = {name: each for name, each in settings.items() if name not in without_files}
-        return LabelledTask(
-            engine, task, decorator(**others)(function) if others else decorator(function)
-        )
+        return LabelledTask(engine, decorator(**settings, cwd=".")(function), task)
 
     return decorate if function is None else decorate(function)
 
@@ -318,7 +309,3 @@ def _checked(function: Any, decorator: str, what: str, kinds: tuple[type, ...]) 
 def _with_truth(kind: Any) -> Any:
     """Return the class of futures that are true in conditions, as those of asyncio are."""
     return type(kind.__name__, (kind,), {"__slots__": (), "__bool__": lambda _: True})
-
-
-def _name(kind: type) -> str:
-    return kind.__name__

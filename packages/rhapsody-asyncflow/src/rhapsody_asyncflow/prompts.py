@@ -89,7 +89,9 @@ class InferenceBackend(ManagedBackend):
         return CompletedExecutable(0, await answer, "")
 
     async def stop(self) -> None:
-        """Wait until all requests have been answered."""
+        """Drop the requests that have not been answered."""
+        for request in self._requests:
+            request.cancel()
         if self._requests:
             await asyncio.wait(self._requests)
 

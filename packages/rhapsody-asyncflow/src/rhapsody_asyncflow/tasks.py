@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from rhapsody import RhapsodyError, TaskFailedError, TaskFuture
-from rhapsody_asyncflow.engine import WorkflowEngine
+from rhapsody_asyncflow.engine import WorkflowEngine, no_telemetry
 from rhapsody_asyncflow.prompts import PARAMETERS, InferenceBackend
 
 _numbers = itertools.count(1)
@@ -327,7 +328,7 @@ class TaskSession:
         work_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.backends: dict[str, Any] = {each.name: each for each in backends or ()}
-        self.uid = uid
+        self.uid = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
         self.work_dir = work_dir
         self._engine: WorkflowEngine | None = None
         self._starting: asyncio.Future[WorkflowEngine] | None = None
@@ -363,7 +364,7 @@ class TaskSession:
         engine = await self._started(tasks)
         made = []
         for task in tasks:
-            name = task.get("backend")
+            name = task.get("backend") or task.get("inference_endpoint")
             if name and name not in engine.backends:
                 raise ValueError(
                     f"Backend {name!r} requested by task {task['uid']} not found in Session. "
@@ -412,16 +413,7 @@ class TaskSession:
             )
         return tasks
 
-    async def start_telemetry(self, *_: Any, **__: Any) -> Any:
-        """Raise an error that names the alternatives.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "Rhapsody has no start_telemetry(): use WorkflowEngine.create(record=True) and "
-            "`rhapsody report`, or rhapsody-otel"
-        )
+    start_telemetry = no_telemetry
 
     async def close(self) -> None:
         """Cancel unfinished tasks and shut down the backends."""
@@ -488,7 +480,7 @@ def _calls(engine: WorkflowEngine, task: BaseTask) -> list[TaskFuture[Any]]:
         settings["cwd"] = cwd
     words = [task["executable"], *map(str, task["arguments"])]
     command = " ".join(words) if shell else words
-    name = os.path.basename(task["executable"].split()[0])
+    name = os.path.basename(task["executable"].partition(" ")[0]) or None
     capture = bool(task.get("capture_stdio"))
     run = engine.executable_task(name=name, capture_stdio=capture, **settings)(lambda: command)
     return [run()]

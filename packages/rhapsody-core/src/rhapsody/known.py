@@ -49,7 +49,7 @@ SESSION_NAMES = {
         "TaskValidationError enable_logging"
     ),
 }
-"""Names of rhapsody-py that a distribution of their own provides, by module."""
+"""Names of rhapsody-py, which a separate distribution provides, by module."""
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "rhapsody.api": ("rhapsody_asyncflow",),

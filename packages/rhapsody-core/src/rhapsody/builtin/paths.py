@@ -1,4 +1,4 @@
-"""Paths that users give plugins: of the files to write, and of the script."""
+"""Paths that the user names: files that plugins write, and the script."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def cannot_pack(
             if inner is not None:
                 part, culprit = f"{inner[0]} used by {name}", inner[1]
             break
-    cure = getattr(type(culprit), "_pickle_advice", cure)  # of Rhapsody
+    cure = getattr(type(culprit), "_pickle_advice", cure)  # set by our classes
     kind = culprit if isinstance(culprit, type) else type(culprit)
     if "RLock" in reason and any(type(each) is cached_property for each in vars(kind).values()):
         cure = "put the class, which uses functools.cached_property, into a module"

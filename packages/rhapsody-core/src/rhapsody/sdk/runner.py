@@ -459,8 +459,11 @@ _STARTS = frozenset(
 _STARTS_THREAD = frozenset(("_thread.start_new_thread", "_thread.start_joinable_thread"))
 
 _NOTED = frozenset(
-    ("open", "sqlite3.connect", "ctypes.dlopen", *_LISTINGS, *_CHANGES, *_STARTS, *_STARTS_THREAD)
-)
+    (
+        "open", "sqlite3.connect", "ctypes.dlopen", "pickle.find_class",
+        *_LISTINGS, *_CHANGES, *_STARTS, *_STARTS_THREAD,
+    )
+)  # fmt: skip
 """Audit events that are also noted on threads that a watched call has started."""
 
 _NAMES = (str, bytes, os.PathLike)
