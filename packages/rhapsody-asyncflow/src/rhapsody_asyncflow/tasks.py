@@ -328,7 +328,7 @@ class TaskSession:
         work_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.backends: dict[str, Any] = {each.name: each for each in backends or ()}
-        self.uid = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
+        self.uid: str = uid or f"rhapsody.session.{uuid.uuid4().hex[:8]}"
         self.work_dir = work_dir
         self._engine: WorkflowEngine | None = None
         self._starting: asyncio.Future[WorkflowEngine] | None = None
