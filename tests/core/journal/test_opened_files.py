@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import tokenize
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from filecmp import cmp as same
@@ -477,6 +478,26 @@ async def test_the_module_of_a_class_that_a_function_unpickles_counts(
         results += await run(load_model, ("model.pkl",), backend=BACKENDS[backend]())
     assert results == [6.0, 6.0, 100.0]
     assert ran() == {"model": 2}
+
+
+def load_cell(path: str) -> float:
+    note("model")
+    with open(path, "rb") as file:
+        return float(pickle.load(file).predict(2))
+
+
+async def test_a_function_that_unpickles_an_object_of_a_notebook_cell_is_not_recorded(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "model.pkl").write_bytes(b"ccell\nModel\n)\x81.")
+    results = []
+    for factor in (3, 50):
+        cell = types.ModuleType("cell")
+        exec(f"class Model:\n    def predict(self, x):\n        return {factor} * x\n", vars(cell))
+        monkeypatch.setitem(sys.modules, "cell", cell)
+        results += await run(load_cell, ("model.pkl",), backend=BACKENDS["threads"]())
+    assert results == [6.0, 100.0]
+    assert "move the class into a module" in caplog.text
 
 
 def start_python() -> str:

@@ -425,6 +425,10 @@ STARTED = ""
 """Key in the result of `watch_files` for a call that started other processes. The value contains
 the directories in which they search modules, separated as in `PYTHONPATH`."""
 
+WITHOUT_FILE = "module"
+"""Key in the result of `watch_files` for a call that unpickled an object whose class is in a module
+without a file, such as a notebook. The value is the name of the module."""
+
 RELATIVE = "/./"
 """Text in the result of `watch_files` that separates the current directory from a relative path."""
 
@@ -524,12 +528,15 @@ class _Watch:
             and path != self.paths.file
             and len(self.paths) < MAX_OPENED
         ):
-            if os.getpid() != self._process:
-                self.paths.send(path, use)
-            elif use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
-                self.paths[path] = use
-            else:
-                self.paths.setdefault(path, use)
+            self._add(path, use)
+
+    def _add(self, path: str, use: str) -> None:
+        if os.getpid() != self._process:
+            self.paths.send(path, use)
+        elif use == WRITTEN or (use == UPDATED and self.paths.get(path) != WRITTEN):
+            self.paths[path] = use
+        else:
+            self.paths.setdefault(path, use)
 
     def note_library_files(self) -> None:
         """Note the shared libraries that `ctypes.cdll` keeps: loading them again goes unnoticed."""
@@ -543,8 +550,12 @@ class _Watch:
         if name not in sys.modules:
             with suppress(Exception):  # `pickle` raises it again
                 importlib.import_module(name)
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if isinstance(file, str) and not _INSTALLED.intersection(file.split(os.sep)):
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str):
+            if getattr(module, "__spec__", None) is None:  # it is not part of Python
+                self._add(WITHOUT_FILE, name)
+        elif not _INSTALLED.intersection(file.split(os.sep)):
             self.note(file, READ, _COMPILED)
 
     def note_command(self, words: Any, cwd: Any = None, environment: Any = None) -> None:
@@ -764,9 +775,10 @@ def watch_files(places: tuple[str, ...]) -> WatchedPaths:
     included until the caller calls the method `end` of the result. Not noted are files that are
     opened on other threads, by other processes, or by libraries that do not open files through
     Python, except databases of `sqlite3` and shared libraries that `ctypes` loads. The modules of
-    classes and functions that the call unpickles are noted as if it had read their files. In a
-    process with an audit hook, calls of `id` take 0.1 microseconds longer, so the hook is added
-    when a call is watched for the first time.
+    classes and functions that the call unpickles are noted as if it had read their files; the key
+    `WITHOUT_FILE` is added if one of them has no file. In a process with an audit hook, calls of
+    `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the first
+    time.
 
     Args:
         places: The directories to watch, each with a trailing slash.
@@ -1803,7 +1815,7 @@ class _Kept:
                     self._make(build, handle)
         if watch is not None:  # each call has used what the value was built from
             for path, use in self._opened.items():
-                if path.startswith(watch.places):
+                if path.startswith(watch.places) or path == WITHOUT_FILE:
                     watch.paths.setdefault(path, use)
         return self.value
 

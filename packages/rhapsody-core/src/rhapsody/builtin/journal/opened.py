@@ -31,7 +31,7 @@ from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.store import SUFFIXES
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.runner import READ, RELATIVE, STARTED, UPDATED, WRITTEN
+from rhapsody.sdk.runner import READ, RELATIVE, STARTED, UPDATED, WITHOUT_FILE, WRITTEN
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -123,8 +123,14 @@ class OpenedFiles:
             directory: The current directory of the program when the task was looked up.
 
         Raises:
-            UnhashableError: A file was changed by another task or process while the task ran.
+            UnhashableError: A file was changed by another task or process while the task ran, or
+                the function unpickled an object whose code is in no file.
         """
+        if (module := task.get("opened", {}).get(WITHOUT_FILE)) is not None:
+            raise UnhashableError(
+                f"it unpickled an object of a class in {module!r}, which has no file; pass the "
+                "object to it as an argument, or move the class into a module"
+            )
         uses = sorted(
             task.get("opened", {}).items(), key=itemgetter(1)
         )  # `WRITTEN` replaces others
