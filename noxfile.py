@@ -69,6 +69,7 @@ DISTRIBUTIONS = {
     "wfcommons": Distribution(others=["simulated"]),
     "otel": Distribution("[otlp]", ["dask"]),
     "asyncflow": Distribution(),
+    "dragon": Distribution(others=KIT),
     "psij": Distribution("[mpi]", KIT, options=(*BY_FILE, *ONCE_MORE), group="radical"),
 }
 # Tests of what depends on Python's version: asyncio, compiled code, imports and processes.

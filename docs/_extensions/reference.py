@@ -35,6 +35,7 @@ DISTRIBUTIONS = (
     "rhapsody-asyncflow",
     "rhapsody-core",
     "rhapsody-dask",
+    "rhapsody-dragon",
     "rhapsody-otel",
     "rhapsody-psij",
     "rhapsody-radical",

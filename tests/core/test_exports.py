@@ -54,6 +54,7 @@ FROM_RHAPSODY = {
 }
 PLUGINS = {
     "DaskExecutionBackend": ("rhapsody_dask", "distributed", "rhapsody-dask", "dask_parallel"),
+    "DragonExecutionBackend": ("rhapsody_dragon", "dragon", "rhapsody-dragon", "dragon"),
     "RadicalExecutionBackend": (
         "rhapsody_radical",
         "radical.pilot",
@@ -66,7 +67,9 @@ PLUGINS = {
 WITHOUT = """
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rhapsody_asyncflow", "rhapsody_dask", "rhapsody_radical"):
+        if name.split(".")[0] in (
+            "rhapsody_asyncflow", "rhapsody_dask", "rhapsody_dragon", "rhapsody_radical",
+        ):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

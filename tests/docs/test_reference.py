@@ -24,6 +24,7 @@ PACKAGES = (
     "rhapsody.sdk.runs",
     "rhapsody_asyncflow",
     "rhapsody_dask",
+    "rhapsody_dragon",
     "rhapsody_otel",
     "rhapsody_psij",
     "rhapsody_radical",

@@ -103,6 +103,7 @@ def test_an_unknown_name_without_a_close_match_gives_all_names() -> None:
         ("dsk", "rhapsody-dask"),
         ("slurm", "rhapsody-radical"),
         ("simulated", "rhapsody-simulated"),
+        ("dragon", "rhapsody-dragon"),
     ],
 )
 def test_a_published_name_says_which_distribution_to_install(name: str, distribution: str) -> None:

@@ -24,6 +24,7 @@ PAGES = sorted((ROOT / "docs/plugins").glob("*.md"))
 USERS = {
     "asyncflow": [*(ROOT / "packages/rhapsody-asyncflow/src").rglob("*.py")],
     "dask": [*(ROOT / "packages/rhapsody-dask/src").rglob("*.py")],
+    "dragon": [*(ROOT / "packages/rhapsody-dragon/src").rglob("*.py")],
     "otel": [*(ROOT / "packages/rhapsody-otel/src").rglob("*.py")],
     "psij": [*(ROOT / "packages/rhapsody-psij/src").rglob("*.py")],
     "wfcommons": [*(ROOT / "packages/rhapsody-wfcommons/src").rglob("*.py")],

@@ -18,6 +18,7 @@ FORMER_PATHS = (
     "__init__.py",  # names for type checkers
     "backends/__init__.py",
     "backends/execution/dask_parallel.py",
+    "backends/execution/dragon.py",
     "backends/execution/radical_pilot.py",
 )
 _NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE)

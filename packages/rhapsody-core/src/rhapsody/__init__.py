@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     )
     from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
     from rhapsody.backends.execution.dask_parallel import DaskExecutionBackend
+    from rhapsody.backends.execution.dragon import (
+        DragonExecutionBackend,
+        DragonExecutionBackendV3,
+    )
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
@@ -70,7 +74,8 @@ if TYPE_CHECKING:
     __all__ = [
         "AITask", "BackendError", "BackendRegistry", "BackendUnavailableError", "BaseTask",
         "CapabilityError", "ComputeTask", "ConcurrentExecutionBackend", "DaskExecutionBackend",
-        "DataError", "DependencyFailureError", "InputChangedError", "InputFile", "InputFiles",
+        "DataError", "DependencyFailureError", "DragonExecutionBackend", "DragonExecutionBackendV3",
+        "InputChangedError", "InputFile", "InputFiles",
         "InsufficientWalltimeError", "JournalError", "LocalExecutionBackend",
         "NoopExecutionBackend", "OutOfMemoryError", "OutputDir", "OutputFile", "PluginError",
         "ProfileError", "RadicalExecutionBackend", "ResourceError", "Resources", "RetryPolicy",

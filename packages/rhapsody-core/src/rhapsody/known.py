@@ -13,12 +13,14 @@ BACKENDS = {
     "radical_pilot": "rhapsody-radical",
     "psij": "rhapsody-psij",
     "simulated": "rhapsody-simulated",
+    "dragon": "rhapsody-dragon",
 }
 """Reserved names of backends, each with the only distribution that may use it."""
 
 BACKENDS_ELSEWHERE = {
     **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
     **dict.fromkeys(("radical", "rp", "radical.pilot", "slurm", "pbs"), "radical_pilot"),
+    **dict.fromkeys(("dragon_v1", "dragon_v2", "dragonhpc"), "dragon"),
 }
 """Names of backends in other projects, and likely guesses, each with the name to use instead."""
 
@@ -37,8 +39,12 @@ FORMATS = {"ro-crate": "rhapsody-report", "wfcommons": "rhapsody-wfcommons"}
 RUN_OPTIONS = {"--dashboard": "rhapsody-report", "--dashboard-port": "rhapsody-report"}
 """Options of `rhapsody run`, each with the distribution that contains it."""
 
+ALIASES = {"dragon_v3": "dragon"}
+"""Names of other projects that are accepted for a backend of a separate distribution."""
+
 CLASSES = {
     "rhapsody.backends.execution.dask_parallel": "DaskExecutionBackend",
+    "rhapsody.backends.execution.dragon": "DragonExecutionBackend DragonExecutionBackendV3",
     "rhapsody.backends.execution.radical_pilot": "RadicalExecutionBackend",
 }
 """Classes of plugins that core exports under the import paths of rhapsody 0.1, by module."""
@@ -54,11 +60,15 @@ SESSION_NAMES = {
 NEEDED: dict[str, tuple[str, ...]] = {
     "rhapsody.api": ("rhapsody_asyncflow",),
     "rhapsody.backends.execution.dask_parallel": ("rhapsody_dask", "distributed"),
+    "rhapsody.backends.execution.dragon": ("rhapsody_dragon", "dragon"),
     "rhapsody.backends.execution.radical_pilot": ("rhapsody_radical", "radical.pilot"),
 }
 """The modules that must be installed for each module in `CLASSES` and `SESSION_NAMES`."""
 
-PYTHONS = {"rhapsody-radical": ("RADICAL-Pilot", (3, 11), (3, 13))}
+PYTHONS = {
+    "rhapsody-dragon": ("Dragon", (3, 11), (3, 13)),
+    "rhapsody-radical": ("RADICAL-Pilot", (3, 11), (3, 13)),
+}
 """Distributions that support only some versions of Python, each with the library that is the
 reason, and the first and last version."""
 

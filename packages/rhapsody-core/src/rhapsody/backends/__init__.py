@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     )
     from rhapsody.backends.environment_calls import EnvironmentCall
     from rhapsody.backends.execution.dask_parallel import DaskExecutionBackend
+    from rhapsody.backends.execution.dragon import (
+        DragonExecutionBackend,
+        DragonExecutionBackendV3,
+    )
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
@@ -47,8 +51,8 @@ if TYPE_CHECKING:
         "BackendDescription", "BackendOption", "BackendRegistry", "BackendSpec", "BackendState",
         "BaseBackend", "BaseExecutionBackend", "CancelLevel", "Capabilities",
         "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
-        "DaskExecutionBackend", "EnvironmentCall", "LocalExecutionBackend", "LocalPrograms",
-        "ManagedBackend",
+        "DaskExecutionBackend", "DragonExecutionBackend", "DragonExecutionBackendV3",
+        "EnvironmentCall", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
         "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
         "backend_from_options", "discover_backends", "get_backend", "in_environment",

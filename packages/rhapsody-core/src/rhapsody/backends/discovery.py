@@ -21,6 +21,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from rhapsody.errors import PluginError, RhapsodyError
+from rhapsody.known import ALIASES as PLUGIN_ALIASES
 from rhapsody.known import BACKENDS as RESERVED
 from rhapsody.known import BACKENDS_ELSEWHERE
 from rhapsody.plugins.manager import (
@@ -57,7 +58,7 @@ __all__ = [
 PUBLISHED = {"noop": CORE, "local": CORE, **RESERVED}
 """Reserved backend names, each with the only distribution that may use it."""
 
-ALIASES = {"concurrent": "local"}
+ALIASES = {"concurrent": "local", **PLUGIN_ALIASES}
 """Names of related projects that are accepted for the same backend."""
 
 FORMER = {
