@@ -93,6 +93,42 @@ async def test_a_file_that_a_function_opens_on_a_worker_counts(
         assert ran(tmp_path)["reads"] == times
 
 
+async def test_a_file_that_a_function_opens_counts_if_its_value_stays_on_the_worker(
+    backend: DaskExecutionBackend, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.txt"
+
+    @contextlib.asynccontextmanager
+    async def resumed() -> Any:
+        journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
+        async with WorkflowEngine.create(LocalExecutionBackend(), observers=[journal]) as flow:
+            yield flow
+        journal.end("failed")
+
+    async def run(flow: WorkflowEngine) -> list[int]:
+        @flow.function_task
+        def load(number: int) -> int:
+            time.sleep(0.05)  # longer than fetching a number
+            return int((tmp_path / "data.txt").read_text()) + number
+
+        @flow.function_task
+        def add(number: int) -> int:
+            return number + 1
+
+        return await asyncio.gather(*(add(load(number)) for number in range(3)))
+
+    data.write_text("0")
+    journal = Journal(tmp_path / "run.sqlite", tmp_path, push_down=True)
+    async with asyncio.timeout(60):
+        async with WorkflowEngine.create(backend, observers=[journal]) as flow:
+            assert await run(flow) == [1, 2, 3]
+        journal.end("failed")
+        for content, results in (("0", [1, 2, 3]), ("4", [5, 6, 7])):
+            data.write_text(content)
+            async with resumed() as flow:
+                assert await run(flow) == results
+
+
 async def test_the_journal_of_the_command_line_keeps_push_down_enabled(
     backend: DaskExecutionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -319,6 +319,12 @@ def test_a_large_default_that_the_function_changes_is_compared(
         "if X is None or a > X: X = a",
         "if X is None or X <= a: X = a",
         "if not X or a > X: X = a",
+        "if X is None or a.real > X.real: X = a",
+        "if X is None or abs(a - 9) < abs(X - 9): X = a",
+        "if X is None or a - X > 0: X = a",
+        "if X is None or int.__gt__(a, X): X = a",
+        "if X is None or X.__lt__(a): X = a",
+        "X = a if X is None or a.real > X.real else X",
         "X = X or 0; X += a",
         "X = X or 0; X = X + a",
         "X = X or 0; X = max(X, a)",
@@ -431,6 +437,9 @@ COLLECTED = {
         "{}: if a not in X:\n    X[a] = type('C', (), {'n': 0})()\nX[a].n += 1; return X[a].n"
     ),
     "the items of all": "{}: X.setdefault(a, [])\nfor y in X.values(): y.append(a)",
+    "best in an item": "{}: if not X or a > X['best']:\n    X.update(best=a)\nreturn X['best']",
+    "best in a list": "[]: if not X or a > X[-1]:\n    X.append(a)\nreturn X[-1]",
+    "sums": "[]: if X:\n    X.append(X[-1] + a)\nelse:\n    X.append(a)\nreturn X[-1]",
     "best in a dict": "{}: X['best'] = max(a, X.get('best', 0)); return X['best']",
 }
 
@@ -455,6 +464,7 @@ CACHES = {
         "{}: try:\n    y = X[a]\nexcept KeyError:\n    y = X[a] = []\n    y.append(a)\nreturn y"
     ),
     "empty": "{}: if not X:\n    X.update({a: a})\nreturn X[a]",
+    "at most some": "{}: if len(X) > 9:\n    X.clear()\nif a not in X:\n    X[a] = a\nreturn X[a]",
     "not empty": "[]: if X:\n    return X[0]\nX.extend([a])\nreturn a",
     "set": "set(): return None if a in X else X.add(a)",
 }
@@ -1338,6 +1348,49 @@ def f():
     assert key == key_in(tmp_path, files)[0]
     for changed in (text.replace("* 3", "* 4"), text.replace("True", "False")):
         assert key != key_in(tmp_path, {**files, "main.py": changed})[0]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import duckdb\ndef f(): return duckdb.connect().execute('SELECT a FROM T')",
+        "import duckdb\ndef f(): return duckdb.query('SELECT a FROM T')",
+        "def f():\n    from duckdb import query\n    return query('SELECT a FROM T')",
+        "from duckdb import query\ndef f(): return query('SELECT a FROM T')",
+        "def f(connection=None): return connection.sql('SELECT a FROM T')",
+        "from duckdb import evaluate\ndef f(): return evaluate('T * 2')",
+        "from duckdb import ols\nDF = 1\ndef f(): return ols('y ~ I(x ** T)', DF)",
+        "def f(model=None): return model.from_formula('y ~ T')",
+        "def f(store=None): return store.select('d', 'a > T')",
+        "def f(table=None): return table.read_where('a > T')",
+    ],
+)
+def test_globals_that_a_text_for_a_library_names_count(use: str, tmp_path: Path) -> None:
+    library = (
+        "def connect(): ...\ndef query(text): ...\ndef evaluate(text): ...\ndef ols(*a): ...\n"
+    )
+    files = {"site-packages/duckdb.py": library, "main.py": f"T = 3\nU = 1\n{use}\n"}
+    key = key_in(tmp_path, files)[0]
+    assert key == key_in(tmp_path, {**files, "main.py": f"T = 3\nU = 2\n{use}\n"})[0]
+    assert key != key_in(tmp_path, {**files, "main.py": f"T = 5\nU = 1\n{use}\n"})[0]
+
+
+def test_the_declared_signatures_of_a_compiled_function_count(tmp_path: Path) -> None:
+    library = """
+class Dispatcher:  # as in numba
+    def __init__(self, py_func, signature):
+        self.py_func, self.targetoptions, self.nopython_signatures = py_func, {}, [signature]
+        self._can_compile = signature is None
+    __reduce__ = None
+def njit(signature=None):
+    return lambda function: Dispatcher(function, signature)
+"""
+    text = "from numba import njit\n@njit('int64(float64)')\ndef a(x): return x\n"
+    text += "def f(): return a(2)\n"
+    files = {"site-packages/numba.py": library, "main.py": text}
+    key = key_in(tmp_path, files)[0]
+    assert key == key_in(tmp_path, files)[0]
+    assert key != key_in(tmp_path, {**files, "main.py": text.replace("int64", "float64")})[0]
 
 
 def test_a_decorator_whose_result_pretends_to_be_a_function_counts(tmp_path: Path) -> None:

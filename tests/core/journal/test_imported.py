@@ -6,6 +6,7 @@ import gc
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,3 +160,21 @@ def test_keys_listen_to_imports_only_while_they_are_used(tmp_path: Path) -> None
         assert len(hook.listeners) == before - 1
     finally:
         gc.enable()
+
+
+def test_another_finder_may_ask_all_finders(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asking:
+        """Finder that asks all others, as those of lazily imported modules do."""
+
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+            for finder in sys.meta_path:
+                if finder is not self and (spec := finder.find_spec(name, path, target)):
+                    return spec
+            return None
+
+    monkeypatch.setattr(sys, "meta_path", [hook, Asking(), *sys.meta_path])
+    sys.modules.pop("this_module_does_not_exist", None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("this_module_does_not_exist")
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    assert importlib.import_module("wave").__name__ == "wave"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import pickle
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from rhapsody.builtin.journal import pickling
@@ -63,3 +66,53 @@ def test_functions_and_standard_streams_are_packed(monkeypatch: pytest.MonkeyPat
     (function, stream), *_ = content
     assert function() == 3
     assert stream is sys.stderr
+
+
+class Units(numpy.ndarray):
+    """Array with an attribute, as NumPy's manual describes them."""
+
+    units: str = ""
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.units = getattr(other, "units", "C")
+
+
+class Kept(Units):
+    def __reduce__(self) -> Any:
+        return rebuilt, (self.tolist(), self.units)
+
+
+def rebuilt(values: list[float], units: str) -> Kept:
+    array = numpy.array(values).view(Kept)
+    array.units = units
+    return array
+
+
+class Day(datetime.datetime):
+    """Time with attributes."""
+
+
+class Drawer(random.Random):
+    """Generator with attributes."""
+
+
+def with_attribute(value: Any) -> Any:
+    value.units = "K"
+    return value
+
+
+def test_objects_whose_attributes_a_pickle_would_omit_are_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    array = numpy.array([1.0, 2.0])
+    lost = [array.view(Units), Day(2020, 1, 1), Drawer(1), pandas.DataFrame(), pandas.Series([1])]
+    for value in map(with_attribute, lost):
+        for result in (value, [value], {"key": value}):
+            with pytest.raises(UnhashableError, match="'units'"):
+                pickling.packed((result,), ())
+    for value in (
+        array, numpy.ma.masked_array([1]), pandas.DataFrame(), random.Random(1),
+        Day(2020, 1, 1), with_attribute(array.view(Kept)),
+    ):  # fmt: skip
+        pickling.packed(([value],), ())
+    kept = pickle.loads(pickling.packed(([with_attribute(array.view(Kept))],), ()))[0][0]
+    assert kept.units == "K"

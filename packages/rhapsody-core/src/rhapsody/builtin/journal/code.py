@@ -182,12 +182,30 @@ _LOADERS = frozenset(("exec_module", "load_module"))
 _QUERIES = frozenset(("eval", "query"))
 """Names of methods that read variables which a text names after `@`, as in pandas."""
 
+_MODULE_EVALUATORS = frozenset(("eval", "logit"))
+"""Names of functions of modules that read variables which a text names, such as `pandas.eval`. In
+other places, these names have another meaning."""
+
 _EVALUATORS = frozenset((
-    "eval", "evaluate", "sql", "from_formula", "ols", "gls", "wls", "glm", "logit", "probit",
-    "dmatrix", "dmatrices",
+    "evaluate", "sql", "execute", "from_formula", "ols", "gls", "wls", "glm", "probit", "dmatrix",
+    "dmatrices", "model_matrix", "aes", "read_hdf", "HDFStore", "read_where", "where", "select",
 ))  # fmt: skip
-"""Names of functions in modules that read variables which a text names, such as `pandas.eval`,
+"""Names of functions and methods that read variables which a text names, such as
 `numexpr.evaluate` and `duckdb.sql`."""
+
+_EVALUATING = frozenset(
+    (
+        "duckdb",
+        "formulaic",
+        "linearmodels",
+        "numexpr",
+        "patsy",
+        "plotnine",
+        "statsmodels",
+        "tables",
+    )
+)
+"""Libraries that read variables which a text names, in many functions."""
 
 _OPENS = re.compile(
     "open|read|load|memmap|listdir|scandir|glob|walk|iterdir|from|parse|shutil|copyfile|copytree|getline"
@@ -749,6 +767,7 @@ class CodeFingerprint:
             home = "", ""
         user = *home, code.co_name if home[0] else ""
         self._roles_in_classes.update((role, each, *user) for role, each in names.roles)
+        self._roles.update(("adds", id(variables), each) for each in names.weighed)
         self._words.setdefault(user[2], set()).update(
             each for one in with_inner(code) for each in one.co_names
         )
@@ -783,9 +802,15 @@ class CodeFingerprint:
             if issubclass(type(variables.get(use.chain[0])), types.ModuleType)
         ]
         uses += [use for _, use in names.members]
-        if any(len(use.chain) > 1 and use.chain[-1] in _EVALUATORS for use in uses):
+        read = {each for inner in with_inner(code) for each in inner.co_names}
+        if (
+            any(len(use.chain) > 1 and use.chain[-1] in _MODULE_EVALUATORS for use in uses)
+            or not _EVALUATORS.isdisjoint(read)
+            or any(module.partition(".")[0] in _EVALUATING for module, _ in names.modules)
+            or any(_home_of(variables.get(use.chain[0])) in _EVALUATING for use in names.uses)
+        ):
             pattern = _WORDS
-        elif any(not _QUERIES.isdisjoint(each.co_names) for each in with_inner(code)):
+        elif not _QUERIES.isdisjoint(read):
             pattern = _WORDS_AFTER_AT
         else:
             return
@@ -1467,6 +1492,13 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
 def _is_script(module: object) -> bool:
     """Return True if a name is that of the program's script, whose functions are sent by value."""
     return module in ("__main__", "__mp_main__", SCRIPT_MODULE)
+
+
+def _home_of(value: object) -> str:
+    """Return the name of the package of a module, function or class; empty for other objects."""
+    is_module = issubclass(type(value), types.ModuleType)
+    name = attribute_of(value, "__name__" if is_module else "__module__")
+    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def _is_empty(value: object) -> bool:

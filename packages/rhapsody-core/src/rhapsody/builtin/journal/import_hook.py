@@ -55,6 +55,17 @@ class _Finder(MetaPathFinder):
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find a module. See `importlib.abc.MetaPathFinder`."""
+        if name in self._local.searched:  # another finder asks all finders, as this one does
+            return None
+        self._local.searched.add(name)
+        try:
+            return self._found(name, path, target)
+        finally:
+            self._local.searched.discard(name)
+
+    def _found(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None
+    ) -> ModuleSpec | None:
         for finder in sys.meta_path or ():  # it is `None` when Python ends
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = find and find(name, path, target)
@@ -92,12 +103,13 @@ class _Finder(MetaPathFinder):
 
 
 class _Imports(threading.local):
-    """Imports on one thread: their depth, and the modules whose import has ended."""
+    """Imports on one thread: their depth, the modules that have ended, and searched names."""
 
     depth = 0
 
     def __init__(self) -> None:
         self.ended: list[types.ModuleType] = []
+        self.searched: set[str] = set()
 
 
 hook: _Finder = _Finder()

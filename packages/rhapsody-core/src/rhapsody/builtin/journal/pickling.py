@@ -13,11 +13,14 @@ replaces them by `bytes` and by an `io.StringIO`, so results that contain one ar
 
 from __future__ import annotations
 
+import datetime
 import io
 import pickle
+import random
 import sys
 import types
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cache, cached_property
 from typing import Any
 
@@ -86,6 +89,33 @@ def _require_same_kind(value: Any) -> None:
         )
 
 
+def _omitted(value: Any) -> str | None:
+    """Return the name of an attribute that pickle omits, as far as known; `None` if there is none.
+
+    Such objects are instances of classes of the program that derive from these, and tables of
+    pandas to which the program has added attributes.
+    """
+    attributes = getattr(value, "__dict__", None)
+    if type(attributes) is not dict or not attributes:
+        return None
+    kind: Any = type(value)
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    if pandas is not None and isinstance(value, (pandas.DataFrame, pandas.Series)):
+        kept = {*kind._metadata, "attrs", "flags"}
+        return next((each for each in attributes if each[:1] != "_" and each not in kept), None)
+    if kind.__module__.partition(".")[0] == "numpy":
+        return None
+    omitting: list[Any] = [
+        random.Random, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, Decimal,
+    ]  # fmt: skip
+    omitting += [] if numpy is None else [numpy.ndarray]
+    for base in omitting:
+        if isinstance(value, base):
+            own = kind.__reduce__ is base.__reduce__ and kind.__reduce_ex__ is base.__reduce_ex__
+            return next((each for each in attributes if own and each != "gauss_next"), None)
+    return None
+
+
 def named(module: str, name: str) -> object:
     """Return the value of a variable of a module. Called when a pickle is loaded."""
     return vars(sys.modules[module])[name]
@@ -119,6 +149,11 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
         _require_same_kind(value)
+        if (omitted := _omitted(value)) is not None:
+            raise UnhashableError(
+                f"its result contains a {kind.__qualname__} with the attribute {omitted!r}, which "
+                "a pickle omits; return the attribute separately, or define __reduce__"
+            )
         if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
             return NotImplemented
         if id(value) in self._names:

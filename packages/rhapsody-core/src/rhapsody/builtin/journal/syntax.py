@@ -32,6 +32,14 @@ another container; or one of its items is read, set or deleted."""
 ROLES = ("fills", "looks", "adds")
 """Roles of a container in code. See `Use`."""
 
+_NAMED = ast.Name | ast.Attribute
+
+_READING_METHODS = frozenset(("get", "setdefault", "keys", "values", "items", "index", "count"))
+"""Methods of containers that read items."""
+
+_MEASURES = frozenset(("len", "isinstance", "type", "callable", "hasattr"))
+"""Functions whose results do not depend on how large a value is."""
+
 _FILLING_METHODS = frozenset((
     "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
 ))  # fmt: skip
@@ -108,6 +116,7 @@ class Names:
         roles: The roles of attributes, such as `seen` in `self.seen.append(x)`: pairs of a role
             and the attribute's name.
         closed: Names of closure variables that the code uses as caches.
+        weighed: Names of globals whose parts the code compares by size, as in `x.n < best.n`.
     """
 
     uses: tuple[Use, ...]
@@ -117,6 +126,7 @@ class Names:
     only_stored: frozenset[str] = frozenset()
     roles: frozenset[tuple[str, str]] = frozenset()
     closed: frozenset[str] = frozenset()
+    weighed: frozenset[str] = frozenset()
 
 
 def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
@@ -133,6 +143,7 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
     stored: set[str] = set()
     read: set[str] = set()
     roles: set[tuple[str, str]] = set()
+    weighed: set[str] = set()
     enclosed: dict[str, set[str]] = {}
     # By the variable's name: global variables, and local variables of any of the functions.
     imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
@@ -164,6 +175,11 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
                 members[module, use._replace(chain=(module, *chain, *use.chain[1:]))] = None
             if kind == _GLOBAL:
                 continue
+        if tree.is_weighed(node):
+            if kind == _GLOBAL:
+                weighed.add(name)
+            elif kind == _CLOSURE:
+                enclosed.setdefault(name, set()).add("adds")
         if use.container != name:
             roles.update((role, use.container) for role in use.roles)
         elif kind == _CLOSURE:
@@ -176,6 +192,7 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
         frozenset(stored - read),
         frozenset(roles),
         frozenset(name for name, each in enclosed.items() if is_cache(each)),
+        frozenset(weighed),
     )
 
 
@@ -328,6 +345,31 @@ class _ScopedTree:
 
     def use(self, name: ast.Name, scope: _NameScope) -> Use:
         """Return the use of a name in a scope."""
+        use = self._use(name, scope)
+        if "adds" not in use.roles and self.is_weighed(name):
+            use = use._replace(roles=(*use.roles, "adds"))
+        return use
+
+    def is_weighed(self, name: ast.Name) -> bool:
+        """Return True if code compares a part of a value with another value by size.
+
+        Such code keeps the best value so far, as in `if best is None or x.loss < best.loss`. The
+        comparison may be in a function that a condition calls, as in `if x.is_better(best)`.
+        """
+        node: ast.AST = name
+        called = False
+        for above in self._around(name):
+            if isinstance(above, ast.Compare) and _is_order(above):
+                return True
+            if isinstance(above, ast.Call):
+                if isinstance(above.func, ast.Name) and above.func.id in _MEASURES:
+                    return False
+                is_method = isinstance(node, ast.Attribute) and node.attr not in _READING_METHODS
+                called = called or node is not above.func or (is_method and bool(above.args))
+            node = above
+        return called and self._is_tested(node)
+
+    def _use(self, name: ast.Name, scope: _NameScope) -> Use:
         node: ast.AST = name
         chain = [name.id]
         above = self._above.get(node)
@@ -399,6 +441,8 @@ class _ScopedTree:
         method = chain[-1]
         if method in _FILLING_METHODS:
             yield "fills"
+            if isinstance(call.func, ast.Attribute) and _names_again(call, call.func.value):
+                yield "adds"  # such as `sums.append(sums[-1] + x)`
         if method == "get" and len(call.args) == 2 and _is_new(call.args[1]):
             yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
         elif method in ("get", "setdefault"):
@@ -674,6 +718,13 @@ def _is_none(node: ast.AST) -> bool:
 
 def _is_order(node: ast.Compare) -> bool:
     return any(isinstance(each, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for each in node.ops)
+
+
+def _names_again(call: ast.Call, container: ast.expr) -> bool:
+    """Return True if an argument of a method contains the object of the method."""
+    text = ast.unparse(container)
+    parts = [part for each in call.args for part in ast.walk(each)]
+    return any(isinstance(each, _NAMED) and ast.unparse(each) == text for each in parts)
 
 
 def _sets_item_of(node: ast.Assign, container: str) -> bool:

@@ -434,7 +434,10 @@ def _compiled(value: object) -> tuple[object, ...] | None:
     function, options = attribute_of(value, "py_func"), attribute_of(value, "targetoptions")
     if not isinstance(function, types.FunctionType):
         return None
-    return f"{kind.__module__}.{kind.__qualname__}", function, options
+    declared: list[str] | None = None
+    if attribute_of(value, "_can_compile") is False:  # the program declares the signatures
+        declared = [str(each) for each in attribute_of(value, "nopython_signatures") or ()]
+    return f"{kind.__module__}.{kind.__qualname__}", function, options, declared
 
 
 def _wrapped_in(value: object) -> list[object]:

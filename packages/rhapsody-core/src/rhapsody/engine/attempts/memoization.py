@@ -249,8 +249,9 @@ class Memoization:
     async def _record_fetched(self, record: Record, task: Mapping[str, Any]) -> None:
         """Record a value that was fetched from its backend."""
         described = record.task.copy()
-        if "directory" in task:
-            described["directory"] = task["directory"]
+        for key in ("directory", "opened"):
+            if key in task:
+                described[key] = task[key]
         found = record._replace(
             task=described,
             value=task["return_value"],
