@@ -243,7 +243,7 @@ def test_a_program_started_by_dragon_uses_its_runtime(tmp_path: Path) -> None:
         )
     )
     command: list[Any] = [Path(sys.executable).with_name("dragon"), "-s", script]
-    search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    search = f"{os.environ['PATH']}:{Path(sys.executable).parent}"
     ran = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, timeout=200,
         env={**os.environ, "PATH": search},

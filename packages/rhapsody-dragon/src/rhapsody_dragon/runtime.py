@@ -153,9 +153,8 @@ class DragonRuntime:
             del os.environ[MARK]
 
     def _launch(self, path: str) -> None:
-        scripts = os.path.dirname(sys.executable)
-        search = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
-        launcher = shutil.which("dragon", path=search)
+        scripts, search = os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)
+        launcher = shutil.which("dragon", path=scripts) or shutil.which("dragon")
         if launcher is None:
             raise BackendUnavailableError(
                 "the command `dragon` was not found: pip install rhapsody-dragon"
@@ -169,7 +168,8 @@ class DragonRuntime:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PATH": search, MARK: self._mark},
+                # Dragon looks for its other commands in `PATH`.
+                env={**os.environ, "PATH": f"{search}{os.pathsep}{scripts}", MARK: self._mark},
                 process_group=0,  # not a new session: Dragon could not create a group
             )
         start_thread(self._wait, "rhapsody-dragon-wait")
