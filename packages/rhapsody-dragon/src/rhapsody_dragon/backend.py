@@ -265,6 +265,7 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         self._runtime: DragonRuntime | None = None
         self._nodes: list[DragonNode] = []
         self._restart: asyncio.Task[None] | None = None
+        self._opening = False
         self._stopping = False
         self._to_packer: SimpleQueue[Callable[[], Callable[[], object]] | None] = SimpleQueue()
 
@@ -286,7 +287,8 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         """Cancel all tasks, wait until they have ended, and end Dragon."""
         self._stopping = True
         if self._restart is not None:
-            self._restart.cancel()
+            if self._opening:  # otherwise it removes what a lost runtime has left
+                self._restart.cancel()
             await asyncio.wait([self._restart])
         for uid in list(self._attempts):
             await self.cancel_task(uid)
@@ -357,13 +359,14 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
 
     async def _open_again(self) -> None:
         """Start another runtime after the first one has ended unexpectedly."""
+        self._opening = True
         try:
             await self._open()
         except Exception as error:
             for attempt in list(self._attempts.values()):
-                self._fail(attempt, _lost(attempt, describe_error(error)))
+                self._fail(attempt, _lost_error(attempt, describe_error(error)))
         finally:
-            self._restart = None
+            self._restart, self._opening = None, False
         self._pump()
 
     def _lost(self, runtime: DragonRuntime, reason: str) -> None:
@@ -378,13 +381,13 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
                 if attempt.canceled:
                     self._end(attempt, CANCELED)
                 else:
-                    self._fail(attempt, _lost(attempt, reason))
+                    self._fail(attempt, _lost_error(attempt, reason))
         self._restart = asyncio.create_task(self._close_lost(runtime))
 
     async def _close_lost(self, runtime: DragonRuntime) -> None:
         await runtime.close()
         self._restart = None
-        if self._waiting or self._passed:
+        if not self._stopping and (self._waiting or self._passed):
             self._restart = asyncio.create_task(self._open_again())
 
     # Tasks to the agents.
@@ -566,7 +569,7 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         self._end(attempt, CANCELED)
 
     def _on_lost(self, attempt: DragonAttempt, reason: str) -> None:
-        self._fail(attempt, _lost(attempt, reason))
+        self._fail(attempt, _lost_error(attempt, reason))
 
     def _fail(self, attempt: DragonAttempt, error: BaseException) -> None:
         attempt.task["exception"] = error
@@ -601,7 +604,7 @@ def _request(task: TaskDescription) -> DragonRequest:
     )
 
 
-def _lost(attempt: DragonAttempt, reason: str) -> TaskLostError:
+def _lost_error(attempt: DragonAttempt, reason: str) -> TaskLostError:
     return TaskLostError(f"task {attempt.task['name']!r} was lost: {reason}")
 
 
