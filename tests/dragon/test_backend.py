@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -43,12 +44,17 @@ def of_dragon() -> set[int]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """Check that no process and no file of Dragon is left."""
-    before, files = of_dragon(), set(glob.glob(SHARED))
+    """Check that no process, file or directory of Dragon is left."""
+    places = SHARED, os.path.join(tempfile.gettempdir(), "rhapsody-dragon-*")
+
+    def found() -> set[object]:
+        return {*of_dragon(), *(path for place in places for path in glob.glob(place))}
+
+    before = found()
     yield
     deadline = time.monotonic() + 60
-    while (of_dragon() - before) or set(glob.glob(SHARED)) - files:
-        assert time.monotonic() < deadline, (of_dragon() - before, glob.glob(SHARED))
+    while left := found() - before:
+        assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 

@@ -130,6 +130,7 @@ class DragonAgent:
 
     Args:
         outbox: The receiver of its messages.
+        directory: The private directory for the sockets to which workers connect.
         start_worker: Function that starts a worker process, given the path of the agent's socket
             and the worker's number. It blocks, and is called by one thread at a time.
 
@@ -137,12 +138,16 @@ class DragonAgent:
         ending: Event that is set when the agent must end.
     """
 
-    def __init__(self, outbox: MessageReceiver, start_worker: Callable[[str, int], object]) -> None:
+    def __init__(
+        self,
+        outbox: MessageReceiver,
+        directory: str,
+        start_worker: Callable[[str, int], object],
+    ) -> None:
         self.ending: asyncio.Event = asyncio.Event()
         self._outbox = outbox
         self._start_worker = start_worker
-        self._directory = tempfile.mkdtemp(prefix="rhapsody-")
-        self._path = os.path.join(self._directory, "agent")
+        self._path = os.path.join(directory, "agent")
         self._loop = asyncio.get_running_loop()
         self._lock = asyncio.Lock()  # held while Dragon starts a process
         self._numbers = itertools.count()
@@ -189,7 +194,6 @@ class DragonAgent:
         for server in self._servers:
             server.close()
         await in_thread(self._reaper.stop, or_here=True)
-        await in_thread(partial(shutil.rmtree, self._directory, ignore_errors=True), or_here=True)
 
     # Messages from the program.
 
@@ -534,7 +538,9 @@ async def serve_head(path: str) -> None:
     """
     link = Link(*await asyncio.open_unix_connection(path))
     names = hosts()
-    agent = DragonAgent(NodeOutbox(link, 0), partial(start_managed, names[0], WORKER))
+    directory = os.path.dirname(path)
+    start_worker = partial(start_managed, names[0], WORKER)
+    agent = DragonAgent(NodeOutbox(link, 0), directory, start_worker)
     launcher = DragonLauncher(agent.ending.set)
     await agent.open()
     link.put("nodes", len(names))
@@ -554,13 +560,15 @@ async def serve_head(path: str) -> None:
         async for batch in link.batches():
             for index, *message in batch:
                 receivers[index](*message)
-        agent.ending.set()  # the program has ended
+        agent.ending.set()  # the program has ended, perhaps because it was killed
 
     reading = asyncio.create_task(read())
     await agent.ending.wait()
     for receive in receivers[1:]:
         receive("close")
     await agent.close()
+    if reading.done():  # otherwise, the program removes it
+        await in_thread(partial(shutil.rmtree, directory, ignore_errors=True), or_here=True)
     reading.cancel()
     link.close()
     launcher.clean()
@@ -576,13 +584,15 @@ async def serve_remote(index: int, inbox: Any, outbox: Any) -> None:
     """
     sender = QueueOutbox(outbox, index)
     description = describe_node()
-    agent = DragonAgent(sender, partial(start_managed, description[0], WORKER))
+    directory = tempfile.mkdtemp(prefix="rhapsody-dragon-")
+    agent = DragonAgent(sender, directory, partial(start_managed, description[0], WORKER))
     launcher = DragonLauncher(agent.ending.set)
     await agent.open()
     receive_batches(inbox, agent.receive)
     sender.put("ready", *description)
     await agent.ending.wait()
     await agent.close()
+    await in_thread(partial(shutil.rmtree, directory, ignore_errors=True), or_here=True)
     launcher.clean()
 
 
