@@ -1,4 +1,4 @@
-"""What users of the Dragon backend notice, apart from the conformance kit."""
+"""Behavior of the Dragon backend that the conformance kit does not check."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rhapsody import TaskLostError, WorkflowEngine, get_backend
+from rhapsody import CapabilityError, TaskLostError, WorkflowEngine, get_backend
 from rhapsody_dragon import DragonExecutionBackend, runtime
 from rhapsody_dragon.backend import DragonNode, DragonRequest
 from rhapsody_dragon.runtime import MARK, NodeDescription
@@ -125,6 +126,9 @@ class TestLosses:
                 (launcher if victim == "launcher" else agent).kill()
             with pytest.raises(TaskLostError):
                 await lost
+            wide = flow.function_task(resources={"cores": 99})(lambda: 4)()
+            with pytest.raises(CapabilityError, match="99 cores"):
+                await wide
             assert await other == 3
 
     async def test_the_second_agent_runs_tasks(
@@ -146,6 +150,14 @@ class TestLosses:
             def command(text: str) -> str:
                 return f"echo {text}"
 
+            @flow.executable_task(service=True, ready="tcp")
+            def serve() -> str:
+                return f"{sys.executable} -m http.server {{port}}"
+
+            service = serve()
+            address: Any = await service
+            assert address[0] in (socket.gethostname(), "localhost")
+            service.cancel()
             await asyncio.gather(meet(*both), meet(*both[::-1]))
             assert await asyncio.gather(*map(command, "abcd")) == [f"{each}\n" for each in "abcd"]
 

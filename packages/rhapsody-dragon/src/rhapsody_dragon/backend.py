@@ -412,12 +412,18 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         if task["is_service"] and "ready" in task:
             parse_ready(task["ready"])
             attempt.readiness = Readiness()
+        if (error := self._misfit(attempt)) is not None:
+            raise error
+
+    def _misfit(self, attempt: DragonAttempt) -> CapabilityError | None:
+        """Return an error if a task does not fit on any node; `None` while no nodes are known."""
         problems = [node.missing(attempt.request) for node in self._nodes]
-        if problems and None not in problems:
-            raise CapabilityError(
-                f"task {task['name']!r} does not fit on a node: {problems[0]}; request less, or "
-                f"declare the resources with {type(self).__name__}(cores=..., gpus=...)"
-            )
+        if not problems or None in problems:
+            return None
+        return CapabilityError(
+            f"task {attempt.task['name']!r} does not fit on a node: {problems[0]}; request less, "
+            f"or declare the resources with {type(self).__name__}(cores=..., gpus=...)"
+        )
 
     def _pump(self) -> None:
         """Start the waiting tasks that fit."""
@@ -434,7 +440,11 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
                 attempt.gpus = node.take(attempt.request)
                 self._to_packer.put(partial(self._pack, attempt))
             elif not any(node.can_fit(attempt.request) for node in self._nodes):
-                self._passed.append(heapq.heappop(self._waiting))
+                place = heapq.heappop(self._waiting)
+                if (error := self._misfit(attempt)) is None:
+                    self._passed.append(place)
+                else:  # it was submitted while no runtime was there
+                    self._fail(attempt, error)
             else:
                 return
 
@@ -530,6 +540,8 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
             values.building(begins)
 
     def _on_serving(self, attempt: DragonAttempt, value: Any) -> None:
+        if isinstance(value, tuple) and len(self._nodes) > 1:  # the address of a port
+            value = self._nodes[attempt.node or 0].host, value[1]
         if attempt.readiness is not None:
             attempt.readiness.set(value)
 

@@ -159,7 +159,7 @@ class DragonRuntime:
             raise BackendUnavailableError(
                 "the command `dragon` was not found: pip install rhapsody-dragon"
             )
-        # Dragon refuses to start on one node where Slurm is installed, unless it is told to.
+        # Where Slurm is installed, Dragon needs this option to start on one node.
         single = ["--single-node-override"] if nodes_of_job() == 1 else []
         command = [launcher, *single, sys.executable, "-P", "-m", AGENT, path]
         with open(self._log, "wb", opener=partial(os.open, mode=0o600)) as log:
