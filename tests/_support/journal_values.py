@@ -224,6 +224,37 @@ def net(size: int) -> Kept:
 # NumPy 1 has no texts of variable length.
 TEXTS = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else np.dtype(str)
 
+
+class Weighted(collections.Counter[str]):
+    unit = ""
+
+
+class Money(decimal.Decimal):
+    unit = ""
+
+
+class Moment(datetime.datetime):
+    unit = ""
+
+
+def weighted(unit: str) -> Weighted:
+    made = Weighted("aab")
+    made.unit = unit
+    return made
+
+
+def money(unit: str) -> Money:
+    made = Money("3.5")
+    made.unit = unit
+    return made
+
+
+def moment(unit: str) -> Moment:
+    made = Moment(2020, 1, 1)
+    made.unit = unit
+    return made
+
+
 EQUAL: dict[str, tuple[Any, Any]] = {
     "dict": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     "set": ({"a", "b", 3}, {3, "b", "a"}),
@@ -276,6 +307,9 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     ),
     "attribute of a partial": (noted(1), noted(2)),
     "attribute of an array of one's own": (measured("m"), measured("s")),
+    "attribute of a subclass of Counter": (weighted("m"), weighted("s")),
+    "attribute of a subclass of Decimal": (money("EUR"), money("USD")),
+    "attribute of a subclass of datetime": (moment("UTC"), moment("TAI")),
     "cause of an error": (caused(1), caused(2)),
     "cached property that was set": (Cached(), Cached(2)),
     "int and float": (1, 1.0),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rhapsody.builtin.journal.program import Sources
-from rhapsody.builtin.journal.syntax import Names, names_in
+from rhapsody.builtin.journal.syntax import Names, is_cache, names_in
 from rhapsody.sdk.introspect import with_inner
 
 GENERATED = {"AssertionError", "__name__", "__module__", "__qualname__"}
@@ -126,59 +126,69 @@ def test_private_names_of_classes_are_those_of_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "roles"),
+    ("body", "used"),
     [
-        ("G[x] = 1", ["fills"]),
-        ("G.append(x)", ["fills"]),
-        ("G[x] += 1", ["fills", "adds"]),
-        ("if x in G: return 1", ["looks"]),
-        ("if x not in G: return 1", ["looks"]),
-        ("if not G: return 1", ["looks"]),
-        ("if G is None: return 1", ["looks"]),
-        ("return x and G is None and 1", ["looks"]),
-        ("return G or x", ["looks"]),
-        ("return x or G", []),
-        ("try: return G[x]\n    except KeyError: return 1", ["looks"]),
-        ("try: return G[x]\n    except OSError: return 1", []),
-        ("return G.get(x)", ["looks"]),
-        ("return G.get(x, 0)", ["adds"]),
-        ("return G.get(x, None)", ["looks"]),
-        ("G.setdefault(x, []).append(1)", ["fills", "looks", "adds"]),
-        ("G[x].append(1)", ["adds"]),
-        ("G[x][0] = 1", ["adds"]),
-        ("G[x].n = 1", ["adds"]),
-        ("G[x].n += 1", ["adds"]),
-        ("del G[x].a[0]", ["adds"]),
-        ("G[x].a.sort()", ["adds"]),
-        ("heapq.heappush(G[x], 1)", ["adds"]),
-        ("y = G[x]; y[0] += 1", ["adds"]),
-        ("y = G[x]; y += [1]", ["adds"]),
-        ("y = G.setdefault(x, []); y.append(1)", ["fills", "looks", "adds"]),
-        ("y = G.get(x) or []; y.append(1)", ["looks", "adds"]),
-        ("for y in G.values(): y.n = x", ["adds"]),
-        ("return [y.pop() for y in G.values()]", ["adds"]),
-        ("return (y := G[x]).append(1) or y.append(2)", ["adds"]),
-        ("y = G.get(x)\n    if y is None: y = []; y.append(1)\n    return y", ["looks"]),
-        ("y = G.get(x)\n    if not y: y = []; y.append(1)\n    return y", ["looks"]),
-        (
-            "try: y = G[x]\n    except KeyError: y = []; y.append(1)\n    return y",
-            ["looks"],
-        ),
-        ("if G < x: return 1", ["adds"]),
-        ("if G is None or x > G: return 1", ["looks", "adds"]),
-        ("if G is None or x.n > G.n: return 1", ["looks", "adds"]),
-        ("if G is None or x > G['n']: return 1", ["looks", "adds"]),
-        ("if G is None or x.better(G): return 1", ["looks", "adds"]),
-        ("if len(G) > 9: return 1", []),
-        ("if isinstance(G, dict): return 1", []),
-        ("G.append(G[-1] + x)", ["fills", "adds"]),
-        ("return map(G.append, x)", []),
-        ("x[0] = G", []),
-        ("x[G] = 1", []),
-        ("return G", []),
+        ("if x not in CACHE: CACHE[x] = 1", True),
+        ("return CACHE.get(x) or CACHE.update({x: 1})", True),
+        ("return CACHE.setdefault(x, 1)", True),
+        ("return x.CACHE.setdefault(x, 1)", True),
+        ("return CACHE if x in CACHE else CACHE.add(x)", True),
+        ("def g(): CACHE[x] = 1\n    g(); return CACHE[x]", True),
+        ("global CACHE\n    if CACHE is None: CACHE = x\n    return CACHE", True),
+        ("CACHE[x] = 1", False),
+        ("return CACHE[x]", False),
+        ("return len(CACHE)", False),
+        ("CACHE[x] = 1; return sum(CACHE.values())", False),
+        ("CACHE = {}; CACHE[x] = 1; return CACHE[x]", False),
     ],
 )
-def test_roles_of_containers(body: str, roles: list[str], tmp_path: Path) -> None:
+def test_code_that_uses_a_cache_fills_and_reads_it(
+    body: str, *, used: bool, tmp_path: Path
+) -> None:
     found = names_of(f"def f(x):\n    {body}\n", "f", tmp_path)
-    all_roles = [role for use in found.uses if use.chain[0] == "G" for role in use.roles]
-    assert all_roles == roles
+    assert is_cache("CACHE", found.caches) is used
+
+
+@pytest.mark.parametrize(
+    ("name", "used"),
+    [
+        ("CACHE", True),
+        ("_cache", True),
+        ("modelCache", True),
+        ("_MODEL_CACHES", True),
+        ("memo", True),
+        ("cached_models", True),
+        ("_cached_models", True),
+        ("cache_hits", False),
+        ("seen", False),
+        ("_models", False),
+        ("memory", False),
+    ],
+)
+def test_the_name_tells_whether_a_variable_is_a_cache(
+    name: str, *, used: bool, tmp_path: Path
+) -> None:
+    found = names_of(f"def f(x):\n    return {name}.setdefault(x, 1)\n", "f", tmp_path)
+    assert is_cache(name, found.caches) is used
+
+
+@pytest.mark.parametrize(
+    ("text", "made_once"),
+    [
+        ("def f():\n global G\n if G is None: G = load()", True),
+        ("def f():\n global G\n if not G: G = load(RATE)", True),
+        ("def f(x):\n global G\n if G is None:\n  with LOCK:\n   if G is None: G = load()", True),
+        ("def f():\n global G\n if G is None:\n  with open(F) as f: G = load(f)", True),
+        ("def f(x):\n global G\n if G is None: G = load(x)", False),
+        ("def f(x):\n global G\n y = x\n if G is None: G = load(y)", False),
+        ("def f():\n global G\n G = load()", False),
+        ("def f():\n global G\n if G is None or better(): G = load()", False),
+        ("def f():\n global G\n if G is None: pass\n else: G = load()", False),
+        ("def f():\n global G\n if G is None: G = 0\n G += 1", False),
+        ("def f():\n global G\n if G is None: G = load()\n else: G = load()", False),
+        ("def f():\n global G\n if G is None: G = [G]", False),
+        ("def f():\n global G\n if H is None: G = load()", False),
+    ],
+)
+def test_globals_that_are_made_once(text: str, *, made_once: bool, tmp_path: Path) -> None:
+    assert ("G" in names_of(text + "\n", "f", tmp_path).made_once) is made_once

@@ -271,9 +271,6 @@ class _Names:
         finally:
             self.open.discard(id(thing))
 
-    def method(self, name: str) -> None:
-        """Note nothing."""
-
     def caches(self, value: object, state: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of attributes that do not count: none."""
         return ()

@@ -16,11 +16,11 @@ State can change while the program runs. Before a digest is reused, globals, cla
 module variables are compared by identity. Values that can change in place are digested again, once
 per batch of lookups, unless they are large (see `CodeFingerprint.inner`).
 One case needs a different rule: a memo that the task itself fills (`CACHE = {}`, `model = None`)
-must not change the key of the next equal task. So a variable that is empty (`None` or an empty
-container) when it is first seen is treated as empty for the whole run if the collected functions
-both test and fill it. A variable that they only set or fill is not a memo, and neither is one with
-which they count or collect (`seen[x] += 1`, `if x > best`): its value is part of the digest, so
-that a change by the task is noticed.
+must not change the key of the next equal task. So a variable is treated as empty for the whole run
+if it is an empty dict or set when it is first seen, its name says that it is a cache, and the
+collected functions both fill and read it; or if it is `None` at first, and they set it only if it
+is `None`, to a value that does not depend on the call. The values of all other variables are part
+of the digest, so that a change by the task is noticed.
 
 The digest does not cover files that are not arguments, changes inside installed libraries (except
 functions and numbers that the program replaces in their modules), random numbers, or the time.
@@ -61,14 +61,12 @@ from rhapsody.builtin.journal.program import (
     source_changed,
 )
 from rhapsody.builtin.journal.syntax import (
-    CALLED,
     CONTAINS,
     ITEM_DELETED,
     ITEM_SET,
     MERGED,
     OTHER,
     PASSED,
-    ROLES,
     STORED,
     Names,
     Use,
@@ -222,7 +220,7 @@ _REPLACEMENTS = frozenset(("mock", "operator", "unittest.mock"))
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules with numeric variables that differ between machines."""
 
-_EMPTY = (dict, list, set)
+_EMPTY = (dict, set)
 
 _NOTHING: Mapping[Any, Any] = types.MappingProxyType({})
 
@@ -327,13 +325,10 @@ class CodeFingerprint:
         self.seeds: dict[str, Any] | None = None
         self.absent: set[str] = set()
         self.sources: dict[str, tuple[str, Stamp | None]] = {}
-        self._stored: set[tuple[int, str]] = set()
-        self._roles: set[tuple[str, int, str]] = set()  # a role, the namespace's id, and a name
+        self._made_once: set[tuple[int, str]] = set()
+        self._stored: set[tuple[int, str]] = set()  # but not made once
+        self._caches: set[tuple[str, str]] = set()  # as in `Names.caches`
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
-        # A role, an attribute, and the method that uses it: module, class and name.
-        self._roles_in_classes: set[tuple[str, str, str, str, str]] = set()
-        self._words: dict[str, set[str]] = {}  # names in methods, and in functions (as "")
-        self._bound: set[str] = set()  # names of the task's function and of bound methods
         self._globals: set[tuple[int, str]] = set()  # read by collected code
         self._only_stored: list[tuple[Mapping[str, Any], str, str]] = []
         self._todo: list[tuple[Any, str]] = []
@@ -380,11 +375,6 @@ class CodeFingerprint:
         self.reads_arguments = self.reads_arguments or name.startswith(_ARGUMENT_READERS)
         if not self.may_open and _OPENS.search(name.rpartition(".")[2]):
             self.may_open = " in " not in name  # not a function of the program
-
-    def method(self, name: str) -> None:
-        """Note the name of a bound method, which code may call."""
-        if self._bound:
-            self._bound.add(name)
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
@@ -478,12 +468,6 @@ class CodeFingerprint:
                 determined what the function uses.
         """
         self._collecting = True
-        code = attribute_of(function, "__code__")
-        if code is not None:  # only the engine calls this function, so it owns globals that it sets
-            variables = function.__globals__  # type: ignore[attr-defined]
-            stored = self._program.names(code, variables).stored
-            self._stored.update((id(variables), each) for each in stored)
-        self._bound.add(getattr(code, "co_name", ""))
         self._used("the function", function)
         self._collect()
 
@@ -608,13 +592,9 @@ class CodeFingerprint:
         empty, self._empty = self._empty, []
         for part, variables, name, value, owner in empty:
             known = id(owner), name
-            roles = [role for role in ROLES if (role, *known) in self._roles]
-            if isinstance(owner, type):
-                roles += self._roles_of(owner, name)
-            if value is None:  # methods fill containers only
-                roles = [role for role in roles if role != "fills"]
-            roles += ["fills"] if known in self._stored else []
-            if is_cache(roles):
+            if (known in self._made_once and known not in self._stored) or (
+                value is not None and is_cache(name, self._caches)
+            ):
                 self.parts[part] = self._program.note_memo(known, owner, value)
             else:
                 self._used(part, value)
@@ -637,42 +617,6 @@ class CodeFingerprint:
                 self.parts[f"{name} set by {user}"] = "missing"
             else:
                 self._used(f"{name} set by {user}", value)
-
-    def _roles_of(self, owner: type, name: str) -> list[str]:
-        """Return the roles of an attribute of a class in the collected code.
-
-        All functions outside of classes are considered, but only the methods of this class and of
-        related classes. Methods that the task cannot call make no attribute a cache.
-        """
-        metaclass: type = type(owner)
-        related = {*owner.__mro__, *metaclass.__mro__}
-        for each, _ in self._seen.values():
-            if isinstance(each, type) and owner in each.__mro__:
-                related.update(each.__mro__)
-        homes = {("", "")} | {(each.__module__, each.__qualname__) for each in related}
-        reached = self._reached()
-        found = {
-            role
-            for role, attribute, module, cls, method in self._roles_in_classes
-            if attribute == name
-            and (module, cls) in homes
-            and (role == "adds" or reached is None or method in reached)
-        }
-        return [each for each in ROLES if each in found]
-
-    def _reached(self) -> set[str] | None:
-        """Return the names of the methods that the task's function may call.
-
-        Functions have an empty name. For arguments, return `None`: any method may be called.
-        """
-        if not self._bound:
-            return None
-        reached: set[str] = set()
-        words = {"", *self._bound, *(each for each in self._words if each.startswith("__"))}
-        while more := (words & self._words.keys()) - reached:
-            reached |= more
-            words = {each for name in more for each in self._words[name]}
-        return reached
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -746,7 +690,7 @@ class CodeFingerprint:
         if (
             known not in memos
             and (id(cell), "") not in memos
-            and not (_is_empty(value) and name in self._names_of(function).closed)
+            and not (_is_empty(value) and is_cache(name, self._names_of(function).caches))
         ):
             return False
         memos[known] = owner
@@ -759,18 +703,10 @@ class CodeFingerprint:
         """Collect the globals, imported modules and module members that a function uses."""
         code, variables = function.__code__, function.__globals__
         names, package = self._names_of(function), variables.get("__package__") or ""
-        if not code.co_argcount and not code.co_kwonlyargcount:
-            self._stored.update((id(variables), each) for each in names.stored)
+        self._made_once.update((id(variables), each) for each in names.made_once)
+        self._stored.update((id(variables), each) for each in names.stored - names.made_once)
         self._only_stored += [(variables, each, name) for each in sorted(names.only_stored)]
-        home = str(variables.get("__name__")), code.co_qualname.rpartition(".")[0]
-        if not home[1] or home[1].endswith("<locals>"):
-            home = "", ""
-        user = *home, code.co_name if home[0] else ""
-        self._roles_in_classes.update((role, each, *user) for role, each in names.roles)
-        self._roles.update(("adds", id(variables), each) for each in names.weighed)
-        self._words.setdefault(user[2], set()).update(
-            each for one in with_inner(code) for each in one.co_names
-        )
+        self._caches |= names.caches
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
                 raise UnhashableError(
@@ -781,9 +717,6 @@ class CodeFingerprint:
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
         self._evaluated(code, names, variables, name)
         for use in names.uses:
-            self._roles_in_classes.update(
-                (role, use.container, "", "", user[2]) for role in use.roles
-            )
             self._global(variables, use, name)
         for module, taken in names.modules:
             self._imported(module, taken, package)
@@ -951,7 +884,7 @@ class CodeFingerprint:
             self.read.append((space, name, value))
             self._member(value, use, variables, user)
         elif not self._special(value, use.chain[1:], use, variables, user):
-            self._variable(f"{name} used by {user}", space, name, value, use, 1)
+            self._variable(f"{name} used by {user}", space, name, value)
 
     def _member(
         self, module: types.ModuleType, use: Use, variables: Mapping[str, Any], user: str
@@ -999,7 +932,7 @@ class CodeFingerprint:
             if isinstance(value, types.ModuleType):
                 self.read.append((inner, name, value))
         part = f"{'.'.join(chain[:depth])} used by {user}"
-        self._variable(part, inner, name, value, use, depth)
+        self._variable(part, inner, name, value)
 
     def _as_a_whole(self, module: types.ModuleType, user: str) -> None:
         """Collect what code may read from a module of which it does not name a member.
@@ -1015,9 +948,7 @@ class CodeFingerprint:
         if module.__name__ in ("random", "numpy", "numpy.random"):
             self._seeds()
 
-    def _variable(
-        self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
-    ) -> None:
+    def _variable(self, part: str, variables: Mapping[str, Any], name: str, value: object) -> None:
         """Collect a variable. If it is empty, `_settle_empty` collects it later.
 
         Args:
@@ -1025,12 +956,8 @@ class CodeFingerprint:
             variables: The namespace of the variable.
             name: The variable's name.
             value: The variable's value.
-            use: The code's use of the variable.
-            rest: The number of names in `use.chain`, up to and including the variable.
         """
         self._draws(value)
-        if use.container == name and rest >= len(use.chain) - (use.by == CALLED):
-            self._roles.update((role, id(variables), name) for role in use.roles)
         self._globals.add((id(variables), name))
         self._compare_with_import(variables, name, value)
         if _is_empty(value) or (id(variables), name) in self._program.memos:

@@ -581,7 +581,11 @@ class Keys:
             before, now = used.found.parts, self._functions[key.function].found.parts
             names = [name for name in now if now[name] != before.get(name)]
             what = min(names, default="a value that it uses", key=len)
-            raise UnhashableError(_changed_in_place(what))
+            raise UnhashableError(
+                f"{what} changed in place while the task waited or ran, and a reused result would "
+                "not repeat the change: let the function return what it changes, or, if it only "
+                "computes faster with it, give the dict or set a name that ends with 'cache'"
+            )
         if key.variables is not None:
             self._require_same_variables(task.get("environment") or {}, key.variables)
         if not (key.arguments or key.cells):

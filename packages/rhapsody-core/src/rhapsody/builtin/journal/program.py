@@ -45,7 +45,7 @@ from rhapsody.builtin.journal.syntax import (
     SCOPES,
     Names,
     Use,
-    caches_in,
+    is_cache,
     names_in,
 )
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
@@ -642,25 +642,23 @@ class Surroundings:
         return found
 
     def cache_attributes(self, cls: type) -> frozenset[str]:
-        """Return the names of the attributes that the methods of a class use only as caches."""
+        """Return the names of the attributes that the program's methods of a class use as caches.
+
+        See `is_cache`.
+        """
         found = self._cache_attributes.get(cls)
         if found is None:
             members = (member for base in cls.__mro__ for member in vars(base).values())
-            functions = [each for each in members if isinstance(each, types.FunctionType)]
-            own = [each for each in functions if self.origins.own(each.__code__.co_filename)]
-            # The sources of libraries are read only if the program's own methods use a cache.
-            found = self._caches_in(own) and self._caches_in(functions)
+            uses = {
+                use
+                for each in members
+                if isinstance(each, types.FunctionType)
+                and self.origins.own(each.__code__.co_filename)
+                for use in self.names(each.__code__, each.__globals__).caches
+            }
+            found = frozenset(name for _, name in uses if is_cache(name, uses))
             self._cache_attributes[cls] = found
         return found
-
-    def _caches_in(self, methods: Iterable[types.FunctionType]) -> frozenset[str]:
-        pairs: list[tuple[ast.AST, tuple[str, ...]]] = []
-        for each in methods:
-            node = self.sources.node_of(each.__code__, each.__globals__)
-            if node is None:
-                return frozenset()
-            pairs.append((node, each.__code__.co_freevars))
-        return caches_in(pairs)
 
     def place(self, file: str) -> str:
         """Return a source file's path relative to the program's directory.

@@ -2,7 +2,7 @@
 
 The tree shows which globals the code reads, with the attributes that it reads directly from them
 (`settings.rate`); which modules it imports; literal subscripts and first arguments, such as
-`"RATE"` in `os.environ["RATE"]`; and whether it uses a container as a cache. A value is followed
+`"RATE"` in `os.environ["RATE"]`; and which variables it uses as caches. A value is followed
 only to the expression that contains it: after `rates = settings.rates`, the attributes of `rates`
 are not followed, and all of `settings.rates` is used.
 """
@@ -10,6 +10,7 @@ are not followed, and all of `settings.rates` is used.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import resolve_name
@@ -29,38 +30,14 @@ OTHER = "other"
 part of a dict display (`a | b`, `{**a}`), is searched with `in`, or becomes an item or an index of
 another container; or one of its items is read, set or deleted."""
 
-ROLES = ("fills", "looks", "adds")
-"""Roles of a container in code. See `Use`."""
+FILLS, READS, LISTS = "fills", "reads", "lists"
+"""What code does with a cache. Code that lists the items of a dict does not use it as a cache."""
 
-_NAMED = ast.Name | ast.Attribute
+_CACHE = re.compile("(cache|caches|memo)_?$|^_*cached_|^repr_running$", re.IGNORECASE)
+"""Matches the names of variables that are caches; the last one is that of `reprlib`."""
 
-_READING_METHODS = frozenset(("get", "setdefault", "keys", "values", "items", "index", "count"))
-"""Methods of containers that read items."""
-
-_MEASURES = frozenset(("len", "isinstance", "type", "callable", "hasattr"))
-"""Functions whose results do not depend on how large a value is."""
-
-_FILLING_METHODS = frozenset((
-    "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
-))  # fmt: skip
-"""Names of methods that fill a container."""
-
-_CHANGING_METHODS = _FILLING_METHODS | {
-    "clear", "discard", "extendleft", "pop", "popitem", "popleft", "remove", "reverse", "rotate",
-    "sort",
-}  # fmt: skip
-"""Names of methods that change a container."""
-
-_CHANGING_FUNCTIONS = frozenset((
-    "delattr", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left",
-    "insort_right", "next", "setattr",
-))  # fmt: skip
-"""Names of functions that change their first arguments."""
-
-_LOOKUP_ERRORS = frozenset(
-    ("KeyError", "IndexError", "LookupError", "TypeError", "Exception", "BaseException")
-)
-"""Names of the exceptions by which code notices that an item is missing."""
+_FILLING_METHODS = frozenset(("add", "setdefault", "update"))
+"""Names of methods that fill a dict or a set."""
 
 
 class Use(NamedTuple):
@@ -71,34 +48,28 @@ class Use(NamedTuple):
         by: What the code does with the value, such as `CALLED`; an empty string if it is unknown.
         key: The subscript, the first argument of the call, or the left operand of `in`. A literal
             is represented by a string, a global by a tuple with its name, anything else by `None`.
-        roles: How the code uses the value; see `is_cache`. It `fills` a container in place, `looks`
-            for an item or tests whether the container is empty, or `adds` to an item, which
-            includes a new item that is computed from the former one or compared with it, also by
-            the name of a variable to which the former one was assigned.
     """
 
     chain: tuple[str, ...]
     by: str = ""
     key: str | tuple[str] | None = None
-    roles: tuple[str, ...] = ()
 
     @property
     def container(self) -> str:
         """The last name in the chain, or the one before it if the last one is a method."""
         return self.chain[-2] if self.by == CALLED and len(self.chain) > 1 else self.chain[-1]
 
-
-def is_cache(roles: Collection[str]) -> bool:
-    """Return True if code uses a container as a cache.
-
-    Such code both fills the container and looks for items in it. A container that is only filled
-    collects results. If code adds to the items, it counts (`seen[x] += 1`) or groups
-    (`groups[x].append(y)`).
-
-    Args:
-        roles: All roles of the container in the code. See `Use`.
-    """
-    return "fills" in roles and "looks" in roles and "adds" not in roles
+    @property
+    def of_cache(self) -> Iterator[tuple[str, str]]:
+        """What the code does with a cache, as in `Names.caches`."""
+        if _CACHE.search(self.container):
+            method = self.chain[-1] if self.by == CALLED else ""
+            if self.by == ITEM_SET or method in _FILLING_METHODS:
+                yield FILLS, self.container
+            if self.by != ITEM_SET and (method not in _FILLING_METHODS or method == "setdefault"):
+                yield READS, self.container
+            if method in ("keys", "values", "items"):
+                yield LISTS, self.container
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +84,10 @@ class Names:
             with that name.
         stored: Names of globals that the code sets or deletes.
         only_stored: The names in `stored` that the code never reads.
-        roles: The roles of attributes, such as `seen` in `self.seen.append(x)`: pairs of a role
-            and the attribute's name.
-        closed: Names of closure variables that the code uses as caches.
-        weighed: Names of globals whose parts the code compares by size, as in `x.n < best.n`.
+        made_once: The names in `stored` that the code sets only if they are `None`, to a value that
+            does not depend on the call, as in `if model is None: model = load()`.
+        caches: What the code does with variables and attributes that are named like a cache: pairs
+            of `FILLS`, `READS` or `LISTS` and a name.
     """
 
     uses: tuple[Use, ...]
@@ -124,9 +95,8 @@ class Names:
     members: tuple[tuple[str, Use], ...] = ()
     stored: frozenset[str] = frozenset()
     only_stored: frozenset[str] = frozenset()
-    roles: frozenset[tuple[str, str]] = frozenset()
-    closed: frozenset[str] = frozenset()
-    weighed: frozenset[str] = frozenset()
+    made_once: frozenset[str] = frozenset()
+    caches: frozenset[tuple[str, str]] = frozenset()
 
 
 def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
@@ -142,9 +112,7 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
     members: dict[tuple[str, Use], None] = {}
     stored: set[str] = set()
     read: set[str] = set()
-    roles: set[tuple[str, str]] = set()
-    weighed: set[str] = set()
-    enclosed: dict[str, set[str]] = {}
+    caches: set[tuple[str, str]] = set()
     # By the variable's name: global variables, and local variables of any of the functions.
     imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     inside: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
@@ -159,6 +127,7 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
                 places = inside if scope.kind_of(variable) == _LOCAL else imported
                 places.setdefault(variable, []).append((module, member))
         stored.update(scope.declared.intersection(_bound_by(node)))
+    caches.update((FILLS, each) for each in stored if _CACHE.search(each))
     for node, scope in tree.nodes:
         if not isinstance(node, ast.Name):
             continue
@@ -166,6 +135,8 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
         if not (isinstance(node.ctx, ast.Load) or tree.is_augmented(node)):
             continue
         use = tree.use(node, scope)
+        if kind != _LOCAL or use.container != name:
+            caches.update(use.of_cache)
         if kind == _GLOBAL:
             read.add(name)
         if kind == _GLOBAL and name not in imported:
@@ -173,64 +144,25 @@ def names_in(code: ast.AST, closure: Collection[str] = ()) -> Names:
         else:
             for module, chain in (imported if kind == _GLOBAL else inside).get(name, ()):
                 members[module, use._replace(chain=(module, *chain, *use.chain[1:]))] = None
-            if kind == _GLOBAL:
-                continue
-        if tree.is_weighed(node):
-            if kind == _GLOBAL:
-                weighed.add(name)
-            elif kind == _CLOSURE:
-                enclosed.setdefault(name, set()).add("adds")
-        if use.container != name:
-            roles.update((role, use.container) for role in use.roles)
-        elif kind == _CLOSURE:
-            enclosed.setdefault(name, set()).update(use.roles)
     return Names(
         tuple(uses),
         tuple(modules),
         tuple(members),
         frozenset(stored),
         frozenset(stored - read),
-        frozenset(roles),
-        frozenset(name for name, each in enclosed.items() if is_cache(each)),
-        frozenset(weighed),
+        frozenset(each for each in stored if tree.is_made_once(each)),
+        frozenset(caches),
     )
 
 
-def caches_in(methods: Iterable[tuple[ast.AST, Collection[str]]]) -> frozenset[str]:
-    """Return the names of the attributes that methods use only as caches.
-
-    The methods store single items in such a dict, test with `in` for its keys, and read single
-    items; they do nothing else with it. Its name begins with an underscore, or contains `cache` or
-    `memo`.
+def is_cache(name: str, uses: Collection[tuple[str, str]]) -> bool:
+    """Return True if code uses a variable as a cache.
 
     Args:
-        methods: The tree of each method, and the names of its closure variables.
+        name: The variable's name.
+        uses: All uses of caches in the code. See `Names.caches`.
     """
-    filled: set[str] = set()
-    tested: set[str] = set()
-    read: set[str] = set()
-    others: set[str] = set()
-    for method, closure in methods:
-        tree = _ScopedTree(method, closure)
-        for node, scope in tree.nodes:
-            if not isinstance(node, ast.Name) or scope.kind_of(node.id) == _GLOBAL:
-                continue
-            use = tree.use(node, scope)
-            names, depth = use.chain[1:], len(use.chain) - 1
-            if not names:
-                continue
-            if "adds" in use.roles:
-                others.update(names)
-            elif depth == 1 and use.by == ITEM_SET:
-                filled.add(names[0])
-            elif depth == 1 and use.by == CONTAINS:
-                tested.add(names[0])
-            elif (depth == 1 and use.by == ITEM_READ) or names[1:] == ("get",):
-                read.add(names[0])
-            else:
-                others.update(names)
-    named = {each for each in filled if each[0] == "_" or "cache" in each or "memo" in each}
-    return frozenset(named & tested & read - others)
+    return (FILLS, name) in uses and (READS, name) in uses and (LISTS, name) not in uses
 
 
 _GLOBAL, _LOCAL, _CLOSURE = "global", "local", "closure"
@@ -345,31 +277,6 @@ class _ScopedTree:
 
     def use(self, name: ast.Name, scope: _NameScope) -> Use:
         """Return the use of a name in a scope."""
-        use = self._use(name, scope)
-        if "adds" not in use.roles and self.is_weighed(name):
-            use = use._replace(roles=(*use.roles, "adds"))
-        return use
-
-    def is_weighed(self, name: ast.Name) -> bool:
-        """Return True if code compares a part of a value with another value by size.
-
-        Such code keeps the best value so far, as in `if best is None or x.loss < best.loss`. The
-        comparison may be in a function that a condition calls, as in `if x.is_better(best)`.
-        """
-        node: ast.AST = name
-        called = False
-        for above in self._around(name):
-            if isinstance(above, ast.Compare) and _is_order(above):
-                return True
-            if isinstance(above, ast.Call):
-                if isinstance(above.func, ast.Name) and above.func.id in _MEASURES:
-                    return False
-                is_method = isinstance(node, ast.Attribute) and node.attr not in _READING_METHODS
-                called = called or node is not above.func or (is_method and bool(above.args))
-            node = above
-        return called and self._is_tested(node)
-
-    def _use(self, name: ast.Name, scope: _NameScope) -> Use:
         node: ast.AST = name
         chain = [name.id]
         above = self._above.get(node)
@@ -382,32 +289,17 @@ class _ScopedTree:
                 chain.append(attribute)
                 node, above = above, self._above.get(above)
         if isinstance(above, ast.Call) and above.func is node:
-            roles = tuple(self._called(above, chain))
-            return Use(tuple(chain), CALLED, _argument(above, scope), roles)
+            return Use(tuple(chain), CALLED, _argument(above, scope))
         if isinstance(above, ast.Subscript) and above.value is node:
             by = ITEM_READ
             if not (isinstance(above.ctx, ast.Load) or self.is_augmented(above)):
                 by = ITEM_SET if isinstance(above.ctx, ast.Store) else ITEM_DELETED
-            return Use(tuple(chain), by, _key(above.slice, scope), tuple(self._items(above)))
-        if isinstance(above, ast.Compare):
-            return self._compared(tuple(chain), node, above, scope)
-        found = ["looks"] if self._is_tested(node) else []
-        if self.is_augmented(node) or self._renews_itself(node):
-            found.append("adds")
-        return Use(tuple(chain), self._by(node, above), None, tuple(found))
-
-    def _compared(
-        self, chain: tuple[str, ...], node: ast.AST, above: ast.Compare, scope: _NameScope
-    ) -> Use:
-        """Return the use of a value in a comparison."""
-        if _is_order(above):
-            return Use(chain, OTHER, None, ("adds",))  # such as `if best is None or x > best`
-        number = 0 if node is above.left else above.comparators.index(node)  # type: ignore[arg-type]
-        if node is not above.left and isinstance(above.ops[number], ast.In | ast.NotIn):
-            key = None if number else _key(above.left, scope)
-            return Use(chain, CONTAINS, key, ("looks",))
-        empty = node is above.left and self._is_tested(above) and _is_none(above.comparators[0])
-        return Use(chain, OTHER, None, ("looks",) if empty else ())
+            return Use(tuple(chain), by, _key(above.slice, scope))
+        if isinstance(above, ast.Compare) and node is not above.left:
+            number = above.comparators.index(node)  # type: ignore[arg-type]
+            if isinstance(above.ops[number], ast.In | ast.NotIn):
+                return Use(tuple(chain), CONTAINS, None if number else _key(above.left, scope))
+        return Use(tuple(chain), self._by(node, above))
 
     def _by(self, node: ast.AST, above: ast.AST | None) -> str:
         """Return what code does with a value that is neither called nor has a subscript."""
@@ -434,171 +326,33 @@ class _ScopedTree:
                 return STORED if isinstance(above.target, ast.Subscript) else OTHER
         return OTHER
 
-    def _called(self, call: ast.Call, chain: list[str]) -> Iterator[str]:
-        """Yield the roles of an object whose method is called."""
-        if len(chain) < 2:
-            return
-        method = chain[-1]
-        if method in _FILLING_METHODS:
-            yield "fills"
-            if isinstance(call.func, ast.Attribute) and _names_again(call, call.func.value):
-                yield "adds"  # such as `sums.append(sums[-1] + x)`
-        if method == "get" and len(call.args) == 2 and _is_new(call.args[1]):
-            yield "adds"  # such as `seen[x] = seen.get(x, 0) + 1`
-        elif method in ("get", "setdefault"):
-            yield "looks"
-        if isinstance(call.func, ast.Attribute) and self._is_changed(call, call.func.value):
-            yield "adds"
-
-    def _items(self, item: ast.Subscript) -> Iterator[str]:
-        """Yield the roles of a container with a subscript."""
-        if not isinstance(item.ctx, ast.Load):
-            yield "fills"
-            if self.is_augmented(item):
-                yield "adds"
-            return
-        if self._is_tried(item):
-            yield "looks"
-        if self._is_changed(item, item.value):
-            yield "adds"
-
-    def _is_changed(self, item: ast.AST, container: ast.AST) -> bool:
-        """Return True if code changes or replaces an item, possibly by the name of a variable."""
-        text = ast.unparse(container)
-        if self._changes(item) or self._renews(item, text):
-            return True
-        above = self._above.get(item)
-        while isinstance(above, ast.BoolOp | ast.IfExp):
-            item, above = above, self._above.get(above)
-        targets: list[ast.expr] = []
-        match above:
-            case ast.Assign():
-                targets = above.targets
-            case ast.AnnAssign() | ast.NamedExpr() | ast.For() | ast.comprehension():
-                targets = [above.target]
-        names = {name for each in targets for name in _named(ast.walk(each))}
-        return any(
-            (self._changes(node) or self._renews(node, text)) and not self._is_missing(node)
-            for node, _ in self.nodes
-            if isinstance(node, ast.Name) and node.id in names
-        )
-
-    def _renews(self, node: ast.AST, container: str) -> bool:
-        """Return True if code computes a new item from a value, as in `seen[x] = y + 1`.
+    def is_made_once(self, name: str) -> bool:
+        """Return True if the code sets a global only if it is `None`, and always to the same value.
 
         Args:
-            node: The expression that contains the value.
-            container: The text of the container.
+            name: The name of the global, which the code sets.
         """
-        for each in self._around(node):
-            if isinstance(each, ast.Compare):
-                return _is_order(each) and self._decides(each, container)
-        assignment = self._computed(node)
-        if assignment is None:
+        places = [
+            (node, scope)
+            for node, scope in self.nodes
+            if name in scope.declared and name in _bound_by(node)
+        ]
+        if len(places) != 1:
             return False
-        if _sets_item_of(assignment, container):
-            return True
-        names = set(_named(assignment.targets))
-        return any(
-            _sets_item_of(each, container) and names.intersection(_named(ast.walk(each.value)))
-            for each, _ in self.nodes
-            if isinstance(each, ast.Assign)
-        )
+        target, scope = places[0]
+        assignment = self._above.get(target)
+        if not (isinstance(assignment, ast.Assign) and isinstance(scope.node, FUNCTIONS)):
+            return False
+        names = set(_named(ast.walk(assignment.value)))
+        has_arguments = any(type(each) is ast.arg for each in ast.walk(scope.node.args))
+        depends = has_arguments and any(scope.kind_of(each) != _GLOBAL for each in names)
+        return name not in names and not depends and self._is_none_before(assignment, name)
 
-    def _renews_itself(self, node: ast.AST) -> bool:
-        """Return True if code computes the new value of a variable from its former one."""
-        assignment = self._computed(node)
-        targets = () if assignment is None else assignment.targets
-        return any(ast.unparse(each) == ast.unparse(node) for each in targets)
-
-    def _computed(self, node: ast.AST) -> ast.Assign | None:
-        """Return the assignment of a value that code computes from another one, not only selects.
-
-        Args:
-            node: The other value.
-        """
-        computed = False
-        for each in self._around(node):
-            computed = computed or not isinstance(each, ast.BoolOp | ast.IfExp | ast.NamedExpr)
-            node = each
-        above = self._above.get(node)
-        if computed and isinstance(above, ast.Assign) and above.value is node:
-            return above
-        return None
-
-    def _around(self, node: ast.AST) -> Iterator[ast.AST]:
-        """Yield the expressions that contain an expression, from the inside to the outside."""
-        while isinstance(above := self._above.get(node), ast.expr | ast.keyword):
-            yield above
-            node = above
-
-    def _decides(self, test: ast.AST, container: str) -> bool:
-        """Return True if code sets an item of a container because of a test."""
-        above: ast.AST | None = test
-        while isinstance(above, ast.expr):  # `None` above the body of a lambda
-            above = self._above.get(above)
-        return isinstance(above, ast.If) and any(
-            isinstance(each, ast.Assign) and _sets_item_of(each, container)
-            for each in ast.walk(above)
-        )
-
-    def _changes(self, node: ast.AST) -> bool:
-        """Return True if code changes a value in place where it is mentioned."""
-        if self.is_augmented(node):
-            return True
-        while (above := self._above.get(node)) is not None:
-            if isinstance(above, ast.Call):
-                function = above.func
-                name = function.attr if isinstance(function, ast.Attribute) else ""
-                name = function.id if isinstance(function, ast.Name) else name
-                return above.args[:1] == [node] and name in _CHANGING_FUNCTIONS
-            if not (isinstance(above, ast.Attribute | ast.Subscript) and above.value is node):
-                return False
-            if not isinstance(above.ctx, ast.Load):
-                return True
-            if isinstance(above, ast.Attribute) and above.attr in _CHANGING_METHODS:
-                return True
-            node = above
-        return False
-
-    def _is_missing(self, name: ast.Name) -> bool:
-        """Return True if code uses a variable only after it has found no item in a container."""
-        node: ast.AST = name
-        while (above := self._above.get(node)) is not None:
-            if isinstance(above, ast.ExceptHandler) and not _LOOKUP_ERRORS.isdisjoint(
-                _named(ast.walk(above.type or above))
-            ):
-                return True
+    def _is_none_before(self, node: ast.AST, name: str) -> bool:
+        """Return True if code reaches a statement only if a variable is `None`."""
+        while not isinstance(above := self._above.get(node), FUNCTIONS | None):
             if isinstance(above, ast.If) and node in above.body:
-                tests = above.test.values if isinstance(above.test, ast.BoolOp) else [above.test]
-                if any(_is_test_for_none(each, name.id) for each in tests):
-                    return True
-            node = above
-        return False
-
-    def _is_tested(self, node: ast.AST) -> bool:
-        """Return True if code tests whether a value is true."""
-        match above := self._above.get(node):
-            case ast.If() | ast.While() | ast.IfExp() | ast.Assert():
-                return above.test is node
-            case ast.UnaryOp():
-                return isinstance(above.op, ast.Not)
-            case ast.BoolOp():
-                return above.values[-1] is not node or self._is_tested(above)
-            case ast.comprehension():
-                return node in above.ifs
-            case ast.match_case():
-                return above.guard is node
-        return False
-
-    def _is_tried(self, node: ast.AST) -> bool:
-        """Return True if code catches the error of a missing item."""
-        while (above := self._above.get(node)) is not None and not isinstance(above, SCOPES):
-            if isinstance(above, ast.Try) and node in above.body:
-                types = (each.type for each in above.handlers if each.type is not None)
-                caught = set(_named(one for each in types for one in ast.walk(each)))
-                if not _LOOKUP_ERRORS.isdisjoint(caught):
-                    return True
+                return _is_test_for_none(above.test, name)
             node = above
         return False
 
@@ -712,39 +466,11 @@ def _literal_attribute(call: ast.Call) -> str | None:
     return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
 
 
-def _is_none(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def _is_order(node: ast.Compare) -> bool:
-    return any(isinstance(each, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for each in node.ops)
-
-
-def _names_again(call: ast.Call, container: ast.expr) -> bool:
-    """Return True if an argument of a method contains the object of the method."""
-    text = ast.unparse(container)
-    parts = [part for each in call.args for part in ast.walk(each)]
-    return any(isinstance(each, _NAMED) and ast.unparse(each) == text for each in parts)
-
-
-def _sets_item_of(node: ast.Assign, container: str) -> bool:
-    """Return True if an assignment sets an item of a container, given the container's text."""
-    targets = (each for each in node.targets if isinstance(each, ast.Subscript))
-    return any(ast.unparse(each.value) == container for each in targets)
-
-
 def _is_test_for_none(node: ast.AST, name: str) -> bool:
     """Return True for `name is None` and `not name`."""
     match node:
         case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id=each)):
             return each == name
         case ast.Compare(left=ast.Name(id=each), ops=[ast.Is()], comparators=[none]):
-            return each == name and _is_none(none)
+            return each == name and isinstance(none, ast.Constant) and none.value is None
     return False
-
-
-def _is_new(node: ast.AST) -> bool:
-    """Return True if an expression is a literal other than `None`, or a new container."""
-    if isinstance(node, ast.Constant):
-        return node.value is not None
-    return isinstance(node, ast.List | ast.Dict | ast.Set | ast.Tuple | ast.UnaryOp | ast.Call)

@@ -101,9 +101,6 @@ class Collector(Protocol):
     def code(self, thing: Any) -> str:
         """Collect a function, class or module, and return a unique name for it."""
 
-    def method(self, name: str) -> None:
-        """Note the name of a bound method, which code may call."""
-
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
 
@@ -252,7 +249,6 @@ class Values:
         elif isinstance(value, types.FunctionType | types.ModuleType | type) or _is_free(value):
             feed(_framed(b"c", self._collector.code(value)))
         elif isinstance(value, types.MethodType):
-            self._collector.method(str(getattr(value, "__name__", "")))
             self._items(b"m", (value.__func__, value.__self__), feed)
         elif isinstance(value, types.BuiltinMethodType):
             feed(_framed(b"M", value.__name__))
@@ -337,6 +333,29 @@ class Values:
         else:
             self._reduced(value, feed)
 
+    def _left_out(self, value: object, state: object) -> dict[str, object]:
+        """Return the attributes of the program's object that methods of a library do not pickle.
+
+        Examples are those of subclasses of `Counter`, `Decimal`, `datetime` and `Path`. If a method
+        of the program pickles the object, return an empty dict.
+
+        Args:
+            value: The object.
+            state: The state with which pickle would rebuild it.
+        """
+        attributes: dict[str, object] = getattr(value, "__dict__", {})
+        if not attributes or not self._collector.own(type(value)):
+            return {}
+        parts = state if type(state) is tuple else (state,)
+        if any(type(each) is dict and attributes.keys() <= each.keys() for each in parts):
+            return {}
+        for cls in type(value).__mro__:
+            if self._collector.own(cls) and not _PICKLING.isdisjoint(vars(cls)):
+                return {}
+            if cls.__module__.startswith("pandas."):  # whose own attributes begin with underscores
+                attributes = {name: each for name, each in attributes.items() if name[0] != "_"}
+        return attributes
+
     def _reduced(self, value: Any, feed: Feed) -> None:
         """Add the parts from which pickle would rebuild an object to a digest."""
         kind = type(value)
@@ -365,6 +384,7 @@ class Values:
                 self._items(b"l", (getattr(value, "__dict__", None), slots), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
+        left_out_by_library = self._left_out(value, state)
         if type(state) is dict:
             properties, caches = cached_properties(kind), self._collector.caches(value, state)  # type: ignore[arg-type]
             if kind is functools.singledispatchmethod:
@@ -383,6 +403,8 @@ class Values:
         elif isinstance(value, enum.Enum):  # pickle stores only the value, not other attributes
             more = getattr(value, "__dict__", {}).items()
             state = state, {name: each for name, each in more if not name[0] == name[-1] == "_"}
+        elif left_out_by_library:
+            state = state, left_out_by_library
         elif state is None and (wrapped := _wrapped_in(value)):
             state = wrapped
         self._items(b"r", (function, arguments, state), feed)
@@ -530,6 +552,12 @@ def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
     """
     state = {name: each for name, each in vars(logger).items() if name not in vars(logging.root)}
     return type(logger), (logger.name,), state
+
+
+_PICKLING = frozenset((
+    "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
+))  # fmt: skip
+"""Methods that say what pickle stores."""
 
 
 def is_plain_python(kind: type) -> bool:
