@@ -233,12 +233,23 @@ class Money(decimal.Decimal):
     unit = ""
 
 
+class Amount(decimal.Decimal):
+    __slots__ = ("unit",)
+    unit: str
+
+
 class Moment(datetime.datetime):
     unit = ""
 
 
 def weighted(unit: str) -> Weighted:
     made = Weighted("aab")
+    made.unit = unit
+    return made
+
+
+def amount(unit: str) -> Amount:
+    made = Amount("3.5")
     made.unit = unit
     return made
 
@@ -309,6 +320,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "attribute of an array of one's own": (measured("m"), measured("s")),
     "attribute of a subclass of Counter": (weighted("m"), weighted("s")),
     "attribute of a subclass of Decimal": (money("EUR"), money("USD")),
+    "slot of a subclass of Decimal": (amount("EUR"), amount("USD")),
     "attribute of a subclass of datetime": (moment("UTC"), moment("TAI")),
     "cause of an error": (caused(1), caused(2)),
     "cached property that was set": (Cached(), Cached(2)),

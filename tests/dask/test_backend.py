@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
 
 from rhapsody import WorkflowEngine
+from rhapsody.plugins import NodeSample
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.shipping import NodesSetup
 
 pytestmark = pytest.mark.asyncio
 
@@ -38,6 +41,22 @@ async def test_cancel_all_tasks_cancels_all_open_tasks(
         assert await backend.cancel_all_tasks() == 0
         results = await asyncio.gather(*futures, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+async def test_workers_report_the_load_of_their_nodes(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NodesSetup, "interval", 0.05)
+    samples: asyncio.Queue[NodeSample] = asyncio.Queue()
+    backend = await DaskExecutionBackend(cluster=cluster)
+    backend.watch_nodes(samples.put_nowait)
+    async with asyncio.timeout(60):
+        sample = await samples.get()
+    backend.watch_nodes(None)
+    await backend.shutdown()
+    assert sample.node == socket.gethostname()
+    assert 0 < sample.memory < 1
+    assert sample.gpus == ()
 
 
 async def test_use_before_the_start_raises() -> None:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from rhapsody import CapabilityError, TaskLostError, WorkflowEngine, get_backend
+from rhapsody.plugins import NodeSample
 from rhapsody_dragon import DragonExecutionBackend, runtime
 from rhapsody_dragon.backend import DragonNode, DragonRequest
 from rhapsody_dragon.runtime import MARK, NodeDescription
@@ -191,6 +192,16 @@ class TestLosses:
             results = await asyncio.gather(*(use(handle, n) for n in range(20)))
         assert all(own for own, _ in results)
         assert max(length for _, length in results) >= 12
+
+    async def test_the_load_of_nodes_is_reported(self) -> None:
+        samples: asyncio.Queue[NodeSample] = asyncio.Queue()
+        backend = await DragonExecutionBackend()
+        backend.watch_nodes(samples.put_nowait)
+        async with asyncio.timeout(60):
+            sample = await samples.get()
+        await backend.shutdown()
+        assert sample.node == socket.gethostname()
+        assert 0 < sample.memory < 1
 
     async def test_programs_of_the_sibling_project_run(self, tmp_path: Path) -> None:
         async with WorkflowEngine.create(await DragonExecutionBackend()) as flow:

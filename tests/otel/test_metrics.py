@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rhapsody import WorkflowEngine, current_task
+from rhapsody.plugins import NodeSample
 from tests.otel.conftest import Traced
 
 
@@ -65,46 +64,18 @@ async def test_engines_add_to_the_same_metrics(traced: Traced) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_utilization_of_gpus_is_measured(
-    traced: Traced, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With two GPUs, of which the second does not measure its utilization."""
-
-    class NVMLError(Exception): ...
-
-    def rates(gpu: int) -> Any:
-        if gpu == 1:
-            raise NVMLError("Not Supported")
-        return SimpleNamespace(gpu=75, memory=10)
-
-    library: Any = ModuleType("pynvml")
-    library.NVMLError = NVMLError
-    library.nvmlInit = lambda: None
-    library.nvmlDeviceGetCount = lambda: 2
-    library.nvmlDeviceGetHandleByIndex = lambda index: index
-    library.nvmlDeviceGetUUID = "GPU-{}".format
-    library.nvmlDeviceGetName = lambda gpu: "NVIDIA A100"
-    library.nvmlDeviceGetUtilizationRates = rates
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    for _ in range(2):
-        async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
-            await flow.function_task(lambda: None)()
-    ((attributes, point),) = points(traced)["hw.gpu.utilization"].items()
-    assert (attributes, point.value) == (("GPU-0", "NVIDIA A100"), 0.75)
-
-
-@pytest.mark.asyncio
-async def test_a_machine_without_a_driver_has_no_utilization(
-    traced: Traced, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class NVMLError(Exception): ...
-
-    def fail() -> None:
-        raise NVMLError("NVML Shared Library Not Found")
-
-    library: Any = ModuleType("pynvml")
-    library.NVMLError, library.nvmlInit = NVMLError, fail
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    async with WorkflowEngine.create(observers=[traced.observer()]) as flow:
-        await flow.function_task(lambda: None)()
-    assert "hw.gpu.utilization" not in points(traced)
+async def test_the_load_of_nodes_is_measured(traced: Traced) -> None:
+    observer = traced.observer()
+    sample = NodeSample("node17", 5.0, 0.5, 0.25, 2**34, 10, 20, 30, 40, (0.75, 0.5))
+    async with WorkflowEngine.create(observers=[observer]):
+        observer.rhapsody_node_samples([sample, sample])
+    found = points(traced)
+    for name, expected in {
+        "system.cpu.utilization": {("node17",): 0.5},
+        "system.memory.utilization": {("node17",): 0.25},
+        "system.disk.io": {("read", "node17"): 100, ("write", "node17"): 200},
+        "system.network.io": {("node17", "receive"): 300, ("node17", "transmit"): 400},
+        "hw.gpu.utilization": {("node17", "0"): 0.75, ("node17", "1"): 0.5},
+    }.items():
+        values = {place: each.value for place, each in found[name].items() if "node17" in place}
+        assert values == expected

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
+import ipaddress
 import pickle
 import random
 import sys
@@ -25,13 +27,17 @@ class Slotted:
     __slots__ = ("value",)
 
 
+def own(kind: type) -> bool:
+    return kind.__module__ == __name__
+
+
 EMPTY, SLOTTED, WITH_STATE = Empty(), Slotted(), Empty()
 
 
 def test_objects_without_attributes_come_back_as_themselves() -> None:
     WITH_STATE.value = 1
     copied = [SLOTTED, WITH_STATE, Empty()]
-    content = pickle.loads(pickling.packed(([dataclasses.MISSING, EMPTY, *copied],), ()))
+    content = pickle.loads(pickling.packed(([dataclasses.MISSING, EMPTY, *copied],), (), own))
     (missing, empty, *others), *_ = content
     assert missing is dataclasses.MISSING
     assert empty is EMPTY
@@ -42,7 +48,7 @@ def test_objects_without_attributes_come_back_as_themselves() -> None:
 def test_a_variable_that_has_another_value_when_the_pickle_is_loaded_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    packed = pickling.packed(([EMPTY, SLOTTED],), ())
+    packed = pickling.packed(([EMPTY, SLOTTED],), (), own)
     monkeypatch.setattr(sys.modules[__name__], "EMPTY", None)
     monkeypatch.setattr(sys.modules[__name__], "SLOTTED", None)
     (found, slotted), *_ = pickle.loads(packed)
@@ -57,12 +63,12 @@ def test_objects_that_a_pickle_would_replace_by_another_kind_are_refused(tmp_pat
     with path.open() as file:
         for value in (view, [view], (len, view), (lambda: None, view), file, [lambda: None, file]):
             with pytest.raises(UnhashableError):
-                pickling.packed((value,), ())
+                pickling.packed((value,), (), own)
 
 
 def test_functions_and_standard_streams_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
-    content = pickle.loads(pickling.packed(([lambda: 3, sys.stderr],), ()))
+    content = pickle.loads(pickling.packed(([lambda: 3, sys.stderr],), (), own))
     (function, stream), *_ = content
     assert function() == 3
     assert stream is sys.stderr
@@ -96,23 +102,44 @@ class Drawer(random.Random):
     """Generator with attributes."""
 
 
+class Histogram(collections.Counter[str]):
+    """Counter with attributes."""
+
+
+class Place(ipaddress.IPv4Address):
+    """Address with a slot."""
+
+    __slots__ = ("units",)
+
+
 def with_attribute(value: Any) -> Any:
     value.units = "K"
     return value
 
 
+def test_a_table_with_an_attribute_of_its_own_class_is_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = type("Table", (pandas.DataFrame,), {})({"a": [1]})
+    table._unit = "km"
+    with pytest.raises(UnhashableError, match="'_unit'"):
+        pickling.packed((table,), (), own)
+
+
 def test_objects_whose_attributes_a_pickle_would_omit_are_refused() -> None:
     pandas = pytest.importorskip("pandas")
     array = numpy.array([1.0, 2.0])
-    lost = [array.view(Units), Day(2020, 1, 1), Drawer(1), pandas.DataFrame(), pandas.Series([1])]
+    lost: list[Any] = [
+        array.view(Units), Day(2020, 1, 1), Drawer(1), pandas.DataFrame(), pandas.Series([1]),
+        Histogram("aab"), Place("10.0.0.1"),
+    ]  # fmt: skip
     for value in map(with_attribute, lost):
         for result in (value, [value], {"key": value}):
             with pytest.raises(UnhashableError, match="'units'"):
-                pickling.packed((result,), ())
+                pickling.packed((result,), (), own)
     for value in (
         array, numpy.ma.masked_array([1]), pandas.DataFrame(), random.Random(1),
-        Day(2020, 1, 1), with_attribute(array.view(Kept)),
+        Day(2020, 1, 1), Histogram("aab"), with_attribute(array.view(Kept)),
     ):  # fmt: skip
-        pickling.packed(([value],), ())
-    kept = pickle.loads(pickling.packed(([with_attribute(array.view(Kept))],), ()))[0][0]
+        pickling.packed(([value],), (), own)
+    kept = pickle.loads(pickling.packed(([with_attribute(array.view(Kept))],), (), own))[0][0]
     assert kept.units == "K"

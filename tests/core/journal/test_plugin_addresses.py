@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import namedtuple
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,17 @@ class Client:
     url: str
 
 
+Pair = namedtuple("Addr", "host port")  # type: ignore[name-match]
+
+
+def local_client(url: str) -> Any:
+    @dataclass
+    class Local:
+        port: int
+
+    return Local(int(url.rpartition(":")[2]))
+
+
 def serve(flow: WorkflowEngine, port: str) -> Any:
     @flow.executable_task(service=True, ready="stdout:(http://localhost:[0-9]+)")
     def server(model: InputFile, port: str) -> str:
@@ -55,6 +67,8 @@ def shaped(url: str, form: str) -> Any:
         "port": port,
         "port as text": f"--port={port}",
         "object": Client(url),
+        "object of a local class": local_client(url),
+        "named tuple with another name": Pair("localhost", port),
         "bytes": url.encode(),
         "path": Path("/tmp", f"{port}.sock"),
     }
@@ -63,8 +77,9 @@ def shaped(url: str, form: str) -> Any:
 
 FORMS = (
     "text", "part of a text", "dict", "key", "host and port", "port", "port as text", "object",
-    "bytes", "path",
+    "object of a local class", "named tuple with another name", "bytes", "path",
 )  # fmt: skip
+COMPARABLE = [form for form in FORMS if form != "object of a local class"]
 
 
 def endpoint_task(flow: WorkflowEngine, **settings: Any) -> Any:
@@ -87,7 +102,7 @@ def ask_task(flow: WorkflowEngine) -> Any:
     return ask
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", COMPARABLE)
 async def test_a_result_that_contains_an_address_is_not_reused_with_another_address(
     form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,6 +314,26 @@ async def asked_by_view(flow: WorkflowEngine, service: Any) -> Any:
     return await ask_task(flow)(MappingProxyType({"url": await service}))
 
 
+async def asked_by_environment(flow: WorkflowEngine, service: Any) -> Any:
+    os.environ["SERVER_URL"] = await service
+    try:
+        return await flow.function_task(name="asks")(lambda: ask_at(os.environ["SERVER_URL"]))()
+    finally:
+        del os.environ["SERVER_URL"]
+
+
+@dataclass
+class Asker:
+    client: Any
+
+    def ask(self) -> str:
+        return ask_at(str(self.client.port))
+
+
+async def asked_by_local_object(flow: WorkflowEngine, service: Any) -> Any:
+    return await flow.function_task(called)(Asker(local_client(await service)).ask)
+
+
 async def asked_by_partial_argument(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(partial(ask_at, await service))
 
@@ -344,7 +379,7 @@ WAYS = [
     asked_through_value_of_result,
     asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
     asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
-    asked_by_view, asked_by_partial_argument,
+    asked_by_environment, asked_by_local_object, asked_by_view, asked_by_partial_argument,
     asked_for_result, asked_for_port, asked_for_object, asked_for_awaited, asked_in_block,
     asked_through_closure, asked_by_command, asked_for_input_file, asked_through_service,
 ]  # fmt: skip

@@ -51,6 +51,17 @@ def test_values_without_a_digest_are_reported(what: str, keys: Keys, monkeypatch
         key_of(keys, functools.partial(work, WITHOUT[what]))
 
 
+def test_private_attributes_of_a_subclass_of_a_table_count(keys: Keys) -> None:
+    pandas = pytest.importorskip("pandas")
+    kind = types.new_class("Table", (pandas.DataFrame,), exec_body=lambda body: None)
+    kind.__module__ = __name__
+    tables = [kind({"a": [1]}) for _ in range(3)]
+    for table, unit in zip(tables, ("m", "km", "m"), strict=True):
+        table._unit = unit
+    digests = [key_of(Keys(keys.program), work, table).digest for table in tables]
+    assert digests[0] == digests[2] != digests[1]
+
+
 class Caching:
     """Class without attributes, except for the value of a cached property."""
 

@@ -118,6 +118,37 @@ def as_policies(
     return tuple(value) or (RetryPolicy(attempts=0),)
 
 
+class NodeSample(NamedTuple):
+    """Load of one node, on average over some seconds. Sizes are in bytes.
+
+    Attributes:
+        node: The name of the host.
+        seconds: The time to which the sample applies.
+        cpu: The share of the time in which the node's processors were busy, from 0 to 1.
+        memory: The share of the memory that was not available at the end, from 0 to 1.
+        memory_size: The size of the memory.
+        read: Bytes read from the node's disks per second, without network file systems.
+        written: Bytes written to these disks per second.
+        received: Bytes received over the network per second, without the loopback interface.
+        sent: Bytes sent in the same way.
+        gpus: The share of the time in which each GPU was busy, from 0 to 1.
+        time: The end of the time to which the sample applies, in seconds since the epoch. The
+            engine sets it when it receives the sample, because the clocks of nodes may differ.
+    """
+
+    node: str
+    seconds: float
+    cpu: float
+    memory: float
+    memory_size: int
+    read: float = 0.0
+    written: float = 0.0
+    received: float = 0.0
+    sent: float = 0.0
+    gpus: tuple[float, ...] = ()
+    time: float = 0.0
+
+
 class Usage(TypedDict, total=False):
     """Resources that an attempt has used. A key is absent if its value is unknown.
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from rhapsody import BackendUnavailableError, CapabilityError, StateMapper, TaskDescription
 from rhapsody.backends import BackendState, Capabilities, ManagedBackend
+from rhapsody.plugins import NodeSample
 from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
 from rhapsody_dask import options
 from rhapsody_dask.cluster import ClusterConnection, NotStartedError
@@ -154,6 +155,8 @@ class DaskExecutionBackend(ManagedBackend):
         self._loss: str | None = None
         self._remedy = ""
         self._watching: asyncio.Task[None] | None = None
+        self._watching_nodes: asyncio.Task[None] | None = None
+        self._report_load: Callable[[NodeSample], object] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
         self._background = BackgroundTasks()
@@ -235,6 +238,13 @@ class DaskExecutionBackend(ManagedBackend):
         """The uids of the open tasks; after `shutdown`, of the tasks that could not be stopped."""
         return [*self.open_tasks]
 
+    def watch_nodes(self, report: Callable[[NodeSample], object] | None) -> None:
+        """Report the load of the nodes of the workers; see the base class."""
+        self._report_load = report
+        if report is not None and self._watching_nodes is None:
+            watch = self._connection.watch_nodes(self.session.uid)
+            self._watching_nodes = asyncio.ensure_future(watch)
+
     async def stop(self) -> None:
         """Stop all tasks, wait for those that can be stopped, and close the connection."""
         if self._started_up and self._loss is None:
@@ -243,8 +253,9 @@ class DaskExecutionBackend(ManagedBackend):
             await self._wait_for_ends()
             self._stop_background_work()
             self._shared.close()
-        if self._watching is not None:
-            self._watching.cancel()
+        for each in (self._watching, self._watching_nodes):
+            if each is not None:
+                each.cancel()
         in_processes = self._connection.in_processes
         if self._closing is not None:
             await asyncio.shield(self._closing)
@@ -420,6 +431,9 @@ class DaskExecutionBackend(ManagedBackend):
         for uid, token in message.get("running", ()):
             if (call := self.open_tasks.get(uid)) is not None:
                 self._runs(call, message["worker"], token)
+        if "load" in message and self._report_load is not None:
+            load = message["load"]
+            self._report_load(NodeSample(**{**load, "gpus": tuple(load["gpus"])}))
         if "building" in message:
             uid, token, begins = message["building"]
             call = self.open_tasks.get(uid)

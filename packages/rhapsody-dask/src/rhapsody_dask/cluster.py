@@ -221,6 +221,18 @@ class ClusterConnection:
                     if not left:
                         raise
 
+    async def watch_nodes(self, session: str) -> None:
+        """Let the workers report the load of their nodes."""
+        from rhapsody_dask import shipping
+
+        plugin = shipping.NodesSetup(session)
+        if plugin.name not in self._names:
+            self._names.append(plugin.name)
+            with suppress(OSError):  # the connection was lost
+                await self.client.register_plugin(
+                    shipping.PackedWorkerSetup(plugin), name=plugin.name
+                )
+
     async def _target(self) -> tuple[Any, Any]:
         """Return the address or scheduler file to connect to, and the credentials."""
         from distributed import SpecCluster

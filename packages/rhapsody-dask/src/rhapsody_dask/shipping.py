@@ -24,7 +24,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
@@ -196,6 +196,32 @@ class WorkerSetup(WorkerPlugin):
             close_site(worker, self.session)
         finally:
             self.cargo.discard()
+
+
+class NodesSetup(WorkerPlugin):
+    """Worker plugin that reports the load of the workers' nodes."""
+
+    interval: ClassVar[float] = 5.0  # seconds
+
+    def __init__(self, session: str) -> None:
+        from rhapsody_dask.worker.site import topic
+
+        self.name: str = f"rhapsody-{session}-nodes"
+        self.topic: str = topic(session)
+
+    def setup(self, worker: Any) -> None:
+        """Begin to sample the load of the node; called by Dask on the worker."""
+        from rhapsody.sdk import NodeSampler
+
+        def report(sample: Any) -> None:
+            worker.log_event(self.topic, {"load": sample._asdict()})
+
+        self.sampler = NodeSampler(report, interval=self.interval)
+        self.sampler.start()
+
+    def teardown(self, worker: Any) -> None:
+        """Stop sampling; called by Dask when the worker closes or the plugin is removed."""
+        self.sampler.stop()
 
 
 class ModulesSetup(WorkerPlugin):

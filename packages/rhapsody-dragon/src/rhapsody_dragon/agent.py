@@ -7,9 +7,10 @@ Dragon takes about ten times as long to start one.
 
 Messages to an agent: `path` contains `sys.path` of the program, `modules` its own modules, `call`
 and `run` start a function or an executable, `cancel` stops a task, `value` closes a worker value,
-and `close` ends the agent. Messages to the program: `nodes` contains the number of agents, `ready`
-describes a node, `running`, `building` and `serving` report on a task, and `result`, `ended`,
-`canceled` and `lost` report its end.
+`watch` begins to sample the load of the node, and `close` ends the agent. Messages to the program:
+`nodes` contains the number of agents, `ready` describes a node, `load` is a sample of its load,
+`running`, `building` and `serving` report on a task, and `result`, `ended`, `canceled` and `lost`
+report its end.
 
 An agent ends with the program or with Dragon's launcher, whatever ends first, and its workers and
 executables end with it.
@@ -36,6 +37,7 @@ from typing import Any, Protocol
 
 from rhapsody import TaskDescription
 from rhapsody.sdk import (
+    NodeSampler,
     Program,
     Reaper,
     TaskProgram,
@@ -159,6 +161,7 @@ class DragonAgent:
         self._programs: dict[str, TaskProgram] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._reaper = Reaper()
+        self._sampler: NodeSampler | None = None
         self._ended = asyncio.Event()  # a worker or an executable has ended
 
     async def open(self) -> None:
@@ -230,6 +233,13 @@ class DragonAgent:
             if key in worker.values:
                 worker.values -= {key}
                 worker.link.put("close", key)
+
+    def _on_watch(self) -> None:
+        if self._sampler is None:
+            self._sampler = NodeSampler(
+                lambda sample: self._loop.call_soon_threadsafe(self._report, "load", tuple(sample))
+            )
+            self._sampler.start()
 
     def _on_close(self) -> None:
         self.ending.set()

@@ -24,6 +24,7 @@ from typing import Any
 
 from rhapsody import CapabilityError, Resources, TaskDescription, TaskLostError, TasksMainStates
 from rhapsody.backends import Capabilities, ManagedBackend, SharedSandboxes
+from rhapsody.plugins import NodeSample
 from rhapsody.sdk import (
     REFERENCE,
     Mailbox,
@@ -263,6 +264,7 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         self._passed: list[tuple[float, int, DragonAttempt]] = []  # they wait for a service to end
         self._attempts: dict[str, DragonAttempt] = {}
         self._runtime: DragonRuntime | None = None
+        self._report_load: Callable[[NodeSample], object] | None = None
         self._nodes: list[DragonNode] = []
         self._restart: asyncio.Task[None] | None = None
         self._opening = False
@@ -343,6 +345,13 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
             if self._runtime is not None:
                 self._runtime.put(index, "value", key)
 
+    def watch_nodes(self, report: Callable[[NodeSample], object] | None) -> None:
+        """Report the load of the nodes of the runtime; see the base class."""
+        self._report_load = report
+        if report is not None and self._runtime is not None:
+            for index in range(len(self._nodes)):
+                self._runtime.put(index, "watch")
+
     # The runtime.
 
     async def _open(self) -> None:
@@ -356,6 +365,7 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
         self._runtime = runtime
         for index in range(len(nodes)):
             runtime.put(index, "path", [os.getcwd() if each == "" else each for each in sys.path])
+        self.watch_nodes(self._report_load)
 
     async def _open_again(self) -> None:
         """Start another runtime after the first one has ended unexpectedly."""
@@ -514,7 +524,11 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
 
     # Messages from the agents.
 
-    def _receive(self, name: str, node: int, uid: str, *parts: Any) -> None:
+    def _receive(self, name: str, node: int, uid: Any, *parts: Any) -> None:
+        if name == "load":
+            if self._report_load is not None:
+                self._report_load(NodeSample(*uid))
+            return
         attempt = self._attempts.get(uid)
         if attempt is not None and attempt.node == node:
             getattr(self, f"_on_{name}")(attempt, *parts)

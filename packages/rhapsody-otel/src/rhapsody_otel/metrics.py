@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from opentelemetry.metrics import Meter
 
 from rhapsody import Usage
-from rhapsody.plugins import TaskEvent
-from rhapsody_otel.gpus import observe_gpus
+from rhapsody.plugins import NodeSample, TaskEvent
 
 SECONDS = (0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 14400, 43200)
 """Limits of the buckets of durations."""
@@ -47,7 +47,36 @@ class Metrics:
             "By",
             "Bytes read from and written to storage.",
         )
-        observe_gpus(meter)
+        self._node_cpu = meter.create_gauge(
+            "system.cpu.utilization", "1", "Fraction of time in which processors were busy."
+        )
+        self._node_memory = meter.create_gauge(
+            "system.memory.utilization", "1", "Fraction of a node's memory that was in use."
+        )
+        self._node_disk = meter.create_counter(
+            "system.disk.io", "By", "Bytes read from and written to a node's disks."
+        )
+        self._node_network = meter.create_counter(
+            "system.network.io", "By", "Bytes that a node has received and sent."
+        )
+        self._node_gpu = meter.create_gauge(
+            "hw.gpu.utilization", "1", "Fraction of time in which a GPU was busy."
+        )
+
+    def load(self, samples: Sequence[NodeSample]) -> None:
+        """Record the load of nodes."""
+        for sample in samples:
+            node = {"host.name": sample.node}
+            self._node_cpu.set(sample.cpu, node)
+            self._node_memory.set(sample.memory, node)
+            for direction, rate in (("read", sample.read), ("write", sample.written)):
+                size = round(rate * sample.seconds)
+                self._node_disk.add(size, {**node, "disk.io.direction": direction})
+            for direction, rate in (("receive", sample.received), ("transmit", sample.sent)):
+                size = round(rate * sample.seconds)
+                self._node_network.add(size, {**node, "network.io.direction": direction})
+            for number, busy in enumerate(sample.gpus):
+                self._node_gpu.set(busy, {**node, "hw.id": str(number)})
 
     def count(self, changes: Counter[str]) -> None:
         """Add changes of the numbers of tasks, by state."""

@@ -36,6 +36,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, Sta
 from rhapsody import TaskDescription, TasksMainStates, hookimpl
 from rhapsody.plugins import (
     AttemptId,
+    NodeSample,
     ObservedEngine,
     Summary,
     TaskCall,
@@ -218,6 +219,11 @@ class OpenTelemetryObserver:
                 if not event.retried:
                     self._end_task(known, event)
         self._metrics.count(changes)
+
+    @hookimpl
+    def rhapsody_node_samples(self, samples: Sequence[NodeSample]) -> None:
+        """Record the load of nodes."""
+        self._metrics.load(samples)
 
     @hookimpl
     def rhapsody_workflow_finished(self, summary: Summary) -> None:

@@ -22,6 +22,7 @@ from rhapsody_report.layout import layers_of, ordered, shortened
 
 if TYPE_CHECKING:
     from rhapsody.history import Attempt, Busy, Graph, Lane, NameStatistics, Step
+    from rhapsody.plugins import NodeSample
 
 COLORS = {
     "done": "#2da44e",
@@ -55,6 +56,12 @@ SEPARATED = 1000
 NARROW = 300
 """Attempts that are shorter than the run divided by this number have outlines in their own color,
 because dark outlines would hide them."""
+
+LOAD_ROW = 56
+"""Height of a node's row in the chart of the load, in pixels."""
+
+LOADS = {"processors": "running", "memory": "retried", "GPUs": "building"}
+"""What the chart of the load shows, each with the name of its color."""
 
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
@@ -102,14 +109,14 @@ def _chart(found: Any, legend: Iterable[tuple[str, str]] = ()) -> Chart:
     return Chart(json_item(found), found.height, tuple(legend))
 
 
-def _label_rows(found: Any, labels: Sequence[str]) -> None:
+def _label_rows(found: Any, labels: Sequence[str], height: int = ROW) -> None:
     """Label the rows of a figure, or some of them if there is no space for all.
 
     Labels are plain text: to draw formulas, Bokeh would load another script.
     """
     axis = found.yaxis
     axis.major_tick_line_alpha = axis.axis_line_alpha = 0
-    every = math.ceil(len(labels) * ROW / TALL)
+    every = 1 if height > ROW else math.ceil(len(labels) * ROW / TALL)
     shown = range(0, len(labels), every)
     axis.ticker = FixedTicker(ticks=list(shown))
     axis.major_label_overrides = {
@@ -317,6 +324,79 @@ def utilization(parts: Sequence[Busy], cores: float | None) -> Chart | None:
     )
     tips = [("attempts", "@attempts{0.0}"), ("cores", "@cores{0.0}")]
     plot.add_tools(HoverTool(renderers=[parts_of_it], tooltips=tips, mode="vline"))
+    return _chart(plot, legend)
+
+
+# Load of the nodes.
+
+
+def load(samples: Sequence[NodeSample], began: float, end: float) -> Chart | None:
+    """Return the chart of the load of the nodes, with a row for each, on the timeline's axis.
+
+    Args:
+        samples: The loads.
+        began: The start of the run, in seconds since the epoch.
+        end: The end of the time axis, in microseconds.
+    """
+    nodes = list(dict.fromkeys(sample.node for sample in samples))[:MAX_NAMES]
+    if not nodes:
+        return None
+    unit, text = _unit(end / 1e6)
+    plot = _figure(
+        len(nodes) * LOAD_ROW + 60,
+        end / 1e6 / unit,
+        f"{text} since the start",
+        y_range=(len(nodes) - 0.5, -0.5),
+    )
+    _label_rows(plot, nodes, LOAD_ROW)
+    has_gpus = any(sample.gpus for sample in samples)
+    legend = [(name, COLORS[color]) for name, color in LOADS.items() if name != "GPUs" or has_gpus]
+    columns: dict[str, list[Any]] = {}
+    for row, node in enumerate(nodes):
+        own = [sample for sample in samples if sample.node == node]
+        rights = [max(0.0, sample.time - began) / unit for sample in own]
+        lefts = [
+            max(0.0, right - sample.seconds / unit)
+            for right, sample in zip(rights, own, strict=True)
+        ]
+        values = {
+            "processors": [sample.cpu for sample in own],
+            "memory": [sample.memory for sample in own],
+            "GPUs": [sum(sample.gpus) / max(1, len(sample.gpus)) for sample in own],
+        }
+        times = [*lefts, rights[-1]]
+        for name, color in legend:
+            # Row 0 is at the top: a load of 0 is at the lower edge of a row.
+            heights = [row + 0.4 - 0.8 * each for each in (*values[name], values[name][-1])]
+            if name == "processors":
+                plot.varea_step(
+                    x=times, y1=[row + 0.4] * len(times), y2=heights, step_mode="after",
+                    fill_color=color, fill_alpha=0.6,
+                )  # fmt: skip
+            else:
+                plot.step(x=times, y=heights, mode="after", line_color=color, line_width=2)
+        rows: dict[str, list[Any]] = {
+            **values,
+            "left": lefts,
+            "right": rights,
+            "row": [row] * len(own),
+            "node": [node] * len(own),
+        }
+        for name in ("read", "written", "received", "sent"):
+            rows[name] = [f"{size(getattr(sample, name))}/s" for sample in own]
+        for name, found in rows.items():
+            columns.setdefault(name, []).extend(found)
+    areas = plot.hbar(
+        y="row", left="left", right="right", height=0.8, fill_alpha=0, line_color=None,
+        source=ColumnDataSource(columns),
+    )  # fmt: skip
+    tips = [
+        ("node", "@node"),
+        *((name, f"@{name}{{0 %}}") for name, _ in legend),
+        ("disks", "@read read, @written written"),
+        ("network", "@received received, @sent sent"),
+    ]
+    plot.add_tools(HoverTool(renderers=[areas], tooltips=tips))
     return _chart(plot, legend)
 
 

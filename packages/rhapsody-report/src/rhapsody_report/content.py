@@ -30,6 +30,7 @@ from rhapsody.history import (
     resources_text,
     utilization,
 )
+from rhapsody.plugins import NodeSample
 from rhapsody_report import charts
 from rhapsody_report.layout import drawing
 
@@ -100,6 +101,7 @@ def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
         "statistics": statistics,
         "failures": failure_groups(history),
         "timeline": _timeline(found, end, attempts, path, active=may_run(run)),
+        "load": _load(history, end),
         "utilization": _utilization(history, found, end),
         "path": _path(path, end),
         "durations": charts.durations(statistics),
@@ -287,6 +289,31 @@ def _timeline(
         "workers": len({(lane.group, _SLOT.sub("", lane.name)) for lane in slots}),
         "attempts": attempts,
         "aggregated": aggregated,
+    }
+
+
+def _load(history: RunHistory, end: float) -> dict[str, Any]:
+    """Return the load of the nodes: the chart, and the values of each node for the table."""
+    nodes: dict[str, list[NodeSample]] = {}
+    for sample in history.nodes:
+        nodes.setdefault(sample.node, []).append(sample)
+    rows = []
+    for name, samples in list(nodes.items())[:LISTED]:
+        seconds = sum(each.seconds for each in samples) or 1.0
+        mean = {
+            field: sum(getattr(each, field) * each.seconds for each in samples) / seconds
+            for field in ("cpu", "read", "written", "received", "sent")
+        }
+        peak = max(samples, key=lambda each: each.memory * each.memory_size)
+        rows.append(
+            {**mean, "node": name, "most": max(each.cpu for each in samples), "memory": peak.memory,
+             "size": peak.memory_size}
+        )  # fmt: skip
+    return {
+        "chart": charts.load(history.nodes, origin(history), end),
+        "rows": rows,
+        "nodes": len(nodes),
+        "several": len(nodes) > charts.MAX_NAMES,
     }
 
 

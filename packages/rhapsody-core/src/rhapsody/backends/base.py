@@ -31,7 +31,7 @@ from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityErr
 from rhapsody.resources import seconds_of_job
 from rhapsody.sdk.threads import in_thread
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskDescription, task_kind
+from rhapsody.task import NodeSample, TaskDescription, task_kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -696,6 +696,17 @@ class ManagedBackend(BaseExecutionBackend):
             the job is not known.
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
+
+    def watch_nodes(self, report: Callable[[NodeSample], object] | None) -> None:
+        """Begin to report the load of the nodes on which this backend's workers run.
+
+        Called by the engine on its loop after the backend has started, if a plugin wants samples,
+        and again with `None` before the engine shuts down. A later call replaces `report`. This
+        class reports nothing; the engine samples its own node. See `rhapsody.sdk.NodeSampler`.
+
+        Args:
+            report: Function that receives each sample, from any thread; `None` to end the reports.
+        """
 
     def cores_in_use(self) -> tuple[float, int] | None:
         """Return the number of cores in use and the total number of cores.

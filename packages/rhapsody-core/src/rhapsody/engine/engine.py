@@ -240,6 +240,7 @@ class WorkflowEngine(OlderNames):
                 signal_registry.add(engine, engine._interrupt, engine._settle)
             for hook in hooks.workflow_started:
                 hooks.call(hook, raises=UsageError, engine=engine)
+            runtime.node_samples.start(engine._attached.values())
         except BaseException:
             await engine._undo(owned)
             raise

@@ -25,6 +25,7 @@ from rhapsody.engine.core.backend_handles import BackendHandle
 from rhapsody.engine.core.background import Background
 from rhapsody.engine.core.error_messages import annotate, leave_error
 from rhapsody.engine.core.events import Failures, Observation, UnawaitedErrors
+from rhapsody.engine.core.node_samples import NodeSamples
 from rhapsody.engine.core.pushdown import PushDown
 from rhapsody.engine.core.record import BlockRecord, TaskRecord
 from rhapsody.engine.core.results import Results
@@ -158,6 +159,7 @@ class Runtime:
         )
         self.callbacks: Callbacks = Callbacks(uid, scheduler, background, self.observation)
         self.blocks: Blocks = Blocks(scheduler, background, values)
+        self.node_samples: NodeSamples = NodeSamples(hooks, engine, background)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Attach a started backend; the first one is the default.
@@ -322,6 +324,7 @@ class Runtime:
             scheduler.cancel_all()
             self.pushdown.close()
         self.memoization.stop_looking()
+        self.node_samples.stop()
         await asyncio.gather(*(dispatcher.close(GRACE) for dispatcher in self.dispatchers.values()))
         await self.background.settle(GRACE)
         if skip_backends:

@@ -31,7 +31,7 @@ from rhapsody.history.outputs import Place
 from rhapsody.identity import split_label, without_engine
 from rhapsody.sdk.runs import BASE, LOCK, NAME, RECORD, runs_in
 from rhapsody.states import TasksMainStates
-from rhapsody.task import Usage
+from rhapsody.task import NodeSample, Usage
 
 FORMAT: int = 1
 """Version of the format of records, increased by changes after which older readers would be wrong.
@@ -425,12 +425,14 @@ class RunHistory:
             task of the first engine is its uid, `task.000001`; that of another engine begins with
             the engine's uid, `engine.1a2b3c4d.task.000001`.
         problems: Descriptions of damaged lines, which are not part of the history.
+        nodes: The load of the nodes over time, in the order of the times.
     """
 
     run: RunRecord
     engines: Mapping[str, EngineRecord]
     tasks: Mapping[str, TaskRun]
     problems: tuple[str, ...] = ()
+    nodes: tuple[NodeSample, ...] = ()
 
 
 def read_run(path: str | os.PathLike[str]) -> RunHistory:
@@ -474,6 +476,7 @@ class RecordReader:
         self._ends: dict[str, list[Mapping[str, Any]]] = {}
         self._changed: dict[str, None] = {}  # keys of the tasks with such lines
         self._tasks: dict[str, TaskRun] = {}
+        self._nodes: list[NodeSample] = []
         self._problems: list[str] = []
 
     def update(self) -> bool:
@@ -585,6 +588,8 @@ class RecordReader:
             _require(line, _ENGINE)
             self._engines.setdefault(line["uid"], {}).update(_renamed(event, line))
             self._first = self._first or line["uid"]
+        elif event == "node":
+            self._nodes.append(_node(line))
         elif event == "run_end":
             _require(line, _RUN_END)
         if event != "engine_end":  # if anything follows `run_end`, the run continues
@@ -608,7 +613,7 @@ class RecordReader:
                     self._problems.append(f"{key} is skipped: its lines are malformed ({error!r})")
         engines = {uid: _engine(uid, found) for uid, found in self._engines.items()}
         run = _run(self.path, self._run, self._end, list(self._engines.values()))
-        return RunHistory(run, engines, dict(tasks), tuple(self._problems))
+        return RunHistory(run, engines, dict(tasks), tuple(self._problems), tuple(self._nodes))
 
     def _task(self, key: str) -> TaskRun:
         former, line = self._tasks.get(key), self._calls.pop(key, None)
@@ -638,6 +643,18 @@ class RecordReader:
             get("time", 0.0), block, get("scope"), tuple(dependencies), get("resources") or {},
             get("settings") or {}, tuple(attempts),
         )  # fmt: skip
+
+
+def _node(line: Mapping[str, Any]) -> NodeSample:
+    """Return a sample of a node. Raise a `TypeError` or a `KeyError` if it is malformed."""
+    numbers = ("seconds", "cpu", "memory", "memory_size", "read", "written", "received", "sent")
+    found = {name: line.get(name, 0) for name in (*numbers, "time")}
+    gpus = tuple(line.get("gpus", ()))
+    if not (is_time(found["time"]) and isinstance(line["node"], str)):
+        raise TypeError("malformed values")
+    if not all(type(each) in (int, float) for each in (*found.values(), *gpus)):
+        raise TypeError("a value is no number")
+    return NodeSample(line["node"], gpus=gpus, **found)
 
 
 def _json(text: bytes) -> Any:

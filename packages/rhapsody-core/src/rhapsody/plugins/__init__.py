@@ -42,12 +42,14 @@ if TYPE_CHECKING:
         TaskFiles,
         hookimpl,
     )
+    from rhapsody.task import NodeSample
 
     __all__ = [
         "API_VERSION", "AttemptFiles", "AttemptId", "BackendOption", "BackendSpec", "CommandLine",
-        "CommandOption", "EngineOption", "Failure", "Frame", "LookupTask", "ObservedEngine",
-        "Outcome", "Record", "Recorded", "StartedRun", "Stats", "Summary", "TaskCall", "TaskEvent",
-        "TaskFiles", "TaskId", "UsageError", "hookimpl", "hooks", "split_label",
+        "CommandOption", "EngineOption", "Failure", "Frame", "LookupTask", "NodeSample",
+        "ObservedEngine", "Outcome", "Record", "Recorded", "StartedRun", "Stats", "Summary",
+        "TaskCall", "TaskEvent", "TaskFiles", "TaskId", "UsageError", "hookimpl", "hooks",
+        "split_label",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -62,5 +64,6 @@ else:
                 "LookupTask ObservedEngine Outcome Record Recorded StartedRun Stats Summary "
                 "TaskCall TaskEvent TaskFiles hookimpl"
             ),
+            "rhapsody.task": "NodeSample",
         },
     )

@@ -551,6 +551,7 @@ class EngineHooks:
     program_event: tuple[PluginHook, ...]
     task_calls: tuple[PluginHook, ...]
     task_events: tuple[PluginHook, ...]
+    node_samples: tuple[PluginHook, ...]
     trace_tasks: tuple[PluginHook, ...]
     prepare_task: tuple[PluginHook, ...]
     select_backend: tuple[PluginHook, ...]

@@ -29,7 +29,7 @@ from rhapsody.errors import Failure, UsageError
 from rhapsody.masking import MIN_SECRET_LENGTH, mask, merged, secrets_of
 from rhapsody.plugins.options import BackendOption
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription, Usage
+from rhapsody.task import NodeSample, TaskDescription, Usage
 
 if TYPE_CHECKING:
     import argparse
@@ -59,6 +59,7 @@ __all__ = [
     "rhapsody_backends",
     "rhapsody_commands",
     "rhapsody_lookup_results",
+    "rhapsody_node_samples",
     "rhapsody_observers",
     "rhapsody_prepare_task",
     "rhapsody_record_results",
@@ -900,6 +901,20 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
     Args:
         engine: The engine.
         events: The changes, which are shared with other plugins and must not be modified.
+    """
+
+
+@hookspec
+def rhapsody_node_samples(engine: ObservedEngine, samples: Sequence[NodeSample]) -> None:
+    """Observe the load of nodes: that of the program, and those on which a backend runs tasks.
+
+    Called on the engine's loop every few seconds, and once before `rhapsody_workflow_finished`. The
+    hook must be quick: the loop waits for it. Nodes are only sampled if a plugin implements this
+    hook, where psutil is installed, and by backends that implement `watch_nodes`.
+
+    Args:
+        engine: The engine.
+        samples: The loads since the last sample of each node.
     """
 
 

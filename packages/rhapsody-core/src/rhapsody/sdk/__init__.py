@@ -47,6 +47,7 @@ from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, work
 from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.modules import Origins, own_modules, spec_of
 from rhapsody.sdk.mpi import require_mpi4py, run_rank
+from rhapsody.sdk.nodes import NodeSampler
 from rhapsody.sdk.processes import Program, Reaper
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
@@ -97,19 +98,19 @@ from rhapsody.undeclared import copy_all
 __all__ = [
     "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE", "RESERVED", "RUNNER_FILE",
     "CallResult", "CallSpec", "Captured", "CapturedOutput", "Environment", "Launch", "Mailbox",
-    "Meter", "Origins", "Output", "PerProcess", "Program", "ProtocolVersionError", "Readiness",
-    "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner", "SharedLoop",
-    "SlurmReason", "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram", "TaskService",
-    "TaskValues", "WorkerLoop", "accepts", "add_note", "call_ready", "call_spec", "cannot_pack",
-    "copied_classes", "copy_all", "copy_into", "describe_error", "dumps", "end_of_file", "escaped",
-    "finish", "hosts_of_job", "in_thread", "is_async", "is_cancelling", "known", "link_into",
-    "made_in_time", "make_sandbox", "mask", "memory_in_bytes", "moved", "name_in_sandbox",
-    "nodes_of_job", "output_of", "own_modules", "pack", "pack_call", "pack_error", "parse_ready",
-    "parts", "pickler", "plain_name", "recording", "require_mpi4py", "require_unused",
-    "require_version", "run_rank", "search_output", "seconds", "seconds_of_building",
-    "seconds_of_job", "sent_modules", "settable", "similar", "slurm_refusal", "slurm_waiting",
-    "spec_of", "start_thread", "streams", "suggestion", "task_context", "task_environment",
-    "task_kind", "text_of", "time_needed", "too_early", "trimmed", "unpack", "unpack_error",
-    "wait_until", "watch_files", "watching", "without_own_frames", "worker_values",
+    "Meter", "NodeSampler", "Origins", "Output", "PerProcess", "Program", "ProtocolVersionError",
+    "Readiness", "Ready", "Reaper", "Recorder", "Reference", "RemoteTraceback", "Runner",
+    "SharedLoop", "SlurmReason", "StaleModuleError", "TaskContext", "TaskKind", "TaskProgram",
+    "TaskService", "TaskValues", "WorkerLoop", "accepts", "add_note", "call_ready", "call_spec",
+    "cannot_pack", "copied_classes", "copy_all", "copy_into", "describe_error", "dumps",
+    "end_of_file", "escaped", "finish", "hosts_of_job", "in_thread", "is_async", "is_cancelling",
+    "known", "link_into", "made_in_time", "make_sandbox", "mask", "memory_in_bytes", "moved",
+    "name_in_sandbox", "nodes_of_job", "output_of", "own_modules", "pack", "pack_call",
+    "pack_error", "parse_ready", "parts", "pickler", "plain_name", "recording", "require_mpi4py",
+    "require_unused", "require_version", "run_rank", "search_output", "seconds",
+    "seconds_of_building", "seconds_of_job", "sent_modules", "settable", "similar", "slurm_refusal",
+    "slurm_waiting", "spec_of", "start_thread", "streams", "suggestion", "task_context",
+    "task_environment", "task_kind", "text_of", "time_needed", "too_early", "trimmed", "unpack",
+    "unpack_error", "wait_until", "watch_files", "watching", "without_own_frames", "worker_values",
     "working_directory",
 ]  # fmt: skip

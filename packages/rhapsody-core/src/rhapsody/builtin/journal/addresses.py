@@ -21,7 +21,7 @@ from pathlib import PurePath
 from typing import Any
 
 from rhapsody.reading import pieces
-from rhapsody.sdk.introspect import content_of
+from rhapsody.sdk.introspect import content_of, is_in_its_module
 from rhapsody.sdk.value_handles import WorkerValue
 
 PLAIN = (
@@ -136,7 +136,11 @@ class _Texts(pickle.Pickler):
         if isinstance(value, types.MappingProxyType):
             return dict, (dict(value),)
         if not isinstance(value, types.FunctionType):
-            return NotImplemented
+            if is_in_its_module(value if isinstance(value, type) else type(value)):
+                return NotImplemented
+            if not isinstance(value, type):  # its class is defined in a function, for example
+                self.left += value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[1:]
+            return tuple, ()
         if id(value) not in self._functions:
             self._functions.add(id(value))
             inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]

@@ -378,7 +378,7 @@ class CodeFingerprint:
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
-        return self._program.origins.own(file_of(kind.__module__))
+        return self._program.is_own(kind)
 
     def caches(self, value: object, state: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of an object's attributes that are treated as empty caches.

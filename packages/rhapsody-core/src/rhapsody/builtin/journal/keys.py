@@ -628,6 +628,8 @@ class Keys:
     def texts_of_code(self, function: object) -> frozenset[str]:
         """Return the texts and integers in the variables that a function reads, as text.
 
+        These include environment variables.
+
         Args:
             function: The function of a task whose key was computed. Its code is not searched if the
                 task has a `version`, or if it is a method or another callable object.
@@ -639,6 +641,7 @@ class Keys:
         if former is not known:
             found = known.found
             values = [value for *_, value in found.read] + [value for _, value in found.cells]
+            values += [value for _, value in found.environment]
             codes: list[Callable[..., object]] = []
             texts = frozenset(texts_of((each for each in values if isinstance(each, PLAIN)), codes))
             self._texts[function] = known, texts  # also if a factory uses its own handle

@@ -19,14 +19,21 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from functools import cache, cached_property
 from typing import Any
 
-from rhapsody.builtin.journal.values import UnhashableError, is_plain_python
+from rhapsody.builtin.journal.values import (
+    OF_PANDAS,
+    UnhashableError,
+    attributes_left_out,
+    is_plain_python,
+)
 from rhapsody.sdk.introspect import slots_of
 from rhapsody.sdk.runner import pickler
+
+_REDUCING = "__reduce__", "__reduce_ex__", "__getstate__"
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
@@ -37,12 +44,13 @@ Read = Iterable[tuple[Mapping[str, Any], str, object]]
 """Variables that code reads. See `CodeFingerprint.read`."""
 
 
-def packed(content: tuple[object, ...], read: Read) -> bytes:
+def packed(content: tuple[object, ...], read: Read, own: Callable[[type], bool]) -> bytes:
     """Return the pickle of a result.
 
     Args:
         content: The value, followed by what else is stored with it.
         read: The variables that the task's code reads.
+        own: Function that returns True for the classes of the program.
 
     Raises:
         UnhashableError: The value contains an instance of `object` that has no name, or an object
@@ -53,7 +61,7 @@ def packed(content: tuple[object, ...], read: Read) -> bytes:
         return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
     stream = io.BytesIO()
     try:
-        _Pickler(stream, read).dump(content)
+        _Pickler(stream, read, own).dump(content)
     except UnhashableError:
         raise
     except Exception:  # it contains objects that pickle cannot find by name
@@ -101,8 +109,8 @@ def _omitted(value: Any) -> str | None:
     kind: Any = type(value)
     numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
     if pandas is not None and isinstance(value, (pandas.DataFrame, pandas.Series)):
-        kept = {*kind._metadata, "attrs", "flags"}
-        return next((each for each in attributes if each[:1] != "_" and each not in kept), None)
+        kept = {*kind._metadata, "attrs", "flags", *OF_PANDAS}
+        return next((each for each in attributes if each not in kept), None)
     if kind.__module__.partition(".")[0] == "numpy":
         return None
     omitting: list[Any] = [
@@ -132,9 +140,10 @@ def held(kind: type, name: str) -> object:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, read: Read) -> None:
+    def __init__(self, stream: io.BytesIO, read: Read, own: Callable[[type], bool]) -> None:
         super().__init__(stream, pickle.HIGHEST_PROTOCOL)
         self._read = read
+        self._own = own
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
@@ -146,10 +155,21 @@ class _Pickler(pickle.Pickler):
                 found[id(value)] = module, name
         return found
 
+    def _left_out(self, value: Any) -> str | None:
+        """Return the name of an attribute that a library's method leaves out, if there is one."""
+        kind: Any = type(value)
+        if all(getattr(kind, each, None) is getattr(object, each) for each in _REDUCING):
+            return None  # they keep all attributes
+        if isinstance(value, type) or not self._own(kind):
+            return None
+        made = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        state = made[2] if type(made) is tuple and len(made) > 2 else None
+        return next(iter(attributes_left_out(value, state, self._own)), None)
+
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
         _require_same_kind(value)
-        if (omitted := _omitted(value)) is not None:
+        if (omitted := _omitted(value) or self._left_out(value)) is not None:
             raise UnhashableError(
                 f"its result contains a {kind.__qualname__} with the attribute {omitted!r}, which "
                 "a pickle omits; return the attribute separately, or define __reduce__"

@@ -888,9 +888,8 @@ class Journal:
             value += advanced, addresses, returned
         try:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else it is too large
-                packed = pickling.packed(
-                    value, key.used.found.read if key.here and key.used else ()
-                )
+                read = key.used.found.read if key.here and key.used else ()
+                packed = pickling.packed(value, read, self._program.is_own)
         except UnhashableError as error:
             self._refuse(record.task["name"], str(error))
             return None

@@ -546,6 +546,10 @@ class Surroundings:
         self.has_changed: Callable[[str], bool] = lambda name: False
         self.imported: dict[str, Stamp] = {}
 
+    def is_own(self, kind: type) -> bool:
+        """Return True if a class belongs to the program and not to a library."""
+        return self.origins.own(file_of(kind.__module__))
+
     def is_as_imported(self, holder: object, name: str, value: object) -> bool:
         """Return True if a variable is known to have the value that an import gives it.
 

@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
-from rhapsody.sdk.introspect import cached_properties, slots_of
+from rhapsody.sdk.introspect import MISSING, cached_properties, mangled, slots_of
 from rhapsody.sdk.value_handles import WorkerValue
 
 DIGEST_SIZE = 16
@@ -333,29 +333,6 @@ class Values:
         else:
             self._reduced(value, feed)
 
-    def _left_out(self, value: object, state: object) -> dict[str, object]:
-        """Return the attributes of the program's object that methods of a library do not pickle.
-
-        Examples are those of subclasses of `Counter`, `Decimal`, `datetime` and `Path`. If a method
-        of the program pickles the object, return an empty dict.
-
-        Args:
-            value: The object.
-            state: The state with which pickle would rebuild it.
-        """
-        attributes: dict[str, object] = getattr(value, "__dict__", {})
-        if not attributes or not self._collector.own(type(value)):
-            return {}
-        parts = state if type(state) is tuple else (state,)
-        if any(type(each) is dict and attributes.keys() <= each.keys() for each in parts):
-            return {}
-        for cls in type(value).__mro__:
-            if self._collector.own(cls) and not _PICKLING.isdisjoint(vars(cls)):
-                return {}
-            if cls.__module__.startswith("pandas."):  # whose own attributes begin with underscores
-                attributes = {name: each for name, each in attributes.items() if name[0] != "_"}
-        return attributes
-
     def _reduced(self, value: Any, feed: Feed) -> None:
         """Add the parts from which pickle would rebuild an object to a digest."""
         kind = type(value)
@@ -384,7 +361,7 @@ class Values:
                 self._items(b"l", (getattr(value, "__dict__", None), slots), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        left_out_by_library = self._left_out(value, state)
+        left_out_by_library = attributes_left_out(value, state, self._collector.own)
         if type(state) is dict:
             properties, caches = cached_properties(kind), self._collector.caches(value, state)  # type: ignore[arg-type]
             if kind is functools.singledispatchmethod:
@@ -558,6 +535,46 @@ _PICKLING = frozenset((
     "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
 ))  # fmt: skip
 """Methods that say what pickle stores."""
+
+OF_PANDAS: frozenset[str] = frozenset((
+    "_attrs", "_cache", "_cacher", "_data", "_flags", "_id", "_index", "_is_copy", "_item_cache",
+    "_mgr", "_name", "_references",
+))  # fmt: skip
+"""Attributes of the tables of pandas itself."""
+
+
+def attributes_left_out(
+    value: object, state: object, own: Callable[[type], bool]
+) -> dict[str, object]:
+    """Return the attributes of an object of the program that a library's methods do not pickle.
+
+    Examples are those of subclasses of `Counter`, `Decimal`, `datetime` and `Path`. If a method of
+    the program pickles the object, return an empty dict.
+
+    Args:
+        value: The object.
+        state: The state with which pickle would rebuild it.
+        own: Function that returns True for the classes of the program.
+    """
+    kind = type(value)
+    if not own(kind):
+        return {}
+    classes = [cls for cls in kind.__mro__ if own(cls)]
+    attributes: dict[str, object] = dict(getattr(value, "__dict__", None) or ())
+    for cls in classes:
+        given = vars(cls).get("__slots__", ())
+        for name in (given,) if isinstance(given, str) else given:
+            found = getattr(value, mangled(name, cls.__name__), MISSING)
+            if found is not MISSING and name not in ("__dict__", "__weakref__"):
+                attributes[mangled(name, cls.__name__)] = found
+    for part in state if type(state) is tuple else (state,):
+        if type(part) is dict:
+            attributes = {name: each for name, each in attributes.items() if name not in part}
+    if not attributes or any(not _PICKLING.isdisjoint(vars(cls)) for cls in classes):
+        return {}
+    if any(cls.__module__.startswith("pandas.") for cls in kind.__mro__):
+        return {name: each for name, each in attributes.items() if name not in OF_PANDAS}
+    return attributes
 
 
 def is_plain_python(kind: type) -> bool:

@@ -45,6 +45,7 @@ from rhapsody.plugins.specs import (
 )
 from rhapsody.sdk.capture import TruncatedText
 from rhapsody.states import TasksMainStates
+from rhapsody.task import NodeSample
 from rhapsody.tracebacks import as_lines
 
 MESSAGE = 2000
@@ -463,6 +464,17 @@ def _option(value: Any) -> Any:
     if type(value).__name__.startswith("_"):  # an internal observer
         return None
     return f"<{type(value).__name__}>" if not hasattr(value, "attempts") else str(value)[:SHOWN]
+
+
+def node_line(sample: NodeSample) -> str:
+    """Return the line for the load of a node."""
+    found: dict[str, Any] = sample._asdict()
+    found["time"] = _rounded(sample.time)
+    for name in ("seconds", "cpu", "memory"):
+        found[name] = round(found[name], 3)
+    for name in ("read", "written", "received", "sent"):
+        found[name] = round(found[name])
+    return _line("node", found)
 
 
 def engine_end_line(engine: str, summary: Summary, now: float) -> str:

@@ -33,6 +33,7 @@ from rhapsody.builtin.record.lines import (
     counts,
     engine_end_line,
     engine_line,
+    node_line,
     run_end_line,
     run_line,
 )
@@ -52,6 +53,7 @@ from rhapsody.plugins.specs import (
 from rhapsody.sdk import PerProcess
 from rhapsody.sdk.runs import BASE, RECORD, Run, enter_run, leave_run
 from rhapsody.sdk.threads import start_thread
+from rhapsody.task import NodeSample
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -347,6 +349,13 @@ class RunRecorder:
         """Encode events."""
         if self._encoder is not None:
             self._add(engine, self._encoder.events(events))
+
+    @hookimpl
+    def rhapsody_node_samples(self, engine: ObservedEngine, samples: Sequence[NodeSample]) -> None:
+        """Encode samples of nodes."""
+        if self._file is not None:
+            now = self._file.clock.now()
+            self._add(engine, [node_line(sample._replace(time=now)) for sample in samples])
 
     @hookimpl(trylast=True)
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
