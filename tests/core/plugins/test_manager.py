@@ -25,6 +25,7 @@ ENGINE_HOOKS = {
     "rhapsody_program_event": ["time", "name", "uid", "details"],
     "rhapsody_task_calls": ["engine", "calls"],
     "rhapsody_task_events": ["engine", "events"],
+    "rhapsody_node_samples": ["engine", "samples"],
     "rhapsody_trace_tasks": ["engine", "tasks"],
     "rhapsody_prepare_task": ["engine", "task"],
     "rhapsody_select_backend": ["engine", "task", "candidates"],

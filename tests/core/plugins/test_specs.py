@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +26,7 @@ from rhapsody import (
 from rhapsody.backends.noop import DUMMY_OUTPUT
 from rhapsody.cli import main
 from rhapsody.cli.plugin_options import add_options
-from rhapsody.plugins import CommandOption, manager
+from rhapsody.plugins import CommandOption, NodeSample, manager
 from tests._support.distributions import BACKEND, declaration, install, unique
 from tests._support.histories import Records
 
@@ -193,6 +193,24 @@ def test_rhapsody_task_events_comes_in_batches_also_for_a_fan(site: Path) -> Non
     assert len(plugin.seen) < 50
     numbers = [event.uid for batch in plugin.seen for event in batch if event.state == "DONE"]
     assert numbers == sorted(numbers)
+
+
+def test_rhapsody_node_samples_tells_the_load_of_nodes(site: Path) -> None:
+    plugin = Installed(site, "def rhapsody_node_samples(samples): seen.extend(samples)")
+    sample = NodeSample("node17", 5.0, 0.5, 0.25, 2**34)
+
+    class Backend(LocalExecutionBackend):
+        def watch_nodes(self, report: Callable[[NodeSample], object] | None) -> None:
+            if report is not None:
+                report(sample)
+
+    async def workflow() -> Any:
+        async with WorkflowEngine.create(Backend()) as flow:
+            return await flow.function_task(lambda x: x * x)(2)
+
+    run(workflow())
+    (told,) = [each for each in plugin.seen if each.node == "node17"]
+    assert told == sample._replace(time=told.time)
 
 
 def test_rhapsody_prepare_task_changes_what_is_run(site: Path) -> None:
