@@ -136,7 +136,7 @@ def with_memo(x: int) -> Any:
         MODEL = (n for n in range(3))  # it could not be digested
     if x not in CACHE:
         CACHE[x + 1] = [x]
-    return CACHE, MODEL
+    return CACHE.get(x), MODEL
 
 
 def reads_cache() -> Any:

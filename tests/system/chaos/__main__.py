@@ -1,6 +1,6 @@
 """Random graphs with misfortunes, seed after seed.
 
-    python -m tests.system.chaos --backend threads|processes|dask|pilot --tasks 2000 --seeds 500
+    python -m tests.system.chaos --backend processes --tasks 2000 --seeds 500
 
 Prints a line for each seed. The first seed that fails ends it with exit code 1, what went wrong
 and the command that runs that seed alone. With `--done FILE` it goes on where it was stopped.

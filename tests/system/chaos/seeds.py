@@ -47,6 +47,7 @@ MODES = {
         "reports shutdown disk",
     ),
     "dask": ("workers", "workers reports", "reports", "killed", "scheduler", "workers shutdown"),
+    "dragon": ("workers", "workers reports", "reports", "killed", "workers shutdown"),
     "pilot": ("plain",),
 }
 """Faults that may occur on each backend, those of a line together; the seed selects a line."""
@@ -62,6 +63,7 @@ OPTIONS = {
     "threads": ["-b", "local"],
     "processes": ["-b", "local", "-o", "executor=process", "-o", "cores=2"],
     "dask": ["-b", "dask", "-o", "n_workers=2", "-o", "threads=1", "-e", "push_down=false"],
+    "dragon": ["-b", "dragon", "-o", "cores=2"],
 }
 """The backends for `rhapsody run`."""
 

@@ -45,6 +45,11 @@ def backend_of(name: str, mode: str, seed: int, place: Path) -> Any:
 
         kind = DaskExecutionBackend
         more = {"resources": {"n_workers": 2, "threads": 1 + seed % 2, "memory_limit": "1 GiB"}}
+    elif name == "dragon":
+        from rhapsody_dragon import DragonExecutionBackend
+
+        kind = DragonExecutionBackend
+        more = {"cores": 2 + seed % 2}
     else:
         from rhapsody_radical import RadicalExecutionBackend
 

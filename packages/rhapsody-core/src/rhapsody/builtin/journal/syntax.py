@@ -25,19 +25,27 @@ SCOPES = FUNCTIONS | ast.ClassDef | ast.Lambda | _COMPREHENSIONS
 
 CALLED, PASSED, MERGED, CONTAINS, STORED = "called", "passed", "merged", "contains", "stored"
 ITEM_READ, ITEM_SET, ITEM_DELETED = "item read", "item set", "item deleted"
-OTHER = "other"
+TESTED, OTHER = "tested", "other"
 """Values of `Use.by`: what code does with a value. It is called, is an argument, is an operand or
-part of a dict display (`a | b`, `{**a}`), is searched with `in`, or becomes an item or an index of
-another container; or one of its items is read, set or deleted."""
+part of a dict display (`a | b`, `{**a}`), is searched with `in`, becomes an item or an index of
+another container, or is only tested (`if not a`, `if a is None`, `if len(a) > 9`); or one of its
+items is read, set or deleted."""
 
 FILLS, READS, LISTS = "fills", "reads", "lists"
-"""What code does with a cache. Code that lists the items of a dict does not use it as a cache."""
+"""What code does with single items of a cache, or with all of them. Code that does anything with
+all items, such as listing or counting them, does not use the variable as a cache."""
 
 _CACHE = re.compile("(cache|caches|memo)_?$|^_*cached_|^repr_running$", re.IGNORECASE)
 """Matches the names of variables that are caches; the last one is that of `reprlib`."""
 
 _FILLING_METHODS = frozenset(("add", "setdefault", "update"))
 """Names of methods that fill a dict or a set."""
+
+_READING_METHODS = frozenset(("get", "pop", "setdefault"))
+"""Names of methods that read single items."""
+
+_REMOVING_METHODS = frozenset(("clear", "discard", "popitem", "remove"))
+"""Names of methods that remove items."""
 
 
 class Use(NamedTuple):
@@ -66,9 +74,12 @@ class Use(NamedTuple):
             method = self.chain[-1] if self.by == CALLED else ""
             if self.by == ITEM_SET or method in _FILLING_METHODS:
                 yield FILLS, self.container
-            if self.by != ITEM_SET and (method not in _FILLING_METHODS or method == "setdefault"):
+            if self.by in (ITEM_READ, CONTAINS) or method in _READING_METHODS:
                 yield READS, self.container
-            if method in ("keys", "values", "items"):
+            of_items = self.by in (ITEM_READ, ITEM_SET, ITEM_DELETED, CONTAINS, TESTED)
+            if not of_items and method not in (
+                _FILLING_METHODS | _READING_METHODS | _REMOVING_METHODS
+            ):
                 yield LISTS, self.container
 
 
@@ -304,6 +315,15 @@ class _ScopedTree:
     def _by(self, node: ast.AST, above: ast.AST | None) -> str:
         """Return what code does with a value that is neither called nor has a subscript."""
         match above:
+            case ast.UnaryOp(op=ast.Not()):
+                return TESTED
+            case ast.If() | ast.While() | ast.IfExp() if above.test is node:
+                return TESTED
+            case ast.Compare(left=left, comparators=[ast.Constant(value=None)]) if left is node:
+                return TESTED
+            case ast.Call(func=ast.Name(id="len")):
+                tested = self._above.get(above)
+                return TESTED if isinstance(tested, ast.Compare) else PASSED
             case ast.Call() | ast.keyword():
                 return PASSED
             case ast.Starred():
