@@ -188,6 +188,10 @@ def test_a_memo_of_a_class_does_not_change_the_next_key(keys: Keys) -> None:
     assert key_of(keys, with_class, 1).digest == first
     WithMemo.rate[1] = 2
     keys.begin()
+    with pytest.raises(UnhashableError, match="may contain items that were computed before"):
+        key_of(keys, with_class, 1)
+    WithMemo.memo.clear()
+    keys.begin()
     assert key_of(keys, with_class, 1).digest != first
 
 
@@ -436,6 +440,61 @@ def test_an_empty_container_that_is_a_cache_is_not_compared(
         keys.begin()
         keys.require_same_values(task, key)
         assert keys.of(task, {}, {}).digest == key.digest
+
+
+FILLED = {
+    "dict": (
+        "X_CACHE = {}\ndef h(x):\n    if x not in X_CACHE: X_CACHE[x] = g(x)\n    return X_CACHE[x]"
+    ),
+    "made once": "X = None\ndef h(x):\n    global X\n    if X is None: X = g(1)\n    return X",
+    "lru_cache": "import functools\n@functools.lru_cache\ndef h(x): return g(x)",
+}
+CHANGES = {
+    "function": ("def g(x): return x * 3", "def g(x): return x * 5"),
+    "global": ("K = 3\ndef g(x): return x * K", "K = 5"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", FILLED)
+def test_a_task_with_a_memo_that_former_code_has_filled_has_no_key(
+    how: str, change: str, tmp_path: Path
+) -> None:
+    before, after = CHANGES[change]
+    write(tmp_path, {"main.py": f"{before}\n{FILLED[how]}\ndef f(x): return h(x)\n"})
+    write(tmp_path, {"edited.py": f"{after}\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        text = (tmp_path / "edited.py").read_text()
+        first = key_of(keys, main.f, 1).digest
+        assert main.f(1) == 3
+        keys.begin()
+        assert key_of(keys, main.f, 1).digest == first
+        exec(compile(text, str(tmp_path / "edited.py"), "exec"), vars(main))
+        keys.begin()
+        with pytest.raises(UnhashableError, match=r"computed before .* changed"):
+            key_of(keys, main.f, 1)
+        if how == "lru_cache":
+            main.h.cache_clear()
+        else:
+            vars(main).update({"X": None})
+            vars(main).get("X_CACHE", {}).clear()
+        keys.begin()
+        assert key_of(keys, main.f, 1).digest != first
+
+
+def test_functions_can_share_a_memo(tmp_path: Path) -> None:
+    text = FILLED["dict"] + "\nK = 2\ndef g(x): return x\ndef f(x): return h(x)\n"
+    text += "def k(x): return h(x) + K\nl = lambda x: h(x)\nm = lambda x: h(x + 1)\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        digests = set()
+        for each in (main.f, main.k, main.l, main.m):
+            digests.add(key_of(keys, each, 1).digest)
+            each(1)
+            keys.begin()
+        assert len(digests) == 4
 
 
 @pytest.mark.parametrize("statement", ["y['limit'] = X", "y[X] = a", "del y[X]", "y[X] += a"])

@@ -334,6 +334,11 @@ async def asked_by_local_object(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(Asker(local_client(await service)).ask)
 
 
+async def asked_beside_local_object(flow: WorkflowEngine, service: Any) -> Any:
+    values = [local_client("x:1"), os, await service]
+    return await flow.function_task(name="asks")(lambda values: ask_at(values[-1]))(values)
+
+
 async def asked_by_partial_argument(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(partial(ask_at, await service))
 
@@ -379,7 +384,8 @@ WAYS = [
     asked_through_value_of_result,
     asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
     asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
-    asked_by_environment, asked_by_local_object, asked_by_view, asked_by_partial_argument,
+    asked_by_environment, asked_by_local_object, asked_beside_local_object,
+    asked_by_view, asked_by_partial_argument,
     asked_for_result, asked_for_port, asked_for_object, asked_for_awaited, asked_in_block,
     asked_through_closure, asked_by_command, asked_for_input_file, asked_through_service,
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import datetime
 import enum
 import fractions
 import random
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ def test_a_change_in_place_is_seen(make: Any, change: Any, fingerprint: CodeFing
     assert former.is_true(values)
     change(value)
     assert not former.is_true(values)
+
+
+def test_an_object_of_a_class_of_the_same_name_is_a_change(fingerprint: CodeFingerprint) -> None:
+    def made(factor: int) -> list[Any]:
+        kind = type("Walker", (), {"factor": factor, "__module__": __name__})
+        monkeypatch.setattr(module, "Walker", kind, raising=False)
+        return [kind() for _ in range(200)]
+
+    module = sys.modules[__name__]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        value = made(1)
+        former, values = compared(value, fingerprint)
+        assert former.is_quick
+        value[:] = made(2)
+        assert not former.is_true(values)
 
 
 def test_unchanged_values_are_compared_without_their_digests(

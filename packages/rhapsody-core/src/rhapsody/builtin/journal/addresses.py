@@ -21,7 +21,7 @@ from pathlib import PurePath
 from typing import Any
 
 from rhapsody.reading import pieces
-from rhapsody.sdk.introspect import content_of, is_in_its_module
+from rhapsody.sdk.introspect import content_of
 from rhapsody.sdk.value_handles import WorkerValue
 
 PLAIN = (
@@ -133,20 +133,22 @@ class _Texts(pickle.Pickler):
             self.factories.append(value.definition.factory)
             self.left += [value.definition.factory, value.args, dict(value.kwargs)]
             return tuple, ()
+        # The parts are searched one after the other, because pickle ends at an object that it does
+        # not support, such as a module or an object of a class that is defined in a function.
         if isinstance(value, types.MappingProxyType):
-            return dict, (dict(value),)
-        if not isinstance(value, types.FunctionType):
-            if is_in_its_module(value if isinstance(value, type) else type(value)):
-                return NotImplemented
-            if not isinstance(value, type):  # its class is defined in a function, for example
-                self.left += value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)[1:]
-            return tuple, ()
-        if id(value) not in self._functions:
-            self._functions.add(id(value))
-            inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-            inside += map(content_of, value.__closure__ or ())
-            # One after the other, because pickle ends at an object that it does not support.
-            self.left += [each for each in inside if isinstance(each, PLAIN)]
+            self.left.append(dict(value))
+        elif isinstance(value, types.FunctionType):
+            if id(value) not in self._functions:
+                self._functions.add(id(value))
+                inside = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+                inside += map(content_of, value.__closure__ or ())
+                self.left += [each for each in inside if isinstance(each, PLAIN)]
+        elif value is tuple:
+            return NotImplemented  # what this method returns
+        elif not isinstance(value, type):
+            with contextlib.suppress(Exception):  # any error raised by a user's class
+                made = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+                self.left += () if isinstance(made, str) else made[1:]
         return tuple, ()
 
     def persistent_id(self, value: Any) -> None:

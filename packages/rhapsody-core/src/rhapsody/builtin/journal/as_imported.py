@@ -285,6 +285,9 @@ class _Names:
     def worker_value(self, handle: object) -> None:
         """Note nothing."""
 
+    def memoized(self, function: object) -> None:
+        """Note nothing."""
+
 
 class _Hasher(Values):
     """Hasher that refuses objects of libraries that may do anything when they are inspected."""

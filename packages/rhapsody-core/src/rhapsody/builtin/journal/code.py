@@ -56,6 +56,8 @@ from typing import Any, Protocol, cast
 from rhapsody._private import registered_with
 from rhapsody.builtin.journal.files import Stamp
 from rhapsody.builtin.journal.program import (
+    TASK_FUNCTION,
+    Memo,
     Surroundings,
     literals_in,
     source_changed,
@@ -276,6 +278,7 @@ class CodeFingerprint:
             or a name that matches `_OPENS`.
         reads_arguments: True if the code uses a library that reads command-line arguments.
         handles: The handles of worker values.
+        memos: The caches that the code uses.
         absent: Names of modules whose variables do not count, because they were not loaded when
             the code was inspected first.
         sources: The source files of the program's modules among `absent`, by the module's name,
@@ -323,6 +326,7 @@ class CodeFingerprint:
         self.may_open: bool = False
         self.reads_arguments: bool = False
         self.seeds: dict[str, Any] | None = None
+        self.memos: list[Memo] = []
         self.absent: set[str] = set()
         self.sources: dict[str, tuple[str, Stamp | None]] = {}
         self._made_once: set[tuple[int, str]] = set()
@@ -431,6 +435,12 @@ class CodeFingerprint:
         """Note a handle of a worker value."""
         self.handles.append(handle)
 
+    def memoized(self, function: Any) -> None:
+        """Note a function with a cache of `functools.lru_cache`."""
+        name = f"the cache of {function.__qualname__}"
+        size = function.cache_info
+        self.memos.append(Memo(name, (id(function), ""), function, lambda: size().currsize))
+
     def _name(self, thing: Any) -> str:
         program = self._program
         if isinstance(thing, types.ModuleType):
@@ -468,7 +478,7 @@ class CodeFingerprint:
                 determined what the function uses.
         """
         self._collecting = True
-        self._used("the function", function)
+        self._used(TASK_FUNCTION, function)
         self._collect()
 
     def module(self, module: types.ModuleType) -> set[str]:
@@ -596,6 +606,8 @@ class CodeFingerprint:
                 value is not None and is_cache(name, self._caches)
             ):
                 self.parts[part] = self._program.note_memo(known, owner, value)
+                size = partial(_size_of_variable, variables, name)
+                self.memos.append(Memo(part, known, owner, size))
             else:
                 self._used(part, value)
                 self.read.append((variables, name, value))
@@ -675,6 +687,7 @@ class CodeFingerprint:
         if self._is_memo(cell, name, function):
             known = id(cell), ""
             self.parts[part] = self._program.note_memo(known, cell, content_of(cell))
+            self.memos.append(Memo(part, known, cell, lambda: _size(content_of(cell))))
             return None
         value = content_of(cell)
         self._used(part, value)
@@ -1426,6 +1439,15 @@ def _home_of(value: object) -> str:
     is_module = issubclass(type(value), types.ModuleType)
     name = attribute_of(value, "__name__" if is_module else "__module__")
     return name.partition(".")[0] if isinstance(name, str) else ""
+
+
+def _size_of_variable(variables: Mapping[str, Any], name: str) -> int:
+    return _size(variables.get(name))
+
+
+def _size(value: Any) -> int:
+    """Return the number of items in a memo."""
+    return 0 if value is None else len(value) if type(value) in _EMPTY else 1
 
 
 def _is_empty(value: object) -> bool:

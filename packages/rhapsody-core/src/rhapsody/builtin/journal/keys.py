@@ -739,7 +739,9 @@ class Keys:
         found = CodeFingerprint(self.program)
         try:
             found.function(function)
+            self.program.require_same_memos(found.memos, found.parts)
         except UnhashableError as error:
+            found.sizes += [(memo, len(memo)) for memo in found.memos]
             fix = (
                 "pass the value as an argument, or set version= and change it when the code changes"
             )

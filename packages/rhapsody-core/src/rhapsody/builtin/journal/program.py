@@ -500,6 +500,30 @@ def _constant(value: Any) -> str:
     return hex(value) if type(value) is int else repr(value)  # `repr` rejects very large integers
 
 
+TASK_FUNCTION = "the function"
+"""Name of the part for the name of a task's function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """Cache in which tasks keep values for the next ones.
+
+    Attributes:
+        name: The name of the part of a digest that represents it.
+        key: Its key in `Surroundings.memos`, or the id of a function with `lru_cache`.
+        owner: The object with this id.
+        size: Function that returns the number of its items.
+    """
+
+    name: str
+    key: tuple[int, str]
+    owner: object
+    size: Callable[[], int]
+
+    def __len__(self) -> int:
+        return self.size()
+
+
 class Surroundings:
     """Sources, files and environment of the program, shared by the fingerprints of a run.
 
@@ -539,6 +563,8 @@ class Surroundings:
         self._variables: dict[str, str | None] = {}
         self.memos: dict[tuple[int, str], object] = {}
         self._kinds: dict[tuple[int, str], str] = {}  # of the values that memos had at first
+        # The owners of memos, and the parts of the code that has filled them.
+        self._filled: dict[tuple[int, str], tuple[object, dict[str, str]]] = {}
         self.caches: WeakValueDictionary[tuple[int, str], object] = WeakValueDictionary()
         self._cache_attributes: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
         self.loaded: frozenset[str] = frozenset(sys.modules)
@@ -700,6 +726,31 @@ class Surroundings:
         self.memos[known] = owner
         kind = self._kinds.setdefault(known, type(value).__name__)
         return f"filled by the task, {kind} at first"
+
+    def require_same_memos(self, memos: Iterable[Memo], parts: Mapping[str, str]) -> None:
+        """Raise an error if a memo contains items that other code may have computed.
+
+        This happens if a cell of a notebook is edited, or if the program changes a variable.
+
+        Args:
+            memos: The memos that code uses.
+            parts: All parts of the digest of this code.
+
+        Raises:
+            UnhashableError: The code or a value that it uses has changed since a memo was empty.
+        """
+        for memo in memos:
+            _, former = self._filled.setdefault(memo.key, (memo.owner, {}))
+            if not memo:
+                former.clear()
+            for name, part in parts.items():
+                if "<" in name or name == TASK_FUNCTION:  # different functions can have this name
+                    continue
+                if former.setdefault(name, part) != part:
+                    raise UnhashableError(
+                        f"{memo.name} may contain items that were computed before {name} changed; "
+                        "empty it after such a change, or restart the program"
+                    )
 
     @property
     def pipes(self) -> set[str]:

@@ -13,8 +13,9 @@ import enum
 import functools
 import hashlib
 import io
+import operator
 import pickle
-from types import BuiltinFunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from rhapsody.builtin.journal.values import DIGEST_SIZE, LARGE_VALUE, Values
@@ -61,21 +62,39 @@ class Unchanged:
         if self._pickled is None:
             return values.digest(self._value, whole=False) == self._digest
         pickled = _pickled(self._value)
-        if pickled != self._pickled or pickled is None:
+        if pickled is None or not pickled.is_same(self._pickled):
             if values.digest(self._value, whole=False) != self._digest:
                 return False
             self._pickled = pickled
         return True
 
 
-def _pickled(value: object) -> bytes | None:
-    """Return the digest of a value's pickle, or `None` if the pickle may be incomplete."""
+def _pickled(value: object) -> _Pickled | None:
+    """Return what identifies a value's pickle, or `None` if the pickle may be incomplete."""
     stream = _Hash()
+    pickler = _StatePickler(stream, 5)
     try:
-        _StatePickler(stream, 5).dump(value)
+        pickler.dump(value)
     except Exception:  # an object that is refused or cannot be pickled
         return None
-    return stream.made.digest()
+    return _Pickled(stream.made.digest(), tuple(pickler.named))
+
+
+class _Pickled:
+    """Digest of a value's pickle, with the classes and functions that the pickle only names.
+
+    A cell of a notebook that is run again replaces them with others of the same names.
+    """
+
+    __slots__ = ("_digest", "_named")
+
+    def __init__(self, digest: bytes, named: tuple[object, ...]) -> None:
+        self._digest = digest
+        self._named = named
+
+    def is_same(self, other: _Pickled) -> bool:
+        same = self._digest == other._digest and len(self._named) == len(other._named)
+        return same and all(map(operator.is_, self._named, other._named))
 
 
 class _Hash(io.RawIOBase):
@@ -93,10 +112,20 @@ class _Hash(io.RawIOBase):
 
 
 class _StatePickler(pickle.Pickler):
-    """Pickler that refuses objects whose pickles may lack something that their digests contain."""
+    """Pickler that refuses objects whose pickles may lack something that their digests contain.
+
+    Attributes:
+        named: The classes and functions that the pickle names.
+    """
+
+    def __init__(self, stream: _Hash, protocol: int) -> None:
+        super().__init__(stream, protocol)
+        self.named: list[object] = []
 
     def reducer_override(self, value: Any) -> Any:
         kind: Any = type(value)
+        if isinstance(value, type | FunctionType):
+            self.named.append(value)
         if kind is BuiltinFunctionType and isinstance(value.__self__, ModuleType):
             return NotImplemented  # it is pickled by its name
         if not _is_complete(kind) or (isinstance(value, enum.Enum) and _has_state(value)):

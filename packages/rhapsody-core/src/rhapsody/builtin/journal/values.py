@@ -85,6 +85,8 @@ _DESCRIPTORS = (
     types.MethodDescriptorType, types.ClassMethodDescriptorType,
 )  # fmt: skip
 
+_CACHED = type(functools.lru_cache(len))
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
@@ -115,6 +117,9 @@ class Collector(Protocol):
 
     def worker_value(self, handle: WorkerValue[Any]) -> None:
         """Note a handle of a worker value."""
+
+    def memoized(self, function: Any) -> None:
+        """Note a function with a cache of `functools.lru_cache`."""
 
 
 class Values:
@@ -353,6 +358,8 @@ class Values:
                 raise UnhashableError(text) from error
             slots = [getattr(value, each, None) for each in slots_of(kind)]  # type: ignore[arg-type]
             made = kind, (), (getattr(value, "__dict__", None), slots)
+        if kind is _CACHED:
+            self._collector.memoized(value)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
             self._feed(attribute_of(value, "__wrapped__"), feed)
