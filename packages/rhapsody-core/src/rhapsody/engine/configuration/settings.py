@@ -69,15 +69,16 @@ class TaskSettings(TypedDict, total=False):
             path starts at the directory that was current when the engine was created. Input
             files are still linked into the sandbox, and output files are expected there; in the
             command, `f"{file}"` is the absolute path of a file. Not for functions.
-        container: The container image in which an executable runs: `"docker://python:3.12"`, or the
+        container: The container image in which a task runs: `"docker://python:3.12"`, or the
             path of an image file or directory. Apptainer, Singularity, Podman or Docker runs it,
             whichever is found first. The sandbox, `cwd` and the input files have the same paths
-            in the container. Not for functions.
-        conda: The name or path of the conda environment in which an executable runs. A relative
-            path must contain a slash. Not for functions.
-        venv: The path of the virtual environment in which an executable runs. Not for functions.
-        modules: The environment modules to load, such as `["gcc/12", "openmpi"]`, before an
-            executable and its `container`, `conda` or `venv` start. Not for functions.
+            in the container. This and the next three settings apply to functions on backends
+            with the capability `function_environments`.
+        conda: The name or path of the conda environment in which a task runs. A relative path must
+            contain a slash.
+        venv: The path of the virtual environment in which a task runs.
+        modules: The environment modules to load, such as `["gcc/12", "openmpi"]`, before a task
+            and its `container`, `conda` or `venv` start.
         capture: `True` captures the task's output, `False` does not, and `"files"` stores it in
             files and captures their paths instead. Default `True`.
         ready: The readiness condition of a service, which also determines the service's result:
