@@ -156,6 +156,24 @@ async def test_files_in_the_current_directory_and_in_directories_of_arguments_co
     assert ran() == {"texts": 4}
 
 
+@pytest.mark.parametrize("pattern", ["*.txt", "**/*.txt", "sub/*.txt"])
+async def test_a_pattern_notices_a_directory_that_is_missing_at_first(
+    here: Path, pattern: str
+) -> None:
+    def matches(directory: str) -> list[str]:
+        note("matches")
+        return [path.name for path in Path(directory).glob(pattern)]
+
+    for _ in range(2):
+        assert await run(matches, (str(here / "extra"),)) == [[]]
+    (here / "extra" / "sub").mkdir(parents=True)
+    (here / "extra" / "sub" / "c.txt").touch()
+    (here / "extra" / "d.txt").touch()
+    (found,) = await run(matches, (str(here / "extra"),))
+    assert found
+    assert ran() == {"matches": 2}
+
+
 async def test_files_in_the_current_directory_are_found_after_a_move(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,16 @@ def a_package(here: Path) -> dict[str, Any]:
     return {"command": f"{sys.executable} -m package", "cwd": str(here)}
 
 
+SERVER = (
+    "import runpy, sys; sys.path.insert(0, ''); "
+    "runpy.run_module(sys.argv[1].partition(':')[0], run_name='__main__')"
+)
+
+
+def an_object_of_a_module(here: Path) -> dict[str, Any]:
+    return {"command": [sys.executable, "-c", SERVER, "package.tool:app"], "cwd": str(here)}
+
+
 def on_a_path(here: Path) -> dict[str, Any]:
     environment = {"PYTHONPATH": str(here / "tools")}
     return {
@@ -103,7 +113,7 @@ def a_module_on_a_path_in_the_command(here: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "how",
     [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path,
-     a_directory, a_link,
+     a_directory, a_link, an_object_of_a_module,
      a_module_on_a_path, a_module_on_a_path_in_the_command],
 )  # fmt: skip
 async def test_modules_that_the_script_of_a_command_imports_count(

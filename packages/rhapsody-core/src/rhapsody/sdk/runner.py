@@ -443,6 +443,11 @@ _CODE = (".py", *_COMPILED)
 
 _LISTINGS = frozenset(("os.listdir", "os.scandir"))
 
+_PATTERNS = frozenset(("pathlib.Path.glob", "pathlib.Path.rglob"))
+"""Audit events of patterns. pathlib does not list a directory that does not exist."""
+
+_WILDCARDS = frozenset("*?[")
+
 _CHANGES = {
     "os.rename": slice(0, 2),
     "os.remove": slice(0, 1),
@@ -465,7 +470,7 @@ _STARTS_THREAD = frozenset(("_thread.start_new_thread", "_thread.start_joinable_
 _NOTED = frozenset(
     (
         "open", "sqlite3.connect", "ctypes.dlopen", "pickle.find_class",
-        *_LISTINGS, *_CHANGES, *_STARTS, *_STARTS_THREAD,
+        *_LISTINGS, *_PATTERNS, *_CHANGES, *_STARTS, *_STARTS_THREAD,
     )
 )  # fmt: skip
 """Audit events that are also noted on threads that a watched call has started."""
@@ -482,14 +487,21 @@ _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 _RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
 """Option of `python` that runs a module."""
 
+_OBJECT = re.compile(r"(?<!\S)([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(?!\S)")
+"""Object in a module, as servers such as uvicorn and gunicorn receive it."""
+
 _MAX_PATH = 4096
 """Length of the longest path that the system accepts."""
 
 
 def files_of_modules(words: Iterable[str]) -> list[str]:
-    """Return the relative paths of the files that `python -m` in a command may run."""
-    names = _RUN_MODULE.findall(" ".join(words))
-    ends = ".py", "/__main__.py"
+    """Return the relative paths of the modules in a command.
+
+    These are those of `python -m`, and those before a colon, as in `uvicorn app:app`.
+    """
+    text = " ".join(words)
+    names = _RUN_MODULE.findall(text) + _OBJECT.findall(text)
+    ends = ".py", "/__main__.py", "/__init__.py"
     return [f"{name.replace('.', os.sep)}{end}" for name in names for end in ends]
 
 
@@ -724,6 +736,11 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         caller = sys._getframe(1).f_code.co_filename
         if type(path) is not int and not caller.startswith("<frozen importlib"):
             watch.note(os.path.join(path or os.curdir, type(path or "")()), LISTED)
+    elif event in _PATTERNS:
+        directory, pattern = args
+        parts = os.fspath(pattern).split(os.sep)[:-1]
+        literal = itertools.takewhile(lambda part: not _WILDCARDS.intersection(part), parts)
+        watch.note(os.path.join(directory, *literal, ""), LISTED)
     elif event in _CHANGES:
         if args[-1] in (-1, None) and not _in_import(sys._getframe(1)):
             for path in args[_CHANGES[event]]:

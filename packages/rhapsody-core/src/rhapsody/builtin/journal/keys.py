@@ -439,7 +439,8 @@ class Keys:
         search = [os.path.join(cwd or "", place) for place in itertools.chain(*given) if place]
         search += [cwd] if cwd else []
         words = [str(word) for word in (task["executable"], *task.get("arguments", ()))]
-        if any(name in word for word in words for name in (*_SEARCH_PATHS, "-I")):
+        options = (*_SEARCH_PATHS, "-I", "--app-dir", "--chdir")
+        if any(name in word for word in words for name in options):
             search += filter(os.path.isdir, found.paths)
         if modules := files_of_modules(words):
             inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
