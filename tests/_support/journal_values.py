@@ -142,12 +142,6 @@ def caused(n: int) -> Exception:
     return made
 
 
-def filled() -> Cached:
-    made = Cached()
-    assert made.value
-    return made
-
-
 class NoAttributes:
     def __getattribute__(self, name: str) -> Any:
         raise ValueError(name)
@@ -285,7 +279,6 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "array of objects": (objects(), objects()),
     "long doubles": (np.array([1, 3], np.longdouble) / 3, np.array([1, 3], np.longdouble) / 3),
     "masked array": (masked(3.0), masked(3.0)),
-    "cached property": (Cached(), filled()),
     "no array": (np.empty((0, 3)), np.empty((0, 3))),
     "array of texts": (np.array(["a", ""]), np.array(["a", ""])),
     "array of variable texts": (

@@ -216,7 +216,7 @@ class NodesSetup(WorkerPlugin):
         def report(sample: Any) -> None:
             worker.log_event(self.topic, {"load": sample._asdict()})
 
-        self.sampler = NodeSampler(report, interval=self.interval)
+        self.sampler: Any = NodeSampler(report, interval=self.interval)
         self.sampler.start()
 
     def teardown(self, worker: Any) -> None:

@@ -13,10 +13,10 @@ import sys
 import types
 from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
-from typing import Any
+from typing import Any, cast
 
 from rhapsody.builtin.journal.values import Feed, UnhashableError, Values, is_large
-from rhapsody.sdk.introspect import MISSING, content_of, with_inner
+from rhapsody.sdk.introspect import MISSING, cached_properties, content_of, with_inner
 from rhapsody.sdk.modules import Origins, file_of
 
 _DEPEND_ON_PROCESS = frozenset((
@@ -271,9 +271,9 @@ class _Names:
         finally:
             self.open.discard(id(thing))
 
-    def caches(self, value: object, state: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the names of attributes that do not count: none."""
-        return ()
+    def caches(self, value: object, state: Mapping[str, Any]) -> frozenset[str]:
+        """Return the names of the attributes that do not count: those of cached properties."""
+        return cached_properties(cast("Any", type(value)))
 
     def path(self, text: str) -> None:
         """Return `None`: paths are texts."""

@@ -86,7 +86,13 @@ from rhapsody.builtin.journal.values import (
     is_global_generator,
     is_large,
 )
-from rhapsody.sdk.introspect import MISSING, content_of, is_in_its_module, with_inner
+from rhapsody.sdk.introspect import (
+    MISSING,
+    cached_properties,
+    content_of,
+    is_in_its_module,
+    with_inner,
+)
 from rhapsody.sdk.modules import altered, file_of, spec_of
 from rhapsody.sdk.value_handles import WorkerValue
 from rhapsody.tracebacks import SCRIPT_MODULE
@@ -384,21 +390,28 @@ class CodeFingerprint:
         """Return True if a class belongs to the program and not to a library."""
         return self._program.is_own(kind)
 
-    def caches(self, value: object, state: Mapping[str, Any]) -> tuple[str, ...]:
+    def caches(self, value: object, state: Mapping[str, Any]) -> frozenset[str]:
         """Return the names of an object's attributes that are treated as empty caches.
 
         They were empty when the object was first seen, and its class uses them only as caches.
+        These include cached properties, which were missing. A value that the program has assigned
+        before counts.
         """
-        kind, program = type(value), self._program
+        program = self._program
+        kind: Any = type(value)
+        properties: frozenset[str] = cached_properties(kind)
         if not (self.own(kind) and kind.__weakrefoffset__):
-            return ()
+            return properties
         names = program.cache_attributes(kind)
-        if not names:
-            return ()
         for name in names:
             if type(state.get(name)) is dict and not state[name]:
                 program.caches[id(value), name] = value
-        return tuple(name for name in names if program.caches.get((id(value), name)) is value)
+        for name in properties:
+            if name not in state:
+                program.caches[id(value), name] = value
+        return frozenset(
+            name for name in names | properties if program.caches.get((id(value), name)) is value
+        )
 
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file.

@@ -37,7 +37,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
-from rhapsody.sdk.introspect import MISSING, cached_properties, mangled, slots_of
+from rhapsody.sdk.introspect import MISSING, mangled, slots_of
 from rhapsody.sdk.value_handles import WorkerValue
 
 DIGEST_SIZE = 16
@@ -107,7 +107,7 @@ class Collector(Protocol):
         """Return True if a class belongs to the program and not to a library."""
 
     def caches(self, value: object, state: Mapping[str, Any]) -> Collection[str]:
-        """Return the names of an object's attributes that tasks fill as caches."""
+        """Return the names of an object's attributes that do not count, because they are caches."""
 
     def path(self, text: str) -> str | None:
         """Collect a string that may name a file, and return its portable form or `None`."""
@@ -369,13 +369,12 @@ class Values:
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         left_out_by_library = attributes_left_out(value, state, self._collector.own)
-        if type(state) is dict:
-            properties, caches = cached_properties(kind), self._collector.caches(value, state)  # type: ignore[arg-type]
+        if type(state) is dict or state is None:
+            caches = self._collector.caches(value, state or {})
             if kind is functools.singledispatchmethod:
                 caches = ("_method_cache",)  # Python 3.13 fills or removes it at any access
-            if properties or caches:  # pickle stores `None` for an object without attributes
-                left_out = properties.union(caches)
-                state = {name: each for name, each in state.items() if name not in left_out} or None
+            if state and caches:  # pickle stores `None` for an object without attributes
+                state = {name: each for name, each in state.items() if name not in caches} or None
         if _LIBRARY_CACHES.get(kind.__module__.partition(".")[0]):
             state = _without_caches_of_library(kind, state)
         if isinstance(value, BaseException) and type(state) is dict:
