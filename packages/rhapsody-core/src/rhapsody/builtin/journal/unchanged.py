@@ -69,7 +69,7 @@ class Unchanged:
         return True
 
 
-def _pickled(value: object) -> _Pickled | None:
+def _pickled(value: object) -> _ComparedPickle | None:
     """Return what identifies a value's pickle, or `None` if the pickle may be incomplete."""
     stream = _Hash()
     pickler = _StatePickler(stream, 5)
@@ -77,10 +77,10 @@ def _pickled(value: object) -> _Pickled | None:
         pickler.dump(value)
     except Exception:  # an object that is refused or cannot be pickled
         return None
-    return _Pickled(stream.made.digest(), tuple(pickler.named))
+    return _ComparedPickle(stream.made.digest(), tuple(pickler.named))
 
 
-class _Pickled:
+class _ComparedPickle:
     """Digest of a value's pickle, with the classes and functions that the pickle only names.
 
     A cell of a notebook that is run again replaces them with others of the same names.
@@ -92,7 +92,7 @@ class _Pickled:
         self._digest = digest
         self._named = named
 
-    def is_same(self, other: _Pickled) -> bool:
+    def is_same(self, other: _ComparedPickle) -> bool:
         same = self._digest == other._digest and len(self._named) == len(other._named)
         return same and all(map(operator.is_, self._named, other._named))
 
