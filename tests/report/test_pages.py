@@ -218,7 +218,27 @@ def test_a_worker_whose_attempts_overlap_has_several_slots(records: Records) -> 
     history = written(records, *(call(number, "a") for number in (1, 2, 3)), *ends, *finish(3))
     found = read(history)
     assert "3 attempts on 2 workers with 3 slots" in found.get("timeline").text
-    assert "2, with 3 slots, 67 % of their time in use" in found.get("summary").text
+    assert "2, with 3 slots, 100 % of 2 cores in use" in found.get("summary").text
+
+
+def test_the_summary_names_what_limits_the_run(records: Records) -> None:
+    calls = [call(number, "a") for number in (1, 2, 3, 4)]
+    ends = [end(number, 0, number // 3 * 2, number // 3 * 2 + 2) for number in (1, 2, 3, 4)]
+    summary = read(written(records, *calls, *ends, *finish(4))).get("summary").text
+    assert "100 % of 2 cores in use" in summary
+    assert "cores: the tasks need at least 4.0 s on 2 cores, and 2.0 s with any number" in summary
+    chain = [call(1, "a"), call(2, "a", dependencies=["task.000001"]), end(1, 0, 0, 2)]
+    summary = read(written(records, *chain, end(2, 2, 2, 4), *finish(4))).get("summary").text
+    assert "dependencies: the longest chain of tasks runs for 4.0 s" in summary
+    late = [call(1, "a", after=9), end(1, 9, 9, 10)]
+    summary = read(written(records, *late, *finish(10))).get("summary").text
+    assert "the program, while no task was ready, 9.0 s of 10.0 s" in summary
+
+
+def test_the_outcome_names_failures_that_the_program_handled(records: Records) -> None:
+    lines = [call(1, "a"), call(2, "a"), end(1, 0, 0, 1, state="FAILED"), end(2, 0, 0, 1)]
+    summary = read(written(records, *lines, *finish(1, tasks=2, done=1, failed=1))).get("summary")
+    assert "done, 1 task failed" in " ".join(summary.text.split())
 
 
 def test_long_tables_are_folded(records: Records) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from rhapsody.history.reader import RunHistory, read_run
-from rhapsody.history.statistics import Durations, by_name, critical_path, most_unused_memory
+from rhapsody.history.statistics import (
+    Durations,
+    by_name,
+    critical_path,
+    most_unused_memory,
+    time_shares,
+)
 from tests._support.histories import BEGIN, Records, call, end, start
 
 NAME = "20260101T000000-align-00a1"
@@ -209,6 +215,64 @@ def test_a_run_without_ended_tasks_has_no_path(records: Records) -> None:
 
 
 @pytest.mark.long
+def test_the_longest_chain_without_waiting_is_that_of_run_times(records: Records) -> None:
+    found = history(
+        records,
+        call(1, "long"),
+        call(2, "short"),
+        call(3, "next", **after(2)),
+        end(1, 0, 0, 5),
+        end(2, 0, 0, 1),
+        end(3, 1, 9, 10),
+    )
+    assert names(found) == ["short", "next"]
+    assert [step.task.name for step in critical_path(found, waiting=False)] == ["long"]
+
+
+def test_the_time_of_a_run_is_divided_by_what_the_last_task_waited_for(records: Records) -> None:
+    found = history(
+        records,
+        call(1, "first", after=1, resources={"cores": 2}),
+        call(2, "other", after=1),
+        call(3, "next", after=1, **after(1)),
+        call(4, "last", after=10),
+        end(1, 1, 3, 5),  # waited 2 for a core
+        end(2, 1, 1, 2),
+        end(3, 6, 6, 8),  # held for 1 before the submission
+        end(4, 10, 11, 12),  # the program did nothing for 2
+    )
+    shares = time_shares(found)
+    assert shares is not None
+    assert (shares.ran, shares.queued, shares.held, shares.program) == (2 + 2 + 1, 2 + 1, 1, 1 + 2)
+    assert shares.total == 12
+    assert shares.chain == 4
+    assert shares.core_seconds == 2 * 2 + 1 + 2 + 1
+
+
+def test_the_time_of_a_run_with_blocks_services_and_retries_is_divided_without_rest(
+    records: Records,
+) -> None:
+    block: dict[str, Any] = {"uid": "block.000001", "kind": "block"}
+    found = history(
+        records,
+        call(1, "serve", settings={"service": True}),
+        call(1, "block", **block, **after(1)),
+        call(2, "inside", after=1, block="block.000001"),
+        start(1, 0),
+        end(2, 1, 1, 2, state="FAILED", retried=True),
+        end(2, 4, 5, 6, attempt=2),
+        {**end(1, 1, 1, 7), "uid": "block.000001"},
+    )
+    shares = time_shares(found)
+    assert shares is not None
+    assert shares.ran + shares.queued + shares.held + shares.program == shares.total == 7
+    assert shares.ran == 5
+
+
+def test_a_run_without_ended_tasks_has_no_shares(records: Records) -> None:
+    assert time_shares(history(records, call(1, "part"))) is None
+
+
 def test_a_hundred_thousand_tasks_take_little_time(records: Records) -> None:
     lines = []
     for number in range(1, 100_001):

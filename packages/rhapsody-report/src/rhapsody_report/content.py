@@ -20,6 +20,7 @@ from rhapsody.history import (
     counts_of,
     counts_text,
     critical_path,
+    duration,
     failure_key,
     graph_of,
     lanes,
@@ -28,22 +29,25 @@ from rhapsody.history import (
     most_unused_memory,
     origin,
     resources_text,
+    time_shares,
     utilization,
 )
-from rhapsody.plugins import NodeSample
 from rhapsody_report import charts
 from rhapsody_report.layout import drawing
 
 if TYPE_CHECKING:
     from rhapsody.history import (
         Attempt,
+        Busy,
         Graph,
         Lane,
         NameStatistics,
         RunHistory,
         Step,
         TaskRun,
+        TimeShares,
     )
+    from rhapsody.plugins import NodeSample
 
 LIMIT = 20_000
 """Maximum number of attempts, and of nodes or arrows of a full graph, that are drawn one by one."""
@@ -90,6 +94,7 @@ def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
     attempts = sum(len(lane.slices) for lane in found)
     path = critical_path(history, now)
     graph = graph_of(history)
+    shares = time_shares(history, now)
     return {
         "history": history,
         "run": run,
@@ -104,6 +109,8 @@ def contents(history: RunHistory, now: float | None) -> dict[str, Any]:
         "load": _load(history, end),
         "utilization": _utilization(history, found, end),
         "path": _path(path, end),
+        "shares": shares,
+        "limited_by": _limited_by(history, shares),
         "durations": charts.durations(statistics),
         "resources": _resources(history, statistics),
         "graph": _graph(history, graph),
@@ -328,20 +335,66 @@ def _utilization(history: RunHistory, found: list[Lane], end: float) -> dict[str
     ]
     parts = utilization(workers, end, PARTS)
     attempts = [each.attempts for each in parts]
-    cores = [backend.cores for engine in history.engines.values() for backend in engine.backends]
-    known = sum(each for each in cores if each is not None) if len(cores) == 1 else None
+    known = _known_cores(history)
     return {
         "chart": charts.utilization(parts, known or None) if workers else None,
         "rows": utilization(workers, end, ROWS),
         "mean": sum(attempts) / len(parts),
         "max": max(attempts),
         "lanes": len(workers),
-        "share": sum(attempts) / len(parts) / len(workers) if workers else None,
+        "share": _share(parts, len(workers), known),
         "cores": known or None,
     }
 
 
+def _known_cores(history: RunHistory) -> float | None:
+    """Return the number of cores of the only backend, if it is known."""
+    cores = [backend.cores for engine in history.engines.values() for backend in engine.backends]
+    return cores[0] if len(cores) == 1 else None
+
+
+def _share(parts: Sequence[Busy], slots: int, cores: float | None) -> float | None:
+    """Return the share of the backend's cores in use or, if they are unknown, of its slots."""
+    if not slots:
+        return None
+    if cores:
+        return sum(each.cores for each in parts) / len(parts) / cores
+    return sum(each.attempts for each in parts) / len(parts) / slots
+
+
 # Critical path.
+
+
+MOST = 0.75
+"""Share of the duration of a run from which a lower bound of it is its limit."""
+
+
+def _limited_by(history: RunHistory, found: TimeShares | None) -> str | None:
+    """Return what determined the duration of a run that has ended, as text."""
+    if found is None or history.run.ended is None or not found.total:
+        return None
+    cores = _known_cores(history)
+    bound = found.core_seconds / cores if cores else 0.0
+    if bound >= MOST * found.total and bound > found.chain:
+        return (
+            f"cores: the tasks need at least {duration(bound)} on {cores:g} "
+            f"core{'s' * (cores != 1)}, and {duration(found.chain)} with any number"
+        )
+    if found.chain >= MOST * found.total:
+        return (
+            f"dependencies: the longest chain of tasks runs for {duration(found.chain)}, with any "
+            "number of cores"
+        )
+    causes = {
+        "waiting for a core, a worker or a batch system": found.queued,
+        "limits and other delays before the submission": found.held,
+        "the program, while no task was ready": found.program,
+    }
+    cause = max(causes, key=causes.__getitem__)
+    return (
+        f"{cause}, {duration(causes[cause])} of {duration(found.total)}; the tasks need at least "
+        f"{duration(max(bound, found.chain))}"
+    )
 
 
 def _path(path: list[Step], end: float) -> dict[str, Any]:

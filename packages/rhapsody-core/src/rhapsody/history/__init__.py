@@ -47,10 +47,12 @@ if TYPE_CHECKING:
         Durations,
         NameStatistics,
         Step,
+        TimeShares,
         by_name,
         critical_path,
         failure_key,
         most_unused_memory,
+        time_shares,
     )
     from rhapsody.history.timeline import (
         BLOCKS,
@@ -84,12 +86,12 @@ if TYPE_CHECKING:
         "BLOCKS", "FORMAT", "RUN_HELP", "Attempt", "BackendRecord", "Busy", "Durations",
         "EngineRecord", "ErrorRecord", "FileRecord", "Graph", "Lane", "NameStatistics", "Node",
         "RecordError", "RecordReader", "RunHistory", "RunRecord", "SelectionError", "Slice", "Step",
-        "TaskRun", "by_name", "call_of", "clock", "counts_from", "counts_of", "counts_text",
-        "critical_path", "duration", "failure_key", "graph_of", "lanes", "last_time", "list_runs",
-        "may_run", "most_unused_memory", "new_file", "no_collection", "open_records", "open_run",
-        "origin", "other_owner", "percent", "program_of", "read_run", "resources_text",
-        "runs_directory", "select_run", "select_task", "size", "utilization", "warnings_of",
-        "where",
+        "TaskRun", "TimeShares", "by_name", "call_of", "clock", "counts_from", "counts_of",
+        "counts_text", "critical_path", "duration", "failure_key", "graph_of", "lanes", "last_time",
+        "list_runs", "may_run", "most_unused_memory", "new_file", "no_collection", "open_records",
+        "open_run", "origin", "other_owner", "percent", "program_of", "read_run", "resources_text",
+        "runs_directory", "select_run", "select_task", "size", "time_shares", "utilization",
+        "warnings_of", "where",
     ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
@@ -106,7 +108,8 @@ else:
                 "SelectionError open_run runs_directory select_run select_task"
             ),
             "rhapsody.history.statistics": (
-                "Durations NameStatistics Step by_name critical_path failure_key most_unused_memory"
+                "Durations NameStatistics Step TimeShares by_name critical_path failure_key "
+                "most_unused_memory time_shares"
             ),
             "rhapsody.history.timeline": (
                 "BLOCKS Busy Lane Slice lanes last_time origin utilization"

@@ -7,6 +7,7 @@ or the end of the last task on which it depends. It runs during its attempts.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -260,7 +261,9 @@ class Step(NamedTuple):
         return self.waited + self.ran
 
 
-def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
+def critical_path(
+    history: RunHistory, now: float | None = None, *, waiting: bool = True
+) -> list[Step]:
     """Return the longest chain of tasks in which each task depends on the previous one.
 
     The length of a chain is the time that its tasks waited and ran. A run cannot become faster than
@@ -272,10 +275,12 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
         history: The history.
         now: The time until which running tasks have run; `None` to ignore tasks that have not
             ended.
+        waiting: False to measure chains only by the time that their tasks ran. With any number of
+            workers, the run takes at least as long as the longest of these chains.
     """
     tasks, inside = history.tasks, _members(history.tasks)
     found: dict[str, _Link] = {}
-    waiting: dict[str, list[str]] = {}  # keys of tasks, by the dependency that comes later
+    unsettled: dict[str, list[str]] = {}  # keys of tasks, by the dependency that comes later
     for first in tasks:
         ready = [first]
         for key in ready:  # the list grows
@@ -287,12 +292,12 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
                     before += tasks[task.block].dependencies
             for each in before:
                 if each not in found and each in tasks:
-                    waiting.setdefault(each, []).append(key)
+                    unsettled.setdefault(each, []).append(key)
                     break
             else:
-                found[key] = _link(task, before, found, now)
-                if key in waiting:
-                    ready += waiting.pop(key)
+                found[key] = _link(task, before, found, now, waiting)
+                if key in unsettled:
+                    ready += unsettled.pop(key)
     # Tasks that are still waiting are in cycles, which only a damaged record contains.
     last = max(found, key=lambda key: found[key].length, default=None)
     path: list[Step] = []
@@ -302,6 +307,105 @@ def critical_path(history: RunHistory, now: float | None = None) -> list[Step]:
             path.append(_step(tasks[last], link.took, now))
         last = link.previous
     return path[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShares:
+    """Where the time of a run went, and how long it takes at least. All values are in seconds.
+
+    `ran`, `queued`, `held` and `program` are found by going back from the last task that ended: it
+    waited for a dependency or was called by the program, and so on. Their sum is `total`.
+
+    Attributes:
+        total: The time from the start of the run to the end of the last task.
+        ran: The time in which the tasks on this way ran.
+        queued: The time from their submission to their start: they waited for a free core or
+            worker, or in the queue of a batch system.
+        held: The time from the moment when they could have started to their submission, as for
+            `limit=`.
+        program: The time in which nothing on this way was ready: the program computed, waited for
+            something else, or had not started yet.
+        chain: The time that the tasks of the longest chain ran, a lower bound with any number of
+            workers.
+        core_seconds: The sum of the run times of all attempts, each multiplied by its cores.
+    """
+
+    total: float
+    ran: float
+    queued: float
+    held: float
+    program: float
+    chain: float
+    core_seconds: float
+
+
+def time_shares(history: RunHistory, now: float | None = None) -> TimeShares | None:
+    """Return where the time of a run went; `None` if no task has ended.
+
+    Args:
+        history: The history.
+        now: The time until which running tasks have run; `None` to ignore tasks that have not
+            ended.
+    """
+    tasks, inside = history.tasks, _members(history.tasks)
+    ends = {
+        key: end
+        for key, task in tasks.items()
+        if not (task.is_service or task.skipped) and (end := _end(task, now)) is not None
+    }
+    if not ends:
+        return None
+    began = history.run.started or min(task.time for task in tasks.values())
+    in_order = sorted(ends, key=ends.__getitem__)
+    times = [ends[key] for key in in_order]
+    key: str | None = in_order[-1]
+    total, ran, queued, held, program = max(0.0, times[-1] - began), 0.0, 0.0, 0.0, 0.0
+    until, seen = times[-1], set[str]()
+    while key is not None and key not in seen:
+        seen.add(key)
+        task = tasks[key]
+        before = [each for each in (*task.dependencies, *inside.get(key, ())) if each in ends]
+        previous = max(before, key=ends.__getitem__, default=None)
+        ready = task.time
+        if previous is not None and ends[previous] >= ready:
+            ready = ends[previous]
+        else:  # the program has called the task after everything that it depends on
+            place = bisect.bisect_right(times, ready) - 1
+            previous = in_order[place] if place >= 0 else None
+        ready = min(ready, until)
+        if task.kind == "block":
+            program += until - ready
+        else:
+            attempt = task.attempts[0]
+            submitted = min(until, max(ready, attempt.submitted or ready))
+            started = min(until, max(submitted, attempt.started or submitted))
+            held, queued, ran = (
+                held + submitted - ready,
+                queued + started - submitted,
+                ran + until - started,
+            )
+        until = ready
+        if previous is not None and previous not in seen:
+            gap = max(0.0, until - ends[previous])
+            program, until = program + gap, min(until, ends[previous])
+            key = previous
+        else:
+            key = None
+    program += max(0.0, until - began)
+    chain = critical_path(history, now, waiting=False)
+    seconds = sum(
+        sum(_seconds(task, now)) * _cores_of(task)
+        for task in tasks.values()
+        if task.kind != "block" and not task.is_service
+    )
+    return TimeShares(total, ran, queued, held, program, sum(step.ran for step in chain), seconds)
+
+
+def _cores_of(task: TaskRun) -> float:
+    """Return the number of cores that a task requests, on all its ranks."""
+    cores, ranks = task.resources.get("cores", 1), task.resources.get("ranks", 1)
+    known = isinstance(cores, int | float) and isinstance(ranks, int)
+    return cores * ranks if known else 1.0
 
 
 class _Link(NamedTuple):
@@ -321,7 +425,11 @@ class _Link(NamedTuple):
 
 
 def _link(
-    task: TaskRun, before: Iterable[str], found: Mapping[str, _Link], now: float | None
+    task: TaskRun,
+    before: Iterable[str],
+    found: Mapping[str, _Link],
+    now: float | None,
+    waiting: bool,
 ) -> _Link:
     """Return a task as the last one of the longest chain that ends with it."""
     end = _end(task, now)
@@ -338,7 +446,8 @@ def _link(
     if task.is_service:  # it ends when nothing needs it any more
         return _Link(could_start, 0.0, length, previous)
     took = max(0.0, end - could_start)
-    return _Link(end, took, length + took, previous)
+    counted = took if waiting else _step(task, took, now).ran
+    return _Link(end, took, length + counted, previous)
 
 
 _NOT_ENDED = _Link()
