@@ -14,6 +14,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from sphinx.domains.python import PyObject
+
 from rhapsody._version import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
@@ -59,8 +61,10 @@ myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 
+# Of blocks with a prompt, only the commands are copied, not their output.
 copybutton_prompt_text = "$ "
-copybutton_only_copy_prompt_lines = False
+copybutton_only_copy_prompt_lines = True
+copybutton_line_continuation_character = "\\"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "Rhapsody"
@@ -79,3 +83,10 @@ html_theme_options = {
     "switcher": {"json_url": "_static/switcher.json", "version_match": version},
 }
 html_sidebars = {"index": []}
+
+
+def setup(app: object) -> None:
+    """Label the attributes of classes as such; napoleon describes them as variables."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
