@@ -50,6 +50,29 @@ def test_a_sample_contains_the_load_of_this_node() -> None:
         assert min(sample.read, sample.written, sample.received, sample.sent) >= 0
 
 
+def test_nothing_is_sampled_while_there_is_nothing_to_do() -> None:
+    found: list[NodeSample] = []
+    asked, sampled = threading.Event(), threading.Semaphore(0)
+
+    def take(sample: NodeSample) -> None:
+        found.append(sample)
+        sampled.release()
+
+    def is_busy() -> bool:
+        asked.set()
+        return False
+
+    sampler = NodeSampler(take, interval=0.001, delay=0, is_busy=is_busy)
+    for number in (1, 2, 3):
+        sampler.wake()
+        assert sampled.acquire(timeout=60)
+        assert asked.wait(60)
+        asked.clear()
+        assert len(found) == number
+    assert sampler.stop() is not None
+    assert "rhapsody node samples" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_gpus_are_sampled_with_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
     library: Any = ModuleType("pynvml")
     library.NVMLError = OSError

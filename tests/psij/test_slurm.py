@@ -336,6 +336,7 @@ async def test_tasks_survive_a_queue_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, calls, down = (tmp_path / name for name in ("squeue", "calls", "down"))
+    calls.touch()  # the task may run before the first call
     program.write_text(SQUEUE.format(place=tmp_path, squeue=shutil.which("squeue")))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

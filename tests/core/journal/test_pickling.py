@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import enum
 import ipaddress
 import pickle
 import random
@@ -102,6 +103,10 @@ class Drawer(random.Random):
     """Generator with attributes."""
 
 
+class Side(enum.Enum):
+    LEFT = 1
+
+
 class Histogram(collections.Counter[str]):
     """Counter with attributes."""
 
@@ -138,7 +143,7 @@ def test_objects_whose_attributes_a_pickle_would_omit_are_refused() -> None:
                 pickling.packed((result,), (), own)
     for value in (
         array, numpy.ma.masked_array([1]), pandas.DataFrame(), random.Random(1),
-        Day(2020, 1, 1), Histogram("aab"), with_attribute(array.view(Kept)),
+        Day(2020, 1, 1), Histogram("aab"), Side.LEFT, with_attribute(array.view(Kept)),
     ):  # fmt: skip
         pickling.packed(([value],), (), own)
     kept = pickle.loads(pickling.packed(([with_attribute(array.view(Kept))],), (), own))[0][0]

@@ -159,7 +159,10 @@ class Runtime:
         )
         self.callbacks: Callbacks = Callbacks(uid, scheduler, background, self.observation)
         self.blocks: Blocks = Blocks(scheduler, background, values)
-        self.node_samples: NodeSamples = NodeSamples(hooks, engine, background)
+        self.node_samples: NodeSamples = NodeSamples(
+            hooks, engine, background, lambda: scheduler.unsettled > 0
+        )
+        self.observation.when_called = self.node_samples.wake
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Attach a started backend; the first one is the default.

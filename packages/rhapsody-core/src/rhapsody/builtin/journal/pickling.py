@@ -14,6 +14,7 @@ replaces them by `bytes` and by an `io.StringIO`, so results that contain one ar
 from __future__ import annotations
 
 import datetime
+import enum
 import io
 import pickle
 import random
@@ -160,7 +161,7 @@ class _Pickler(pickle.Pickler):
         kind: Any = type(value)
         if all(getattr(kind, each, None) is getattr(object, each) for each in _REDUCING):
             return None  # they keep all attributes
-        if isinstance(value, type) or not self._own(kind):
+        if isinstance(value, type | enum.Enum) or not self._own(kind):
             return None
         made = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         state = made[2] if type(made) is tuple and len(made) > 2 else None

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Any, TypeVar, get_args
 
@@ -57,6 +57,9 @@ class Observation:
         hooks: The plugins' hooks.
         engine: The engine object that is passed to hooks.
         background: The source of the clock, and the runner of calls on the loop.
+
+    Attributes:
+        when_called: Function that is called for each batch with calls, or `None`.
     """
 
     def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
@@ -67,6 +70,7 @@ class Observation:
         self._epoch = 0.0  # the difference between times since the epoch and monotonic times
         self._calls = CallRows()
         self._rows: list[Any] = []
+        self.when_called: Callable[[], None] | None = None
 
     def use_clock(self, clock: Clock) -> None:
         """Use another clock from now on."""
@@ -138,6 +142,8 @@ class Observation:
         """Pass the collected calls and events to the plugins."""
         rows, self._rows = self._rows, []
         hooks = self._hooks
+        if self._calls and self.when_called is not None:
+            self.when_called()
         for calls in _batches(TaskCall, self._calls.take()):
             for hook in hooks.task_calls:
                 hooks.call(hook, engine=self._engine, calls=calls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -26,10 +26,18 @@ class NodeSamples:
         hooks: The plugins' hooks.
         engine: The engine object that is passed to hooks.
         background: The runner of calls on the loop.
+        is_busy: Function that returns True while tasks are unfinished, on any thread.
     """
 
-    def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
+    def __init__(
+        self,
+        hooks: EngineHooks,
+        engine: ObservedEngine,
+        background: Background,
+        is_busy: Callable[[], bool],
+    ) -> None:
         self._hooks = hooks
+        self._is_busy = is_busy
         self._engine = engine
         self._background = background
         self._sampler: NodeSampler | None = None
@@ -37,14 +45,18 @@ class NodeSamples:
         self._latest: dict[str, float] = {}
 
     def start(self, backends: Iterable[object]) -> None:
-        """Begin to sample this node and those of started backends."""
+        """Begin to sample this node, when a task is called, and those of started backends."""
         if not self._hooks.node_samples or self._sampler is not None:
             return
-        self._sampler = NodeSampler(self._receive)
-        self._sampler.start()
+        self._sampler = NodeSampler(self._receive, is_busy=self._is_busy)
         self._backends = [each for each in backends if hasattr(each, "watch_nodes")]
         for backend in self._backends:
             backend.watch_nodes(self._receive)
+
+    def wake(self) -> None:
+        """Note that tasks have been called."""
+        if self._sampler is not None:
+            self._sampler.wake()
 
     def stop(self) -> None:
         """Take a last sample of this node, and ignore what arrives later."""
