@@ -122,6 +122,27 @@ def with_attribute(value: Any) -> Any:
     return value
 
 
+def test_arrays_that_share_memory_are_refused() -> None:
+    array = numpy.arange(6.0)
+    for value in (
+        [array, array[1:]],
+        {"a": array.reshape(2, 3), "b": array},
+        [array[:4], array[2:]],
+    ):
+        with pytest.raises(UnhashableError, match="share memory"):
+            pickling.packed((value,), (), own)
+    read_only = numpy.broadcast_to(array, (2, 6))
+    for value in ([array[:3], array[3:]], [array, array], [array[::2], array[1::2]], [read_only]):
+        pickling.packed((value,), (), own)
+
+
+def test_the_global_random_number_generator_is_refused() -> None:
+    for value in (random.random, numpy.random.normal, [numpy.random.mtrand._rand]):
+        with pytest.raises(UnhashableError, match="global random number generator"):
+            pickling.packed(([value],), (), own)
+    pickling.packed(([random.Random(1), random.Random, random],), (), own)
+
+
 def test_a_table_with_an_attribute_of_its_own_class_is_refused() -> None:
     pandas = pytest.importorskip("pandas")
     table = type("Table", (pandas.DataFrame,), {})({"a": [1]})

@@ -330,6 +330,19 @@ class Asker:
         return ask_at(str(self.client.port))
 
 
+class EnvironmentAsker:
+    def ask(self) -> str:
+        return ask_at(os.environ["SERVER_URL"])
+
+
+async def asked_by_environment_of_method(flow: WorkflowEngine, service: Any) -> Any:
+    os.environ["SERVER_URL"] = await service
+    try:
+        return await flow.function_task(EnvironmentAsker().ask)()
+    finally:
+        del os.environ["SERVER_URL"]
+
+
 async def asked_by_local_object(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(Asker(local_client(await service)).ask)
 
@@ -384,7 +397,8 @@ WAYS = [
     asked_through_value_of_result,
     asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
     asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
-    asked_by_environment, asked_by_local_object, asked_beside_local_object,
+    asked_by_environment, asked_by_environment_of_method, asked_by_local_object,
+    asked_beside_local_object,
     asked_by_view, asked_by_partial_argument,
     asked_for_result, asked_for_port, asked_for_object, asked_for_awaited, asked_in_block,
     asked_through_closure, asked_by_command, asked_for_input_file, asked_through_service,

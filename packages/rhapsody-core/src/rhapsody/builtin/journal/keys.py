@@ -633,8 +633,12 @@ class Keys:
 
         Args:
             function: The function of a task whose key was computed. Its code is not searched if the
-                task has a `version`, or if it is a method or another callable object.
+                task has a `version`, or if it is a callable object.
         """
+        while isinstance(function, types.MethodType | functools.partial):
+            function = (
+                function.__func__ if isinstance(function, types.MethodType) else function.func
+            )
         known = self._functions.get(function) if isinstance(function, types.FunctionType) else None
         if known is None:
             return frozenset()

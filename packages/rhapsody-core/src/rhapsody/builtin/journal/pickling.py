@@ -29,6 +29,7 @@ from rhapsody.builtin.journal.values import (
     OF_PANDAS,
     UnhashableError,
     attributes_left_out,
+    is_global_generator,
     is_plain_python,
 )
 from rhapsody.sdk.introspect import slots_of
@@ -40,6 +41,9 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 _BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType
 """Types of objects that pickle itself stores by name."""
+
+MAX_COMPARED = 10_000
+"""Number of pairs of arrays in a result from which it is not tested whether they share memory."""
 
 Read = Iterable[tuple[Mapping[str, Any], str, object]]
 """Variables that code reads. See `CodeFingerprint.read`."""
@@ -125,6 +129,17 @@ def _omitted(value: Any) -> str | None:
     return None
 
 
+def _share_memory(one: Any, other: Any) -> bool:
+    """Return True if a change of one array may change another one."""
+    if not (one.flags.writeable or other.flags.writeable):
+        return False
+    numpy: Any = sys.modules["numpy"]
+    try:
+        return bool(numpy.shares_memory(one, other, max_work=1000))
+    except Exception:  # it takes too long to find out
+        return True
+
+
 def named(module: str, name: str) -> object:
     """Return the value of a variable of a module. Called when a pickle is loaded."""
     return vars(sys.modules[module])[name]
@@ -145,6 +160,8 @@ class _Pickler(pickle.Pickler):
         super().__init__(stream, pickle.HIGHEST_PROTOCOL)
         self._read = read
         self._own = own
+        self._arrays: dict[int, list[Any]] = {}  # by the id of the array that owns the memory
+        self._compared = 0
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
@@ -155,6 +172,21 @@ class _Pickler(pickle.Pickler):
             if isinstance(module, str) and vars(sys.modules.get(module, types)) is variables:
                 found[id(value)] = module, name
         return found
+
+    def _require_own_memory(self, array: Any) -> None:
+        """Raise `UnhashableError` if an array shares memory with another one in the result."""
+        owner = array
+        while isinstance(owner.base, sys.modules["numpy"].ndarray):
+            owner = owner.base
+        others = self._arrays.setdefault(id(owner), [])
+        compared = others[: max(0, MAX_COMPARED - self._compared)]
+        self._compared += len(compared)
+        if any(_share_memory(array, each) for each in compared):
+            raise UnhashableError(
+                "its result contains arrays that share memory, as a[1:] and a do, and in a reused "
+                "result they would be separate copies; return copies, or create the views again"
+            )
+        others.append(array)
 
     def _left_out(self, value: Any) -> str | None:
         """Return the name of an attribute that a library's method leaves out, if there is one."""
@@ -175,6 +207,13 @@ class _Pickler(pickle.Pickler):
                 f"its result contains a {kind.__qualname__} with the attribute {omitted!r}, which "
                 "a pickle omits; return the attribute separately, or define __reduce__"
             )
+        if is_global_generator(value):
+            raise UnhashableError(
+                "its result contains the global random number generator, and a reused result would "
+                "contain a copy of it; use a generator of your own, such as random.Random(seed)"
+            )
+        if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
+            self._require_own_memory(value)
         if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
             return NotImplemented
         if id(value) in self._names:

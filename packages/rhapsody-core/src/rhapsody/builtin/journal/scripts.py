@@ -62,6 +62,9 @@ _NAMED = re.compile(
 )
 """Matches the names of scripts in the text of a script, and of files that a shell sources."""
 
+_OBJECT = re.compile(r"[\"']([A-Za-z_][\w.]*):[A-Za-z_]\w*[\"']")
+"""Matches objects in modules, as in `uvicorn.run("app.main:app")`."""
+
 _WORD = re.compile(r"[\w.+~/-]+")
 """Matches the words of a script that may be paths."""
 
@@ -234,7 +237,8 @@ class Scripts:
             by_first.setdefault(word.partition("/")[0], []).append(word)
         if not is_python:  # it may contain lines of Python, as in `python -c "import lib"`
             content = re.sub(rb"[\"']", b"\n", content) if b"python" in content else b""
-        return _Text(imported_names(content), search, names - {""}, by_first)
+        modules = {*imported_names(content), *_OBJECT.findall(code)}
+        return _Text(modules, search, names - {""}, by_first)
 
 
 def _is_script(name: str) -> bool:
