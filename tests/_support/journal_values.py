@@ -242,6 +242,16 @@ def weighted(unit: str) -> Weighted:
     return made
 
 
+class Place(type(Path())):  # type: ignore[misc]
+    unit: str
+
+
+def place(unit: str) -> Place:
+    made = Place("data/a.txt")
+    made.unit = unit
+    return made
+
+
 def amount(unit: str) -> Amount:
     made = Amount("3.5")
     made.unit = unit
@@ -313,6 +323,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "attribute of an array of one's own": (measured("m"), measured("s")),
     "attribute of a subclass of Counter": (weighted("m"), weighted("s")),
     "attribute of a subclass of Decimal": (money("EUR"), money("USD")),
+    "attribute of a subclass of Path": (place("m"), place("s")),
     "slot of a subclass of Decimal": (amount("EUR"), amount("USD")),
     "attribute of a subclass of datetime": (moment("UTC"), moment("TAI")),
     "cause of an error": (caused(1), caused(2)),

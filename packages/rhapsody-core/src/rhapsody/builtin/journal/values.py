@@ -288,6 +288,8 @@ class Values:
             self._items(b"W", (value.definition.factory, value.args, value.kwargs), feed)
         elif isinstance(value, PurePath):
             self._items(b"/", (kind, str(value)), feed)
+            if attributes := attributes_left_out(value, None, self._collector.own):
+                self._items(b"l", (attributes,), feed)
         else:
             self._object(value, feed)
 
