@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def an_object_of_a_module(here: Path) -> dict[str, Any]:
     return {"command": [sys.executable, "-c", SERVER, "package.tool:app"], "cwd": str(here)}
 
 
+def a_quoted_object_of_a_module(here: Path) -> dict[str, Any]:
+    words = [sys.executable, "-c", SERVER, "package.tool:app"]
+    return {
+        "command": " ".join(map(shlex.quote, words[:3])) + " 'package.tool:app'",
+        "cwd": str(here),
+    }
+
+
 def an_object_that_a_script_names(here: Path) -> dict[str, Any]:
     (here / "serve.py").write_text(f"import sys\nsys.argv.append('package.tool:app')\n{SERVER}\n")
     return {"command": [sys.executable, str(here / "serve.py")], "cwd": str(here)}
@@ -119,6 +128,7 @@ def a_module_on_a_path_in_the_command(here: Path) -> dict[str, Any]:
     "how",
     [in_a_list, in_a_shell, an_executable, below_its_directory, a_module, a_package, on_a_path,
      a_directory, a_link, an_object_of_a_module, an_object_that_a_script_names,
+     a_quoted_object_of_a_module,
      a_module_on_a_path, a_module_on_a_path_in_the_command],
 )  # fmt: skip
 async def test_modules_that_the_script_of_a_command_imports_count(

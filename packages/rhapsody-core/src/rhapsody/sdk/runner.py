@@ -487,7 +487,7 @@ _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 _RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
 """Option of `python` that runs a module."""
 
-_OBJECT = re.compile(r"(?<!\S)([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(?!\S)")
+_OBJECT = re.compile(r"(?<![^\s'\"=])([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(?![^\s'\"])")
 """Object in a module, as servers such as uvicorn and gunicorn receive it."""
 
 _MAX_PATH = 4096
