@@ -61,8 +61,18 @@ def test_objects_that_a_pickle_would_replace_by_another_kind_are_refused(tmp_pat
     path = tmp_path / "data.txt"
     path.write_text("text")
     view = memoryview(b"bytes")
+    pairs = {"a": 1}
+    views = pairs.keys(), [pairs.values()], pairs.items()
     with path.open() as file:
-        for value in (view, [view], (len, view), (lambda: None, view), file, [lambda: None, file]):
+        for value in (
+            *views,
+            view,
+            [view],
+            (len, view),
+            (lambda: None, view),
+            file,
+            [lambda: None, file],
+        ):
             with pytest.raises(UnhashableError):
                 pickling.packed((value,), (), own)
 

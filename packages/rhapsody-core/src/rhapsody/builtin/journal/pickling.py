@@ -35,6 +35,8 @@ from rhapsody.builtin.journal.values import (
 from rhapsody.sdk.introspect import slots_of
 from rhapsody.sdk.runner import pickler
 
+_VIEWS = type({}.keys()), type({}.values()), type({}.items())
+
 _REDUCING = "__reduce__", "__reduce_ex__", "__getstate__"
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
@@ -94,6 +96,11 @@ def _require_same_kind(value: Any) -> None:
         raise UnhashableError(
             "its result contains a memoryview, and a reused result would contain bytes; return "
             "view.tobytes() or an array"
+        )
+    if kind in _VIEWS:
+        raise UnhashableError(
+            f"its result contains {kind.__name__} of a dict, and a reused result would contain a "
+            "copy that does not follow the dict; return a list"
         )
     if kind is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
         raise UnhashableError(
