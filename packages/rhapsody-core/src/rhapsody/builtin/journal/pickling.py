@@ -35,7 +35,8 @@ from rhapsody.builtin.journal.values import (
 from rhapsody.sdk.introspect import slots_of
 from rhapsody.sdk.runner import pickler
 
-_VIEWS = type({}.keys()), type({}.values()), type({}.items())
+_PAIRS: dict[str, int] = {}
+_VIEWS = type(_PAIRS.keys()), type(_PAIRS.values()), type(_PAIRS.items())
 
 _REDUCING = "__reduce__", "__reduce_ex__", "__getstate__"
 
