@@ -146,6 +146,21 @@ def test_arrays_that_share_memory_are_refused() -> None:
         pickling.packed((value,), (), own)
 
 
+class Attributes(dict[str, int]):
+    def __init__(self) -> None:
+        super().__init__(a=1)
+        self.__dict__ = self
+
+
+def test_objects_that_lose_a_connection_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnhashableError, match="whose attributes are its items"):
+        pickling.packed(([Attributes()],), (), own)
+    written = numpy.memmap(tmp_path / "a.bin", "f8", "w+", shape=3)
+    with pytest.raises(UnhashableError, match="writable memory map"):
+        pickling.packed(([written],), (), own)
+    pickling.packed(([numpy.memmap(tmp_path / "a.bin", "f8", "r")],), (), own)
+
+
 def test_the_global_random_number_generator_is_refused() -> None:
     for value in (random.random, numpy.random.normal, [numpy.random.mtrand._rand]):
         with pytest.raises(UnhashableError, match="global random number generator"):

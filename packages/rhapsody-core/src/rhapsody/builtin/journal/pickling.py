@@ -220,7 +220,17 @@ class _Pickler(pickle.Pickler):
                 "its result contains the global random number generator, and a reused result would "
                 "contain a copy of it; use a generator of your own, such as random.Random(seed)"
             )
+        if isinstance(value, dict) and getattr(value, "__dict__", None) is value:
+            raise UnhashableError(
+                f"its result contains a {kind.__qualname__}, whose attributes are its items, which "
+                "they would not be in a reused result; return a plain dict, or define __getattr__"
+            )
         if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
+            if isinstance(value, numpy.memmap) and value.flags.writeable:
+                raise UnhashableError(
+                    "its result contains a writable memory map, and a reused result would contain "
+                    "an array that does not change the file; return the path of the file"
+                )
             self._require_own_memory(value)
         if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
             return NotImplemented
