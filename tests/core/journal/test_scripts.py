@@ -165,6 +165,7 @@ LOADING = {
     "relative": "source tools/lib.sh",
     "two": 'source "${0%/*}/both.sh"',
     "program": 'HERE="$(dirname "$0")"; VALUE=$($HERE/inner/program)',
+    "module": 'cd "$(dirname "$0")"; VALUE="$(python3 -m tool)"',
     "program after python": 'HERE="$(dirname "$0")"; VALUE=$(python3 ${HERE}/main)',
     "lines of python": "VALUE=$(PYTHONPATH=tools python3 - <<'END'\nimport tool\nEND\n)",
     "code of python": "VALUE=$(PYTHONPATH=tools python3 -c 'import tool')",

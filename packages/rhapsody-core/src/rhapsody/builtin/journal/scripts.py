@@ -65,6 +65,9 @@ _NAMED = re.compile(
 _OBJECT = re.compile(r"[\"']([A-Za-z_][\w.]*):[A-Za-z_]\w*[\"']")
 """Matches objects in modules, as in `uvicorn.run("app.main:app")`."""
 
+_RUN_MODULE = re.compile(r"python[\w.]*[ \t]+(?:-\w+[ \t]+)*-m[ \t]+([A-Za-z_][\w.]*)")
+"""Matches commands of shell scripts that run a module."""
+
 _WORD = re.compile(r"[\w.+~/-]+")
 """Matches the words of a script that may be paths."""
 
@@ -238,6 +241,8 @@ class Scripts:
         if not is_python:  # it may contain lines of Python, as in `python -c "import lib"`
             content = re.sub(rb"[\"']", b"\n", content) if b"python" in content else b""
         modules = {*imported_names(content), *_OBJECT.findall(code)}
+        for name in _RUN_MODULE.findall(code):
+            modules |= {name, f"{name}.__main__"}
         return _Text(modules, search, names - {""}, by_first)
 
 
