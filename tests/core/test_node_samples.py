@@ -94,6 +94,20 @@ def test_a_node_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) ->
     assert sampled(1)[0].gpus == ()
 
 
+def test_counters_that_cannot_be_read_end_the_samples(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr("psutil.virtual_memory", fail)
+    caplog.set_level("INFO", "rhapsody.engine")
+    sampler = NodeSampler(lambda sample: pytest.fail(str(sample)), interval=0, delay=0)
+    sampler._work()
+    assert sampler.stop() is None
+    assert "/proc/meminfo" in caplog.text
+
+
 def test_without_psutil_there_are_no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     sampler = NodeSampler(lambda sample: pytest.fail(str(sample)), interval=0, delay=0)

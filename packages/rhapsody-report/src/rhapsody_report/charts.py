@@ -61,7 +61,7 @@ LOAD_ROW = 56
 """Height of a node's row in the chart of the load, in pixels."""
 
 LOADS = {"processors": "running", "memory": "retried", "GPUs": "building"}
-"""What the chart of the load shows, each with the name of its color."""
+"""Curves of the chart of the load, each with the name of its color in `COLORS`."""
 
 CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""

@@ -651,9 +651,9 @@ def _node(line: Mapping[str, Any]) -> NodeSample:
     found = {name: line.get(name, 0) for name in (*numbers, "time")}
     gpus = tuple(line.get("gpus", ()))
     if not (is_time(found["time"]) and isinstance(line["node"], str)):
-        raise TypeError("malformed values")
+        raise TypeError("the name of the node or the time is malformed")
     if not all(type(each) in (int, float) for each in (*found.values(), *gpus)):
-        raise TypeError("a value is no number")
+        raise TypeError("a value is not a number")
     return NodeSample(line["node"], gpus=gpus, **found)
 
 

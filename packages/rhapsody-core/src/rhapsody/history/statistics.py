@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rhapsody.history.reader import Attempt, RunHistory, TaskRun
+from rhapsody.history.timeline import cores_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,20 +312,21 @@ def critical_path(
 
 @dataclass(frozen=True, slots=True)
 class TimeShares:
-    """Where the time of a run went, and how long it takes at least. All values are in seconds.
+    """Where the time of a run went, and lower bounds of its duration. All values are in seconds.
 
-    `ran`, `queued`, `held` and `program` are found by going back from the last task that ended: it
-    waited for a dependency or was called by the program, and so on. Their sum is `total`.
+    `ran`, `queued`, `held` and `program` follow the chain of causes back from the task that ended
+    last: to the dependency that it waited for, or to the end of the task before the program called
+    it. Their sum is `total`.
 
     Attributes:
         total: The time from the start of the run to the end of the last task.
-        ran: The time in which the tasks on this way ran.
+        ran: The time in which the tasks of this chain ran.
         queued: The time from their submission to their start: they waited for a free core or
             worker, or in the queue of a batch system.
         held: The time from the moment when they could have started to their submission, as for
             `limit=`.
-        program: The time in which nothing on this way was ready: the program computed, waited for
-            something else, or had not started yet.
+        program: The time in which no task of this chain was ready: the program computed, waited for
+            something else, or had not called it yet.
         chain: The time that the tasks of the longest chain ran, a lower bound with any number of
             workers.
         core_seconds: The sum of the run times of all attempts, each multiplied by its cores.
@@ -394,18 +396,11 @@ def time_shares(history: RunHistory, now: float | None = None) -> TimeShares | N
     program += max(0.0, until - began)
     chain = critical_path(history, now, waiting=False)
     seconds = sum(
-        sum(_seconds(task, now)) * _cores_of(task)
+        sum(_seconds(task, now)) * cores_of(task.resources)
         for task in tasks.values()
         if task.kind != "block" and not task.is_service
     )
     return TimeShares(total, ran, queued, held, program, sum(step.ran for step in chain), seconds)
-
-
-def _cores_of(task: TaskRun) -> float:
-    """Return the number of cores that a task requests, on all its ranks."""
-    cores, ranks = task.resources.get("cores", 1), task.resources.get("ranks", 1)
-    known = isinstance(cores, int | float) and isinstance(ranks, int)
-    return cores * ranks if known else 1.0
 
 
 class _Link(NamedTuple):

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rhapsody.history.reader import Attempt, RunHistory, TaskRun
 
@@ -178,7 +178,7 @@ def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
         for each in lane.slices:
             if each.task.is_service:
                 continue
-            requested = _cores(each)
+            requested = cores_of({**each.task.resources, **(each.attempt.resources or {})})
             first, last = int(each.start / width), int(each.end / width)
             for part in range(max(0, first), min(last, parts - 1) + 1):
                 inside = min(each.end, (part + 1) * width) - max(each.start, part * width)
@@ -189,9 +189,8 @@ def utilization(found: Iterable[Lane], end: float, parts: int) -> list[Busy]:
     ]
 
 
-def _cores(each: Slice) -> float:
-    """Return the number of cores that an attempt requested, on all its ranks."""
-    requested = {**each.task.resources, **(each.attempt.resources or {})}
+def cores_of(requested: Mapping[str, Any]) -> float:
+    """Return the number of cores in requested resources, on all ranks."""
     cores, ranks = requested.get("cores", 1), requested.get("ranks", 1)
     known = isinstance(cores, int | float) and isinstance(ranks, int)
     return cores * ranks if known else 1.0

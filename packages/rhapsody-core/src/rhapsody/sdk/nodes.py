@@ -13,6 +13,7 @@ remains small: about 200 in the first 17 minutes, and 1,100 in a day.
 from __future__ import annotations
 
 import importlib
+import logging
 import socket
 import threading
 import time
@@ -20,8 +21,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from rhapsody.errors import describe_error
 from rhapsody.sdk.threads import start_thread
 from rhapsody.task import NodeSample
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 INTERVAL: Final = 5.0
 """Minimum number of seconds between two samples of a node."""
@@ -112,9 +116,9 @@ class NodeSampler:
             return
         self._find_gpus()
         with self._lock:
-            self._before = self._counters()
-            self._began = self._before.time
-        while True:
+            self._take()
+        self._began = time.monotonic()
+        while self._before is not None:
             age = time.monotonic() - self._began
             if self._stopped.wait(max(self._interval, age * GROWTH)):
                 return
@@ -127,11 +131,24 @@ class NodeSampler:
                 self._woken.wait()
 
     def _take(self) -> NodeSample | None:
-        """Return the load since the last call; `None` if it is not known."""
+        """Return the load since the last call; `None` if it is not known.
+
+        If the counters cannot be read, as in some containers, nothing is sampled from then on.
+        """
+        if self._psutil is None:
+            return None
+        try:
+            return self._load()
+        except Exception as error:  # whatever psutil raises for unusual contents of `/proc`
+            log.info("the load of this node is not sampled (%s)", describe_error(error))
+            self._psutil = self._before = None
+            return None
+
+    def _load(self) -> NodeSample | None:
         before = self._before
+        now = self._before = self._counters()
         if before is None:
             return None
-        now = self._before = self._counters()
         seconds, total = now.time - before.time, now.total - before.total
         if seconds <= 0:
             return None

@@ -46,7 +46,7 @@ _BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.Modul
 """Types of objects that pickle itself stores by name."""
 
 MAX_COMPARED = 10_000
-"""Number of pairs of arrays in a result from which it is not tested whether they share memory."""
+"""Maximum number of pairs of arrays in a result that are tested for shared memory."""
 
 Read = Iterable[tuple[Mapping[str, Any], str, object]]
 """Variables that code reads. See `CodeFingerprint.read`."""

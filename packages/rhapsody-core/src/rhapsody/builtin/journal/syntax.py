@@ -32,8 +32,8 @@ another container, or is only tested (`if not a`, `if a is None`, `if len(a) > 9
 items is read, set or deleted."""
 
 FILLS, READS, LISTS = "fills", "reads", "lists"
-"""What code does with single items of a cache, or with all of them. Code that does anything with
-all items, such as listing or counting them, does not use the variable as a cache."""
+"""Uses of a variable that is named like a cache: code fills or reads single items, or uses all
+items at once, for example to list or count them. In the last case, the variable is not a cache."""
 
 _CACHE = re.compile("(cache|caches|memo)_?$|^_*cached_|^repr_running$", re.IGNORECASE)
 """Matches the names of variables that are caches; the last one is that of `reprlib`."""
@@ -69,7 +69,7 @@ class Use(NamedTuple):
 
     @property
     def of_cache(self) -> Iterator[tuple[str, str]]:
-        """What the code does with a cache, as in `Names.caches`."""
+        """Uses of a variable that is named like a cache; see `Names.caches`."""
         if _CACHE.search(self.container):
             method = self.chain[-1] if self.by == CALLED else ""
             if self.by == ITEM_SET or method in _FILLING_METHODS:
