@@ -1462,6 +1462,46 @@ def g():
     assert made != key_in(tmp_path, changed, lambda main: main.g)[0]
 
 
+@pytest.mark.parametrize("function", ["f", "C().go", "h"])
+def test_a_submodule_that_a_library_imports_when_it_is_read_does_not_count(
+    function: str, tmp_path: Path
+) -> None:
+    """As `numpy.random` of NumPy 2."""
+    files = {
+        "site-packages/lazy_library/__init__.py": """
+def __getattr__(name):
+    if name == "part":
+        import lazy_library.part
+        return lazy_library.part
+    raise AttributeError(name)
+""",
+        "site-packages/lazy_library/part.py": "def double(a):\n    return a * 2\n",
+        "main.py": """
+import lazy_library as lib
+class C:
+    def go(self, c, a):
+        return lib.part.double(a)
+def f(c, a):
+    return lib.part.double(a)
+def h(c, a):
+    return c.go(c, a)
+""",
+    }
+    write(tmp_path, files)
+    digests = []
+    for _ in range(2):
+        with loaded(tmp_path) as main:
+            keys = keys_in(tmp_path)
+            task = described(eval(function, vars(main)), main.C(), 3, shares_memory=True)
+            key = keys.of(task, {}, {})
+            assert task["function"](main.C(), 3) == 6
+            keys.begin()
+            keys.require_same_values(task, key)
+            assert keys.of(task, {}, {}).digest == key.digest
+            digests.append(key.digest)
+    assert digests[0] == digests[1]
+
+
 def test_attributes_that_a_library_sets_when_they_are_read_do_not_count(tmp_path: Path) -> None:
     files = {
         "site-packages/xarray.py": """

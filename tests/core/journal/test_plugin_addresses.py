@@ -343,6 +343,64 @@ async def asked_by_environment_of_method(flow: WorkflowEngine, service: Any) -> 
         del os.environ["SERVER_URL"]
 
 
+async def asked_by_environment_of_argument(flow: WorkflowEngine, service: Any) -> Any:
+    os.environ["SERVER_URL"] = await service
+    try:
+        return await flow.function_task(asked)(EnvironmentAsker())
+    finally:
+        del os.environ["SERVER_URL"]
+
+
+URL = ""
+
+
+class GlobalAsker:
+    def ask(self) -> str:
+        return ask_at(URL)
+
+    def __call__(self) -> str:
+        return ask_at(URL)
+
+
+def ask_global(_: int) -> str:
+    return ask_at(URL)
+
+
+def asked(asker: Any) -> str:
+    return str(asker.ask())
+
+
+async def asked_by_global(
+    flow: WorkflowEngine, service: Any, function: Callable[..., str], *args: object
+) -> Any:
+    global URL
+    URL = await service
+    try:
+        return await flow.function_task(name="asks")(function)(*args)
+    finally:
+        URL = ""
+
+
+async def asked_by_global_of_method(flow: WorkflowEngine, service: Any) -> Any:
+    return await asked_by_global(flow, service, GlobalAsker().ask)
+
+
+async def asked_by_global_of_callable(flow: WorkflowEngine, service: Any) -> Any:
+    return await asked_by_global(flow, service, GlobalAsker())
+
+
+async def asked_by_global_of_partial(flow: WorkflowEngine, service: Any) -> Any:
+    return await asked_by_global(flow, service, partial(ask_global, 1))
+
+
+async def asked_by_global_of_argument(flow: WorkflowEngine, service: Any) -> Any:
+    return await asked_by_global(flow, service, asked, GlobalAsker())
+
+
+async def asked_by_global_of_function(flow: WorkflowEngine, service: Any) -> Any:
+    return await asked_by_global(flow, service, called, partial(ask_global, 1))
+
+
 async def asked_by_local_object(flow: WorkflowEngine, service: Any) -> Any:
     return await flow.function_task(called)(Asker(local_client(await service)).ask)
 
@@ -397,7 +455,9 @@ WAYS = [
     asked_through_value_of_result,
     asked_by_partial, asked_by_default, asked_by_keyword_default, asked_by_method,
     asked_by_callable, asked_by_argument_with_closure, asked_by_argument_with_default,
-    asked_by_environment, asked_by_environment_of_method, asked_by_local_object,
+    asked_by_environment, asked_by_environment_of_method, asked_by_environment_of_argument,
+    asked_by_global_of_method, asked_by_global_of_callable, asked_by_global_of_partial,
+    asked_by_global_of_argument, asked_by_global_of_function, asked_by_local_object,
     asked_beside_local_object,
     asked_by_view, asked_by_partial_argument,
     asked_for_result, asked_for_port, asked_for_object, asked_for_awaited, asked_in_block,

@@ -935,6 +935,8 @@ class CodeFingerprint:
             if depth == len(chain):
                 self._as_a_whole(value, user)
             elif self._imports_later(value, chain[depth]):
+                if not self._is_own(value):
+                    self._used(f"{'.'.join(chain[:depth])} used by {user}", value)
                 return
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
@@ -1233,8 +1235,15 @@ class CodeFingerprint:
         return None
 
     def _imports_later(self, package: types.ModuleType, name: str) -> bool:
-        """Return True if code imports an attribute of a package, as a submodule, when it runs."""
-        full = f"{package.__name__}.{name}"
+        """Return True if code imports an attribute of a package, as a submodule, when it runs.
+
+        Packages such as NumPy import some of their submodules when these are first used.
+        """
+        full, member = f"{package.__name__}.{name}", vars(package).get(name, MISSING)
+        if member is MISSING and not self._is_own(package):
+            self._program.unloaded.add(full)
+        elif member is not MISSING and not isinstance(member, types.ModuleType):
+            return False
         return full in self._program.unloaded and self._loaded(full) is None
 
     def _module(

@@ -164,6 +164,7 @@ class Keys:
     _texts: WeakKeyDictionary[Any, tuple[Known, frozenset[str]]] = field(
         default_factory=WeakKeyDictionary
     )
+    _read: list[object] = field(default_factory=list)  # by code in the arguments of the last task
     _scripts: Scripts = field(init=False)
     _fingerprint: CodeFingerprint = field(init=False)  # shared by all tasks: slow to create
     imported: ImportedModules = field(init=False)
@@ -208,6 +209,8 @@ class Keys:
         """
         try:
             key = self._of(task, settings, inputs, texts, more)
+            if "addresses" in task:
+                self._read = _variables_of(self._fingerprint)
             for handle in list(self._fingerprint.handles):
                 self._require_same_value(handle)
             return key
@@ -626,15 +629,20 @@ class Keys:
                     "before the first call, or pass env= to the programs"
                 )
 
-    def texts_of_code(self, function: object) -> frozenset[str]:
-        """Return the texts and integers in the variables that a function reads, as text.
+    def texts_of_code(self, functions: Iterable[object]) -> set[str]:
+        """Return the texts and integers in the variables that the code of a task reads, as text.
 
-        These include environment variables.
+        These include environment variables, and variables that code in its arguments reads.
 
         Args:
-            function: The function of a task whose key was computed. Its code is not searched if the
-                task has a `version`, or if it is a callable object.
+            functions: The functions of the last task whose key was computed and that receives or
+                follows services. Their code is not searched if the task has a `version`.
         """
+        codes: list[Callable[..., object]] = []
+        texts = texts_of(self._read, codes)
+        return texts.union(*map(self._texts_of, [*functions, *codes]))
+
+    def _texts_of(self, function: object) -> frozenset[str]:
         while isinstance(function, types.MethodType | functools.partial):
             function = (
                 function.__func__ if isinstance(function, types.MethodType) else function.func
@@ -644,13 +652,10 @@ class Keys:
             return frozenset()
         former, texts = self._texts.get(function, (None, frozenset()))
         if former is not known:
-            found = known.found
-            values = [value for *_, value in found.read] + [value for _, value in found.cells]
-            values += [value for _, value in found.environment]
             codes: list[Callable[..., object]] = []
-            texts = frozenset(texts_of((each for each in values if isinstance(each, PLAIN)), codes))
+            texts = frozenset(texts_of(_variables_of(known.found), codes))
             self._texts[function] = known, texts  # also if a factory uses its own handle
-            texts = texts.union(*map(self.texts_of_code, codes))
+            texts = texts.union(*map(self._texts_of, codes))
             self._texts[function] = known, texts
         return texts
 
@@ -759,6 +764,13 @@ class Keys:
         special = found.may_open or found.starts_programs or found.reads_arguments
         special = special or found.set_here or bool(found.absent or found.sources)
         return Known(digest, found, plain=not special)
+
+
+def _variables_of(found: CodeFingerprint) -> list[object]:
+    """Return the values of the variables that code reads, if their types are plain."""
+    values = [value for *_, value in found.read] + [value for _, value in found.cells]
+    values += [value for _, value in found.environment]
+    return [value for value in values if isinstance(value, PLAIN)]
 
 
 def _can_be_set(value: object) -> bool:

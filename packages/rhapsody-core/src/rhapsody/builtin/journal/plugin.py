@@ -438,7 +438,7 @@ class Journal:
         values = command if function is None else (function, task["args"], task["kwargs"])
         codes = [] if function is None else [function]
         texts = {*key.paths, *texts_of(values, codes), *texts_in_files(task["inputs"].values())}
-        texts = texts.union(*map(self._keys.texts_of_code, codes))
+        texts |= self._keys.texts_of_code(codes)
         found = []
         for uid in others:
             parts = parts_of(task["addresses"][uid])
