@@ -42,7 +42,7 @@ PAGES = {
     "states": "explanation/states.html",
     "performance": "explanation/performance.html",
     "plugins": "plugins/index.html",
-    "machines": "machines/index.html",
+    "machines": "how-to/machines.html",
     "search": "search.html?q=resume",
 }
 LOADED = "return performance.getEntriesByType('resource').map(each => each.name)"
