@@ -38,7 +38,7 @@ PAGES = {
     "command-line": "reference/command-line.html",
     "capabilities": "reference/capabilities.html",
     "errors": "reference/common-errors.html",
-    "architecture": "explanation/architecture.html",
+    "architecture": "contributing/architecture.html",
     "states": "explanation/states.html",
     "performance": "explanation/performance.html",
     "plugins": "plugins/index.html",

@@ -4,7 +4,7 @@ var Scorer = {
   // A result is [docname, title, anchor, description, score, filename].
   score: ([docname, , , , score]) => {
     if (/^(tutorial|how-to)\//.test(docname)) return score + 3;
-    if (/^decisions\//.test(docname)) return score - 20;
+    if (/^(contributing|decisions)\//.test(docname)) return score - 20;
     if (/^plugins\/|^reference\/(backend-contract|capabilities)|^reference\/api\/(backends|plugins|sdk)/.test(docname))
       return score - 3;
     return score;

@@ -140,7 +140,7 @@ def test_every_module_of_the_engine_is_in_its_order_once() -> None:
 
 
 def test_the_code_that_the_architecture_refers_to_exists() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "explanation" / "architecture.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "contributing" / "architecture.md").read_text()
     table = text.partition("## Where things happen")[2].partition("\n## ")[0]
     file, missing, found = Path(), [], 0
     for name in re.findall(r"`((?:\w+/)*\w+\.py|[A-Z]\w+(?:\.\w+)?|[a-z_]\w+)`", table):
@@ -168,7 +168,7 @@ def defined(tree: ast.Module) -> set[str]:
 
 
 def test_the_architecture_stays_one_page() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "explanation" / "architecture.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "contributing" / "architecture.md").read_text()
     assert len(text.splitlines()) <= 110
 
 
