@@ -37,7 +37,7 @@ PAGES = {
     "engine": "reference/api/engine.html",
     "command-line": "reference/command-line.html",
     "capabilities": "reference/capabilities.html",
-    "errors": "reference/common-errors.html",
+    "errors": "reference/errors.html",
     "architecture": "contributing/architecture.html",
     "states": "explanation/states.html",
     "performance": "explanation/performance.html",

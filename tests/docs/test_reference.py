@@ -63,14 +63,29 @@ def test_every_environment_variable_has_a_row() -> None:
 
 
 def test_every_message_in_the_gallery_is_a_message_of_a_distribution() -> None:
-    page = "\n".join(path.read_text() for path in sorted(REFERENCE.glob("*-errors.md")))
+    page = (REFERENCE / "errors.md").read_text()
     command = [sys.executable, str(ROOT / ".ci" / "messages.py")]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    patterns = [
-        re.compile(re.sub(r"\\\{\\\}|%s|%d|%r|%\\\.0f|%g", ".*", re.escape(line)))
-        for line in listing.splitlines()
-        if len(line.split()) > 6 and not line.startswith("#")
+    messages = [
+        line for line in listing.splitlines() if len(line.split()) > 6 and not line.startswith("#")
     ]
-    shown = re.findall(r"^```text\n(.*?)\n```", page, re.MULTILINE)
+    patterns = [_pattern(message) for message in messages]
+    blocks = re.findall(r"^```text\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
+    shown = [line for block in blocks for line in block.splitlines()]
     assert len(shown) > 20
-    assert [text for text in shown if not any(each.search(text) for each in patterns)] == []
+    wrong = []
+    for line in shown:
+        begin = line.removesuffix(" ...")
+        if begin == line:
+            known = any(each.search(line) for each in patterns)
+        else:  # the end is left out; its last characters are also in the message
+            last = begin[-8:]
+            parts = [each[: each.index(last) + len(last)] for each in messages if last in each]
+            known = any(_pattern(part).search(begin) for part in parts)
+        if not known:
+            wrong.append(line)
+    assert wrong == []
+
+
+def _pattern(message: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\\\}|%s|%d|%r|%\\\.0f|%g", ".*", re.escape(message)))
