@@ -16,7 +16,7 @@ CLASSES = {
     "pilot": rp.Pilot,
     "task": rp.raptor_tasks.Raptor,
 }
-PAGE = Path(__file__).parents[3] / "docs/reference/radical-pilot-objects.md"
+PAGE = Path(__file__).parents[3] / "docs/reference/radical-pilot.md"
 
 
 @pytest.mark.parametrize("name", CLASSES)
