@@ -20,7 +20,7 @@ PROGRAM: str = _blocks(PAGE, "python")[0]
 """The program that the recipes run."""
 
 SLURM: tuple[str, ...] = tuple(
-    _blocks(HOW_TO / f"{name}-on-slurm.md", "toml")[0] for name in ("dask", "radical-pilot")
+    _blocks(HOW_TO / f"{name}.md", "toml")[0] for name in ("dask", "radical-pilot-on-slurm")
 )
 """The profiles on the pages about Slurm."""
 
