@@ -1,9 +1,9 @@
 """Compare the plugin interface with that of core's last release, using griffe.
 
 The check fails if a name that plugins use is missing or has new requirements, and `API_VERSION` has
-not been raised since that release. docs/plugins/versions.md describes the interface. Only its names
-are compared, because a comparison of all code would forbid every change. Without a release, there
-is nothing to compare with, and the check passes.
+not been raised since that release. docs/plugins/publishing.md describes the interface. Only its
+names are compared, because a comparison of all code would forbid every change. Without a release,
+there is nothing to compare with, and the check passes.
 
     python .ci/check_plugin_api.py [--repository DIR] [--tag TAG]
 """

@@ -19,7 +19,7 @@ from tests._support.distributions import install
 from tests.docs.test_code_blocks import blocks_of
 
 PAGE = Path(__file__).parents[2] / "docs/plugins/run-plugins.md"
-TABLE, NOTIFIER, SLOWEST = (block.code for _, block in blocks_of(PAGE.read_text()))
+TABLE, NOTIFIER, SLOWEST, _ = (block.code for _, block in blocks_of(PAGE.read_text()))
 PROGRAM = """
 async def main(flow):
     @flow.function_task
