@@ -221,6 +221,20 @@ def test_a_worker_whose_attempts_overlap_has_several_slots(records: Records) -> 
     assert "2, with 3 slots, 100 % of 2 cores in use" in found.get("summary").text
 
 
+def test_the_timeline_shows_names_in_colors_and_failures_with_a_pattern(records: Records) -> None:
+    names = ["long", "rare", *(f"other {number}" for number in range(9))]
+    calls = [call(number, name) for number, name in enumerate(names, 1)]
+    ends = [end(1, 0, 0, 9, retried=True), end(1, 9, 9, 99)]
+    ends += [end(number, 99, 99, 100, state="FAILED") for number in range(2, 12)]
+    found = read(written(records, *calls, *ends, *finish(100))).get("timeline")
+    legend = [each.text for each in found.find("ul", **{"class": "legend"})[0].find("li")]
+    others = [f"other {number}" for number in range(6)]
+    assert legend == ["long", "rare", *others, "3 other names", "failed or lost"]
+    (drawn,) = charts(found)
+    assert '"long"' in drawn  # it stands on the bar
+    assert '"hatch_pattern":{"type":"value","value":"/"}' in drawn
+
+
 def test_the_summary_names_what_limits_the_run(records: Records) -> None:
     calls = [call(number, "a") for number in (1, 2, 3, 4)]
     ends = [end(number, 0, number // 3 * 2, number // 3 * 2 + 2) for number in (1, 2, 3, 4)]

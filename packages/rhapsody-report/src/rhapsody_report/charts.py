@@ -44,6 +44,31 @@ ROW = 20
 TALL = 600
 """Maximum height of a chart with rows, in pixels, without its axis."""
 
+NAME_COLORS = (
+    "#3b82f6", "#d4722a", "#2a9d8f", "#a371f7", "#8c8a2e", "#c2568f", "#a0715a", "#5f8fb4",
+)  # fmt: skip
+"""Colors of the names of tasks in the timeline, with the same contrast as `COLORS`."""
+
+OTHER_NAMES = "#888888"
+"""Color of the names for which there is no color in `NAME_COLORS`."""
+
+PATTERNS = {
+    "failed": "/", "retried": "/", "canceled": "x", "unfinished": "x", "running": ".",
+    "building": "-",
+}  # fmt: skip
+"""Patterns of bars in the timeline, by outcome. The bars of tasks that are done have none."""
+
+PATTERN_NAMES = {
+    "/": "failed or lost", "x": "canceled or unfinished", ".": "running", "-": "building a value"
+}  # fmt: skip
+"""Names of the patterns."""
+
+CHARACTER = 7
+"""Width of a character on a bar, in pixels."""
+
+PHONE = 250
+"""Width of a chart on a phone, in pixels. Names stand on bars that are wide enough on it."""
+
 LABEL = 18
 """Maximum number of characters of a label, so that there is space for the chart on a phone."""
 
@@ -67,18 +92,32 @@ CELLS = 200
 """Number of parts of the time, and maximum number of rows, in an aggregated timeline."""
 
 
+class LegendItem(NamedTuple):
+    """Item of a legend.
+
+    Attributes:
+        name: What the chart shows in this way.
+        color: Its color.
+        pattern: Its pattern as in `PATTERN_NAMES`, or an empty string.
+    """
+
+    name: str
+    color: str
+    pattern: str = ""
+
+
 class Chart(NamedTuple):
     """Chart for a template.
 
     Attributes:
         data: The chart for Bokeh's script, as JSON.
         height: Its height in pixels.
-        legend: The names and colors of what the chart shows.
+        legend: What the colors and patterns of the chart mean.
     """
 
     data: Mapping[str, Any]
     height: int
-    legend: Sequence[tuple[str, str]] = ()
+    legend: Sequence[LegendItem] = ()
 
 
 def _figure(height: int, end: float, label: str, *, zoom: bool = False, **options: Any) -> Any:
@@ -105,8 +144,8 @@ def _figure(height: int, end: float, label: str, *, zoom: bool = False, **option
     return found
 
 
-def _chart(found: Any, legend: Iterable[tuple[str, str]] = ()) -> Chart:
-    return Chart(json_item(found), found.height, tuple(legend))
+def _chart(found: Any, legend: Iterable[tuple[str, ...]] = ()) -> Chart:
+    return Chart(json_item(found), found.height, tuple(LegendItem(*each) for each in legend))
 
 
 def _label_rows(found: Any, labels: Sequence[str], height: int = ROW) -> None:
@@ -143,6 +182,8 @@ def _unit(seconds: float) -> tuple[float, str]:
 def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool) -> Chart | None:
     """Return the chart of the attempts of each worker.
 
+    The color of an attempt shows the name of its task, and its pattern the outcome.
+
     Args:
         found: The lanes.
         end: The end of the time axis, in microseconds.
@@ -160,30 +201,35 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
         y_range=(len(found) - 0.5, -0.5),
     )
     _label_rows(plot, [lane.name for lane in found])
-    columns: dict[str, list[tuple[float, float, int, str, str, str, str]]] = {}
+    colors = _colors(found)
+    columns: dict[tuple[str, str], list[tuple[float, float, int, str, str, str, str]]] = {}
     marked: list[tuple[float, float, int]] = []
+    labels: list[tuple[float, int, str]] = []
     for row, lane in enumerate(found):
         for each in lane.slices:
             outcome = _outcome(each.attempt, active)
             left, right = each.start / 1e6 / unit, each.end / 1e6 / unit
             took = duration((each.end - each.start) / 1e6)
-            columns.setdefault(outcome, []).append(
-                (left, right, row, each.task.key, each.task.name, took, lane.name)
+            name = each.task.name
+            color = colors.get(name, OTHER_NAMES)
+            columns.setdefault((color, outcome), []).append(
+                (left, right, row, each.task.key, name, took, lane.name)
             )
+            if (each.end - each.start) / end * PHONE >= len(name) * CHARACTER:
+                labels.append(((left + right) / 2, row, name))
             if each.task.key in critical:
                 marked.append((left, right, row))
             if built := (each.attempt.usage or {}).get("build_seconds"):
-                columns.setdefault("building", []).append(
-                    (left - built / unit, left, row, each.task.key, each.task.name,
-                     duration(built), lane.name)
+                columns.setdefault((color, "building"), []).append(
+                    (left - built / unit, left, row, each.task.key, name, duration(built),
+                     lane.name)
                 )  # fmt: skip
     bars: list[Any] = []
     attempts = sum(map(len, columns.values()))
     separated = attempts <= SEPARATED and len(found) * ROW <= TALL
     narrow = end / 1e6 / unit / NARROW
-    for outcome in (name for name in COLORS if name in columns):
-        lefts, rights, rows, keys, names, times, workers = zip(*columns[outcome], strict=True)
-        own = COLORS[outcome]
+    for (own, outcome), values in columns.items():
+        lefts, rights, rows, keys, names, times, workers = zip(*values, strict=True)
         source = ColumnDataSource(
             {
                 "left": np.array(lefts, "float32"),
@@ -207,6 +253,9 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
             fill_color=own,
             line_color="edge" if separated else None,
             line_width=0.5,
+            hatch_pattern=PATTERNS.get(outcome),
+            hatch_color="#000000",
+            hatch_scale=8,
             name=outcome,
         )
         bars.append(bar)
@@ -224,9 +273,36 @@ def timeline(found: Sequence[Lane], end: float, critical: set[str], active: bool
                 y="row", left="left", right="right", height=height, source=source,
                 fill_color=color, line_color=None,
             )  # fmt: skip
+    if labels and separated:
+        places, rows, names = zip(*labels, strict=True)
+        plot.text(
+            x="x", y="row", text="name", text_color="#000000", text_font_size="11px",
+            text_align="center", text_baseline="middle", background_fill_color="#ffffff",
+            background_fill_alpha=0.9,
+            source=ColumnDataSource({"x": places, "row": rows, "name": names}),
+        )  # fmt: skip
     tips = [("task", "@key @name"), ("outcome", "$name"), ("time", "@took"), ("on", "@worker")]
     plot.add_tools(HoverTool(renderers=bars, tooltips=tips))
-    return _chart(plot, [(name, COLORS[name]) for name in COLORS if name in columns])
+    legend = [(name, color) for name, color in colors.items()]
+    if (
+        others := len({each.task.name for lane in found for each in lane.slices}) - len(colors)
+    ) > 0:
+        legend.append((f"{others} other name{'s' if others > 1 else ''}", OTHER_NAMES))
+    used = {PATTERNS[outcome] for _, outcome in columns if outcome in PATTERNS}
+    patterns = [(PATTERN_NAMES[each], OTHER_NAMES, each) for each in PATTERN_NAMES if each in used]
+    return _chart(plot, [*legend, *patterns])
+
+
+def _colors(found: Sequence[Lane]) -> dict[str, str]:
+    """Return the colors of the names that took the most time, in the order of their first start.
+
+    The order makes colors of the dashboard stay the same while tasks run.
+    """
+    total: dict[str, float] = {}
+    for each in sorted((each for lane in found for each in lane.slices), key=lambda one: one.start):
+        total[each.task.name] = total.get(each.task.name, 0.0) + each.end - each.start
+    most = set(sorted(total, key=lambda name: -total[name])[: len(NAME_COLORS)])
+    return dict(zip((name for name in total if name in most), NAME_COLORS, strict=False))
 
 
 def _outcome(attempt: Attempt, active: bool) -> str:
