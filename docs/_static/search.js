@@ -5,7 +5,7 @@ var Scorer = {
   score: ([docname, , , , score]) => {
     if (/^(tutorial|how-to)\//.test(docname)) return score + 3;
     if (/^(contributing|decisions)\//.test(docname)) return score - 20;
-    if (/^plugins\/|^reference\/(backend-contract|capabilities)|^reference\/api\/(backends|plugins|sdk)/.test(docname))
+    if (/^plugins\/|^reference\/capabilities|^reference\/api\/(backends|plugins|sdk)/.test(docname))
       return score - 3;
     return score;
   },

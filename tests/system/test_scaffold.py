@@ -132,7 +132,7 @@ def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffo
         plugin.write_text(honest)
     assert done.returncode == 1
     assert "test_a_running_task_is_stopped[function]" in done.stdout
-    assert "/docs/reference/backend-contract.html#cancellation" in done.stdout
+    assert "/docs/plugins/contract.html#cancellation" in done.stdout
 
 
 def test_it_is_unknown_after_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests._support.kits import run
 
 pytestmark = pytest.mark.long
 
-PAGE = Path(__file__).parents[2] / "docs/plugins/libraries.md"
+PAGE = Path(__file__).parents[2] / "docs/plugins/processes.md"
 MODULE = "documented_pool"  # a module, because workers import the function that runs calls
 
 

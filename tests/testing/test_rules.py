@@ -280,7 +280,7 @@ SECTIONS = {
 
 
 def test_every_check_links_to_a_section_of_the_documentation() -> None:
-    page = (Path(__file__).parents[2] / "docs/reference/backend-contract.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/plugins/contract.md").read_text()
     headings = re.findall(r"^## (.+)$", page, re.MULTILINE)
     slugs = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert slugs == SECTIONS

@@ -85,7 +85,7 @@ def test_a_failed_check_gives_the_next_one_a_new_backend(tmp_path: Path) -> None
     shown = run(tmp_path, text, "-k", names)
     assert "1 failed, 2 passed" in shown.splitlines()[-1], shown
     assert "a DONE function has no ['return_value']" in shown
-    assert "The rule: https://rhapsody.example/docs/reference/backend-contract.html#states" in shown
+    assert "The rule: https://rhapsody.example/docs/plugins/contract.html#states" in shown
 
 
 @pytest.mark.parametrize(

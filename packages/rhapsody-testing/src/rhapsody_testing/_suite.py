@@ -40,7 +40,7 @@ from rhapsody_testing._system import (
 )
 from rhapsody_testing._tools import Driver, Finished, started
 
-CONTRACT = "https://rhapsody.example/docs/reference/backend-contract.html"
+CONTRACT = "https://rhapsody.example/docs/plugins/contract.html"
 """Address of the page whose sections state the rules."""
 
 DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
