@@ -1430,6 +1430,27 @@ def f():
         assert key != key_in(tmp_path, {"main.py": text.replace(old, new)})[0]
 
 
+def test_a_class_that_an_annotation_names_in_quotation_marks_counts(tmp_path: Path) -> None:
+    text = """
+from typing import List, Literal, get_type_hints
+class Outer:
+    name: "str"
+    inner: List["Inner"]
+    kind: Literal["Other"]
+class Inner:
+    rate = 3
+class Other:
+    rate = 3
+def f():
+    return get_type_hints(Outer)["inner"].__args__[0].rate
+"""
+    key = key_in(tmp_path, {"main.py": text})[0]
+    changed = text.replace("Inner:\n    rate = 3", "Inner:\n    rate = 5")
+    assert key != key_in(tmp_path, {"main.py": changed})[0]
+    changed = text.replace("Other:\n    rate = 3", "Other:\n    rate = 5")
+    assert key == key_in(tmp_path, {"main.py": changed})[0]
+
+
 def test_what_pydantic_makes_of_a_class_does_not_count(tmp_path: Path) -> None:
     library = """
 import uuid

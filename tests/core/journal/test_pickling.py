@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import array
 import collections
 import dataclasses
 import datetime
@@ -10,8 +12,9 @@ import ipaddress
 import pickle
 import random
 import sys
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import pytest
@@ -146,10 +149,41 @@ def test_arrays_that_share_memory_are_refused() -> None:
         pickling.packed((value,), (), own)
 
 
+def test_rows_masks_and_buffers_share_memory_with_their_arrays() -> None:
+    rows = numpy.zeros(3, [("x", "f8")])
+    buffer = array.array("d", [1.0, 2.0])
+    masked: Any = numpy.ma.masked_less(numpy.arange(3.0), 1)
+    for value in (
+        [rows, rows[0]],
+        {"best": rows[1], "all": rows},
+        [rows[0], rows[0]],
+        [rows.view(numpy.recarray), rows.view(numpy.recarray)[1]],
+        [buffer, numpy.asarray(buffer)],
+        [numpy.frombuffer(buffer), buffer],
+        [masked, masked.mask],
+    ):
+        with pytest.raises(UnhashableError, match="share memory"):
+            pickling.packed((value,), (), own)
+    for value in ([rows[0], rows[1]], [rows], [masked, masked], [buffer, buffer], rows[0]):
+        pickling.packed((value,), (), own)
+
+
 class Attributes(dict[str, int]):
     def __init__(self) -> None:
         super().__init__(a=1)
         self.__dict__ = self
+
+
+class Shared:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.settings = arguments, vars(arguments)
+
+
+class Borg:
+    state: ClassVar[dict[str, int]] = {"a": 1}
+
+    def __init__(self) -> None:
+        self.__dict__ = self.state
 
 
 def test_objects_that_lose_a_connection_are_refused(tmp_path: Path) -> None:
@@ -158,6 +192,15 @@ def test_objects_that_lose_a_connection_are_refused(tmp_path: Path) -> None:
     written = numpy.memmap(tmp_path / "a.bin", "f8", "w+", shape=3)
     with pytest.raises(UnhashableError, match="writable memory map"):
         pickling.packed(([written],), (), own)
+    arguments = argparse.Namespace(rate=1)
+    other = Shared(arguments)
+    for value in ([arguments, vars(arguments)], [vars(arguments), arguments], other, Borg()):
+        with pytest.raises(UnhashableError, match="also held as a dict"):
+            pickling.packed((value,), (), own)
+    del other, value
+    pickling.packed(([arguments, dict(vars(arguments)), Side.LEFT],), (), own)
+    with pytest.raises(UnhashableError, match=r"weakref\.proxy"):
+        pickling.packed(([weakref.proxy(arguments)],), (), own)
     pickling.packed(([numpy.memmap(tmp_path / "a.bin", "f8", "r")],), (), own)
 
 

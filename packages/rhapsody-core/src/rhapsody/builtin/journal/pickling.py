@@ -20,6 +20,7 @@ import pickle
 import random
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from functools import cache, cached_property
@@ -44,6 +45,10 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 _BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType
 """Types of objects that pickle itself stores by name."""
+
+_REFERENCES = 3
+"""References to the attributes of an object in `reducer_override`: from the object, the variable
+and the argument of `getrefcount`."""
 
 MAX_COMPARED = 10_000
 """Maximum number of pairs of arrays in a result that are tested for shared memory."""
@@ -103,6 +108,11 @@ def _require_same_kind(value: Any) -> None:
             f"its result contains {kind.__name__} of a dict, and a reused result would contain a "
             "copy that does not follow the dict; return a list"
         )
+    if kind in weakref.ProxyTypes:
+        raise UnhashableError(
+            "its result contains a weakref.proxy, and a reused result would contain a copy of the "
+            "object instead; return the object, or define __getstate__ without the proxy"
+        )
     if kind is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
         raise UnhashableError(
             "its result contains an open file, and a reused result would contain an io.StringIO; "
@@ -138,10 +148,19 @@ def _omitted(value: Any) -> str | None:
 
 
 def _share_memory(one: Any, other: Any) -> bool:
-    """Return True if a change of one array may change another one."""
+    """Return True if a change of one array may change another one of the same owner.
+
+    Rows of structured arrays, which are no arrays, share memory with everything but other rows.
+    """
+    numpy: Any = sys.modules["numpy"]
+    rows = isinstance(one, numpy.void), isinstance(other, numpy.void)
+    if all(rows):
+        addresses = {each.__array_interface__["data"][0] for each in (one, other)}
+        return len(addresses) == 1
+    if not all(isinstance(each, numpy.ndarray) for each in (one, other)):
+        return True
     if not (one.flags.writeable or other.flags.writeable):
         return False
-    numpy: Any = sys.modules["numpy"]
     try:
         return bool(numpy.shares_memory(one, other, max_work=1000))
     except Exception:  # it takes too long to find out
@@ -182,10 +201,16 @@ class _Pickler(pickle.Pickler):
         return found
 
     def _require_own_memory(self, array: Any) -> None:
-        """Raise `UnhashableError` if an array shares memory with another one in the result."""
+        """Raise `UnhashableError` if an array shares memory with another one in the result.
+
+        Args:
+            array: The array of NumPy, row of a structured array, or array of `array`.
+        """
         owner = array
-        while isinstance(owner.base, sys.modules["numpy"].ndarray):
-            owner = owner.base
+        while isinstance(base := getattr(owner, "base", None), sys.modules["numpy"].ndarray):
+            owner = base
+        if base is not None:
+            owner = getattr(base, "obj", base)
         others = self._arrays.setdefault(id(owner), [])
         compared = others[: max(0, MAX_COMPARED - self._compared)]
         self._compared += len(compared)
@@ -220,12 +245,28 @@ class _Pickler(pickle.Pickler):
                 "its result contains the global random number generator, and a reused result would "
                 "contain a copy of it; use a generator of your own, such as random.Random(seed)"
             )
-        if isinstance(value, dict) and getattr(value, "__dict__", None) is value:
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(value, dict) and attributes is value:
             raise UnhashableError(
                 f"its result contains a {kind.__qualname__}, whose attributes are its items, which "
                 "they would not be in a reused result; return a plain dict, or define __getattr__"
             )
-        if (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.ndarray):
+        if (
+            type(attributes) is dict
+            and sys.getrefcount(attributes) > _REFERENCES
+            and not isinstance(value, (*_BY_REFERENCE, enum.Enum))
+        ):
+            raise UnhashableError(
+                f"its result contains a {kind.__qualname__} whose attributes are also held as a "
+                "dict, as vars(args) is, and in a reused result this dict would be a copy; use "
+                "dict(vars(args))"
+            )
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and (
+            isinstance(value, numpy.ndarray | numpy.void) or kind.__module__ == "array"
+        ):
+            if isinstance(value, numpy.ma.MaskedArray) and value.mask is not numpy.ma.nomask:
+                self._require_own_memory(value.mask)
             if isinstance(value, numpy.memmap) and value.flags.writeable:
                 raise UnhashableError(
                     "its result contains a writable memory map, and a reused result would contain "

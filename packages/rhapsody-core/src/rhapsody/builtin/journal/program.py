@@ -389,6 +389,20 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     return file
 
 
+class _Unquoted(ast.NodeTransformer):
+    """Replaces quoted annotations by what they name, because libraries evaluate them."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if isinstance(node.value, str):
+            with contextlib.suppress(SyntaxError, ValueError):
+                return ast.parse(node.value, mode="eval").body
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        name = getattr(node.value, "attr", getattr(node.value, "id", None))
+        return node if name == "Literal" else cast("ast.expr", self.generic_visit(node))
+
+
 def _normalize(tree: ast.Module, file: _File) -> dict[int, ast.AST]:
     """Remove docstrings, positions and functions' annotations from a tree, and note its classes.
 
@@ -409,6 +423,9 @@ def _normalize(tree: ast.Module, file: _File) -> dict[int, ast.AST]:
             scopes[line] = node
         if isinstance(node, ast.ClassDef):
             path += node.name
+            for each in node.body:
+                if isinstance(each, ast.AnnAssign):
+                    each.annotation = _Unquoted().visit(each.annotation)
             file.classes.setdefault(path, []).append(node)
             file.chains[path] = _chains(node)
             path += "."
