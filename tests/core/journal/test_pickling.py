@@ -174,6 +174,12 @@ class Attributes(dict[str, int]):
         self.__dict__ = self
 
 
+def test_correlated_numbers_are_refused() -> None:
+    number = type("Variable", (), {"__module__": "uncertainties.core"})()
+    with pytest.raises(UnhashableError, match="number of uncertainties"):
+        pickling.packed(([number],), (), own)
+
+
 class Shared:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.settings = arguments, vars(arguments)

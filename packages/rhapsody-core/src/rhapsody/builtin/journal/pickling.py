@@ -113,6 +113,12 @@ def _require_same_kind(value: Any) -> None:
             "its result contains a weakref.proxy, and a reused result would contain a copy of the "
             "object instead; return the object, or define __getstate__ without the proxy"
         )
+    if kind.__module__ == "uncertainties.core":
+        raise UnhashableError(
+            "its result contains a number of uncertainties, which knows by identity with which "
+            "numbers it is correlated, and a reused result would contain a copy; return its "
+            "nominal_value and std_dev"
+        )
     if kind is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
         raise UnhashableError(
             "its result contains an open file, and a reused result would contain an io.StringIO; "
