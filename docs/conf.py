@@ -73,7 +73,7 @@ html_css_files = ["rhapsody.css"]
 html_search_scorer = str(Path(__file__).parent / "_static/search.js")
 html_show_sourcelink = False
 html_theme_options = {
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 6,
     "navbar_end": ["version-switcher", "theme-switcher", "navbar-icon-links"],
     "navigation_with_keys": False,
     "search_as_you_type": False,
