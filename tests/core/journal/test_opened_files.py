@@ -531,6 +531,33 @@ def start_elsewhere() -> str:
     return subprocess.run(command, cwd="data", capture_output=True, text=True).stdout
 
 
+def start_with_list() -> str:
+    code = "import sys; print(*(open(name).read() for name in sys.argv[1][5:].split(',')))"
+    command = [sys.executable, "-c", code, "--in=data/a.txt,tool.py"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def start_with_flag() -> str:
+    return subprocess.run(["grep", "-ftool.py", "tool.py"], capture_output=True, text=True).stdout
+
+
+def start_with_arguments() -> str:
+    code = "import sys; print(open(sys.argv[1][1:]).read())"
+    command = [sys.executable, "-c", code, "@tool.py"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def start_with_spaces() -> str:
+    text = subprocess.getoutput(f"{sys.executable} 'my tool.py'; cat \"$PWD/my tool.py\"")
+    other = subprocess.run(["sh", "-c", r"cat my\ tool.py"], capture_output=True, text=True)
+    return text + other.stdout
+
+
+def start_executable() -> str:
+    os.chmod("tool.py", 0o700)
+    return subprocess.getoutput("cat ./tool.py")
+
+
 def start_with_system() -> str:
     os.system(f"{sys.executable} tool.py >data/out.txt")
     return Path("data/out.txt").read_text()
@@ -547,8 +574,9 @@ async def start_later() -> str:
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 @pytest.mark.parametrize(
     "function",
-    [start_python, start_a_shell, start_elsewhere, start_with_system, start_later],
-)
+    [start_python, start_a_shell, start_elsewhere, start_with_list, start_with_flag,
+     start_with_arguments, start_with_spaces, start_executable, start_with_system, start_later],
+)  # fmt: skip
 async def test_files_that_the_command_of_a_process_names_count(
     here: Path, backend: str, function: Any
 ) -> None:
@@ -562,7 +590,8 @@ async def test_files_that_the_command_of_a_process_names_count(
 
     task = call_later if function is start_later else call
     for text in ("one", "two"):
-        (here / "tool.py").write_text(f"print('{text}')\n")
+        for name in ("tool.py", "my tool.py"):
+            (here / name).write_text(f"print('{text}')\n")
         for _ in range(2):
             (found,) = await run(task, (), backend=BACKENDS[backend]())
             assert text in found

@@ -34,6 +34,7 @@ import pickle
 import queue
 import re
 import resource
+import shlex
 import sys
 import tempfile
 import threading
@@ -484,6 +485,24 @@ _INSTALLED = frozenset(("site-packages", "dist-packages"))
 _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 """Characters between the words of a shell command."""
 
+_AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
+"""Characters around paths in words such as `--in=a.txt,b.txt` and `@arguments.txt`."""
+
+_AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
+"""Path directly after an option, as in `-fprogram.awk`."""
+
+_IN_NAMES = re.compile(r"[=:,@#]")
+"""Characters in names such as `T=300.dat`, or before a path."""
+
+_TAIL = re.compile(r"(?=[=:,@](/.*))", re.DOTALL)
+"""Absolute path at the end of a word."""
+
+_BETWEEN_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
+"""Characters between words, which may contain `=`."""
+
+_BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
+"""Redirection at the end of a text, to a file that a shell writes."""
+
 _RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
 """Option of `python` that runs a module."""
 
@@ -492,6 +511,58 @@ _OBJECT = re.compile(r"(?<![^\s'\"=])([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(
 
 _MAX_PATH = 4096
 """Length of the longest path that the system accepts."""
+
+
+def split_at_paths(text: str) -> list[str]:
+    """Return the parts of a word or text of a command that may be paths or options."""
+    return _AROUND_PATHS.split(text)
+
+
+def paths_in(text: str, written: str) -> list[str]:
+    """Return the parts of a word or text of a command that may be paths.
+
+    Args:
+        text: The word or text, which may be without redirections.
+        written: The same as the user has written it.
+    """
+    pieces = _AROUND_PATHS.split(text)
+    if "\\" in text or "'" in text or '"' in text:
+        pieces += _quoted(written)
+    if _IN_NAMES.search(text):
+        whole = _BETWEEN_WORDS.split(text)
+        pieces += whole
+        for each in (text, *whole):
+            if len(each) <= _MAX_PATH:
+                pieces += _TAIL.findall(each)
+    return pieces + [last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair]
+
+
+def _quoted(text: str) -> list[str]:
+    """Return the words of a shell command without quotation marks, except files that it writes to.
+
+    An assignment is followed by its value. An apostrophe, as in a comment or in a script of another
+    language, may be paired with the wrong quotation mark. Therefore, each line is also read
+    separately if a quotation is not closed, and the text between two adjacent marks of the same
+    kind is always a word as well.
+    """
+    reader = shlex.shlex(text, posix=True, punctuation_chars="();<>|&`")
+    reader.whitespace_split, reader.commenters = True, ""
+    words: list[str] = []
+    former = ""
+    try:
+        for word in reader:
+            if not former.endswith((">", ">|")) or former.endswith("<>"):
+                words += [word, *filter(None, [word.partition("=")[2]])]
+                if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
+                    words += _quoted(word)
+            former = word
+    except ValueError:  # a quotation mark is not closed
+        words += [word for line in text.splitlines() if line != text for word in _quoted(line)]
+    for mark in "'\"":
+        pieces = text.split(mark)
+        pairs = itertools.pairwise(pieces)
+        words += [piece for before, piece in pairs if not _BEFORE_OUTPUT.search(before)]
+    return words
 
 
 def files_of_modules(words: Iterable[str]) -> list[str]:
@@ -582,7 +653,11 @@ class _Watch:
             words = [words]
         place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
         texts = [os.fsdecode(word) if isinstance(word, _NAMES) else "" for word in words]
-        pieces = {piece for text in texts for piece in (text, *_AROUND_WORDS.split(text))}
+        pieces = {
+            piece
+            for text in texts
+            for piece in (text, *_AROUND_WORDS.split(text), *paths_in(text, text))
+        }
         search = str((environment or os.environ).get("PYTHONPATH", "")).split(os.pathsep)
         if any("PYTHONPATH=" in text for text in texts):
             search += [each for piece in pieces for each in piece.split(os.pathsep)]

@@ -12,7 +12,6 @@ import itertools
 import os
 import random
 import re
-import shlex
 import sys
 import sysconfig
 import types
@@ -40,7 +39,7 @@ from rhapsody.environments import SETTINGS
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.introspect import content_of
-from rhapsody.sdk.runner import files_of_modules
+from rhapsody.sdk.runner import files_of_modules, paths_in, split_at_paths
 from rhapsody.sdk.value_handles import WorkerValue
 
 _CODE = (types.FunctionType, type)
@@ -68,13 +67,7 @@ _OTHER_OUTPUT = (False, "files")
 """Values of the setting `capture` with which a task's output is not the text that it prints."""
 
 _REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
-_BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
-_AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
-_IN_NAMES = re.compile(r"[=:,@#]")  # in names such as `T=300.dat`, or before a path
 _WILDCARD = re.compile(r"[*?\[]")
-_AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
-_TAIL = re.compile(r"(?=[=:,@](/.*))", re.DOTALL)
-_AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
 _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
@@ -478,21 +471,10 @@ class Keys:
             yield from (os.path.join(place, name) for name in modules if place is not None)
         for word in words:
             text = _with_variables(_REDIRECTION.sub(" ", word), environment)
-            pieces = _AROUND_PATHS.split(text)
-            for piece in filter(_PROGRAM.fullmatch, pieces):
+            for piece in filter(_PROGRAM.fullmatch, split_at_paths(text)):
                 if not programs or piece not in declared:
                     programs[piece] = None
-            if "\\" in text or "'" in text or '"' in text:
-                pieces += _quoted(_with_variables(word, environment))
-            if _IN_NAMES.search(text):
-                whole = _AROUND_WORDS.split(text)
-                pieces += whole
-                for each in (word, *whole):
-                    if len(each) <= MAX_PATH_LENGTH:
-                        pieces += _TAIL.findall(each)
-            pieces += [
-                last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
-            ]
+            pieces = paths_in(text, _with_variables(word, environment))
             for piece in dict.fromkeys((word, *filter(None, pieces))):
                 if len(piece) > MAX_PATH_LENGTH:
                     continue
@@ -808,34 +790,6 @@ def _inherited(words: Iterable[str], environment: Mapping[str, str]) -> Iterator
     for name in sorted(names.difference(environment).intersection(os.environ)):
         if counts(name):
             yield name, os.environ[name]
-
-
-def _quoted(text: str) -> list[str]:
-    """Return the words of a shell command without quotation marks, except files that it writes to.
-
-    An assignment is followed by its value. An apostrophe, as in a comment or in a script of another
-    language, may be paired with the wrong quotation mark. Therefore, each line is also read
-    separately if a quotation is not closed, and the text between two adjacent marks of the same
-    kind is always a word as well.
-    """
-    reader = shlex.shlex(text, posix=True, punctuation_chars="();<>|&`")
-    reader.whitespace_split, reader.commenters = True, ""
-    words: list[str] = []
-    former = ""
-    try:
-        for word in reader:
-            if not former.endswith((">", ">|")) or former.endswith("<>"):
-                words += [word, *filter(None, [word.partition("=")[2]])]
-                if word != text and ("'" in word or '"' in word):  # such as the script of `sh -c`
-                    words += _quoted(word)
-            former = word
-    except ValueError:  # a quotation mark is not closed
-        words += [word for line in text.splitlines() if line != text for word in _quoted(line)]
-    for mark in "'\"":
-        pieces = text.split(mark)
-        pairs = itertools.pairwise(pieces)
-        words += [piece for before, piece in pairs if not _BEFORE_OUTPUT.search(before)]
-    return words
 
 
 def require_not_changed(

@@ -162,9 +162,10 @@ class OpenedFiles:
             about = stat_of(path)
             # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
             if about is not None and about.st_ctime_ns >= start:
-                if STARTED in opened:  # most likely, that process has written it
-                    continue
-                if not stat.S_ISDIR(about.st_mode) or self._is_filled(path, start, written):
+                if STARTED in opened:  # most likely, that process has written it, or its mode
+                    if stat.S_ISDIR(about.st_mode) or about.st_mtime_ns >= start:
+                        continue
+                elif not stat.S_ISDIR(about.st_mode) or self._is_filled(path, start, written):
                     raise UnhashableError(
                         f"{name!r}, which it opened, changed while the task ran; run again when "
                         "nothing writes to it, or declare what the task writes as OutputFile"
