@@ -207,14 +207,6 @@ def objects() -> Any:
     return made
 
 
-def net(size: int) -> Kept:
-    """Objects each of which refers to four others."""
-    nodes = [Kept(n=n) for n in range(size)]
-    for number, node in enumerate(nodes):
-        node.__dict__["to"] = [nodes[(number + step) % size] for step in (1, 2, 3, 5)]
-    return nodes[0]
-
-
 # NumPy 1 has no texts of variable length.
 TEXTS = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else np.dtype(str)
 
@@ -412,7 +404,6 @@ WITHOUT: dict[str, Any] = {
     "own name": OwnName(),
     "text with an address": repr(object()),
     "deep": deep(),
-    "net": net(60),
     "no attributes": NoAttributes(),
     "ufunc of one's own": np.frompyfunc(lambda x: x, 1, 1),
     "array of objects": np.array([threading.Lock()], object),

@@ -1523,6 +1523,29 @@ def h(c, a):
     assert digests[0] == digests[1]
 
 
+def test_a_package_whose_submodules_a_library_imports_is_refused(tmp_path: Path) -> None:
+    """As `lazy_loader` does."""
+    files = {
+        "site-packages/lazy_names.py": """
+import importlib
+def attach(package, name):
+    def __getattr__(attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(importlib.import_module(f"{package}.{name}"), attribute)
+    return __getattr__
+""",
+        "pk/__init__.py": "import lazy_names\n__getattr__ = lazy_names.attach(__name__, 'sub')\n",
+        "pk/sub.py": "def fast(a):\n    return a * 3\n",
+        "main.py": "import pk\ndef f(a):\n    return pk.fast(a)\n",
+    }
+    write(tmp_path, files)
+    with loaded(tmp_path) as main:
+        assert main.f(2) == 6
+        with pytest.raises(UnhashableError, match=r"pk\.fast, which a library imports"):
+            key_of(keys_in(tmp_path), main.f)
+
+
 def test_attributes_that_a_library_sets_when_they_are_read_do_not_count(tmp_path: Path) -> None:
     files = {
         "site-packages/xarray.py": """

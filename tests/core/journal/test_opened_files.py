@@ -553,6 +553,12 @@ def start_with_spaces() -> str:
     return text + other.stdout
 
 
+def start_in_path() -> str:
+    environment = {**os.environ, "PATH": f"{os.path.abspath('data')}:{os.environ['PATH']}"}
+    done = subprocess.run(["a-tool"], env=environment, capture_output=True, text=True)
+    return done.stdout
+
+
 def start_executable() -> str:
     os.chmod("tool.py", 0o700)
     return subprocess.getoutput("cat ./tool.py")
@@ -575,7 +581,8 @@ async def start_later() -> str:
 @pytest.mark.parametrize(
     "function",
     [start_python, start_a_shell, start_elsewhere, start_with_list, start_with_flag,
-     start_with_arguments, start_with_spaces, start_executable, start_with_system, start_later],
+     start_with_arguments, start_with_spaces, start_executable, start_in_path, start_with_system,
+     start_later],
 )  # fmt: skip
 async def test_files_that_the_command_of_a_process_names_count(
     here: Path, backend: str, function: Any
@@ -592,6 +599,8 @@ async def test_files_that_the_command_of_a_process_names_count(
     for text in ("one", "two"):
         for name in ("tool.py", "my tool.py"):
             (here / name).write_text(f"print('{text}')\n")
+        (here / "data" / "a-tool").write_text(f"#!/bin/sh\necho {text}\n")
+        (here / "data" / "a-tool").chmod(0o700)
         for _ in range(2):
             (found,) = await run(task, (), backend=BACKENDS[backend]())
             assert text in found

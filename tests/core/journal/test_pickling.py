@@ -152,6 +152,7 @@ def test_arrays_that_share_memory_are_refused() -> None:
 def test_rows_masks_and_buffers_share_memory_with_their_arrays() -> None:
     rows = numpy.zeros(3, [("x", "f8")])
     buffer = array.array("d", [1.0, 2.0])
+    backing, many = bytearray(16), numpy.zeros((300, 2))
     masked: Any = numpy.ma.masked_less(numpy.arange(3.0), 1)
     for value in (
         [rows, rows[0]],
@@ -161,10 +162,13 @@ def test_rows_masks_and_buffers_share_memory_with_their_arrays() -> None:
         [buffer, numpy.asarray(buffer)],
         [numpy.frombuffer(buffer), buffer],
         [masked, masked.mask],
+        [numpy.frombuffer(backing), numpy.frombuffer(backing, "u1")],
+        [*many, many],
+        [many, numpy.lib.stride_tricks.sliding_window_view(many, 2, 0)],
     ):
         with pytest.raises(UnhashableError, match="share memory"):
             pickling.packed((value,), (), own)
-    for value in ([rows[0], rows[1]], [rows], [masked, masked], [buffer, buffer], rows[0]):
+    for value in ([rows[0], rows[1]], [rows], [masked, masked], [buffer, buffer], rows[0], [*many]):
         pickling.packed((value,), (), own)
 
 
@@ -196,12 +200,22 @@ def test_objects_that_lose_a_connection_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnhashableError, match="whose attributes are its items"):
         pickling.packed(([Attributes()],), (), own)
     written = numpy.memmap(tmp_path / "a.bin", "f8", "w+", shape=3)
-    with pytest.raises(UnhashableError, match="writable memory map"):
-        pickling.packed(([written],), (), own)
+    for mapped in (written, numpy.asarray(written), numpy.ma.array(written, copy=False)):
+        with pytest.raises(UnhashableError, match="writable memory map"):
+            pickling.packed(([mapped],), (), own)
     arguments = argparse.Namespace(rate=1)
     other = Shared(arguments)
+    value: Any
     for value in ([arguments, vars(arguments)], [vars(arguments), arguments], other, Borg()):
         with pytest.raises(UnhashableError, match="also held as a dict"):
+            pickling.packed((value,), (), own)
+    local = array.array("d", [1.0])
+    for value in (
+        [lambda: 0, Attributes()],
+        [lambda: 0, local, numpy.asarray(local)],
+        [lambda: 0, other],
+    ):
+        with pytest.raises(UnhashableError):
             pickling.packed((value,), (), own)
     del other, value
     pickling.packed(([arguments, dict(vars(arguments)), Side.LEFT],), (), own)

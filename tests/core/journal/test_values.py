@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import copyreg
 import functools
 import pickle
+import random
 import threading
 import tracemalloc
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import ShareableList, SharedMemory
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,66 @@ def test_values_have_the_same_key_when_they_are_the_same(keys: Keys, one: Any, o
     first, second = twice(keys, one, other)
     assert (first == second) == (_shown(one) == _shown(other))
     assert twice(keys, one, pickle.loads(pickle.dumps(one))) == (first, first)
+
+
+class Agent:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.near: list[Agent] = []
+        self.known: set[Agent] = set()
+        self.links: dict[str, Agent] = {}
+
+
+def network(size: int) -> list[Agent]:
+    drawn = random.Random(1)
+    agents = [Agent(number) for number in range(size)]
+    for each in agents:
+        each.near = drawn.sample(agents, 3)
+        each.known = set(drawn.sample(agents, 2))
+        each.links = {f"link {number}": drawn.choice(agents) for number in range(2)}
+    return agents
+
+
+def rewired(agents: list[Agent]) -> None:
+    agents[7].near[1] = next(each for each in agents if each not in agents[7].near)
+
+
+CHANGES: dict[str, Callable[[list[Agent]], object]] = {
+    "attribute": lambda agents: setattr(agents[-1], "number", -1),
+    "neighbor": rewired,
+    "order": lambda agents: agents[3].near.reverse(),
+    "set": lambda agents: agents[5].known.pop(),
+    "dict": lambda agents: agents[5].links.update(other=agents[0]),
+    "root": lambda agents: agents.append(agents[0]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("size", [15, 200])
+def test_a_network_of_objects_has_a_key(size: int, change: str, keys: Keys) -> None:
+    """The number of paths through it is too large to follow all of them."""
+    one, other = network(size), network(size)
+    assert key_of(keys, work, one).digest == key_of(keys, work, other).digest
+    CHANGES[change](other)
+    assert key_of(keys, work, one).digest != key_of(keys, work, other).digest
+
+
+def test_the_identity_of_objects_in_a_network_does_not_count(keys: Keys) -> None:
+    one, other = network(15), network(15)
+    for agents in one, other:
+        agents[0].near = [Agent(-1), agents[1]]
+        agents[1].near = [agents[0].near[0], agents[0]]
+    other[1].near[0] = Agent(-1)
+    assert key_of(keys, work, one).digest == key_of(keys, work, other).digest
+
+
+def test_a_deeply_nested_value_has_a_key(keys: Keys) -> None:
+    one: list[Any] = []
+    other: list[Any] = [1]
+    for _ in range(300):
+        one, other = [one], [other]
+    assert key_of(keys, work, one).digest != key_of(keys, work, other).digest
+    assert key_of(keys, work, one).digest == key_of(keys, work, copy.deepcopy(one)).digest
 
 
 def test_a_place_in_the_arguments_counts(keys: Keys) -> None:

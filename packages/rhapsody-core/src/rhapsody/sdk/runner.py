@@ -668,6 +668,10 @@ class _Watch:
             pieces |= {os.path.join(each, name) for each in ("", *search)}
         if any("python" in text for text in texts):
             pieces |= {os.path.join(piece, "__main__.py") for piece in pieces if piece}
+        programs = str((environment or os.environ).get("PATH", "")).split(os.pathsep)
+        for directory in programs:
+            if os.path.join(directory, "").startswith(self.places):
+                pieces |= {os.path.join(directory, name) for name in pieces if os.sep not in name}
         for piece in pieces:
             path = os.path.join(place, piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):

@@ -939,6 +939,12 @@ class CodeFingerprint:
                     self._used(f"{'.'.join(chain[:depth])} used by {user}", value)
                 return
             if depth == len(chain) or chain[depth] not in inner:
+                made = inner.get("__getattr__")
+                if made is not None and self._is_own(value) and not self._is_own_code(made):
+                    raise UnhashableError(
+                        f"{user} uses {'.'.join(chain[: depth + 1])}, which a library imports when "
+                        "it is used; import the submodule itself at the top of the script"
+                    )
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return
             own, member = self._is_own(value), inner[chain[depth]]
@@ -961,6 +967,11 @@ class CodeFingerprint:
                 self.read.append((inner, name, value))
         part = f"{'.'.join(chain[:depth])} used by {user}"
         self._variable(part, inner, name, value)
+
+    def _is_own_code(self, function: object) -> bool:
+        """Return True if a function is in the user's files."""
+        code = getattr(function, "__code__", None)
+        return code is not None and self._program.origins.own(code.co_filename)
 
     def _as_a_whole(self, module: types.ModuleType, user: str) -> None:
         """Collect what code may read from a module of which it does not name a member.

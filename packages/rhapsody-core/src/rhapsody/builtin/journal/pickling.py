@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import enum
 import io
+import mmap
 import pickle
 import random
 import sys
@@ -47,11 +48,12 @@ _BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.Modul
 """Types of objects that pickle itself stores by name."""
 
 _REFERENCES = 3
-"""References to the attributes of an object in `reducer_override`: from the object, the variable
+"""References to the attributes of an object in `_Parts.reduced`: from the object, the variable
 and the argument of `getrefcount`."""
 
 MAX_COMPARED = 10_000
-"""Maximum number of pairs of arrays in a result that are tested for shared memory."""
+"""Maximum number of pairs of arrays in a result that are tested for shared memory. A result that
+contains more pairs whose bounds overlap is not recorded."""
 
 Read = Iterable[tuple[Mapping[str, Any], str, object]]
 """Variables that code reads. See `CodeFingerprint.read`."""
@@ -72,27 +74,16 @@ def packed(content: tuple[object, ...], read: Read, own: Callable[[type], bool])
     """
     if type(content[0]) in _PLAIN and len(content) == 4:
         return pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
-    stream = io.BytesIO()
+    stream, parts = io.BytesIO(), _Parts(read, own)
     try:
-        _Pickler(stream, read, own).dump(content)
+        _Pickler(stream, parts).dump(content)
     except UnhashableError:
         raise
     except Exception:  # it contains objects that pickle cannot find by name
-        stream = io.BytesIO()
-        _by_value(pickler())(stream).dump(content)
+        stream, parts = io.BytesIO(), _Parts(read, own)
+        _by_value(pickler())(stream, parts).dump(content)
+    parts.require_own_memory()
     return stream.getvalue()
-
-
-@cache
-def _by_value(kind: Any) -> Any:
-    """Return a subclass of cloudpickle's pickler that refuses what it would replace."""
-
-    class ByValue(kind):  # type: ignore[misc]
-        def reducer_override(self, value: Any) -> Any:
-            _require_same_kind(value)
-            return super().reducer_override(value)
-
-    return ByValue
 
 
 def _require_same_kind(value: Any) -> None:
@@ -153,17 +144,31 @@ def _omitted(value: Any) -> str | None:
     return None
 
 
-def _share_memory(one: Any, other: Any) -> bool:
-    """Return True if a change of one array may change another one of the same owner.
+def _owner(array: Any) -> Any:
+    """Return the object that owns the memory of an array: itself, or the base of its bases."""
+    while (base := getattr(array, "base", None)) is not None or type(array) is memoryview:
+        array = array.obj if base is None else base
+    return array
 
-    Rows of structured arrays, which are no arrays, share memory with everything but other rows.
-    """
+
+def _bounds(array: Any) -> tuple[int, int]:
+    """Return the addresses of the first byte of an array and of the byte after the last one."""
+    about = getattr(array, "__array_interface__", None)
+    if about is None:
+        return array.buffer_info()[0], array.buffer_info()[0] + len(array) * array.itemsize
+    low = high = about["data"][0]
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride > 0:
+            high += (size - 1) * stride
+        else:
+            low += (size - 1) * stride
+    return (low, high + array.itemsize) if array.size else (low, low)
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    """Return True if a change of one array may change another one whose bounds overlap."""
     numpy: Any = sys.modules["numpy"]
-    rows = isinstance(one, numpy.void), isinstance(other, numpy.void)
-    if all(rows):
-        addresses = {each.__array_interface__["data"][0] for each in (one, other)}
-        return len(addresses) == 1
-    if not all(isinstance(each, numpy.ndarray) for each in (one, other)):
+    if not (isinstance(one, numpy.ndarray) and isinstance(other, numpy.ndarray)):
         return True
     if not (one.flags.writeable or other.flags.writeable):
         return False
@@ -188,13 +193,18 @@ def held(kind: type, name: str) -> object:
     return value if type(value) is kind else object.__new__(kind)
 
 
-class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, read: Read, own: Callable[[type], bool]) -> None:
-        super().__init__(stream, pickle.HIGHEST_PROTOCOL)
+class _Parts:
+    """Check of the parts of a result, and the names of those that are stored by name.
+
+    Args:
+        read: The variables that the task's code reads.
+        own: Function that returns True for the classes of the program.
+    """
+
+    def __init__(self, read: Read, own: Callable[[type], bool]) -> None:
         self._read = read
         self._own = own
         self._arrays: dict[int, list[Any]] = {}  # by the id of the array that owns the memory
-        self._compared = 0
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
@@ -206,26 +216,42 @@ class _Pickler(pickle.Pickler):
                 found[id(value)] = module, name
         return found
 
-    def _require_own_memory(self, array: Any) -> None:
-        """Raise `UnhashableError` if an array shares memory with another one in the result.
+    def _note_memory(self, array: Any) -> None:
+        """Note an array of NumPy, a row of a structured array, or an array of `array`.
 
-        Args:
-            array: The array of NumPy, row of a structured array, or array of `array`.
+        Raises:
+            UnhashableError: The array is in a memory map or in shared memory.
         """
-        owner = array
-        while isinstance(base := getattr(owner, "base", None), sys.modules["numpy"].ndarray):
-            owner = base
-        if base is not None:
-            owner = getattr(base, "obj", base)
-        others = self._arrays.setdefault(id(owner), [])
-        compared = others[: max(0, MAX_COMPARED - self._compared)]
-        self._compared += len(compared)
-        if any(_share_memory(array, each) for each in compared):
+        owner = _owner(array)
+        if isinstance(owner, mmap.mmap) and array.flags.writeable:
             raise UnhashableError(
-                "its result contains arrays that share memory, as a[1:] and a do, and in a reused "
-                "result they would be separate copies; return copies, or create the views again"
+                "its result contains an array in a writable memory map or in shared memory, and a "
+                "reused result would contain an array that is not connected to it; return the path "
+                "of the file, or a copy"
             )
-        others.append(array)
+        self._arrays.setdefault(id(owner), []).append(array)
+
+    def require_own_memory(self) -> None:
+        """Check that no two arrays in the result share memory.
+
+        Raises:
+            UnhashableError: Two arrays do, or there are too many to find out.
+        """
+        compared = 0
+        for arrays in self._arrays.values():
+            before: list[tuple[int, Any]] = []  # the ends of arrays, and these
+            ordered = sorted(((*_bounds(each), each) for each in arrays), key=lambda each: each[:2])
+            for low, high, array in ordered:
+                before = [(end, each) for end, each in before if end > low]
+                compared += len(before)
+                if compared > MAX_COMPARED or any(_share_memory(array, each) for _, each in before):
+                    raise UnhashableError(
+                        "its result contains arrays that share memory, as a[1:] and a do, and in a "
+                        "reused result they would be separate copies; return copies, or create the "
+                        "views again"
+                    )
+                if high > low:
+                    before.append((high, array))
 
     def _left_out(self, value: Any) -> str | None:
         """Return the name of an attribute that a library's method leaves out, if there is one."""
@@ -238,7 +264,12 @@ class _Pickler(pickle.Pickler):
         state = made[2] if type(made) is tuple and len(made) > 2 else None
         return next(iter(attributes_left_out(value, state, self._own)), None)
 
-    def reducer_override(self, value: Any) -> Any:
+    def reduced(self, value: Any) -> Any:
+        """Return how to pickle a part of the result, as `pickle.Pickler.reducer_override` does.
+
+        Raises:
+            UnhashableError: The part would lose something.
+        """
         kind: Any = type(value)
         _require_same_kind(value)
         if (omitted := _omitted(value) or self._left_out(value)) is not None:
@@ -272,13 +303,8 @@ class _Pickler(pickle.Pickler):
             isinstance(value, numpy.ndarray | numpy.void) or kind.__module__ == "array"
         ):
             if isinstance(value, numpy.ma.MaskedArray) and value.mask is not numpy.ma.nomask:
-                self._require_own_memory(value.mask)
-            if isinstance(value, numpy.memmap) and value.flags.writeable:
-                raise UnhashableError(
-                    "its result contains a writable memory map, and a reused result would contain "
-                    "an array that does not change the file; return the path of the file"
-                )
-            self._require_own_memory(value)
+                self._note_memory(value.mask)
+            self._note_memory(value)
         if kind.__eq__ is not object.__eq__ or isinstance(value, _BY_REFERENCE):
             return NotImplemented
         if id(value) in self._names:
@@ -296,3 +322,28 @@ class _Pickler(pickle.Pickler):
                     if each is value:
                         return held, (kind, name)
         return NotImplemented
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO, parts: _Parts) -> None:
+        super().__init__(stream, pickle.HIGHEST_PROTOCOL)
+        self._parts = parts
+
+    def reducer_override(self, value: Any) -> Any:
+        return self._parts.reduced(value)
+
+
+@cache
+def _by_value(kind: Any) -> Any:
+    """Return a subclass of cloudpickle's pickler that checks and names the parts as well."""
+
+    class ByValue(kind):  # type: ignore[misc]
+        def __init__(self, stream: io.BytesIO, parts: _Parts) -> None:
+            super().__init__(stream)
+            self._parts = parts
+
+        def reducer_override(self, value: Any) -> Any:
+            made = self._parts.reduced(value)
+            return super().reducer_override(value) if made is NotImplemented else made
+
+    return ByValue

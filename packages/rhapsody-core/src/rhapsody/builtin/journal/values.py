@@ -16,6 +16,7 @@ import enum
 import functools
 import hashlib
 import io
+import itertools
 import logging
 import os
 import pickle
@@ -26,7 +27,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import Context, ContextVar
 from functools import partial
@@ -52,7 +53,22 @@ MAX_PATH_LENGTH = 4096
 
 MAX_OBJECTS = 5_000_000
 """Maximum number of objects in a value that has a digest. An object is counted each time that it
-is reached; the number of paths through a graph of objects can grow exponentially."""
+is reached, or hashed as a part of a graph."""
+
+MAX_DEPTH = 100
+"""Number of objects inside each other from which a value is digested as a graph."""
+
+_LOOKED_AT = range(2_000, 6_000)
+"""The objects of a value in which others are searched that were reached before. If there are more
+than `_MAX_AGAIN` of them, the value is digested as a graph, because the number of paths through it
+may grow exponentially."""
+
+_MAX_AGAIN = 1_500
+
+_SHARED = types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type
+"""Types of objects to which many others refer, but which refer to no others when digested."""
+
+_TEXTS = frozenset((str, bytes, bytearray, memoryview))
 
 Feed = Callable[[Any], object]
 """Function that adds bytes or a buffer to a digest."""
@@ -94,6 +110,84 @@ class UnhashableError(TypeError):
     """A value has no digest, because its state cannot be read completely."""
 
 
+class _GraphError(Exception):
+    """A value must be digested as a graph."""
+
+
+class _Graph:
+    """The objects of a value, each with its own data and references to others.
+
+    Attributes:
+        numbers: The number of each object, by id.
+        objects: The objects by number. They stay alive, so that their ids are unique.
+        parts: The parts of the object that is being read: data, the number of another object, or
+            the numbers of several objects whose order does not matter.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+        self.objects: list[object] = []
+        self.parts: list[Any] = []
+
+    def number(self, value: object) -> int:
+        """Return the number of an object, which is read later if it is new."""
+        number = self.numbers.setdefault(id(value), len(self.objects))
+        if number == len(self.objects):
+            self.objects.append(value)
+        return number
+
+    def digest(self, nodes: list[list[Any]]) -> bytes:
+        """Return a digest that depends on what can be reached, not on which objects are identical.
+
+        In each round, an object receives the hash of its data and of the former hashes of those to
+        which it refers, until no further objects differ (color refinement). Then, two values with
+        the same set of hashes cannot be told apart by following references.
+
+        Args:
+            nodes: The parts of each object.
+
+        Raises:
+            UnhashableError: There are too many objects inside each other.
+        """
+        hashes, differ = [b""] * len(nodes), 0
+        for rounds in itertools.count(1):
+            hashes = [_hash_of(node, hashes) for node in nodes]
+            former, differ = differ, len(set(hashes))
+            if differ == former:
+                break
+            if rounds * len(nodes) > MAX_OBJECTS:
+                raise UnhashableError("a value is nested too deeply")
+        return hashlib.blake2b(
+            b"g%d:" % rounds + b"".join([hashes[0], *sorted(set(hashes))]), digest_size=DIGEST_SIZE
+        ).digest()
+
+
+def _hash_of(node: Iterable[Any], hashes: Sequence[bytes]) -> bytes:
+    made = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for part in node:
+        if type(part) is int:
+            made.update(b"o" + hashes[part])
+        elif type(part) is tuple:
+            made.update(b"s%d:" % len(part) + b"".join(sorted([hashes[each] for each in part])))
+        else:
+            made.update(b"b" + part)
+    return made.digest()
+
+
+def _shortened(parts: Iterable[Any]) -> list[Any]:
+    """Return the parts of an object with the digests of its data instead of the data."""
+    found: list[Any] = []
+    for is_data, group in itertools.groupby(parts, lambda part: type(part) not in (int, tuple)):
+        if not is_data:
+            found += group
+            continue
+        made = hashlib.blake2b(digest_size=DIGEST_SIZE)
+        for part in group:
+            made.update(part)
+        found.append(made.digest())
+    return found
+
+
 class Collector(Protocol):
     """Collector of the code and the files to which values refer.
 
@@ -133,11 +227,14 @@ class Values:
             objects with parts in it, plus one for each 128 bytes of data.
     """
 
-    __slots__ = ("_collector", "_entries", "_open", "_whole", "size")
+    __slots__ = ("_again", "_collector", "_entries", "_graph", "_met", "_open", "_whole", "size")
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._open: dict[int, int] = {}  # by id: the depth of each object that is being read
+        self._met: dict[int, object] = {}  # by id: objects that were reached before
+        self._again: int = 0
+        self._graph: _Graph | None = None
         self._whole: bool = True
         self._entries: int = 0
         self.size: int = 0
@@ -172,9 +269,12 @@ class Values:
         Raises:
             UnhashableError: The value has no digest.
         """
-        self._whole, self._entries, self.size = whole, 0, 0
+        self._whole, self._entries, self.size, self._again = whole, 0, 0, 0
         try:
-            return self._inner(value)
+            try:
+                return self._inner(value)
+            except _GraphError:
+                return self._of_graph(value)
         except UnhashableError:
             raise
         except RecursionError:
@@ -183,7 +283,32 @@ class Values:
             raise UnhashableError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
+            self._met.clear()
+            self._graph = None
             self.size += self._entries
+
+    def _of_graph(self, value: object) -> bytes:
+        """Return the digest of a value that contains many references to the same objects."""
+        self._open.clear()
+        self._met.clear()
+        self._entries = 0
+        graph = self._graph = _Graph()
+        graph.number(value)
+        nodes: list[list[Any]] = []
+        for each in graph.objects:  # grows
+            graph.parts = []
+            if type(each) in _PLAIN or type(each) in _TEXTS:
+                self._feed(each, graph.parts.append)
+            else:
+                self._count()
+                self._composed(each, graph.parts.append)
+            nodes.append(_shortened(graph.parts))
+        return graph.digest(nodes)
+
+    def _count(self) -> None:
+        self._entries += 1
+        if self._entries > MAX_OBJECTS:
+            raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
 
     def _inner(self, value: object) -> bytes:
         made = hashlib.blake2b(digest_size=DIGEST_SIZE)
@@ -194,7 +319,9 @@ class Values:
         kind = type(value)
         known = _PLAIN.get(kind)
         if known is not None:
-            if kind is int and value in self._open:
+            if kind is int and (
+                value in self._open or (self._graph is not None and value in self._graph.numbers)
+            ):
                 raise UnhashableError("an object contains its own memory address")
             feed(known(value))
         elif kind is str:
@@ -224,10 +351,20 @@ class Values:
 
     def _entered(self, value: Any, feed: Feed) -> None:
         """Add a value that may contain itself to a digest."""
-        self._entries += 1
-        if self._entries > MAX_OBJECTS:
-            raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
+        if self._graph is not None:
+            self._graph.parts.append(self._graph.number(value))
+            return
+        self._count()
         address = id(value)  # called once, because audit hooks make it slow
+        if self._entries in _LOOKED_AT and not isinstance(value, _SHARED):
+            if address in self._met:
+                self._again += 1
+                if self._again > _MAX_AGAIN:
+                    raise _GraphError
+            else:
+                self._met[address] = value
+        if len(self._open) >= MAX_DEPTH:
+            raise _GraphError
         if address in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[address]))
             return
@@ -301,6 +438,10 @@ class Values:
         feed(b".")
 
     def _sorted(self, tag: bytes, items: Iterable[Any], feed: Feed) -> None:
+        if self._graph is not None:
+            feed(tag)
+            self._graph.parts.append(tuple([self._graph.number(item) for item in items]))
+            return
         digests = sorted([self._inner(item) for item in items])
         feed(b"%b%d:" % (tag, len(digests)) + b"".join(digests))
 
