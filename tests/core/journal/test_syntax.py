@@ -190,6 +190,8 @@ def test_the_name_tells_whether_a_variable_is_a_cache(
         ("def f():\n global G\n if G is None:\n  with open(F) as f: G = load(f)", True),
         ("def f(x):\n global G\n if G is None: G = load(x)", False),
         ("def f(x):\n global G\n y = x\n if G is None: G = load(y)", False),
+        ("def f(x):\n def g():\n  global G\n  if G is None: G = load(x)\n g()", False),
+        ("def f(x):\n def g():\n  global G\n  if G is None: G = load()\n g()", True),
         ("def f():\n global G\n G = load()", False),
         ("def f():\n global G\n if G is None or better(): G = load()", False),
         ("def f():\n global G\n if G is None: pass\n else: G = load()", False),

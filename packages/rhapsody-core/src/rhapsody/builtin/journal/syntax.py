@@ -190,6 +190,7 @@ class _NameScope:
     Attributes:
         node: The syntax node.
         declared: The names that are declared as `global`.
+        bound: The names of its own variables.
     """
 
     def __init__(self, node: ast.AST, outer: _NameScope | None, closure: Collection[str]) -> None:
@@ -197,27 +198,27 @@ class _NameScope:
         self.outer = outer
         self._closure = closure
         self.declared: set[str] = set()
-        self._bound: set[str] = set()
+        self.bound: set[str] = set()
         around: set[str] = set()
         if isinstance(node, _COMPREHENSIONS):
             targets = (each.target for each in node.generators)
-            self._bound.update(_named(name for each in targets for name in ast.walk(each)))
+            self.bound.update(_named(name for each in targets for name in ast.walk(each)))
             return
         if isinstance(node, FUNCTIONS | ast.Lambda):
-            self._bound.update(each.arg for each in ast.walk(node.args) if type(each) is ast.arg)
+            self.bound.update(each.arg for each in ast.walk(node.args) if type(each) is ast.arg)
         todo = _body(node)
         while todo:
             each = todo.pop()
-            self._bound.update(_bound_by(each))
+            self.bound.update(_bound_by(each))
             if isinstance(each, ast.Global):
                 self.declared.update(each.names)
             elif isinstance(each, ast.Nonlocal):
                 around.update(each.names)
             elif isinstance(each, _COMPREHENSIONS):
-                self._bound.update(_named(_walruses(each)))
+                self.bound.update(_named(_walruses(each)))
             elif not isinstance(each, SCOPES):
                 todo += ast.iter_child_nodes(each)
-        self._bound -= around
+        self.bound -= around
 
     def kind_of(self, name: str) -> str:
         """Return what a name refers to: `_GLOBAL`, `_LOCAL` or `_CLOSURE`."""
@@ -225,7 +226,7 @@ class _NameScope:
         while scope is not None:
             if name in scope.declared:
                 return _GLOBAL
-            if name in scope._bound:
+            if name in scope.bound:
                 if isinstance(scope.node, FUNCTIONS | ast.Lambda | _COMPREHENSIONS):
                     return _LOCAL
                 if scope is self:  # a variable of a module, or perhaps one of a class
@@ -236,7 +237,7 @@ class _NameScope:
     def is_of_class(self, name: str) -> bool:
         """Return True if this is a class, and a name one of its variables."""
         declared = name in self.declared
-        return isinstance(self.node, ast.ClassDef) and name in self._bound and not declared
+        return isinstance(self.node, ast.ClassDef) and name in self.bound and not declared
 
     def is_global(self, name: str) -> bool:
         """Return True if a name surely refers to a global variable."""
@@ -365,7 +366,10 @@ class _ScopedTree:
             return False
         names = set(_named(ast.walk(assignment.value)))
         has_arguments = any(type(each) is ast.arg for each in ast.walk(scope.node.args))
-        depends = has_arguments and any(scope.kind_of(each) != _GLOBAL for each in names)
+        kinds = {each: scope.kind_of(each) for each in names}
+        depends = has_arguments and any(kind != _GLOBAL for kind in kinds.values())
+        around = any(kind == _LOCAL and each not in scope.bound for each, kind in kinds.items())
+        depends = depends or around
         return name not in names and not depends and self._is_none_before(assignment, name)
 
     def _is_none_before(self, node: ast.AST, name: str) -> bool:
