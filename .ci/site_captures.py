@@ -5,7 +5,7 @@
 
 The first form serves a built site, and writes a PNG of each page in `PAGES` on narrow and wide
 screens, light and dark. It fails if a page loads anything from elsewhere or is wider than the
-screen. The second form writes the pictures of a report that the first page shows.
+screen. The second form writes the pictures of a report, a graph and a dashboard that pages show.
 
 Requires the packages of `captures.py`, Chromium and its driver; `--report` also requires bowtie2,
 samtools and bcftools.
@@ -24,7 +24,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from captures import EXAMPLES, RHAPSODY, Captures, run
+from captures import EXAMPLES, PROGRAMS, RHAPSODY, Captures, live_run, run
 
 PICTURES = EXAMPLES.parent / "docs" / "_static" / "pictures"
 PAGES = {
@@ -97,8 +97,8 @@ def faults_of(to: Captures, address: str, width: int) -> Iterator[str]:
         yield f"is {wide} pixels wide"
 
 
-def capture_report() -> None:
-    """Write the pictures of the report on the first page."""
+def capture_shown() -> None:
+    """Write the pictures of a report, a graph and a dashboard that the pages show."""
     to = Captures(PICTURES)
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         name = run(str(EXAMPLES / "lambda_phage.py"), "--fresh")
@@ -106,6 +106,12 @@ def capture_report() -> None:
         subprocess.run([*RHAPSODY, "report", name, "-o", str(report)], check=True)
         for scheme in ("light", "dark"):
             to.page(f"report-{scheme}", f"{report.as_uri()}#timeline", 1200, 860, scheme)
+        graph = [*RHAPSODY, "graph", name, "--format", "svg"]
+        (PICTURES / "graph.svg").write_bytes(subprocess.run(graph, capture_output=True).stdout)
+        Path("live.py").write_text(PROGRAMS["live.py"])
+        with live_run() as (_, dashboard):
+            for scheme in ("light", "dark"):
+                to.page(f"dashboard-{scheme}", dashboard, 1200, 860, scheme)
     to.browser.quit()
 
 
@@ -118,7 +124,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="the pictures that the site shows")
     arguments = parser.parse_args()
     if arguments.report:
-        capture_report()
+        capture_shown()
     elif arguments.directory is None:
         parser.error("name the directory of the site and the directory for the pictures")
     else:

@@ -13,9 +13,11 @@ import ast
 import importlib
 import importlib.metadata
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from sphinx.application import Sphinx
@@ -225,6 +227,17 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
+def notebook(path: str) -> str:
+    """Return the cells of a notebook of the repository, without its title."""
+    found = json.loads((Path(__file__).parents[2] / path).read_text())
+    cells = []
+    for cell in found["cells"]:
+        text = "".join(cell["source"])
+        code = cell["cell_type"] == "code"
+        cells.append(f"```python\n{text}\n```" if code else re.sub(r"^# .*\n+", "", text))
+    return "\n\n".join(cells)
+
+
 GENERATORS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
@@ -235,6 +248,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
         capability_matrix,
         extras,
         hooks,
+        notebook,
     )
 }
 
