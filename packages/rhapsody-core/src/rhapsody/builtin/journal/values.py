@@ -296,19 +296,28 @@ class Values:
         graph.number(value)
         nodes: list[list[Any]] = []
         for each in graph.objects:  # grows
+            if len(graph.objects) > MAX_OBJECTS:
+                raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
             graph.parts = []
             if type(each) in _PLAIN or type(each) in _TEXTS:
                 self._feed(each, graph.parts.append)
             else:
-                self._count()
+                self._entries += 1
                 self._composed(each, graph.parts.append)
             nodes.append(_shortened(graph.parts))
         return graph.digest(nodes)
 
-    def _count(self) -> None:
-        self._entries += 1
+    def _look_at(self, value: object, address: int) -> None:
+        """Count an object that was reached before."""
         if self._entries > MAX_OBJECTS:
             raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
+        if self._entries in _LOOKED_AT and not isinstance(value, _SHARED):
+            if address not in self._met:
+                self._met[address] = value  # stays alive, so that no other object has this address
+                return
+            self._again += 1
+            if self._again > _MAX_AGAIN:
+                raise _GraphError
 
     def _inner(self, value: object) -> bytes:
         made = hashlib.blake2b(digest_size=DIGEST_SIZE)
@@ -354,21 +363,17 @@ class Values:
         if self._graph is not None:
             self._graph.parts.append(self._graph.number(value))
             return
-        self._count()
+        self._entries = entries = self._entries + 1
         address = id(value)  # called once, because audit hooks make it slow
-        if self._entries in _LOOKED_AT and not isinstance(value, _SHARED):
-            if address in self._met:
-                self._again += 1
-                if self._again > _MAX_AGAIN:
-                    raise _GraphError
-            else:
-                self._met[address] = value
-        if len(self._open) >= MAX_DEPTH:
+        if entries >= _LOOKED_AT.start and (entries < _LOOKED_AT.stop or entries > MAX_OBJECTS):
+            self._look_at(value, address)
+        depth = len(self._open)
+        if depth >= MAX_DEPTH:
             raise _GraphError
         if address in self._open:
-            feed(b"^%d;" % (len(self._open) - self._open[address]))
+            feed(b"^%d;" % (depth - self._open[address]))
             return
-        self._open[address] = len(self._open)
+        self._open[address] = depth
         try:
             self._composed(value, feed)
         finally:
