@@ -5,7 +5,7 @@
 
 The first form serves a built site, and writes a PNG of each page in `PAGES` on narrow and wide
 screens, light and dark. It fails if a page loads anything from elsewhere or is wider than the
-screen. The second form writes the pictures of a report, a graph and a dashboard that pages show.
+screen. The second form writes the pictures of a report and a dashboard that pages show.
 
 Requires the packages of `captures.py`, Chromium and its driver; `--report` also requires bowtie2,
 samtools and bcftools.
@@ -98,7 +98,7 @@ def faults_of(to: Captures, address: str, width: int) -> Iterator[str]:
 
 
 def capture_shown() -> None:
-    """Write the pictures of a report, a graph and a dashboard that the pages show."""
+    """Write the pictures of a report and a dashboard that the pages show."""
     to = Captures(PICTURES)
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         name = run(str(EXAMPLES / "lambda_phage.py"), "--fresh")
@@ -106,12 +106,10 @@ def capture_shown() -> None:
         subprocess.run([*RHAPSODY, "report", name, "-o", str(report)], check=True)
         for scheme in ("light", "dark"):
             to.page(f"report-{scheme}", f"{report.as_uri()}#timeline", 1200, 860, scheme)
-        graph = [*RHAPSODY, "graph", name, "--format", "svg"]
-        (PICTURES / "graph.svg").write_bytes(subprocess.run(graph, capture_output=True).stdout)
         Path("live.py").write_text(PROGRAMS["live.py"])
         with live_run() as (_, dashboard):
             for scheme in ("light", "dark"):
-                to.page(f"dashboard-{scheme}", dashboard, 1200, 860, scheme)
+                to.page(f"dashboard-{scheme}", f"{dashboard}#timeline", 1200, 860, scheme)
     to.browser.quit()
 
 
