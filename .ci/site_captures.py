@@ -28,6 +28,9 @@ from captures import EXAMPLES, PROGRAMS, RHAPSODY, Captures, live_run, run
 
 PICTURES = EXAMPLES.parent / "docs" / "_static" / "pictures"
 PAGES = {
+    "recipes": "how-to/recipes.html",
+    "faq": "how-to/faq.html",
+    "resume": "explanation/resume.html",
     "landing": "index.html",
     "tutorial": "tutorial/index.html",
     "step": "tutorial/4-failure.html",
