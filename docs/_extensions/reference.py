@@ -258,6 +258,31 @@ def generate(_app: Sphinx, _page: str, content: list[str]) -> None:
     content[0] = GENERATE.sub(lambda mark: GENERATORS[mark[1]](*mark[2].split()), content[0])
 
 
+def root(word: str) -> str:
+    """Return the beginning of a word without a frequent ending, as `_static/search.js` does."""
+    return re.sub(r"(s|es|ed|ing)$", "", word)[:7]
+
+
+def write_keywords(app: Sphinx, error: Exception | None) -> None:
+    """Write the keywords of all pages for the search."""
+    if error is not None or app.builder.format != "html":
+        return
+    found = {}
+    for page in sorted(app.env.found_docs):
+        text = app.env.doc2path(page).read_text()
+        front = re.match(r"---\n.*?keywords: (?:>-)?(.*?)\n---\n", text, re.DOTALL)
+        if front is not None:
+            found[page] = sorted({root(each) for each in re.findall(r"[\w./-]+", front[1].lower())})
+    script = f"const KEYWORDS = {json.dumps(found)};\n"
+    Path(app.outdir, "_static", "keywords.js").write_text(script)
+
+
+def load_keywords(app: Sphinx, page: str, *_: object) -> None:
+    """Load the keywords on the page of the search."""
+    if page == "search":
+        app.add_js_file("keywords.js")
+
+
 def mark_code(
     _app: Sphinx, _what: str, _name: str, _thing: object, _options: object, lines: list[str]
 ) -> None:
@@ -303,6 +328,8 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the handlers of Sphinx's events."""
     app.connect("source-read", generate)
     app.connect("env-updated", leave_out_decisions)
+    app.connect("html-page-context", load_keywords)
+    app.connect("build-finished", write_keywords)
     app.connect("autodoc-process-docstring", mark_code)
     app.connect("autodoc-process-signature", without_private)
     app.connect("autodoc-skip-member", is_skipped)

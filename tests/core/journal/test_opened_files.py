@@ -553,6 +553,13 @@ def start_with_spaces() -> str:
     return text + other.stdout
 
 
+def start_with_variable() -> str:
+    command = 'cat "$PLACE"/../tool.py'
+    environment = {**os.environ, "PLACE": os.path.abspath("data")}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    return done.stdout
+
+
 def start_in_path() -> str:
     environment = {**os.environ, "PATH": f"{os.path.abspath('data')}:{os.environ['PATH']}"}
     done = subprocess.run(["a-tool"], env=environment, capture_output=True, text=True)
@@ -582,7 +589,7 @@ async def start_later() -> str:
     "function",
     [start_python, start_a_shell, start_elsewhere, start_with_list, start_with_flag,
      start_with_arguments, start_with_spaces, start_executable, start_in_path, start_with_system,
-     start_later],
+     start_with_variable, start_later],
 )  # fmt: skip
 async def test_files_that_the_command_of_a_process_names_count(
     here: Path, backend: str, function: Any

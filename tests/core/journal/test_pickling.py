@@ -178,6 +178,23 @@ class Attributes(dict[str, int]):
         self.__dict__ = self
 
 
+def test_functions_that_share_a_variable_which_one_assigns_are_refused() -> None:
+    count = 0
+    factor = 2
+
+    def add() -> None:
+        nonlocal count
+        count += factor
+
+    def counted() -> tuple[int, int]:
+        return count, factor
+
+    with pytest.raises(UnhashableError, match="share the variable 'count'"):
+        pickling.packed(([add, counted],), (), own)
+    for value in ([add], [counted, lambda: factor]):
+        pickling.packed((value,), (), own)
+
+
 def test_correlated_numbers_are_refused() -> None:
     number = type("Variable", (), {"__module__": "uncertainties.core"})()
     with pytest.raises(UnhashableError, match="number of uncertainties"):

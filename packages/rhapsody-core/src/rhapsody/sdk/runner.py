@@ -503,6 +503,10 @@ _BETWEEN_WORDS = re.compile(r"[\s'\"`|&;<>(){}]+")
 _BEFORE_OUTPUT = re.compile(r"(?<!<)>[|&]?\s*$")
 """Redirection at the end of a text, to a file that a shell writes."""
 
+_BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
+_VARIABLE = re.compile(r"\$(\w+)")
+"""Variables in a shell command."""
+
 _RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
 """Option of `python` that runs a module."""
 
@@ -511,6 +515,12 @@ _OBJECT = re.compile(r"(?<![^\s'\"=])([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(
 
 _MAX_PATH = 4096
 """Length of the longest path that the system accepts."""
+
+
+def with_variables(text: str, environment: Mapping[str, str]) -> str:
+    """Return a shell command with the values of the variables in `environment`."""
+    text = _BRACED.sub(r"$\1", text)
+    return _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
 
 
 def split_at_paths(text: str) -> list[str]:
@@ -653,6 +663,7 @@ class _Watch:
             words = [words]
         place = os.path.join(os.getcwd(), os.fsdecode(cwd or ""))
         texts = [os.fsdecode(word) if isinstance(word, _NAMES) else "" for word in words]
+        texts += [with_variables(text, environment or os.environ) for text in texts if "$" in text]
         pieces = {
             piece
             for text in texts
@@ -673,7 +684,7 @@ class _Watch:
             if os.path.join(directory, "").startswith(self.places):
                 pieces |= {os.path.join(directory, name) for name in pieces if os.sep not in name}
         for piece in pieces:
-            path = os.path.join(place, piece)
+            path = os.path.join(place, os.path.expanduser(piece) if piece[:1] == "~" else piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
                 self.note(path, READ, ())
 

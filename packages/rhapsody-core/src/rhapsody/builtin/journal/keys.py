@@ -39,7 +39,7 @@ from rhapsody.environments import SETTINGS
 from rhapsody.sdk.calls import argument_name
 from rhapsody.sdk.generators import is_generator, set_state
 from rhapsody.sdk.introspect import content_of
-from rhapsody.sdk.runner import files_of_modules, paths_in, split_at_paths
+from rhapsody.sdk.runner import files_of_modules, paths_in, split_at_paths, with_variables
 from rhapsody.sdk.value_handles import WorkerValue
 
 _CODE = (types.FunctionType, type)
@@ -69,8 +69,6 @@ _OTHER_OUTPUT = (False, "files")
 _REDIRECTION = re.compile(r"[0-9&]?(?<!<)>>?\s*[^\s;|&()<>]+")
 _WILDCARD = re.compile(r"[*?\[]")
 _PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
-_BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
-_VARIABLE = re.compile(r"\$(\w+)")
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -470,11 +468,11 @@ class Keys:
         for place in (sysconfig.get_path("purelib"), cwd) if modules else ():
             yield from (os.path.join(place, name) for name in modules if place is not None)
         for word in words:
-            text = _with_variables(_REDIRECTION.sub(" ", word), environment)
+            text = with_variables(_REDIRECTION.sub(" ", word), environment)
             for piece in filter(_PROGRAM.fullmatch, split_at_paths(text)):
                 if not programs or piece not in declared:
                     programs[piece] = None
-            pieces = paths_in(text, _with_variables(word, environment))
+            pieces = paths_in(text, with_variables(word, environment))
             for piece in dict.fromkeys((word, *filter(None, pieces))):
                 if len(piece) > MAX_PATH_LENGTH:
                     continue
@@ -773,12 +771,6 @@ def _is_builtin(value: object) -> bool:
 def _without(sandbox: str, word: str) -> str:
     """Return a word of a command with the sandbox's path replaced with a NUL character."""
     return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
-
-
-def _with_variables(text: str, environment: Mapping[str, str]) -> str:
-    """Return a shell command with the values of the variables in `environment`."""
-    text = _BRACED.sub(r"$\1", text)
-    return _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
 
 
 def _inherited(words: Iterable[str], environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ from rhapsody.builtin.journal.values import (
     is_global_generator,
     is_plain_python,
 )
-from rhapsody.sdk.introspect import slots_of
+from rhapsody.sdk.introspect import names_stored, slots_of
 from rhapsody.sdk.runner import pickler
 
 _PAIRS: dict[str, int] = {}
@@ -204,6 +204,7 @@ class _Parts:
     def __init__(self, read: Read, own: Callable[[type], bool]) -> None:
         self._read = read
         self._own = own
+        self._cells: dict[int, dict[int, bool]] = {}  # by the ids of cells and of their functions
         self._arrays: dict[int, list[Any]] = {}  # by the id of the array that owns the memory
 
     @cached_property
@@ -215,6 +216,20 @@ class _Parts:
             if isinstance(module, str) and vars(sys.modules.get(module, types)) is variables:
                 found[id(value)] = module, name
         return found
+
+    def _require_own_cells(self, function: types.FunctionType) -> None:
+        """Check that a function shares no variable with another one that assigns to it."""
+        stored = names_stored(function.__code__, "DEREF")
+        names = function.__code__.co_freevars
+        for name, cell in zip(names, function.__closure__ or (), strict=True):
+            others = self._cells.setdefault(id(cell), {})
+            others[id(function)] = name in stored
+            if len(others) > 1 and any(others.values()):
+                raise UnhashableError(
+                    f"its result contains functions that share the variable {name!r}, which one of "
+                    "them assigns, and in a reused result each would have its own; return an "
+                    "object with these functions as methods"
+                )
 
     def _note_memory(self, array: Any) -> None:
         """Note an array of NumPy, a row of a structured array, or an array of `array`.
@@ -277,6 +292,8 @@ class _Parts:
                 f"its result contains a {kind.__qualname__} with the attribute {omitted!r}, which "
                 "a pickle omits; return the attribute separately, or define __reduce__"
             )
+        if isinstance(value, types.FunctionType) and value.__closure__:
+            self._require_own_cells(value)
         if is_global_generator(value):
             raise UnhashableError(
                 "its result contains the global random number generator, and a reused result would "

@@ -65,6 +65,9 @@ may grow exponentially."""
 
 _MAX_AGAIN = 1_500
 
+_ROUNDS = 12
+"""Number of references along which the parts of sets and dicts in a graph are told apart."""
+
 _SHARED = types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type
 """Types of objects to which many others refer, but which refer to no others when digested."""
 
@@ -137,29 +140,38 @@ class _Graph:
         return number
 
     def digest(self, nodes: list[list[Any]]) -> bytes:
-        """Return a digest that depends on what can be reached, not on which objects are identical.
+        """Return a digest of the objects and of their references to each other.
 
-        In each round, an object receives the hash of its data and of the former hashes of those to
-        which it refers, until no further objects differ (color refinement). Then, two values with
-        the same set of hashes cannot be told apart by following references.
+        The objects are numbered in the order in which they are reached. The order of parts of sets
+        and dicts is that of hashes of these parts and of what they refer to (color refinement).
 
         Args:
             nodes: The parts of each object.
-
-        Raises:
-            UnhashableError: There are too many objects inside each other.
         """
-        hashes, differ = [b""] * len(nodes), 0
-        for rounds in itertools.count(1):
+        hashes = [b""] * len(nodes)
+        for _ in range(_ROUNDS):
             hashes = [_hash_of(node, hashes) for node in nodes]
-            former, differ = differ, len(set(hashes))
-            if differ == former:
-                break
-            if rounds * len(nodes) > MAX_OBJECTS:
-                raise UnhashableError("a value is nested too deeply")
-        return hashlib.blake2b(
-            b"g%d:" % rounds + b"".join([hashes[0], *sorted(set(hashes))]), digest_size=DIGEST_SIZE
-        ).digest()
+        numbers = {0: 0}
+        reached = [0]
+        made = hashlib.blake2b(digest_size=DIGEST_SIZE)
+        for node in reached:  # grows
+            for part in nodes[node]:
+                if type(part) is bytes:
+                    made.update(b"b" + part)
+                    continue
+                others = [part]
+                if type(part) is tuple:
+                    others = sorted(
+                        part, key=lambda each: (hashes[each], numbers.get(each, len(nodes)))
+                    )
+                for each in others:
+                    if each not in numbers:
+                        numbers[each] = len(numbers)
+                        reached.append(each)
+                made.update(b"o%d:" % len(others))
+                made.update(b"".join([b"%d," % numbers[each] for each in others]))
+            made.update(b".")
+        return made.digest()
 
 
 def _hash_of(node: Iterable[Any], hashes: Sequence[bytes]) -> bytes:
