@@ -541,6 +541,18 @@ def start_with_flag() -> str:
     return subprocess.run(["grep", "-ftool.py", "tool.py"], capture_output=True, text=True).stdout
 
 
+def start_with_url() -> str:
+    code = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    command = [sys.executable, "-c", code, Path("tool.py").absolute().as_uri()]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def start_with_list_of_spaces() -> str:
+    code = "import sys; print(*(open(name).read() for name in sys.argv[1][5:].split(',')))"
+    command = [sys.executable, "-c", code, "--in=data/a.txt,my tool.py"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
 def start_with_arguments() -> str:
     code = "import sys; print(open(sys.argv[1][1:]).read())"
     command = [sys.executable, "-c", code, "@tool.py"]
@@ -589,7 +601,7 @@ async def start_later() -> str:
     "function",
     [start_python, start_a_shell, start_elsewhere, start_with_list, start_with_flag,
      start_with_arguments, start_with_spaces, start_executable, start_in_path, start_with_system,
-     start_with_variable, start_later],
+     start_with_variable, start_with_url, start_with_list_of_spaces, start_later],
 )  # fmt: skip
 async def test_files_that_the_command_of_a_process_names_count(
     here: Path, backend: str, function: Any
@@ -1113,3 +1125,22 @@ async def test_data_sets_among_the_arguments_count_with_their_files(
         patch.setattr(opened_files, "MAX_ENTRIES", 0)
         await run(count, (str(data),), (str(data),))
     assert caplog.text.count("more than 0 files") == 1
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_scripts_that_the_function_of_a_worker_value_starts_count(
+    here: Path, backend: str
+) -> None:
+    def load() -> str:
+        return subprocess.check_output([sys.executable, "tool.py"], text=True).strip()
+
+    def use(value: str) -> str:
+        note("use")
+        return value
+
+    (here / "tool.py").write_text("from lib import VALUE\nprint(VALUE)\n")
+    for text in ("one", "one", "two", "two"):
+        (here / "lib.py").write_text(f"VALUE = {text!r}\n")
+        async with engine(resume=True, backend=BACKENDS[backend]()) as flow:
+            assert await flow.function_task(use)(flow.worker_value(load)()) == text
+    assert ran() == {"use": 2}

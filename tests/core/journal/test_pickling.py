@@ -12,6 +12,7 @@ import ipaddress
 import pickle
 import random
 import sys
+import types
 import weakref
 from pathlib import Path
 from typing import Any, ClassVar
@@ -193,6 +194,39 @@ def test_functions_that_share_a_variable_which_one_assigns_are_refused() -> None
         pickling.packed(([add, counted],), (), own)
     for value in ([add], [counted, lambda: factor]):
         pickling.packed((value,), (), own)
+
+
+def test_tensors_that_share_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tensor:
+        def __init__(self, address: int) -> None:
+            self.address = address
+
+        def untyped_storage(self) -> Tensor:
+            return self
+
+        def data_ptr(self) -> int:
+            return self.address
+
+    torch: Any = types.ModuleType("torch")
+    torch.Tensor = Tensor
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with pytest.raises(UnhashableError, match="tensors that share memory"):
+        pickling.packed(([Tensor(8), Tensor(8)],), (), own)
+    same = Tensor(8)
+    pickling.packed(([same, same, Tensor(16), Tensor(0), Tensor(0)],), (), own)
+
+
+def test_a_network_that_is_too_deep_is_refused_for_this_reason() -> None:
+    chain: Any = None
+    for _ in range(2000):
+        chain = Linked(chain)
+    with pytest.raises(pickle.PicklingError, match="recursion"):
+        pickling.packed(([chain],), (), own)
+
+
+class Linked:
+    def __init__(self, other: Any) -> None:
+        self.other = other
 
 
 def test_correlated_numbers_are_refused() -> None:

@@ -35,6 +35,11 @@ FILES = {
     "package_with_main/value.py": f"{BESIDE}from far import VALUE\n",
     "elsewhere/run.sh": 'python3 "$(dirname "$0")"/main\n',
     "links/main": f"#!/usr/bin/env python3\n{BESIDE}from far import VALUE\nprint(VALUE)\n",
+    "parts.py": (
+        "import os, runpy\nTOOLS = os.path.join(os.path.dirname(__file__), 'elsewhere', 'inner')\n"
+        "print(runpy.run_path(os.path.join(TOOLS, 'step.py'))['VALUE'])\n"
+    ),
+    "elsewhere/inner/step.py": "import sys\nsys.path.append('tools')\nfrom far import VALUE\n",
     "elsewhere/tool.py": "import far, os, numpy\nprint(far.VALUE)\n",
 }
 
@@ -166,6 +171,10 @@ LOADING = {
     "two": 'source "${0%/*}/both.sh"',
     "program": 'HERE="$(dirname "$0")"; VALUE=$($HERE/inner/program)',
     "module": 'cd "$(dirname "$0")"; VALUE="$(python3 -m tool)"',
+    "module, joined": 'cd "$(dirname "$0")"; VALUE="$(python3 -um tool)"',
+    "directory in a variable": (
+        'HERE="$(cd "$(dirname "$0")" && pwd)"\nINNER="$HERE/inner"\n. "$INNER/lib.sh"'
+    ),
     "program after python": 'HERE="$(dirname "$0")"; VALUE=$(python3 ${HERE}/main)',
     "lines of python": "VALUE=$(PYTHONPATH=tools python3 - <<'END'\nimport tool\nEND\n)",
     "code of python": "VALUE=$(PYTHONPATH=tools python3 -c 'import tool')",
@@ -187,7 +196,7 @@ async def test_scripts_that_a_shell_script_loads_count(here: Path, by: str, how:
         (here / "tools" / "far.py").write_text(f"VALUE = {text!r}\n")
         (here / "tools" / "inner" / "program").write_text(f"#!/bin/sh\necho {text}\n")
         (here / "tools" / "main").write_text(f"#!/usr/bin/env python3\nprint({text!r})\n")
-        for name in ("lib.sh", "inner/settings"):
+        for name in ("lib.sh", "inner/settings", "inner/lib.sh"):
             if "python" not in how and "program" not in how:
                 (here / "tools" / name).write_text(f"VALUE={text}\n")
         async with engine(resume=True) as flow:
@@ -281,7 +290,15 @@ def started(*words: str) -> str:
 @pytest.mark.parametrize("executor", ["thread", "process"])
 @pytest.mark.parametrize(
     "words",
-    [("tools/tool.py",), ("-m", "package"), ("-m", "package.tool"), ("package_with_main",)],
+    [
+        ("tools/tool.py",),
+        ("-m", "package"),
+        ("-m", "package.tool"),
+        ("package_with_main",),
+        ("-um", "package.tool"),
+        ("-mpackage",),
+        ("parts.py",),
+    ],
     ids=" ".join,
 )
 async def test_modules_that_a_script_imports_count_for_the_function_that_starts_it(

@@ -430,6 +430,10 @@ WITHOUT_FILE = "module"
 """Key in the result of `watch_files` for a call that unpickled an object whose class is in a module
 without a file, such as a notebook. The value is the name of the module."""
 
+STARTED_BEFORE = "started"
+"""Key in the result of `watch_files` for a call that uses a worker value whose function started a
+process when it was built. The value is the same as for `STARTED`."""
+
 RELATIVE = "/./"
 """Text in the result of `watch_files` that separates the current directory from a relative path."""
 
@@ -488,6 +492,9 @@ _AROUND_WORDS = re.compile(r"[\s'\"`|&;<>(){}=]+")
 _AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 """Characters around paths in words such as `--in=a.txt,b.txt` and `@arguments.txt`."""
 
+_BETWEEN_PATHS = re.compile(r"[=:,;@#]+")
+"""Characters between paths that may contain spaces, as in `--in=my file.txt,other.txt`."""
+
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
 """Path directly after an option, as in `-fprogram.awk`."""
 
@@ -507,7 +514,7 @@ _BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
 _VARIABLE = re.compile(r"\$(\w+)")
 """Variables in a shell command."""
 
-_RUN_MODULE = re.compile(r"(?:^|\s)-m\s+([A-Za-z_][\w.]*)")
+_RUN_MODULE = re.compile(r"(?:^|\s)-[A-Za-z]*m\s*([A-Za-z_][\w.]*)")
 """Option of `python` that runs a module."""
 
 _OBJECT = re.compile(r"(?<![^\s'\"=])([A-Za-z_][\w.]*):[A-Za-z_][\w.]*(?:\(\))?(?![^\s'\"])")
@@ -535,9 +542,11 @@ def paths_in(text: str, written: str) -> list[str]:
         text: The word or text, which may be without redirections.
         written: The same as the user has written it.
     """
-    pieces = _AROUND_PATHS.split(text)
+    words = [text]
     if "\\" in text or "'" in text or '"' in text:
-        pieces += _quoted(written)
+        words += _quoted(written)
+    pieces = words + [piece for word in words for piece in _BETWEEN_PATHS.split(word)]
+    pieces += _AROUND_PATHS.split(text)
     if _IN_NAMES.search(text):
         whole = _BETWEEN_WORDS.split(text)
         pieces += whole
@@ -686,7 +695,12 @@ class _Watch:
         for piece in pieces:
             path = os.path.join(place, os.path.expanduser(piece) if piece[:1] == "~" else piece)
             if 0 < len(piece) <= _MAX_PATH and os.path.isfile(path):
-                self.note(path, READ, ())
+                self.note(_without_empty_parts(path), READ, ())
+
+
+def _without_empty_parts(path: str) -> str:
+    """Return a path without repeated slashes, as in that of a `file:` URL."""
+    return re.sub("//+", "/", path)
 
 
 def _identity(about: os.stat_result) -> tuple[int, int]:
@@ -1922,7 +1936,7 @@ class _Kept:
                     self._make(build, handle)
         if watch is not None:  # each call has used what the value was built from
             for path, use in self._opened.items():
-                if path.startswith(watch.places) or path == WITHOUT_FILE:
+                if path.startswith(watch.places) or path in (WITHOUT_FILE, STARTED_BEFORE):
                     watch.paths.setdefault(path, use)
         return self.value
 
@@ -1947,7 +1961,9 @@ class _Kept:
                     del self._failures[next(iter(self._failures))]
             raise
         self._opened = {
-            path: use for path, use in opened.items() if path != STARTED and use != WRITTEN
+            STARTED_BEFORE if path == STARTED else path: use
+            for path, use in opened.items()
+            if use != WRITTEN
         }
         self.number = next(self._numbers)
         self.built = True

@@ -31,7 +31,15 @@ from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.store import SUFFIXES
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
-from rhapsody.sdk.runner import READ, RELATIVE, STARTED, UPDATED, WITHOUT_FILE, WRITTEN
+from rhapsody.sdk.runner import (
+    READ,
+    RELATIVE,
+    STARTED,
+    STARTED_BEFORE,
+    UPDATED,
+    WITHOUT_FILE,
+    WRITTEN,
+)
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -131,9 +139,9 @@ class OpenedFiles:
                 f"it unpickled an object of a class in {module!r}, which has no file; pass the "
                 "object to it as an argument, or move the class into a module"
             )
-        uses = sorted(
-            task.get("opened", {}).items(), key=itemgetter(1)
-        )  # `WRITTEN` replaces others
+        paths = dict(task.get("opened", {}))
+        before = paths.pop(STARTED_BEFORE, None)
+        uses = sorted(paths.items(), key=itemgetter(1))  # `WRITTEN` replaces others
         opened = {self._resolved(path): use for path, use in uses}
         relative = {self._resolved(path) for path, _ in uses if RELATIVE in path}
         known = {self._resolved(os.path.abspath(path)) for path in declared if path}
@@ -144,8 +152,9 @@ class OpenedFiles:
         }
         known |= written
         loaded: set[str] = set()
-        if STARTED in opened:
-            search = list(filter(None, opened[STARTED].split(os.pathsep)))
+        searched = opened.get(STARTED, before)
+        if searched is not None:
+            search = list(filter(None, searched.split(os.pathsep)))
             loaded.update(*(self._scripts.loaded(path, search) for path in [*opened, *known]))
             opened |= dict.fromkeys(loaded.difference(opened), READ)
         states = {}
@@ -177,7 +186,7 @@ class OpenedFiles:
                 depends = depends or f"{path}{os.sep}".startswith(here)
         if depends:
             states[_DIRECTORY] = self._portable_current(directory)
-        if STARTED in opened:
+        if searched is not None:
             names = set(filter(None, map(self._name, loaded)))
             states[_LOADED] = "\n".join(sorted(names.difference(states)))
             if places := list(filter(None, map(self._name, search))):

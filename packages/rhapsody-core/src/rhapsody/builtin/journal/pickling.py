@@ -77,9 +77,12 @@ def packed(content: tuple[object, ...], read: Read, own: Callable[[type], bool])
     stream, parts = io.BytesIO(), _Parts(read, own)
     try:
         _Pickler(stream, parts).dump(content)
+        by_name = True
     except UnhashableError:
         raise
     except Exception:  # it contains objects that pickle cannot find by name
+        by_name = False  # the exception and the first pickler, which holds attributes, are gone
+    if not by_name:
         stream, parts = io.BytesIO(), _Parts(read, own)
         _by_value(pickler())(stream, parts).dump(content)
     parts.require_own_memory()
@@ -204,6 +207,7 @@ class _Parts:
     def __init__(self, read: Read, own: Callable[[type], bool]) -> None:
         self._read = read
         self._own = own
+        self._tensors: dict[int, Any] = {}  # of PyTorch, by the addresses of their memory
         self._cells: dict[int, dict[int, bool]] = {}  # by the ids of cells and of their functions
         self._arrays: dict[int, list[Any]] = {}  # by the id of the array that owns the memory
 
@@ -245,6 +249,19 @@ class _Parts:
                 "of the file, or a copy"
             )
         self._arrays.setdefault(id(owner), []).append(array)
+
+    def _note_tensor(self, tensor: Any) -> None:
+        """Check that no other tensor in the result has the memory of a tensor of PyTorch.
+
+        Raises:
+            UnhashableError: Another one has.
+        """
+        storage = tensor.untyped_storage().data_ptr()
+        if storage and self._tensors.setdefault(storage, tensor) is not tensor:
+            raise UnhashableError(
+                "its result contains tensors that share memory, as t[1:] and t do, and in a reused "
+                "result they would be separate copies; return clones, or create the views again"
+            )
 
     def require_own_memory(self) -> None:
         """Check that no two arrays in the result share memory.
@@ -315,6 +332,8 @@ class _Parts:
                 "dict, as vars(args) is, and in a reused result this dict would be a copy; use "
                 "dict(vars(args))"
             )
+        if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
+            self._note_tensor(value)
         numpy = sys.modules.get("numpy")
         if numpy is not None and (
             isinstance(value, numpy.ndarray | numpy.void) or kind.__module__ == "array"

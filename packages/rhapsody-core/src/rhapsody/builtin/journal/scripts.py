@@ -65,7 +65,7 @@ _NAMED = re.compile(
 _OBJECT = re.compile(r"[\"']([A-Za-z_][\w.]*):[A-Za-z_]\w*[\"']")
 """Matches objects in modules, as in `uvicorn.run("app.main:app")`."""
 
-_RUN_MODULE = re.compile(r"python[\w.]*[ \t]+(?:-\w+[ \t]+)*-m[ \t]+([A-Za-z_][\w.]*)")
+_RUN_MODULE = re.compile(r"python[\w.]*[ \t]+(?:-\w+[ \t]+)*-[A-Za-z]*m[ \t]*([A-Za-z_][\w.]*)")
 """Matches commands of shell scripts that run a module."""
 
 _WORD = re.compile(r"[\w.+~/-]+")
@@ -80,6 +80,9 @@ _MODULES = {
     ".js": (re.compile(r"\b(?:require|from|import)\b([^\n]*)"), ".js"),
 }
 """For scripts in other languages, the statements that name modules, and the ending of modules."""
+
+_MAX_PARTS = 2
+"""Number of directories that a script may name one by one before the name of another script."""
 
 _NOTHING: tuple[str, ...] = ()
 
@@ -167,16 +170,21 @@ class Scripts:
                      for path in _files_of(name, file, (*extra, *places), specs)}  # fmt: skip
             own = os.path.dirname(file), os.path.dirname(os.path.realpath(file))
             near_file = dict.fromkeys((*own, *near, *extra))
-            for place in near_file:
+            todo_places = [(place, 0) for place in near_file]
+            while todo_places:
+                place, depth = todo_places.pop()
                 paths = (os.path.normpath(os.path.join(place, name)) for name in text.scripts)
                 inner.update(filter(os.path.isfile, paths))
                 entries = self._program.once(_entries, place)
-                words = (
+                words = [
                     word for first in text.words.keys() & entries for word in text.words[first]
-                )
-                paths = (os.path.normpath(os.path.join(place, word)) for word in words)
-                inner.update(path for path in paths if os.path.isfile(path)
+                ]
+                named = [os.path.normpath(os.path.join(place, word)) for word in words]
+                inner.update(path for path in named if os.path.isfile(path)
                              and self._program.once(_interpreter, path))  # fmt: skip
+                if depth < _MAX_PARTS and text.scripts:  # as in `HERE / "scripts" / "step.py"`
+                    inside = [each for each in named if each.startswith(f"{place}{os.sep}")]
+                    todo_places += [(each, depth + 1) for each in filter(os.path.isdir, inside)]
             for each in sorted(inner.difference(found)):
                 if each.startswith(below) and self._program.origins.own(each):
                     found[each] = None
