@@ -321,6 +321,22 @@ def test_networks_of_equal_objects_differ_by_their_references(keys: Keys) -> Non
     assert key_of(keys, work, ring(300)).digest == digests[0]
 
 
+def tree(size: int) -> list[Agent]:
+    nodes = [Agent(number) for number in range(size)]
+    for number in range(1, size):
+        nodes[(number - 1) // 2].near.append(nodes[number])
+        nodes[number].links["parent"] = nodes[(number - 1) // 2]
+    return nodes
+
+
+def test_a_list_of_the_nodes_of_a_tree_has_a_key(keys: Keys) -> None:
+    """Each node leads to the whole tree."""
+    one, other = tree(2000), tree(2000)
+    assert key_of(keys, work, one).digest == key_of(keys, work, other).digest
+    other[-1].number = -1
+    assert key_of(keys, work, one).digest != key_of(keys, work, other).digest
+
+
 def test_the_order_of_the_sets_of_a_network_does_not_count(keys: Keys) -> None:
     digests = set()
     for seed in range(3):

@@ -58,12 +58,10 @@ is reached, or hashed as a part of a graph."""
 MAX_DEPTH = 100
 """Number of objects inside each other from which a value is digested as a graph."""
 
-_LOOKED_AT = range(2_000, 6_000)
-"""The objects of a value in which others are searched that were reached before. If there are more
-than `_MAX_AGAIN` of them, the value is digested as a graph, because the number of paths through it
-may grow exponentially."""
-
-_MAX_AGAIN = 1_500
+_WINDOWS = (2_000, 6_000), (16_000, 48_000), (128_000, 384_000), (MAX_OBJECTS, sys.maxsize)
+"""Parts of the walk through a value in which objects are noted. If three of eight objects in a part
+were reached before, the value is digested as a graph, because the number of paths through it may
+grow exponentially. All objects of a part stay alive until its end, so parts are few."""
 
 _ROUNDS = 12
 """Number of references along which the parts of sets and dicts in a graph are told apart."""
@@ -239,13 +237,18 @@ class Values:
             objects with parts in it, plus one for each 128 bytes of data.
     """
 
-    __slots__ = ("_again", "_collector", "_entries", "_graph", "_met", "_open", "_whole", "size")
+    __slots__ = (
+        "_again", "_collector", "_entries", "_graph", "_look_from", "_met", "_open", "_whole",
+        "_window", "size",
+    )  # fmt: skip
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._open: dict[int, int] = {}  # by id: the depth of each object that is being read
         self._met: dict[int, object] = {}  # by id: objects that were reached before
         self._again: int = 0
+        self._window: int = 0  # the number of the next or current one in `_WINDOWS`
+        self._look_from: int = _WINDOWS[0][0]
         self._graph: _Graph | None = None
         self._whole: bool = True
         self._entries: int = 0
@@ -282,6 +285,7 @@ class Values:
             UnhashableError: The value has no digest.
         """
         self._whole, self._entries, self.size, self._again = whole, 0, 0, 0
+        self._window, self._look_from = 0, _WINDOWS[0][0]
         try:
             try:
                 return self._inner(value)
@@ -320,15 +324,21 @@ class Values:
         return graph.digest(nodes)
 
     def _look_at(self, value: object, address: int) -> None:
-        """Count an object that was reached before."""
+        """Note an object, and count it if it was reached before."""
+        first, stop = _WINDOWS[self._window]
         if self._entries > MAX_OBJECTS:
             raise UnhashableError(f"a value contains more than {MAX_OBJECTS:,} objects")
-        if self._entries in _LOOKED_AT and not isinstance(value, _SHARED):
+        if self._entries >= stop:
+            self._met.clear()
+            self._again = 0
+            self._window += 1
+            self._look_from = _WINDOWS[self._window][0]
+        elif not isinstance(value, _SHARED):
             if address not in self._met:
                 self._met[address] = value  # stays alive, so that no other object has this address
                 return
             self._again += 1
-            if self._again > _MAX_AGAIN:
+            if self._again > (stop - first) * 3 // 8:
                 raise _GraphError
 
     def _inner(self, value: object) -> bytes:
@@ -377,7 +387,7 @@ class Values:
             return
         self._entries = entries = self._entries + 1
         address = id(value)  # called once, because audit hooks make it slow
-        if entries >= _LOOKED_AT.start and (entries < _LOOKED_AT.stop or entries > MAX_OBJECTS):
+        if entries >= self._look_from:
             self._look_at(value, address)
         depth = len(self._open)
         if depth >= MAX_DEPTH:
