@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import datetime
 import enum
+import io
 import ipaddress
 import pickle
 import random
@@ -153,7 +154,7 @@ def test_arrays_that_share_memory_are_refused() -> None:
 def test_rows_masks_and_buffers_share_memory_with_their_arrays() -> None:
     rows = numpy.zeros(3, [("x", "f8")])
     buffer = array.array("d", [1.0, 2.0])
-    backing, many = bytearray(16), numpy.zeros((300, 2))
+    many = numpy.zeros((300, 2))
     masked: Any = numpy.ma.masked_less(numpy.arange(3.0), 1)
     for value in (
         [rows, rows[0]],
@@ -163,7 +164,6 @@ def test_rows_masks_and_buffers_share_memory_with_their_arrays() -> None:
         [buffer, numpy.asarray(buffer)],
         [numpy.frombuffer(buffer), buffer],
         [masked, masked.mask],
-        [numpy.frombuffer(backing), numpy.frombuffer(backing, "u1")],
         [*many, many],
         [many, numpy.lib.stride_tricks.sliding_window_view(many, 2, 0)],
     ):
@@ -194,6 +194,16 @@ def test_functions_that_share_a_variable_which_one_assigns_are_refused() -> None
         pickling.packed(([add, counted],), (), own)
     for value in ([add], [counted, lambda: factor]):
         pickling.packed((value,), (), own)
+
+
+def test_arrays_in_the_memory_of_other_objects_are_refused() -> None:
+    raw, stream = bytearray(16), io.BytesIO(bytes(16))
+    for value in ([raw, numpy.frombuffer(raw)], [numpy.frombuffer(stream.getbuffer()), stream]):
+        with pytest.raises(UnhashableError, match="in the memory of a bytearray"):
+            pickling.packed((value,), (), own)
+    del value, raw
+    pickling.packed(([numpy.frombuffer(bytearray(16))],), (), own)
+    pickling.packed(([numpy.frombuffer(bytes(16))],), (), own)
 
 
 def test_tensors_that_share_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,19 @@ def test_modules_that_functions_of_a_script_import_are_sent(
     assert own()["stale_script_s"][3] == b"V = 1\n"
 
 
+def test_compiled_modules_without_a_spec_are_not_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the parts of an extension module; some have hundreds of megabytes."""
+    library = types.ModuleType("stale_part")
+    library.__file__ = str(place / "stale_part.so")
+    library.__spec__ = None
+    (place / "stale_part.so").write_bytes(b"\x7fELF\nimport stale_other\n")
+    (place / "stale_other.py").write_text("A = 1\n")
+    monkeypatch.setitem(sys.modules, "stale_part", library)
+    assert "stale_other" not in own()
+
+
 def test_a_file_that_was_changed_since_its_import_is_known(place: Path) -> None:
     own_modules()
     write(place, 1)

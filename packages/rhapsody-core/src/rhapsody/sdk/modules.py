@@ -23,7 +23,7 @@ import time
 import types
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from importlib.util import decode_source, resolve_name
 from typing import Any, TypeGuard
 
@@ -307,7 +307,8 @@ class _Program:
         for variables in _run_as_scripts():
             file = variables["__file__"]
             if file not in self._scripts:
-                self._scripts[file] = _content(file)
+                is_compiled = file.endswith(tuple(EXTENSION_SUFFIXES))  # and perhaps large
+                self._scripts[file] = None if is_compiled else _content(file)
             todo.append((self._scripts[file], str(variables.get("__package__") or "")))
         todo += [
             (source.text, _package(name, source)) for name, (_, source) in self._sources.items()

@@ -48,8 +48,10 @@ _BY_REFERENCE = type, types.FunctionType, types.BuiltinFunctionType, types.Modul
 """Types of objects that pickle itself stores by name."""
 
 _REFERENCES = 3
-"""References to the attributes of an object in `_Parts.reduced`: from the object, the variable
-and the argument of `getrefcount`."""
+"""References to the attributes of an object, or the memory of an array, that nothing else holds:
+from the object, a variable and the argument of `getrefcount`."""
+
+_BYTES_IO = type(io.BytesIO(b" ").getbuffer().obj)
 
 MAX_COMPARED = 10_000
 """Maximum number of pairs of arrays in a result that are tested for shared memory. A result that
@@ -247,6 +249,12 @@ class _Parts:
                 "its result contains an array in a writable memory map or in shared memory, and a "
                 "reused result would contain an array that is not connected to it; return the path "
                 "of the file, or a copy"
+            )
+        is_shared = type(owner) is bytearray and sys.getrefcount(owner) > _REFERENCES
+        if is_shared or isinstance(owner, _BYTES_IO):
+            raise UnhashableError(
+                "its result contains an array in the memory of a bytearray or io.BytesIO, and in a "
+                "reused result they would be separate copies; return one of them"
             )
         self._arrays.setdefault(id(owner), []).append(array)
 
