@@ -96,13 +96,13 @@ def _require_same_kind(value: Any) -> None:
     kind = type(value)
     if kind is memoryview:
         raise UnhashableError(
-            "its result contains a memoryview, and a reused result would contain bytes; return "
+            "its result contains a memoryview, which would be bytes in a reused result; return "
             "view.tobytes() or an array"
         )
     if kind in _VIEWS:
         raise UnhashableError(
-            f"its result contains {kind.__name__} of a dict, and a reused result would contain a "
-            "copy that does not follow the dict; return a list"
+            f"its result contains a view of a dict ({kind.__name__}), and a reused result would "
+            "contain a copy that does not follow the dict; return a list"
         )
     if kind in weakref.ProxyTypes:
         raise UnhashableError(
@@ -111,8 +111,8 @@ def _require_same_kind(value: Any) -> None:
         )
     if kind.__module__ == "uncertainties.core":
         raise UnhashableError(
-            "its result contains a number of uncertainties, which knows by identity with which "
-            "numbers it is correlated, and a reused result would contain a copy; return its "
+            "its result contains a number of uncertainties, whose correlations with other numbers "
+            "depend on its identity, and a reused result would contain a copy; return its "
             "nominal_value and std_dev"
         )
     if kind is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
@@ -233,8 +233,8 @@ class _Parts:
             if len(others) > 1 and any(others.values()):
                 raise UnhashableError(
                     f"its result contains functions that share the variable {name!r}, which one of "
-                    "them assigns, and in a reused result each would have its own; return an "
-                    "object with these functions as methods"
+                    "them assigns, and in a reused result each would have a variable of its own; "
+                    "return an object with these functions as methods"
                 )
 
     def _note_memory(self, array: Any) -> None:
@@ -247,14 +247,14 @@ class _Parts:
         if isinstance(owner, mmap.mmap) and array.flags.writeable:
             raise UnhashableError(
                 "its result contains an array in a writable memory map or in shared memory, and a "
-                "reused result would contain an array that is not connected to it; return the path "
-                "of the file, or a copy"
+                "reused result would contain an array that is not connected to this memory; return "
+                "the path of the file, or a copy"
             )
         is_shared = type(owner) is bytearray and sys.getrefcount(owner) > _REFERENCES
         if is_shared or isinstance(owner, _BYTES_IO):
             raise UnhashableError(
                 "its result contains an array in the memory of a bytearray or io.BytesIO, and in a "
-                "reused result they would be separate copies; return one of them"
+                "reused result the two would be separate copies; return only one of them"
             )
         self._arrays.setdefault(id(owner), []).append(array)
 
@@ -327,8 +327,9 @@ class _Parts:
         attributes = getattr(value, "__dict__", None)
         if isinstance(value, dict) and attributes is value:
             raise UnhashableError(
-                f"its result contains a {kind.__qualname__}, whose attributes are its items, which "
-                "they would not be in a reused result; return a plain dict, or define __getattr__"
+                f"its result contains a {kind.__qualname__}, whose attributes are its items, and "
+                "in a reused result they would be separate; return a plain dict, or define "
+                "__getattr__"
             )
         if (
             type(attributes) is dict
@@ -337,7 +338,7 @@ class _Parts:
         ):
             raise UnhashableError(
                 f"its result contains a {kind.__qualname__} whose attributes are also held as a "
-                "dict, as vars(args) is, and in a reused result this dict would be a copy; use "
+                "dict, such as vars(args), and in a reused result this dict would be a copy; use "
                 "dict(vars(args))"
             )
         if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
