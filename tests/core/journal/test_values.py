@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from rhapsody import WorkflowEngine
 from rhapsody.builtin.journal.keys import Keys
-from rhapsody.builtin.journal.values import UnhashableError
+from rhapsody.builtin.journal.values import MAX_OBJECTS, UnhashableError
 from tests._support.journal_keys import described, key_of, twice, work
 from tests._support.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
 
@@ -329,9 +329,14 @@ def tree(size: int) -> list[Agent]:
     return nodes
 
 
-def test_a_list_of_the_nodes_of_a_tree_has_a_key(keys: Keys) -> None:
-    """Each node leads to the whole tree."""
-    one, other = tree(2000), tree(2000)
+def test_a_list_of_the_nodes_of_a_tree_has_a_key(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node leads to the whole tree, in which no object is reached twice in the first part."""
+    parts = (200, 600), (1_600, 12_000), (20_000, 20_001), (MAX_OBJECTS, MAX_OBJECTS + 1)
+    monkeypatch.setattr("rhapsody.builtin.journal.values._WINDOWS", parts)
+    monkeypatch.setattr("rhapsody.builtin.journal.values.MAX_OBJECTS", 20_000)
+    one, other = tree(200), tree(200)
     assert key_of(keys, work, one).digest == key_of(keys, work, other).digest
     other[-1].number = -1
     assert key_of(keys, work, one).digest != key_of(keys, work, other).digest
