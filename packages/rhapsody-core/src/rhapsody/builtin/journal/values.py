@@ -59,7 +59,7 @@ MAX_DEPTH = 100
 """Number of objects inside each other from which a value is digested as a graph."""
 
 _WINDOWS = (2_000, 6_000), (16_000, 48_000), (128_000, 384_000), (MAX_OBJECTS, sys.maxsize)
-"""Parts of the walk through a value in which objects are noted. If three of eight objects in a part
+"""Parts of the walk through a value in which objects are noted. If three of ten objects in a part
 were reached before, the value is digested as a graph, because the number of paths through it may
 grow exponentially. All objects of a part stay alive until its end, so parts are few."""
 
@@ -338,7 +338,7 @@ class Values:
                 self._met[address] = value  # stays alive, so that no other object has this address
                 return
             self._again += 1
-            if self._again > (stop - first) * 3 // 8:
+            if self._again > (stop - first) * 3 // 10:
                 raise _GraphError
 
     def _inner(self, value: object) -> bytes:
