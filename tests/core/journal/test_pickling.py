@@ -230,8 +230,12 @@ def test_a_network_that_is_too_deep_is_refused_for_this_reason() -> None:
     chain: Any = None
     for _ in range(2000):
         chain = Linked(chain)
-    with pytest.raises(pickle.PicklingError, match="recursion"):
-        pickling.packed(([chain],), (), own)
+    try:
+        packed = pickling.packed(([chain],), (), own)
+    except pickle.PicklingError as error:
+        assert "recursion" in str(error)
+    else:  # later versions of Python allow more
+        assert isinstance(pickle.loads(packed)[0][0], Linked)
 
 
 class Linked:
