@@ -615,8 +615,8 @@ class Keys:
         These include environment variables, and variables that code in its arguments reads.
 
         Args:
-            functions: The functions of the last task whose key was computed and that receives or
-                follows services. Their code is not searched if the task has a `version`.
+            functions: The function of the task whose key was computed last, and those of its
+                worker values. Their code is not searched if the task has a `version`.
         """
         codes: list[Callable[..., object]] = []
         texts = texts_of(self._read, codes)

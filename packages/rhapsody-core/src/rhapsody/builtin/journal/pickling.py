@@ -241,7 +241,8 @@ class _Parts:
         """Note an array of NumPy, a row of a structured array, or an array of `array`.
 
         Raises:
-            UnhashableError: The array is in a memory map or in shared memory.
+            UnhashableError: The array is in a memory map, in shared memory, or in the memory of
+                another object.
         """
         owner = _owner(array)
         if isinstance(owner, mmap.mmap) and array.flags.writeable:

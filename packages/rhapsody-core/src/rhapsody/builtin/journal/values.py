@@ -64,7 +64,7 @@ were reached before, the value is digested as a graph, because the number of pat
 grow exponentially. All objects of a part stay alive until its end, so parts are few."""
 
 _ROUNDS = 12
-"""Number of references along which the parts of sets and dicts in a graph are told apart."""
+"""Number of references that are followed to put the parts of sets and dicts of a graph in order."""
 
 _SHARED = types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type
 """Types of objects to which many others refer, but which refer to no others when digested."""
