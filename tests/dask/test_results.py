@@ -140,3 +140,28 @@ async def test_the_future_of_an_ended_task_is_released_explicitly() -> None:
     results = _results(None, {call.key: call}, lambda *report: None)
     results.settle(call, DONE)
     assert released
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["before its answer", "before the request"])
+async def test_a_task_may_end_while_its_error_is_requested(answered: bool) -> None:
+    requested, answer = asyncio.Event(), asyncio.Event()
+    wrong: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: wrong.append(what))
+
+    async def exception() -> ValueError:
+        requested.set()
+        await answer.wait()
+        return ValueError()
+
+    call = _call("1", "one")
+    call.future = SimpleNamespace(exception=exception, release=lambda: None, status="error")
+    results = _results(None, {call.key: call}, lambda *report: None)
+    results.erred(call)
+    if answered:
+        async with asyncio.timeout(5):
+            await requested.wait()
+    results.settle(call, DONE)
+    answer.set()
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=5)
+    gc.collect()
+    assert not wrong

@@ -343,7 +343,7 @@ class ClusterResults:
             if future.status == "cancelled":
                 self.dropped(call)
             elif future.status == "error":
-                await self._erred(call)
+                await self._erred(call, future)
 
     def stuck(self, key: str) -> None:
         """Fail a task that Dask can never run because a dependency was lost.
@@ -372,16 +372,16 @@ class ClusterResults:
     def erred(self, call: ClusterTask) -> None:
         """Fail a task that Dask has marked as erred."""
         if call.future is not None:
-            self._background.start(self._erred(call))
+            self._background.start(self._erred(call, call.future))
 
-    async def _erred(self, call: ClusterTask) -> None:
+    async def _erred(self, call: ClusterTask, future: Any) -> None:
         from distributed import KilledWorker
 
-        error = await call.future.exception()
+        error = await future.exception()  # the task may end meanwhile
         if self.calls.get(call.key) is not call or (call.waiter and error in (None, call.loss)):
             return  # the value is being computed again
         call.loss = error if call.waiter else None
-        if call.future.status == "cancelled":  # the workers were restarted meanwhile
+        if future.status == "cancelled":  # the workers were restarted meanwhile
             self.dropped(call)
         elif call.references and _is_of_another(call, error):
             self._lost(call, reference_lost(call))
