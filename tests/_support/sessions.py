@@ -13,7 +13,7 @@ STEP = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
-BEGINNING = re.compile(r"^<!-- files of: (?P<page>\S+) -->$", re.MULTILINE)
+BEGINNING = re.compile(r"^<!-- (?P<what>files of|continues): (?P<page>\S+) -->$", re.MULTILINE)
 PROGRESS = re.compile(r"^rhapsody: .* running, .* waiting after .*\n", re.MULTILINE)
 """Lines that `rhapsody run` prints every ten seconds, which a slow machine adds to the output."""
 
@@ -53,7 +53,8 @@ def steps_of(page: Path, reason: str | None = None) -> Iterator[FileStep | Comma
         return
     if beginning is not None:
         before = steps_of(page.parent / beginning["page"])
-        yield from (step for step in before if isinstance(step, FileStep))
+        only_files = beginning["what"] == "files of"
+        yield from (step for step in before if isinstance(step, FileStep) or not only_files)
     for match in STEP.finditer(text):
         kind, _, value = (match["mark"] or "").partition(": ")
         if kind == "file":
@@ -61,6 +62,14 @@ def steps_of(page: Path, reason: str | None = None) -> Iterator[FileStep | Comma
         elif match["language"] == "console" and reason == (value if kind else None):
             for command in COMMAND.finditer(match["text"]):
                 yield CommandStep(command["command"], command["output"])
+
+
+def continued_page(page: Path) -> Path | None:
+    """Return the page whose session this page continues with its own commands."""
+    beginning = BEGINNING.search(page.read_text())
+    if beginning is None or beginning["what"] != "continues":
+        return None
+    return page.parent / beginning["page"]
 
 
 def shows(expected: str, printed: str) -> bool:

@@ -11,7 +11,8 @@ On a page with such files, the lines of `console` blocks that begin with `$ ` ar
 the directory of the files, in the order of the page. Each must print the lines that follow it. In
 these, `…` stands for any text, and a line that consists of `…` for any number of lines. Durations,
 times, shares and the names of runs may differ, and so may the number of spaces, because columns are
-as wide as their values. `<!-- files of: PAGE -->` starts the session with another page's files.
+as wide as their values. `<!-- files of: PAGE -->` starts the session with another page's files, and
+`<!-- continues: PAGE -->` with its files and commands.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests._support.sessions import PROGRESS, CommandStep, FileStep, shows, steps_of
+from tests._support.sessions import (
+    PROGRESS,
+    CommandStep,
+    FileStep,
+    continued_page,
+    shows,
+    steps_of,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -89,10 +97,11 @@ def test_a_block_of_the_documentation_runs_and_prints_the_documented_output(
         assert done.stdout == block.output
 
 
+CONTINUED = {continued_page(page) for page in PAGES if page.exists()}
 SESSIONS = [
     pytest.param(steps, id=str(page.relative_to(ROOT)))
     for page in PAGES
-    if page.exists() and (steps := list(steps_of(page)))
+    if page.exists() and page not in CONTINUED and (steps := list(steps_of(page)))
 ]
 
 
@@ -157,7 +166,13 @@ def test_files_and_commands_are_found_in_the_order_of_the_page(tmp_path: Path) -
     file = FileStep("a.txt", "1\n")
     first = [file, CommandStep("cat a.txt", "1\n"), CommandStep("true", "")]
     assert list(steps_of(tmp_path / "one.md")) == first
-    assert list(steps_of(tmp_path / "two.md")) == [file, CommandStep("wc -l < a.txt", "1\n")]
+    last = CommandStep("wc -l < a.txt", "1\n")
+    assert list(steps_of(tmp_path / "two.md")) == [file, last]
+    two = (tmp_path / "two.md").read_text()
+    (tmp_path / "two.md").write_text(two.replace("files of", "continues"))
+    assert list(steps_of(tmp_path / "two.md")) == [*first, last]
+    assert continued_page(tmp_path / "two.md") == tmp_path / "one.md"
+    assert continued_page(tmp_path / "one.md") is None
 
 
 def test_blocks_are_found_with_their_output_and_marks() -> None:

@@ -135,7 +135,7 @@ class JournalOfRun:
                     f"the last run {how}; found {count} recorded result{s} (--fresh starts over)"
                 )
             else:
-                self._complain(f"found {count} recorded result{s} of the last run")
+                self._complain(f"found {count} recorded result{s}")
 
     def _make(self, resume: bool | str) -> Journal | None:
         from rhapsody.builtin.journal.others import other_journals
