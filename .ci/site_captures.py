@@ -35,7 +35,7 @@ PAGES = {
     "tutorial": "tutorial/index.html",
     "step": "tutorial/4-failure.html",
     "how-to": "how-to/index.html",
-    "guide": "how-to/first-slurm-session.html",
+    "guide": "how-to/slurm.html",
     "reference": "reference/index.html",
     "engine": "reference/api/engine.html",
     "command-line": "reference/command-line.html",

@@ -20,7 +20,7 @@ PROGRAM: str = _blocks(PAGE, "python")[0]
 """The program that the recipes run."""
 
 SLURM: tuple[str, ...] = tuple(
-    _blocks(HOW_TO / f"{name}.md", "toml")[0] for name in ("dask", "radical-pilot-on-slurm")
+    _blocks(HOW_TO / f"{name}.md", "toml")[0] for name in ("dask", "slurm")
 )
 """The profiles on the pages about Slurm."""
 

@@ -32,7 +32,7 @@ def test_every_file_on_the_pages_is_valid(
     if block == BLOCKS[-1]:  # the user's file
         (tmp_path / "rhapsody").mkdir()
         (tmp_path / "rhapsody" / "rhapsody.toml").write_text(block)
-        (tmp_path / "rhapsody.toml").write_text(recipe("pilot"))
+        (tmp_path / "rhapsody.toml").write_text(recipe("hydra"))
     names = list(tomllib.loads(block)["profile"])
     assert names
     for name in names:

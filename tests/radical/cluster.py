@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/describe-a-cluster.md"
+PAGE = Path(__file__).parents[2] / "docs/how-to/machines.md"
 
 
 def configured(directory: Path, **changes: Any) -> str:

@@ -53,7 +53,7 @@ def hydra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     directory = tmp_path_factory.mktemp("configuration")
     file = directory / ".radical/pilot/configs/resource_hydra.json"
     file.parent.mkdir(parents=True)
-    page = (PAGES / "describe-a-cluster.md").read_text()
+    page = (PAGES / "machines.md").read_text()
     file.write_text(re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)[0])
     with (
         slurm(tmp_path_factory.mktemp("slurm"), nodes=2, gpus=1),
@@ -80,7 +80,7 @@ def run(command: str, directory: Path) -> str:
 
 
 def test_the_first_session_prints_what_the_page_shows(tmp_path: Path) -> None:
-    steps = list(steps_of(PAGES / "first-slurm-session.md", "it needs Slurm"))
+    steps = list(steps_of(PAGES / "slurm.md", "it needs Slurm"))
     assert sum(isinstance(step, CommandStep) for step in steps) == 6
     for step in steps:
         if isinstance(step, FileStep):
@@ -94,12 +94,9 @@ def test_the_first_session_prints_what_the_page_shows(tmp_path: Path) -> None:
 
 
 def test_the_documented_profile_runs_programs_on_two_nodes(tmp_path: Path) -> None:
-    text = recipe("pilot").replace('project = "ABC123"\n', "")
-    for documented, value in {"tacc.frontera": "hydra.cpu", "normal": "debug"}.items():
-        text = text.replace(documented, value)
-    (tmp_path / "rhapsody.toml").write_text(text)
+    (tmp_path / "rhapsody.toml").write_text(recipe("hydra"))
     (tmp_path / "gpus.py").write_text(GPUS)
-    printed = run("SBATCH_GPUS_PER_NODE=1 rhapsody run gpus.py --profile pilot", tmp_path)
+    printed = run("SBATCH_GPUS_PER_NODE=1 rhapsody run gpus.py --profile hydra", tmp_path)
     assert "['node1 GPU 0\\n', 'node2 GPU 0\\n']\n" in printed, printed
     assert "['0', '1', '2', '3', 'rank', 'rank', 'rank', 'rank']\n" in printed, printed
     assert "sum 3\n" in printed, printed
@@ -111,7 +108,5 @@ def test_tasks_with_gpus_fail_with_the_documented_message_in_a_job_without_gpus(
 ) -> None:
     (tmp_path / "gpus.py").write_text(GPUS)
     words = "rhapsody run gpus.py -b radical_pilot -o resource=hydra.cpu -o nodes=2 -o runtime=10"
-    (message,) = re.findall(
-        r"`(srun: error: .*)`", (PAGES / "radical-pilot-on-slurm.md").read_text()
-    )
+    (message,) = re.findall(r"`(srun: error: .*)`", (PAGES / "slurm.md").read_text())
     assert message in run(words, tmp_path)

@@ -1,6 +1,6 @@
 """Slurm's refusals and waiting reasons: the setting that cures them, and whether they can pass.
 
-The page "Slurm reasons" of the documentation lists the same reasons. Reasons that are not
+The page "Run on Slurm" of the documentation lists the same reasons. Reasons that are not
 listed can pass: a job that waits for days for a good reason must not fail.
 """
 
