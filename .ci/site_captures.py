@@ -42,7 +42,7 @@ PAGES = {
     "capabilities": "reference/capabilities.html",
     "errors": "reference/errors.html",
     "architecture": "contributing/architecture.html",
-    "states": "explanation/states.html",
+    "states": "reference/engine.html",
     "performance": "explanation/performance.html",
     "plugins": "plugins/index.html",
     "machines": "how-to/machines.html",
