@@ -9,7 +9,7 @@ from typing import Any
 
 from rhapsody.backends.commands import CommandBackend
 
-PAGE = Path(__file__).parents[2] / "docs/plugins/commands.md"
+PAGE = Path(__file__).parents[2] / "docs/plugins/processes.md"
 
 COMMANDS = {
     # A job is a process group; it is in the queue as long as its file is there.
