@@ -52,21 +52,25 @@ def first_column(page: str) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", [BaseExecutionBackend, ManagedBackend])
-def test_every_method_of_a_backend_has_its_row(kind: type) -> None:
-    methods = {
-        name
-        for name, value in vars(kind).items()
-        if (inspect.isfunction(value) or isinstance(value, classmethod))
-        and not name.startswith("_")
-    }
-    text = (PLUGINS / "backends.md").read_text()
-    offered = re.findall(r"`(require_running|admit|accept|report_state)`", text)
-    assert methods <= {*first_column("backends.md"), *offered}
+def test_every_method_of_a_backend_is_documented(kind: type) -> None:
+    for name, value in vars(kind).items():
+        if inspect.isfunction(value) or isinstance(value, classmethod):
+            assert name.startswith("_") or inspect.getdoc(getattr(kind, name)), name
 
 
-def test_every_capability_has_its_row() -> None:
-    names = {field.name for field in dataclasses.fields(Capabilities)}
-    assert names <= first_column("task-descriptions.md")
+def attributes(kind: type) -> set[str]:
+    """Return the names in the section `Attributes` of a docstring."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    return set(re.findall(r"^    (\w+): ", section, re.MULTILINE))
+
+
+def test_every_capability_is_documented() -> None:
+    assert attributes(Capabilities) == {field.name for field in dataclasses.fields(Capabilities)}
+
+
+def test_every_key_of_a_description_is_documented() -> None:
+    keys = TaskDescription.__required_keys__ | TaskDescription.__optional_keys__
+    assert attributes(TaskDescription) | {"args", "kwargs", "metadata"} == keys
 
 
 @pytest.mark.parametrize("name", rhapsody.sdk.__all__)
@@ -83,9 +87,3 @@ def test_every_setting_of_the_kit_has_its_row() -> None:
     names = {name for name in (*Suite.__annotations__, *vars(Suite)) if not name.startswith("_")}
     of_checks = {"adder", "capabilities", "drive", "few", "form", "kinds", "place", "routes"}
     assert names - of_checks <= first_column("kit.md")
-
-
-def test_every_key_of_a_description_has_its_row() -> None:
-    keys = TaskDescription.__required_keys__ | TaskDescription.__optional_keys__
-    text = (PLUGINS / "task-descriptions.md").read_text()
-    assert {key for key in keys if f"`{key}`" not in text} == set()

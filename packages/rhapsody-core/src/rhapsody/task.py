@@ -409,11 +409,13 @@ class TaskDescription(_RequiredKeys, total=False):
         stdin: Text for standard input; absent means empty input.
         sandbox: The path, on the engine's file system, of the directory in which the task runs or,
             with `cwd`, of the directory that contains the task's files. The backend creates the
-            directory, accessible only to the user, when the directory is first needed. Backends
-            with their own sandboxes replace the value.
+            directory, accessible only to the user, when the directory is first needed; see
+            `rhapsody.sdk.make_sandbox`. Backends with their own sandboxes replace the value.
+            Present for executables, and for functions with output files, with input files that they
+            cannot read in place, or with `capture="files"`.
         cwd: The absolute path of the directory in which an executable runs instead of the sandbox.
             The backend does not write its own files into this directory. The key is passed only to
-            backends that declare the capability `cwd`.
+            backends that declare the capability `cwd`; see `rhapsody.sdk.working_directory`.
         container: The container image. The engine has already changed the command of an executable
             so that it runs there. `rhapsody.backends.EnvironmentCall` runs a function there; such
             tasks are passed only to backends that declare the capability `function_environments`.

@@ -107,14 +107,17 @@ class BackendState(str):
 class BaseExecutionBackend(ABC):
     """Interface between the engine and a backend; `ManagedBackend` implements most of it.
 
-    Awaiting a backend object starts the backend and returns the object. The object is also an
-    asynchronous context manager. The engine calls all coroutine methods on its event loop.
+    Awaiting a backend object starts the backend, if it has not been started, and returns the
+    object. If the start fails, the state is `"error"`, and nothing is left running. The object is
+    also an asynchronous context manager. `__init__` may be called before an event loop runs, and
+    acquires no resources. The engine calls the methods on its event loop, unless they state
+    otherwise; they must not block it.
 
     Attributes:
         name: The name by which users select the backend. It also appears in messages.
         capabilities: The declared capabilities.
         dry: True if the backend only pretends to run tasks. The engine does not require, fetch or
-            link the files that tasks of such a backend declare.
+            link the files that tasks of such a backend declare, and records no results.
         shares_memory: True if functions run in the process of the main program and see the values
             that the main program sets in its modules. If a result depends on such values, a
             resumed run reuses the result only on a backend with the same `shares_memory`.
@@ -148,7 +151,9 @@ class BaseExecutionBackend(ABC):
     async def cancel_task(self, uid: Any) -> Any:
         """Request that a task be stopped; its terminal state arrives through the callback.
 
-        Called by the engine after the `submit_tasks` call with this task has returned.
+        Called by the engine after the `submit_tasks` call with this task has returned; also if the
+        task cannot be stopped, because its function can check `current_task().cancelled`. Until the
+        terminal state is reported, the task counts toward `max_pending`.
 
         Returns:
             `True` if the task was known and cancellation was attempted, otherwise `False`.
@@ -193,10 +198,11 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
-        """Make all files in the sandbox of `src_task` available to `dst_task`.
+        """Copy all files in the sandbox of `src_task` into the sandbox of `dst_task`.
 
-        Called by the engine on its loop before `submit_tasks`, once for each dependency that has a
-        sandbox and declares no output files.
+        Called by the engine on another thread before `submit_tasks`, if `sandboxes` is declared,
+        once for each task in the arguments that left files and declares no output files. The copies
+        may also be created when the task starts.
         """
 
     async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
@@ -224,7 +230,9 @@ class BaseExecutionBackend(ABC):
         returns `None`, before the submission of each task with a timeout or a `walltime`. A task
         that needs more time is submitted to another backend or held back. A backend with its own
         queue may check again before it starts a task, and fail the task with
-        `InsufficientWalltimeError`.
+        `InsufficientWalltimeError`. If the time depends on where the task will run, return the
+        longest one. `ManagedBackend` returns the remaining time of the batch job in which the
+        workflow runs; a backend that ends at a known time returns the smaller value.
 
         Args:
             task: The task's description, which must not be modified; `None` for any task.
@@ -241,7 +249,9 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def register_callback(self, func: Any) -> Any:
-        """Register a state callback; called by the engine before the first submission.
+        """Register a state callback; called by each engine before its first submission.
+
+        If the backend has a method `unregister_callback`, the engine calls it when it shuts down.
 
         Args:
             func: `func(task, state, service_callback=None)`, which may be called from any thread
@@ -263,11 +273,19 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def task_state_cb(self, task: Any, state: Any) -> Any:
-        """Report a state to the registered callback. May be called from any thread."""
+        """Report a state to the registered callback. May be called from any thread.
+
+        The engine processes a state that is reported on its loop inside `submit_tasks` when that
+        method has returned.
+        """
 
     @abstractmethod
     async def shutdown(self) -> Any:
-        """Stop every task and release all resources. A second call does nothing."""
+        """Stop every task and release all resources. A second call does nothing.
+
+        Called by the engine, the user or both, also before the start. Afterwards, every task has
+        ended and was reported, and the state is `"shutdown"`, or still `"error"`.
+        """
 
 
 BaseBackend = BaseExecutionBackend

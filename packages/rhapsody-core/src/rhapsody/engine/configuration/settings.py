@@ -1,12 +1,11 @@
 """Settings of task functions, checked when the user passes them to a decorator or to `options`.
 
 To add a setting, add a field to `TaskSettings` and, with its check, to `Settings`. If backends need
-it, also add a key to `rhapsody.task.TaskDescription` and a row to
-docs/plugins/task-descriptions.md, and set the key in `task_function` if it is the same for every
-call, or in `task_builder` if it depends on the call or the attempt. If some backends may not
-support it, add a field to `Capabilities`, a check to `BackendHandle.lacking` and a test to the
-conformance kit. If the engine must handle each attempt of tasks with this setting, exclude them in
-`PushDown`.
+it, also add a key to `rhapsody.task.TaskDescription`, and set the key in `task_function` if it is
+the same for every call, or in `task_builder` if it depends on the call or the attempt. If some
+backends may not support it, add a field to `Capabilities`, a check to `BackendHandle.lacking` and a
+test to the conformance kit. If the engine must handle each attempt of tasks with this setting,
+exclude them in `PushDown`.
 """
 
 from __future__ import annotations
