@@ -483,6 +483,61 @@ def test_a_task_with_a_memo_that_former_code_has_filled_has_no_key(
         assert key_of(keys, main.f, 1).digest != first
 
 
+def test_a_cache_that_former_code_has_filled_for_another_engine_has_no_key(tmp_path: Path) -> None:
+    text = f"K = 1\n{FILLED['lru_cache']}\ndef g(x): return x * K\ndef f(x): return h(x)\n"
+    write(tmp_path, {"main.py": text})
+    with loaded(tmp_path) as main:
+        key_of(keys_in(tmp_path), main.f, 1)
+        assert main.f(1) == 1
+        vars(main)["K"] = 2
+        with pytest.raises(UnhashableError, match=r"computed before .* changed"):
+            key_of(keys_in(tmp_path), main.f, 1)
+        main.h.cache_clear()
+        key_of(keys_in(tmp_path), main.f, 1)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        "def work(x): return X * x",
+        "def main():\n    def work(x): return X * x\n    return work, setup",
+        "def get(): return X\ndef work(x): return get() * x",
+        "class Work:\n    def run(self): return X",
+    ],
+)
+def test_a_global_that_one_task_sets_for_others_is_no_memo(reader: str, tmp_path: Path) -> None:
+    text = f"X = None\ndef setup():\n    global X\n    if X is None: X = 0.5\n{reader}\n"
+    write(tmp_path, {"main.py": text})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        first = key_of(keys, main.setup).digest
+        main.setup()
+        keys.begin()
+        assert key_of(keys, main.setup).digest != first
+
+
+def test_a_function_may_read_a_global_after_a_call_that_sets_it(tmp_path: Path) -> None:
+    text = "X = None\ndef setup():\n    global X\n    if X is None: X = 0.5\n"
+    write(tmp_path, {"main.py": f"{text}def work(x):\n    setup()\n    return X * x\n"})
+    keys = keys_in(tmp_path)
+    with loaded(tmp_path) as main:
+        first = key_of(keys, main.work, 1).digest
+        main.work(1)
+        keys.begin()
+        assert key_of(keys, main.work, 1).digest == first
+
+
+def test_a_function_of_numpy_that_the_program_replaces_counts(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("log10", "log2"):
+        text = f"import numpy as np\nnp.own_log = np.{name}\ndef f(x): return np.own_log(x)\n"
+        write(tmp_path, {"main.py": text})
+        with loaded(tmp_path) as main:
+            digests.add(key_of(keys_in(tmp_path), main.f, 1).digest)
+            del main.np.own_log
+    assert len(digests) == 2
+
+
 def test_functions_can_share_a_memo(tmp_path: Path) -> None:
     text = FILLED["dict"] + "\nK = 2\ndef g(x): return x\ndef f(x): return h(x)\n"
     text += "def k(x): return h(x) + K\nl = lambda x: h(x)\nm = lambda x: h(x + 1)\n"

@@ -613,6 +613,10 @@ def test_variables_that_a_command_names_count_wherever_they_were_set(
     before = command(keys, "ls $TMPDIR $HOME")
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert command(keys, "ls $TMPDIR $HOME") == before
+    monkeypatch.setenv("TEMP", "300")  # a temperature
+    cold = command(keys, "md $TEMP")
+    monkeypatch.setenv("TEMP", "400")
+    assert command(keys, "md $TEMP") != cold
 
 
 @pytest.mark.parametrize("executable", ["tool", None])

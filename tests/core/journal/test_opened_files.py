@@ -116,6 +116,86 @@ async def test_a_directory_that_a_function_lists_counts_with_its_names(here: Pat
     assert await run(names, ()) == [[".txt", "a.txt", "b.txt", "c.txt"]]
 
 
+def created_if_missing() -> None:
+    os.makedirs("data", exist_ok=True)
+
+
+def created_once() -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir("data/")
+
+
+def with_temporary_file() -> None:
+    with tempfile.NamedTemporaryFile(dir="data") as file:
+        file.write(b"1")
+
+
+def created_anew() -> None:
+    shutil.rmtree("data", ignore_errors=True)
+    Path("data").mkdir()
+    for name in "ab":
+        Path(f"data/{name}.txt").write_text(name)
+
+
+@pytest.mark.parametrize(
+    "before", [created_if_missing, created_once, with_temporary_file, created_anew]
+)
+@pytest.mark.parametrize("backend", ["thread", "process"])
+async def test_names_in_a_directory_that_a_function_creates_or_changes_count(
+    before: Callable[[], None], backend: str, here: Path
+) -> None:
+    def names() -> list[str]:
+        note("names")
+        before()
+        return sorted(os.listdir("data"))
+
+    async def found() -> Any:
+        return await run(names, (), backend=LocalExecutionBackend(executor=backend))
+
+    for _ in range(2):
+        assert await found() == [["a.txt", "b.txt"]]
+    assert ran()["names"] == 1
+    (here / "data" / "c.txt").touch()
+    others = [] if before is created_anew else ["c.txt"]
+    assert await found() == [["a.txt", "b.txt", *others]]
+    assert ran()["names"] == 2
+
+
+def convert() -> list[str]:
+    note("convert")
+    found = sorted(Path("data").glob("*.txt"))
+    for path in found:
+        subprocess.run(["sh", "-c", f"sleep 0.02; cp {path} {path}.out"], check=True)
+    return [path.name for path in found]
+
+
+@pytest.mark.parametrize("backend", ["thread", "process"])
+async def test_names_in_a_directory_in_which_a_process_writes_count(
+    backend: str, here: Path
+) -> None:
+    async def found() -> Any:
+        return await run(convert, (), backend=LocalExecutionBackend(executor=backend))
+
+    for _ in range(2):
+        assert await found() == [["a.txt", "b.txt"]]
+    assert ran()["convert"] == 1
+    (here / "data" / "c.txt").touch()
+    assert await found() == [["a.txt", "b.txt", "c.txt"]]
+
+
+async def test_variables_of_the_program_count_for_processes_that_libraries_start(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mode() -> str:
+        note("mode")
+        return str(getattr(subprocess, "get" + "output")("echo $MODE"))  # as in a library
+
+    for value in "aab":
+        monkeypatch.setitem(os.environ, "MODE", value)
+        assert await run(mode, ()) == [value]
+    assert ran()["mode"] == 2
+
+
 @pytest.mark.parametrize("kind", ["current", "argument"])
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 async def test_files_in_the_current_directory_and_in_directories_of_arguments_count(
@@ -682,6 +762,82 @@ async def test_a_file_in_the_parent_of_a_link_counts(here: Path) -> None:
     assert ran()["rate"] == 2
 
 
+def real_directory(_: str) -> str:
+    note("ran")
+    return (Path("latest").resolve() / "x.txt").read_text()
+
+
+def real_path(_: str) -> str:
+    note("ran")
+    with open(os.path.join(os.path.realpath("data/link.txt"))) as file:
+        return file.read()
+
+
+def name_of_target(_: str) -> str:
+    note("ran")
+    return os.readlink("latest")
+
+
+def real_argument(path: str) -> str:
+    note("ran")
+    return (Path(path).resolve() / "x.txt").read_text()
+
+
+class Version:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def read(self) -> str:
+        return (Path(self.path).resolve() / "x.txt").read_text()
+
+
+def real_path_in_method(version: Version) -> str:
+    note("ran")
+    return version.read()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (real_directory, ""),
+        (real_path, ""),
+        (name_of_target, ""),
+        (real_argument, "latest"),
+        (real_argument, "{outside}/latest"),
+        (real_path_in_method, Version("latest")),
+    ],
+)
+@pytest.mark.parametrize("backend", ["thread", "process"])
+async def test_links_count_for_functions_that_resolve_them(
+    function: Callable[..., Any], argument: Any, backend: str, here: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(exist_ok=True)
+    if isinstance(argument, str):
+        argument = argument.format(outside=outside)
+
+    def link(version: str) -> None:
+        for place in (here, here / "data", outside):
+            (place / version).mkdir(exist_ok=True)
+            (place / version / "x.txt").write_text(version)
+        for at in (here / "latest", here / "data/link.txt", outside / "latest"):
+            at.unlink(missing_ok=True)
+        (here / "latest").symlink_to(version)
+        (here / "data/link.txt").symlink_to(f"{version}/x.txt")
+        (outside / "latest").symlink_to(version)
+
+    async def result() -> Any:
+        return await run(function, (argument,), backend=LocalExecutionBackend(executor=backend))
+
+    link("v1")
+    assert await result() == ["v1"]
+    assert await result() == ["v1"]
+    assert ran()["ran"] == 1
+    link("v2")
+    assert await result() == ["v2"]
+    assert ran()["ran"] == 2
+
+
 async def test_a_file_that_did_not_exist_counts(here: Path) -> None:
     def rate() -> str:
         try:
@@ -781,6 +937,38 @@ async def test_a_program_that_changes_its_directory_for_each_case(
         (here / name / "name.txt").write_text(name)
     assert await contents("ab") == ["a", "b"]
     assert await contents("cab") == ["c", "a", "b"]
+
+
+async def test_a_file_is_written_in_each_current_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def simulate(number: int) -> int:
+        Path("out.txt").write_text(str(number))
+        return number
+
+    for name in ("a", "b"):
+        monkeypatch.chdir(here)
+        (here / name).mkdir()
+        async with engine(resume=True) as flow:
+            monkeypatch.chdir(here / name)
+            assert await flow.function_task(simulate)(3) == 3
+        assert (here / name / "out.txt").read_text() == "3"
+
+
+@pytest.mark.parametrize("mode", ["x", "x+", "xb"])
+async def test_a_file_that_cannot_be_created_because_it_exists_counts(
+    mode: str, here: Path
+) -> None:
+    def rate() -> str:
+        note("rate")
+        with contextlib.suppress(FileExistsError), open("rate.txt", mode) as file:
+            file.write("1" if "b" not in mode else b"1")
+        return Path("rate.txt").read_text()
+
+    for rates in ("2", "2", "3"):
+        (here / "rate.txt").write_text(rates)
+        assert await run(rate, ()) == [rates]
+    assert ran()["rate"] == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

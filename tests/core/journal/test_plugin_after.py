@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -248,3 +249,26 @@ async def test_it_runs_in_each_run_after_a_task_that_is_not_recorded() -> None:
             first = step_task(flow, cache=False)("first")
             await step_task(flow, after=[first])("last")
         assert ran()["last"] == times
+
+
+async def test_equal_calls_keep_their_results_if_one_of_them_runs_again(
+    here: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    place = f"{tmp_path}{os.sep}elsewhere"  # not watched
+
+    async def results(*values: int) -> list[str]:
+        async with engine(resume=True) as flow:
+
+            @flow.function_task
+            def write(value: int) -> None:
+                (Path(place) / "conf").write_text(f"{value}")
+
+            @flow.executable_task
+            async def simulate() -> str:
+                return f"cat {place}/c*"
+
+            return [await simulate.options(after=[write(value)])() for value in values]
+
+    for values in ((1, 2, 4), (3, 2, 4), (3, 2, 4), (3, 5, 4), (6, 5, 4)):
+        assert await results(*values) == list(map(str, values))

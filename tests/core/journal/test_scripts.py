@@ -171,6 +171,14 @@ LOADING = {
     "two": 'source "${0%/*}/both.sh"',
     "program": 'HERE="$(dirname "$0")"; VALUE=$($HERE/inner/program)',
     "module": 'cd "$(dirname "$0")"; VALUE="$(python3 -m tool)"',
+    "module, options": 'cd "$(dirname "$0")"; VALUE="$(python3 -W ignore -X dev -m tool)"',
+    "module, variable": 'cd "$(dirname "$0")"; P=python3; VALUE="$($P \\\n  -m tool)"',
+    "module in a python list": (
+        'cd "$(dirname "$0")"; VALUE=$(python3 -c '
+        '\'import subprocess, sys; subprocess.run([sys.executable, "-m", "tool"])\')'
+    ),
+    "default": 'cd "$(dirname "$0")"; source ${1:-lib.sh}',
+    "default without a colon": 'cd "$(dirname "$0")"; FILE=${1-lib.sh}; . ./$FILE',
     "module, joined": 'cd "$(dirname "$0")"; VALUE="$(python3 -um tool)"',
     "directory in a variable": (
         'HERE="$(cd "$(dirname "$0")" && pwd)"\nINNER="$HERE/inner"\n. "$INNER/lib.sh"'

@@ -136,6 +136,18 @@ async def test_logging_set_up_in_the_function_is_kept(driver: Driver) -> None:
     assert (await driver.run_one(driver.call(log))).stderr == "noted\n"
 
 
+def write_bytes() -> None:
+    try:
+        sys.stdout.write(b"abc")  # type: ignore[arg-type]
+    except TypeError as error:
+        print(error)
+
+
+async def test_bytes_that_standard_output_refuses_are_not_kept(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(write_bytes))
+    assert end.stdout == "write() argument must be str, not bytes\n"
+
+
 async def test_bytes_are_kept_as_text(driver: Driver) -> None:
     def write() -> None:
         sys.stdout.buffer.write("é\n".encode())

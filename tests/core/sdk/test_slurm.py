@@ -30,7 +30,13 @@ def test_reasons_that_cannot_pass_name_a_setting(reason: str, setting: str) -> N
 
 @pytest.mark.parametrize(
     "reason",
-    ["AssocMaxJobsLimit", "ReqNodeNotAvail, UnavailableNodes:n1", "JobHeldUser", "QOSGrpCpuLimit"],
+    [
+        "AssocMaxJobsLimit",
+        "ReqNodeNotAvail, UnavailableNodes:n1",
+        "JobHeldUser",
+        "QOSGrpCpuLimit",
+        "AssocGrpCPURunMinutesLimit",
+    ],
 )
 def test_other_reasons_can_pass(reason: str) -> None:
     assert slurm_waiting(reason) == ("", True)

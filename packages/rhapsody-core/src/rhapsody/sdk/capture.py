@@ -109,7 +109,13 @@ class CapturedText:
         self._closed = False
 
     def write(self, text: str) -> None:
-        """Add text, unless `result` has been called."""
+        """Add text, unless `result` has been called.
+
+        Raises:
+            TypeError: `text` is not a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._lock:
             if self._closed:
                 return

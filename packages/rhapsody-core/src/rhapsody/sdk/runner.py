@@ -624,6 +624,8 @@ class _Watch:
             path = os.fsdecode(path)
         if path[:1] != "/":
             path = f"{os.getcwd()}{RELATIVE}{path}"
+        if path[-1:] == "/" and use != LISTED:  # only listed paths end so; see `_audit`
+            path = path[:-1]
         if (
             path.startswith(self.places)
             and not path.endswith(ignored)
@@ -833,6 +835,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
             use, frame = _use(flags), sys._getframe(1)
+            if flags & os.O_EXCL and os.path.lexists(path):  # it cannot be created
+                use = READ
             if use == READ or not _in_import(frame):
                 watch.note(path, use, _CODE if _reads_code(frame) else _COMPILED)
     elif event in _LISTINGS:

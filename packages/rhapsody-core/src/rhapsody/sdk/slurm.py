@@ -47,7 +47,7 @@ REFUSALS = (
 """Setting, whether the refusal can pass, and a pattern of the message of `sbatch`."""
 
 WAITING = (
-    ("walltime", r"PartitionTimeLimit|.*MaxWall.*|(QOS|Association)TimeLimit|.*RunMinutesLimit"),
+    ("walltime", r"PartitionTimeLimit|.*MaxWall.*|(QOS|Association)TimeLimit"),
     ("account", r"InvalidAccount|AccountNotAllowed"),
     ("attributes", r"InvalidQOS|QOSNotAllowed|BadConstraints|DependencyNeverSatisfied"),
     ("nodes", r"PartitionNodeLimit|(QOS|Assoc)MaxNodePerJob.*|QOSMinNode.*"),

@@ -91,6 +91,7 @@ from rhapsody.sdk.introspect import (
     cached_properties,
     content_of,
     is_in_its_module,
+    names_stored,
     with_inner,
 )
 from rhapsody.sdk.modules import altered, file_of, spec_of
@@ -219,6 +220,9 @@ _OPENS = re.compile(
 )
 """Matches parts of the names of functions in the standard library and NumPy that open files."""
 
+_RESOLVERS = frozenset(("resolve", "realpath", "readlink", "samefile"))
+"""Names of functions and methods that follow symbolic links without opening the files."""
+
 _QUIET = frozenset(("numpy",))
 """Libraries that open files only in functions whose names match `_OPENS`."""
 
@@ -241,6 +245,9 @@ _WRAPPERS: Mapping[type, str] = {
 }
 """Types of the objects that Python's own decorators return, each with the attribute that contains
 the decorated function."""
+
+_MAX_DECORATORS = 10
+"""Number of decorators of a function that are followed."""
 
 _WORDS = re.compile(r"[^\W\d]\w*")
 _WORDS_AFTER_AT = re.compile(r"@\s*([^\W\d]\w*)")
@@ -282,6 +289,7 @@ class CodeFingerprint:
             environment variables.
         may_open: True if the code may open files: it uses a library other than those in `_QUIET`,
             or a name that matches `_OPENS`.
+        resolves: True if the code uses a name in `_RESOLVERS`.
         reads_arguments: True if the code uses a library that reads command-line arguments.
         handles: The handles of worker values.
         memos: The caches that the code uses.
@@ -330,6 +338,7 @@ class CodeFingerprint:
         self.on_workers: dict[str, str] = {}
         self.starts_programs: bool = False
         self.may_open: bool = False
+        self.resolves: bool = False
         self.reads_arguments: bool = False
         self.seeds: dict[str, Any] | None = None
         self.memos: list[Memo] = []
@@ -385,6 +394,7 @@ class CodeFingerprint:
         self.reads_arguments = self.reads_arguments or name.startswith(_ARGUMENT_READERS)
         if not self.may_open and _OPENS.search(name.rpartition(".")[2]):
             self.may_open = " in " not in name  # not a function of the program
+        self.resolves = self.resolves or name.rpartition(".")[2] in _RESOLVERS
 
     def own(self, kind: type) -> bool:
         """Return True if a class belongs to the program and not to a library."""
@@ -729,8 +739,9 @@ class CodeFingerprint:
         """Collect the globals, imported modules and module members that a function uses."""
         code, variables = function.__code__, function.__globals__
         names, package = self._names_of(function), variables.get("__package__") or ""
-        self._made_once.update((id(variables), each) for each in names.made_once)
-        self._stored.update((id(variables), each) for each in names.stored - names.made_once)
+        made = {each for each in names.made_once if not _is_read_alone(variables, each)}
+        self._made_once.update((id(variables), each) for each in made)
+        self._stored.update((id(variables), each) for each in names.stored - made)
         self._only_stored += [(variables, each, name) for each in sorted(names.only_stored)]
         self._caches |= names.caches
         for each in with_inner(code):
@@ -741,6 +752,7 @@ class CodeFingerprint:
             if loaders := _LOADERS.intersection(each.co_names):
                 raise UnhashableError(f"{name} uses {min(loaders)}, which may import any module")
             self.may_open = self.may_open or any(map(_OPENS.search, each.co_names))
+            self.resolves = self.resolves or not _RESOLVERS.isdisjoint(each.co_names)
         self._evaluated(code, names, variables, name)
         for use in names.uses:
             self._global(variables, use, name)
@@ -1135,6 +1147,8 @@ class CodeFingerprint:
         if callable(member):
             self.read.append((vars(module), name, member))
         if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
+            if getattr(member, "__name__", name) != name and type(member).__module__ == "numpy":
+                self.parts[f"{part} used by {user}"] = member.__name__
             return  # such as a function of NumPy
         self._note_kind(self._name(member))
         home = str(member.__module__).partition(".")[0]
@@ -1218,6 +1232,7 @@ class CodeFingerprint:
     def _imported(self, name: str, taken: tuple[str, ...], package: str) -> None:
         """Collect the sources of imported modules and of their packages."""
         name = _resolved(name, package)
+        self.reads_arguments |= f"{name}.".startswith(_ARGUMENT_READERS)
         names = name.split(".")
         path = None
         for number in range(1, len(names) + 1):
@@ -1453,6 +1468,40 @@ def _related(cls: type) -> list[type]:
         return found
     kinds = sorted(registered_with(cls), key=lambda each: (each.__module__, each.__qualname__))
     return found + kinds
+
+
+def _is_read_alone(variables: Mapping[str, Any], name: str) -> bool:
+    """Return True if a function of a module reads a global and uses no function that sets it.
+
+    Such a function requires that another task has set the global.
+    """
+    values = [*variables.values()]
+    module = variables.get("__name__")
+    classes = [each for each in values if isinstance(each, type) and each.__module__ == module]
+    values += [member for each in classes for member in vars(each).values()]
+    functions = [
+        each.__code__
+        for each in map(_undecorated, values)
+        if isinstance(each, types.FunctionType) and each.__globals__ is variables
+    ]
+    setters = {code.co_name for code in functions if name in names_stored(code, "GLOBAL")}
+    return any(
+        name in inner.co_names and setters.isdisjoint(inner.co_names)
+        for code in functions
+        if code.co_name not in setters
+        for inner in with_inner(code)
+    )
+
+
+def _undecorated(value: Any) -> Any:
+    """Return the function in a task or in the result of another decorator, or the value."""
+    for _ in range(_MAX_DECORATORS):
+        name = _WRAPPERS.get(type(value), "__wrapped__")
+        inner = getattr(value, name) if type(value) in _WRAPPERS else attribute_of(value, name)
+        if inner is None:
+            break
+        value = inner
+    return value
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:

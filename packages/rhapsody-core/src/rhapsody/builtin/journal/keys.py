@@ -92,6 +92,7 @@ class Key(NamedTuple):
         generators: The random number generators among the arguments of a function in this process,
             by the names of their parts. They are not in `arguments`.
         may_open: True if the task is a function that may open files.
+        resolves: True if the task is a function that may resolve symbolic links.
         function: The function that `code` represents.
         used: What `code` represents. If it changes before the task has ended, the function may have
             used either value: calls are sent to workers when one is free.
@@ -115,6 +116,7 @@ class Key(NamedTuple):
     arguments: Mapping[str, object]
     generators: Mapping[str, object] = _NOTHING
     may_open: bool = False
+    resolves: bool = False
     function: Any = None
     used: Known | None = None
     cells: Mapping[str, types.CellType] = _NO_CELLS
@@ -280,8 +282,8 @@ class Keys:
             text = ascii(parts)  # as below, in a third of the time
             digest = self.digest(text, known.digest, paths)
             plain_key = (
-                digest, text, known.digest, paths, _NO_PARTS, _NOTHING, _NOTHING, False, function,
-                known, _NO_CELLS, (), _NO_SOURCES, True, None, bool(shares_memory),
+                digest, text, known.digest, paths, _NO_PARTS, _NOTHING, _NOTHING, False, False,
+                function, known, _NO_CELLS, (), _NO_SOURCES, True, None, bool(shares_memory),
             )  # fmt: skip
             return tuple.__new__(Key, plain_key)  # calling the class takes twice as long
         code, used = (None, found) if known is None else (known.digest, known.found)
@@ -313,6 +315,7 @@ class Keys:
             or starts_programs
             or not (plain or all(map(_is_builtin, shared.values())))
         )
+        resolves = may_open and (used.resolves or found.resolves)
         absent: Collection[str] = ()
         sources = _NO_SOURCES
         if found.absent or used.absent:
@@ -330,7 +333,7 @@ class Keys:
         inherits = known is not None and starts_programs and bool(shares_memory)
         key = (
             digest, text, code, paths, watched, shared or _NOTHING, generators, may_open,
-            None if known is None else function, known, cells, absent, sources, portable,
+            resolves, None if known is None else function, known, cells, absent, sources, portable,
             self.program.variables() if inherits else None,
             known is not None and bool(shares_memory),
         )  # fmt: skip
@@ -741,7 +744,7 @@ class Keys:
         text = as_text(dict(sorted(found.parts.items())))
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
-        special = found.may_open or found.starts_programs or found.reads_arguments
+        special = found.may_open or found.resolves or found.starts_programs or found.reads_arguments
         special = special or found.set_here or bool(found.absent or found.sources)
         return Known(digest, found, plain=not special)
 

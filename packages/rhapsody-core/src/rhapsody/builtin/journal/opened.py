@@ -30,8 +30,9 @@ from rhapsody.builtin.journal.files import (
 from rhapsody.builtin.journal.program import Surroundings
 from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.store import SUFFIXES
-from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError
+from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError, counts
 from rhapsody.sdk.runner import (
+    LISTED,
     READ,
     RELATIVE,
     STARTED,
@@ -58,6 +59,14 @@ _DIRECTORY = ""
 _LOADED = f"{os.sep}loaded"
 """Key, in records of functions that started processes, of the files that scripts may load but that
 are not compared."""
+
+_LINKS = f"{os.sep}links in "
+"""Beginning of the keys, in records of functions that resolve symbolic links, of the directories
+whose links are compared."""
+
+_VARIABLES = f"{os.sep}variables"
+"""Key, in records of functions that started processes, of the environment variables that the
+program has set."""
 
 _SEARCHED = f"{os.sep}searched"
 """Key, in these records, of the directories in which scripts search modules."""
@@ -112,6 +121,14 @@ class OpenedFiles:
         others = (f"{path}{os.sep}" for path in sorted(paths - {os.sep}))
         return (*self._places, *filter(None, [self._linked]), *others)
 
+    def variables(self) -> str:
+        """Return a text that changes with the environment variables that the program has set."""
+        changed = {name: each for name, each in self._program.variables().items() if counts(name)}
+        if not changed:
+            return ""
+        text = ascii(sorted(changed.items()))
+        return hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).hexdigest()
+
     def noted(
         self,
         task: Mapping[str, Any],
@@ -119,6 +136,8 @@ class OpenedFiles:
         trees: Iterable[str] = (),
         start: int = 0,
         directory: str = "",
+        variables: str = "",
+        links: Iterable[str] | None = None,
     ) -> str | None:
         """Return the record of the files that a function opened, or `None` if there are none.
 
@@ -129,6 +148,9 @@ class OpenedFiles:
                 runs is regarded as its output, and ignored.
             start: The start time of the task, in nanoseconds since the epoch.
             directory: The current directory of the program when the task was looked up.
+            variables: The result of the method `variables` when the task was looked up.
+            links: The paths in the arguments of a function that resolves symbolic links; `None` if
+                it does not. What it opens then depends on links that it does not open.
 
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran, or
@@ -145,11 +167,14 @@ class OpenedFiles:
         opened = {self._resolved(path): use for path, use in uses}
         relative = {self._resolved(path) for path, _ in uses if RELATIVE in path}
         known = {self._resolved(os.path.abspath(path)) for path in declared if path}
+        listed = {self._resolved(path) for path, use in uses if use == LISTED}
         written = {
             path
             for path, use in opened.items()
             if use == WRITTEN or (use == UPDATED and changed_since(path, start))
         }
+        # One that it created, perhaps with `exist_ok=True`, may also contain files of others.
+        written -= {path for path in listed if os.path.isdir(path)}
         known |= written
         loaded: set[str] = set()
         searched = opened.get(STARTED, before)
@@ -164,6 +189,8 @@ class OpenedFiles:
                 states[f"{self._program.portable(path).removeprefix(TOP)}{os.sep}"] = state
         for path in opened:
             if path in known or path == STARTED:
+                written_here = path in relative and path in written
+                depends = depends or (written_here and here != self._current)
                 continue
             name = self._name(path)
             if name is None:
@@ -172,7 +199,8 @@ class OpenedFiles:
             # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
             if about is not None and about.st_ctime_ns >= start:
                 if STARTED in opened:  # most likely, that process has written it, or its mode
-                    if stat.S_ISDIR(about.st_mode) or about.st_mtime_ns >= start:
+                    is_directory = stat.S_ISDIR(about.st_mode)
+                    if path not in listed and (is_directory or about.st_mtime_ns >= start):
                         continue
                 elif not stat.S_ISDIR(about.st_mode) or self._is_filled(path, start, written):
                     raise UnhashableError(
@@ -184,9 +212,13 @@ class OpenedFiles:
                 depends = depends or not name.startswith(_CURRENT) or here != self._current
             elif here != self._current:  # a library may have made a relative path absolute
                 depends = depends or f"{path}{os.sep}".startswith(here)
+        if links is not None:
+            states |= self._links_beside(directory, opened, links)
         if depends:
             states[_DIRECTORY] = self._portable_current(directory)
         if searched is not None:
+            if variables:
+                states[_VARIABLES] = variables
             names = set(filter(None, map(self._name, loaded)))
             states[_LOADED] = "\n".join(sorted(names.difference(states)))
             if places := list(filter(None, map(self._name, search))):
@@ -204,6 +236,8 @@ class OpenedFiles:
         """
         states = json.loads(noted)
         started = _LOADED in states
+        if started and states.pop(_VARIABLES, "") != self.variables():
+            return "it started a process, and the variables that the script sets have changed"
         places = states.pop(_SEARCHED, "").split("\n")
         search = [self._path(place) for place in places if place]
         loaded: set[str] = set()  # they follow the scripts that load them
@@ -213,7 +247,11 @@ class OpenedFiles:
                 if self._portable_current(current_directory()) != state:
                     return "it used relative paths, and the current directory has changed"
                 continue
-            path = self._path(name)
+            path = self._path(name.removeprefix(_LINKS))
+            if name.startswith(_LINKS):
+                if self._digests.once(_links_of, path) != state:
+                    return f"a symbolic link in {name.removeprefix(_LINKS)!r} has changed"
+                continue
             if name.endswith(os.sep):  # a data set, whose path may be absolute
                 now = self._digests.once(self._tree, path)
             else:
@@ -240,6 +278,23 @@ class OpenedFiles:
         inner = [entry.path for entry in first_entries(path) if not is_hidden(entry.name)]
         states = [about for about in map(stat_of, [path, *inner]) if about is not None]
         return bool(inner) and all(about.st_ctime_ns < start for about in states)
+
+    def _links_beside(
+        self, current: str, opened: Iterable[str], arguments: Iterable[str]
+    ) -> dict[str, str]:
+        """Return the states of the symbolic links that a function may have resolved.
+
+        These are the links in the current directory, beside the arguments, and in the directories
+        of the project that contain what the function opened.
+        """
+        places = {current, *(os.path.dirname(os.path.join(current, each)) for each in arguments)}
+        for path in opened:
+            place = os.path.dirname(path)
+            while place not in places and self._name(place) is not None:
+                places.add(place)
+                place = os.path.dirname(place)
+        named = {self._name(place) or place: place for place in map(os.path.normpath, places)}
+        return {f"{_LINKS}{name}": _links_of(named[name]) for name in sorted(named)}
 
     def _resolved(self, path: str) -> str:
         """Return a path without `.`, `..` and the links in the name of the current directory."""
@@ -407,6 +462,15 @@ class OpenedFiles:
             return False
         ending = path.removeprefix(self._journal)
         return ending in SUFFIXES or (ending[0] == "." and ending.endswith(".lock"))
+
+
+def _links_of(directory: str) -> str:
+    """Return a text that changes with the symbolic links in a directory and with their targets."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        links = [entry for entry in entries if entry.is_symlink()]
+        targets = sorted((entry.name, os.readlink(entry.path)) for entry in links)
+        return hashlib.blake2b(ascii(targets).encode(), digest_size=DIGEST_SIZE).hexdigest()
+    return ""
 
 
 def current_directory() -> str:

@@ -61,7 +61,7 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-_Call = tuple[Key, int, str | None, tuple[float, str]]
+_Call = tuple[Key, int, str | None, tuple[float, str, str]]
 """A call that may be recorded: its key, its number among the calls with that key, the reason why an
 earlier result is not used (`None` if there is none), and the time and current directory of the
 lookup."""
@@ -197,7 +197,7 @@ class Journal:
         # Files whose paths were returned: state, task and its name.
         self._returned: dict[str, tuple[tuple[int, int], str, str]] = {}
         self._sharing: set[str] = set()  # names of tasks that returned files of other tasks
-        self._now = 0.0, ""  # time and current directory of the current lookup
+        self._now = 0.0, "", ""  # time, directory and variables at the current lookup
         self._failed = False
 
     @property
@@ -342,7 +342,7 @@ class Journal:
 
     def _find(self, tasks: Sequence[LookupTask], *, preview: bool = False) -> list[Recorded | None]:
         self._keys.begin()
-        self._now = time.time(), current_directory()
+        self._now = time.time(), current_directory(), self._opened.variables()
         own_modules()  # read the sources that workers receive, before keys are computed
         with self._files.looking_once(), self._store.lookups():  # none of the tasks has started
             results = [self._look_up(task, preview=preview) for task in tasks]
@@ -391,7 +391,7 @@ class Journal:
             return None
         former = self._calls.pop(call, None)
         if former is None:
-            number = self._number(key.digest)
+            number = self._number(key.digest, self._place(key) if task["after"] else None)
         elif former[0].digest == key.digest:  # its input files were produced again, unchanged
             number = former[1]
         else:
@@ -498,7 +498,8 @@ class Journal:
             named = (path for path, digest in key.paths.items() if digest)
             start = int(task["interval"][0] * 1e9)
             known = *named, *inputs.values()
-            opened = self._opened.noted(task, known, (), start, self._now[1])
+            links = key.paths if key.resolves else None
+            opened = self._opened.noted(task, known, (), start, *self._now[1:], links)
             parts |= {f"opened {path}": state for path, state in json.loads(opened or "{}").items()}
         parts = {f"{name!r}: {part}": text for part, text in parts.items()}
         return _Service(name, key, inputs, parts)
@@ -549,6 +550,15 @@ class Journal:
             counted += 1
         self._numbers[key] = counted
         return counted
+
+    def _place(self, key: Key) -> int:
+        """Return the number of a call among the calls that differ only in `after=`.
+
+        If one of them runs again, because what it waits for did, the others keep their results.
+        """
+        parts = ast.literal_eval(key.parts)
+        others = {name: part for name, part in parts.items() if not name.startswith("after ")}
+        return self._number(self._keys.digest(f"in order: {as_text(others)}", key.code, key.paths))
 
     def _found(
         self,
@@ -786,8 +796,8 @@ class Journal:
                 digest = self._keys.digest(key.parts, key.code, paths)
                 number = self._number(digest, number)
             opened = None
-            if "opened" in task or self._files.directories:
-                opened = self._opened_by(record, paths, *looked_up)
+            if "opened" in task or self._files.directories or key.resolves:
+                opened = self._opened_by(record, key, paths, *looked_up)
         except UnhashableError as error:
             self._refuse(task["name"], str(error))
             return None
@@ -798,18 +808,25 @@ class Journal:
         return tuple.__new__(Recording, row)  # calling the class takes twice as long
 
     def _opened_by(
-        self, record: Record, paths: Mapping[str, bytes | None], since: float, directory: str
+        self,
+        record: Record,
+        key: Key,
+        paths: Mapping[str, bytes | None],
+        since: float,
+        directory: str,
+        variables: str,
     ) -> str | None:
         """Return the undeclared files that a task opened, as JSON. See `OpenedFiles.noted`."""
         task, files = record.task, record.files
-        if not task.get("opened") and self._files.directories.isdisjoint(paths):
+        opened = task.get("opened") or key.resolves
+        if not opened and self._files.directories.isdisjoint(paths):
             return None
         directories = sorted(paths.keys() & self._files.directories)
         trees = [path for path in directories if self._files.once(is_data_set, path)]
         start = int(task.get("interval", (since,))[0] * 1e9)
         if directories and task["function"] is None:
             self._warn_of_directories(record, set(directories).difference(trees), start)
-        if not (task.get("opened") or trees):
+        if not (opened or trees):
             return None
         if len(task.get("opened", ())) >= MAX_OPENED and task["name"] not in self._many:
             self._many.add(task["name"])
@@ -822,7 +839,8 @@ class Journal:
         written = () if files is None else (*files.paths.values(), *files.places.values())
         named = (path for path, digest in paths.items() if digest)
         known = *named, *record.inputs.values(), *written
-        return self._opened.noted(task, known, trees, start, directory)
+        links = paths if key.resolves else None
+        return self._opened.noted(task, known, trees, start, directory, variables, links)
 
     def _warn_of_shared(self, record: Record, returned: Iterable[str]) -> None:
         """Warn once for each task name of files that have changed since another task returned them.

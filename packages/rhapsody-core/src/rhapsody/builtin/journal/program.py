@@ -521,6 +521,12 @@ TASK_FUNCTION = "the function"
 """Name of the part for the name of a task's function."""
 
 
+_CACHED: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+"""The parts of the code that has filled each cache of `functools.lru_cache` in this process."""
+
+_CACHING = type(functools.lru_cache(len))
+
+
 @dataclass(frozen=True, slots=True)
 class Memo:
     """Cache in which tasks keep values for the next ones.
@@ -757,7 +763,10 @@ class Surroundings:
             UnhashableError: The code or a value that it uses has changed since a memo was empty.
         """
         for memo in memos:
-            _, former = self._filled.setdefault(memo.key, (memo.owner, {}))
+            if isinstance(memo.owner, _CACHING):
+                former = _CACHED.setdefault(memo.owner, {})
+            else:
+                _, former = self._filled.setdefault(memo.key, (memo.owner, {}))
             if not memo:
                 former.clear()
             for name, part in parts.items():

@@ -27,7 +27,9 @@ from rhapsody.sdk.modules import imported_names
 
 _PYTHON = (".py", ".pyw")
 
-_SCRIPT = re.compile(r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|lua|tcl|rb|m|[cm]?js)")
+_SCRIPT = re.compile(
+    r"\.(py|pyw|sh|bash|zsh|ksh|csh|R|r|jl|pl|pm|awk|sed|sql|lua|tcl|rb|m|[cm]?js)"
+)
 """Matches the endings of the names of scripts."""
 
 _COMMENT = re.compile(r"(?m)(?:^|\s)#.*$")
@@ -65,8 +67,9 @@ _NAMED = re.compile(
 _OBJECT = re.compile(r"[\"']([A-Za-z_][\w.]*):[A-Za-z_]\w*[\"']")
 """Matches objects in modules, as in `uvicorn.run("app.main:app")`."""
 
-_RUN_MODULE = re.compile(r"python[\w.]*[ \t]+(?:-\w+[ \t]+)*-[A-Za-z]*m[ \t]*([A-Za-z_][\w.]*)")
-"""Matches commands of shell scripts that run a module."""
+_RUN_MODULE = re.compile(r"(?<![\w-])-[A-Za-z]*?m[\"',\s\\]*([A-Za-z_][\w.]*)")
+"""Matches options that run a Python module, as in `$PYTHON -m tool` and
+`[sys.executable, "-m", "tool"]`."""
 
 _WORD = re.compile(r"[\w.+~/-]+")
 """Matches the words of a script that may be paths."""
@@ -237,8 +240,10 @@ class Scripts:
         if not is_python:
             search.add("lib")  # usual for Perl, which may receive it from the command
         names = {each[1] or each[3] for each in _NAMED.finditer(code)}
-        # What precedes the first slash may be a variable, as in `$HERE/lib.sh`.
+        # What precedes the first slash may be a variable, as in `$HERE/lib.sh`, and what precedes a
+        # hyphen as well, as in `${1:-lib.sh}`.
         names |= {name.partition("/")[2] for name in names if "/" in name}
+        names |= {name[each.end() :] for name in names for each in re.finditer("-", name)}
         if not is_python:
             names.update(_modules_in(code, file, self._program.once(_interpreter, file)))
         words = set(_WORD.findall(code))

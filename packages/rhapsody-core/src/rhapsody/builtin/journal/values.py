@@ -657,8 +657,8 @@ _PLAIN: dict[type, Callable[[Any], bytes]] = {
 
 
 _PLACES = frozenset((
-    "HOME", "HOST", "HOSTNAME", "PATH", "PYTHONPATH", "PWD", "OLDPWD", "TEMP", "TMP", "TMPDIR",
-    "USER", "LOGNAME", "DISPLAY", "TERM", "COLUMNS", "LINES", "SHLVL", "_", "CUDA_VISIBLE_DEVICES",
+    "HOME", "HOSTNAME", "PATH", "PYTHONPATH", "PWD", "OLDPWD", "TMPDIR", "USER", "LOGNAME",
+    "DISPLAY", "TERM", "SHLVL", "_", "CUDA_VISIBLE_DEVICES",
 ))  # fmt: skip
 
 _PLACES_BEGIN = (
