@@ -299,8 +299,16 @@ def _code(found: re.Match[str]) -> str:
 def is_skipped(
     _app: Sphinx, _what: str, _name: str, thing: object, skip: bool, _options: object
 ) -> bool | None:
-    """Leave out the fields of named tuples, which the docstrings of their classes describe."""
-    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+    """Leave out what readers do not use.
+
+    These are the fields of named tuples, which the docstrings of their classes describe, and
+    methods that only the engine calls.
+    """
+    text = str(getattr(thing, "__doc__", ""))
+    is_left_out = text.startswith("Alias for field") or text.rstrip().endswith(
+        "Called by the engine."
+    )
+    return True if is_left_out else None
 
 
 def without_private(
