@@ -592,8 +592,8 @@ class OutputFile(File):
             `results_dir`: the task writes `all.png` for `results/all.png`.
         many: True if the name is a pattern (`fnmatch`), such as `*.csv`. The pattern stands for all
             matching files directly in the sandbox. At least one file must match. Hidden files
-            (unless the pattern begins with a dot), links out of the sandbox, and inputs do not
-            match.
+            (unless the pattern begins with a dot), absolute links out of the sandbox, and inputs do
+            not match. A relative link out of the sandbox fails the task.
         save: The destination as a separate argument. A path that ends in `/` or is an existing
             directory is the directory to save to. Any other path is the path of the saved file, and
             is an error with `many`. A relative path starts at `results_dir` and must stay inside

@@ -89,7 +89,7 @@ _PILOT_HELP = {
     "cores": "Number of cores. Default: all cores of this machine, if `nodes` is not set.",
     "gpus": "Number of GPUs.",
     "memory": "Memory in megabytes.",
-    "access_schema": 'Way to reach the machine, such as "local" or "ssh".',
+    "access_schema": 'Way to reach the machine, such as "local" or "interactive".',
 }
 """Help for the most used parameters of a pilot's description."""
 
