@@ -46,6 +46,9 @@ DISTRIBUTIONS = (
     "rhapsody-testing",
     "rhapsody-wfcommons",
 )
+FILE = re.compile(r"^<!-- file: (\S+) -->\n```(\w+)\n", re.MULTILINE)
+"""Matches the beginning of a block with the content of a file."""
+
 GENERATE = re.compile(r"^<!-- generate: (\w+)(.*?) -->$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(?<![`:\\])`([^`]+)`(?!`)")
 """Code in a docstring, which uses single backquotes as Markdown does."""
@@ -254,8 +257,9 @@ GENERATORS: dict[str, Callable[..., str]] = {
 
 
 def generate(_app: Sphinx, _page: str, content: list[str]) -> None:
-    """Replace the marked lines of a page."""
-    content[0] = GENERATE.sub(lambda mark: GENERATORS[mark[1]](*mark[2].split()), content[0])
+    """Replace the marked lines of a page, and show the names of files above their content."""
+    text = GENERATE.sub(lambda mark: GENERATORS[mark[1]](*mark[2].split()), content[0])
+    content[0] = FILE.sub(r"```{code-block} \2\n:caption: \1\n\n", text)
 
 
 def root(word: str) -> str:
