@@ -41,7 +41,7 @@ ENDED = frozenset({
 """Slurm's states of a job that has ended."""
 
 ARGUMENTS = {"nodes": "cores", "attributes": "job_extra_directives"}
-"""Arguments of dask-jobqueue's clusters that have another name than the setting of the job."""
+"""Arguments of dask-jobqueue's clusters that have a name other than the setting of the job."""
 
 
 class WorkerJobs:
@@ -218,7 +218,7 @@ class WorkerJobs:
         states: Mapping[str, tuple[str, str]],
         has_workers: bool,
     ) -> str:
-        """Describe the first job that waits, or give up if all wait for what cannot pass."""
+        """Describe the first job that waits, or give up if all wait for permanent reasons."""
         found = {number: states.get(str(number), ("", "")) for number in waiting.values()}
         reasons = {
             number: reason for number, (state, reason) in found.items() if state == "PENDING"
@@ -234,7 +234,7 @@ class WorkerJobs:
         first = meanings[number]
         hopeless = all(meaning and not meaning.passes for meaning in meanings.values())
         if hopeless and first and len(meanings) == len(waiting) and not has_workers:
-            self.give_up(f"{text}. This reason cannot pass. {self._cure(first.setting)}")
+            self.give_up(f"{text}. This reason is permanent. {self._cure(first.setting)}")
         return text
 
     def _count_end(self, name: str, how: str) -> None:

@@ -101,7 +101,7 @@ class OpenTelemetryObserver:
     """Observer that reports one engine to OpenTelemetry as spans, metrics and logs.
 
     The plugin adds such an observer to each engine if OpenTelemetry is configured. Pass one only to
-    use other providers than the global ones:
+    use providers other than the global ones:
 
         async with WorkflowEngine.create(observers=[OpenTelemetryObserver(provider)]) as flow:
 

@@ -188,7 +188,7 @@ def _cannot_start(submission: SubmittedRun, job: JobOfRun) -> str | None:
     """Wait a moment for the first reason why a job waits.
 
     Returns:
-        The reason, and the option to change, if the reason cannot pass; otherwise `None`.
+        The reason, and the option to change, if the reason is permanent; otherwise `None`.
     """
     end = time.monotonic() + FIRST_REASON
     try:
@@ -403,7 +403,7 @@ def _cure(message: str) -> str:
 
 
 def _never(reason: str) -> str | None:
-    """Return which option to change if a job waits for a reason that cannot pass, else `None`."""
+    """Return which option to change if a job waits for a permanent reason, else `None`."""
     meaning = slurm_waiting(reason, first="")  # a partition that is down may come back
     if meaning is None or meaning.passes:
         return None
@@ -412,7 +412,7 @@ def _never(reason: str) -> str | None:
         option += ", or less --cores, --nodes, --memory or --gpus"
     elif reason.startswith("Partition") and meaning.setting != "queue":
         option += f" or {OPTIONS['queue']}"
-    return f"{reason}. This cannot pass: submit the run with another {option}"
+    return f"{reason}. This reason is permanent: submit the run with another {option}"
 
 
 def _job_text(submission: SubmittedRun, job: JobOfRun) -> str:
@@ -489,7 +489,7 @@ class _Queue:
 
     Attributes:
         missing: The job that the last query did not find; `None` if there is none.
-        never: The text about the job if it waits for a reason that cannot pass, otherwise `None`.
+        never: The text about the job if it waits for a permanent reason, otherwise `None`.
     """
 
     def __init__(self, submission: SubmittedRun) -> None:
@@ -553,7 +553,7 @@ def attach(arguments: argparse.Namespace) -> int:
         The exit code of the script.
 
     Raises:
-        SubmissionError: The job of the run waits for a reason that cannot pass.
+        SubmissionError: The job of the run waits for a permanent reason.
     """
     submission = _selected(arguments.run)
     name = submission.root.name
@@ -580,7 +580,7 @@ def _followed(submission: SubmittedRun) -> EndOfRun:
         The end of the submitted run.
 
     Raises:
-        SubmissionError: The job of the run waits for a reason that cannot pass.
+        SubmissionError: The job of the run waits for a permanent reason.
     """
     queue, shown = _Queue(submission), ""
     while True:

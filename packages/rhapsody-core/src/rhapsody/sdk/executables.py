@@ -351,7 +351,7 @@ class TaskProgram:
         environment: Variables in addition to those of this process; see `task_environment`.
         launch: Callable that starts the program. Pass `partial(Program, reaper=reaper)` if the
             program must end when this process is killed. Add `loop=loop` if the object is created
-            on another thread than the loop's, and call `watch` on the loop.
+            on a thread other than the loop's, and call `watch` on the loop.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
         inherited: The variables of this process. Pass a copy if the object is created on another

@@ -100,7 +100,7 @@ def _require_size(mpi: Any, ranks: int) -> None:
         library = mpi.Get_library_version().strip("\0\n ").splitlines()[0]
         raise CapabilityError(
             f"MPI.COMM_WORLD has {size} ranks instead of {ranks}: the launcher and the MPI library "
-            f"of mpi4py ({library}) do not fit together; use the launcher of that library, or "
+            f"of mpi4py ({library}) do not match; use the launcher of that library, or "
             "install mpi4py for the MPI of the launcher"
         )
 

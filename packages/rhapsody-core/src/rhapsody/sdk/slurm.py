@@ -55,7 +55,7 @@ WAITING = (
     ("queue", r"PartitionConfig"),  # a limit of the partition, before Slurm names it
     ("cores", r"(QOS|Assoc)Max\w+Per(Job|Node).*|QOSMin\w+"),
 )
-"""Setting and pattern of the reasons that cannot pass."""
+"""Setting and pattern of the permanent reasons."""
 
 
 def slurm_refusal(message: str) -> SlurmReason:
@@ -69,9 +69,9 @@ def slurm_refusal(message: str) -> SlurmReason:
 def slurm_waiting(reason: str, first: str | None = None) -> SlurmReason | None:
     """Return the meaning of the reason for which a job waits.
 
-    A partition can be down for days, or during a maintenance through which queued jobs stay. So a
-    job that was submitted while its partition was down has a reason that cannot pass, and a job
-    that has waited for its turn before has one that can.
+    A partition can be down for days, or during a maintenance through which queued jobs stay. The
+    reason of a job that was submitted while its partition was down is therefore permanent, and that
+    of a job that has waited for its turn before is temporary.
 
     Args:
         reason: The reason as `squeue` prints it, which may be followed by details.
