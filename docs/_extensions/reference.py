@@ -202,16 +202,31 @@ def _capabilities(capabilities: Capabilities) -> list[str]:
     return [line.removesuffix(" |") for line in capability_table(capabilities).splitlines()[2:]]
 
 
+EXTRAS = {
+    "all": "all distributions above except `rhapsody-asyncflow`",
+    "completion": "[completion of commands](../reference/command-line.md#shell-completion)",
+    "dashboard": "[Dask's own dashboard](dask.md#dasks-dashboard-and-reports)",
+    "files": "[inputs from URLs](files.md)",
+    "gpu": "the load of GPUs in the [metrics](opentelemetry.md#metrics)",
+    "jobqueue": "clusters that [Dask starts in batch jobs](dask.md#batch-jobs-on-slurm)",
+    "mpi": "[functions on several ranks](mpi.md#functions-on-several-ranks)",
+    "otlp": "sending [to OpenTelemetry](opentelemetry.md) by OTLP over HTTP",
+    "testing": "the tests of this backend",
+    "threads": "a [number of threads](workers.md#threads-of-numeric-libraries) for each function",
+}
+"""What the extras are for, as Markdown of the page about the installation."""
+
+
 def extras() -> str:
     """Return a table of the extras of the distributions, with the packages that they install."""
-    rows = ["| extra | installs |", "|---|---|"]
+    rows = ["| extra | for | installs |", "|---|---|---|"]
     for name in DISTRIBUTIONS:
         metadata = importlib.metadata.metadata(name)
         requirements = [Requirement(each) for each in metadata.get_all("Requires-Dist", [])]
         for extra in metadata.get_all("Provides-Extra", []):
             wanted = [each for each in requirements if f'"{extra}"' in str(each.marker)]
             packages = [f"`{each.name}{_extras(each)}`" for each in wanted]
-            rows.append(f"| `{name}[{extra}]` | {', '.join(packages)} |")
+            rows.append(f"| `{name}[{extra}]` | {EXTRAS[extra]} | {', '.join(packages)} |")
     return "\n".join(rows)
 
 
