@@ -323,7 +323,7 @@ class DaskExecutionBackend(ManagedBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Pack tasks and send them to the cluster.
 
-        A task that cannot be packed fails. With `batch_calls`, some calls may be held back until
+        A task that cannot be packed fails. With `batch_calls`, some calls may wait until
         the first calls of their function have been measured.
 
         Raises:

@@ -215,7 +215,7 @@ class DragonExecutionBackend(SharedSandboxes, ManagedBackend):
 
     Functions run in processes of Dragon, so they can use its queues and dictionaries. Executables
     are child processes of an agent on the node. Tasks start in the order of their priorities and
-    submission: a task that does not fit yet holds back those behind it, unless it waits for a
+    submission: a task that does not fit yet delays those behind it, unless it waits for a
     service to end.
 
     If Dragon ends unexpectedly, its tasks are lost, and the next tasks start another runtime.

@@ -223,7 +223,7 @@ class SimulatedAttempt:
 class SimulatedExecutionBackend(ManagedBackend):
     """Backend that simulates a cluster in virtual time; tasks do not run.
 
-    Tasks start in the order of their submission: a task that does not fit yet holds back the tasks
+    Tasks start in the order of their submission: a task that does not fit yet delays the tasks
     behind it. A task occupies its cores and GPUs for its duration and returns `"Dummy Output"`.
     Memory is not limited. A service is ready immediately, and runs until it is canceled.
 

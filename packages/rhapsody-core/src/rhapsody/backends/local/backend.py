@@ -283,7 +283,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     Functions run on `executor`, except those with `container`, `conda`, `venv` or `modules`, which
     run in separate processes. Executables run in separate process groups, whatever the executor.
-    Resources are assigned first come, first served: a task that does not fit yet holds back the
+    Resources are assigned first come, first served: a task that does not fit yet delays the
     tasks behind it. There are two exceptions: tasks that cannot fit before a service ends let all
     others pass, and functions that wait for a worker let executables pass. A service that requests
     no resources is assigned none, because it mostly waits.

@@ -5,7 +5,7 @@ when a job starts, runs executables and reports states; `threads` and `processes
 
 `HostResources` contains the resources that the user declares or, by default, those that this
 process may use according to processor affinity, control groups and visible GPUs. `Slots` assigns
-them to jobs, first come, first served: a task that does not fit yet holds back those behind it, so
+them to jobs, first come, first served: a task that does not fit yet delays those behind it, so
 that small tasks do not starve a big one. There are two exceptions. Tasks that cannot start until a
 service ends let others pass, because the service may never end. Function tasks that wait for a
 worker let executables pass, because executables need no worker.
