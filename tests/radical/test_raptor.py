@@ -156,6 +156,9 @@ def test_a_timeout_ends_only_its_own_call(worker: Any, tmp_path: Path) -> None:
     gate, marks = tmp_path / "gate", [tmp_path / "one", tmp_path / "two"]
     send(worker, *((hold, gate, mark) for mark in marks))
     assert exists(*marks)
+    until = time.monotonic() + LIMIT
+    while len(worker._busy) < 2 and time.monotonic() < until:  # a call may start before
+        time.sleep(0.01)
     for process in worker._busy:
         worker._expire("1", process)
     worker._expire("former", worker._busy[0])
