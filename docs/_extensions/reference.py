@@ -46,6 +46,11 @@ DISTRIBUTIONS = (
     "rhapsody-testing",
     "rhapsody-wfcommons",
 )
+NAMED = re.compile(
+    r"<(?:class|function|built-in \w+) '?[\w.]*?(?:(\w+)|<lambda>)'?(?: (?:of|at) [^>]+)?>"
+)
+"""Matches a class or function that is a default."""
+
 FILE = re.compile(r"^<!-- file: (\S+) -->\n```(\w+)\n", re.MULTILINE)
 """Matches the beginning of a block with the content of a file."""
 
@@ -339,9 +344,13 @@ def without_private(
     signature: str | None,
     result: str | None,
 ) -> tuple[str, str | None] | None:
-    """Remove the signature of a class that programs do not call."""
+    """Remove the signature of a class that programs do not call, and shorten defaults in others."""
     hidden = signature and ("**__" in signature or "<factory>" in signature)
-    return ("", result) if hidden else None
+    if hidden or signature is None or not NAMED.search(signature):
+        return ("", result) if hidden else None
+    return NAMED.sub(
+        lambda found: found[1] or "...", signature
+    ), result  # otherwise, Sphinx would not wrap the signature
 
 
 def leave_out_decisions(_app: Sphinx, env: BuildEnvironment) -> None:

@@ -354,8 +354,9 @@ class TaskProgram:
             on a thread other than the loop's, and call `watch` on the loop.
         stdout: A descriptor for the program's standard output, instead of the file in the sandbox.
         port: The value of `{port}` in the command.
-        inherited: The variables of this process. Pass a copy if the object is created on another
-            thread, because code on the loop may change the variables meanwhile.
+        inherited: The variables of this process; default: `os.environ`. Pass a copy if the object
+            is created on another thread, because code on the loop may change the variables
+            meanwhile.
 
     Attributes:
         seconds_for_files: Number of seconds that it took to open the files for the output.
@@ -374,8 +375,10 @@ class TaskProgram:
         launch: Launch = Program,
         stdout: int | None = None,
         port: int | None = None,
-        inherited: Mapping[str, str] = os.environ,
+        inherited: Mapping[str, str] | None = None,
     ) -> None:
+        if inherited is None:  # not the default, which the documentation would print
+            inherited = os.environ
         memory_group()  # so that earlier kills are not counted
         self._task = task
         self._terminated = False
