@@ -329,10 +329,8 @@ def is_skipped(
     methods that only the engine calls.
     """
     text = str(getattr(thing, "__doc__", ""))
-    is_left_out = text.startswith("Alias for field") or text.rstrip().endswith(
-        "Called by the engine."
-    )
-    return True if is_left_out else None
+    is_field = text.startswith("Alias for field")
+    return True if is_field or text.rstrip().endswith("Called by the engine.") else None
 
 
 def without_private(
@@ -348,9 +346,8 @@ def without_private(
     hidden = signature and ("**__" in signature or "<factory>" in signature)
     if hidden or signature is None or not NAMED.search(signature):
         return ("", result) if hidden else None
-    return NAMED.sub(
-        lambda found: found[1] or "...", signature
-    ), result  # otherwise, Sphinx would not wrap the signature
+    # Sphinx does not wrap signatures that are no Python code.
+    return NAMED.sub(lambda found: found[1] or "...", signature), result
 
 
 def leave_out_decisions(_app: Sphinx, env: BuildEnvironment) -> None:

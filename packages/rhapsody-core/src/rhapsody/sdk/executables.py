@@ -377,7 +377,7 @@ class TaskProgram:
         port: int | None = None,
         inherited: Mapping[str, str] | None = None,
     ) -> None:
-        if inherited is None:  # not the default, which the documentation would print
+        if inherited is None:  # as a default, its content would be printed with the signature
             inherited = os.environ
         memory_group()  # so that earlier kills are not counted
         self._task = task

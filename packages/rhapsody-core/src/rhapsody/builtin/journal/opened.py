@@ -94,6 +94,7 @@ class OpenedFiles:
         self._scripts = Scripts(program)
         self._directories: dict[str, str | None] = {}
         self._large: set[str] = set()
+        self._last_variables: tuple[Mapping[str, str | None], str] = {}, ""
         self._roots: tuple[str, ...] = tuple(f"{root}{os.sep}" for root in program.roots)
         self._current = os.path.join(os.getcwd(), "")
         self._arguments: set[str] = set()
@@ -123,11 +124,12 @@ class OpenedFiles:
 
     def variables(self) -> str:
         """Return a text that changes with the environment variables that the program has set."""
-        changed = {name: each for name, each in self._program.variables().items() if counts(name)}
-        if not changed:
-            return ""
-        text = ascii(sorted(changed.items()))
-        return hashlib.blake2b(text.encode(), digest_size=DIGEST_SIZE).hexdigest()
+        variables = self._program.variables()
+        if variables is not self._last_variables[0]:  # it is another object after a change
+            changed = sorted((name, each) for name, each in variables.items() if counts(name))
+            digest = hashlib.blake2b(ascii(changed).encode(), digest_size=DIGEST_SIZE)
+            self._last_variables = variables, digest.hexdigest() if changed else ""
+        return self._last_variables[1]
 
     def noted(
         self,

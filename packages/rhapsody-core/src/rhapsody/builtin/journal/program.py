@@ -521,10 +521,10 @@ TASK_FUNCTION = "the function"
 """Name of the part for the name of a task's function."""
 
 
-_CACHED: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+_FILLED: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
 """The parts of the code that has filled each cache of `functools.lru_cache` in this process."""
 
-_CACHING = type(functools.lru_cache(len))
+_LRU_CACHE = type(functools.lru_cache(len))
 
 
 @dataclass(frozen=True, slots=True)
@@ -763,8 +763,8 @@ class Surroundings:
             UnhashableError: The code or a value that it uses has changed since a memo was empty.
         """
         for memo in memos:
-            if isinstance(memo.owner, _CACHING):
-                former = _CACHED.setdefault(memo.owner, {})
+            if isinstance(memo.owner, _LRU_CACHE):
+                former = _FILLED.setdefault(memo.owner, {})
             else:
                 _, former = self._filled.setdefault(memo.key, (memo.owner, {}))
             if not memo:
