@@ -104,6 +104,26 @@ def test_nothing_is_left_after_a_kill(tmp_path: Path, victim: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_nothing_is_left_if_the_launcher_is_killed_after_its_agent_has_ended(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).with_name("victim.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], stderr=subprocess.DEVNULL, cwd=tmp_path
+    ) as program:
+        function, _ = (wait_for(tmp_path / name) for name in ("function", "program"))
+        launcher, agent = parents(function)
+        program.kill()
+        program.wait(100)  # otherwise, the system would hang up the agent with the next signal
+        launcher.suspend()
+        deadline = time.monotonic() + 60
+        while agent.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        launcher.kill()
+
+
+@pytest.mark.usefixtures("nothing_left")
 class TestLosses:
     """A worker, an agent or the launcher is killed while tasks run."""
 

@@ -24,6 +24,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -515,6 +516,19 @@ def remove_shared_memory(paths: Iterable[str]) -> None:
             os.unlink(path)
 
 
+CLEANER = """
+import os, select, sys
+launcher, *files = sys.argv[1:]
+select.select([int(launcher)], [], [])
+for file in files:
+    try:
+        os.unlink(file)
+    except FileNotFoundError:
+        pass
+"""
+"""Program that removes files when a process, given by its descriptor, has ended."""
+
+
 class DragonLauncher:
     """Observer of the process of Dragon that has started this one.
 
@@ -535,9 +549,22 @@ class DragonLauncher:
         self._ended()
 
     def clean(self) -> None:
-        """Remove the shared memory if the launcher was killed, which removes it otherwise."""
+        """Remove the shared memory if the launcher was killed, which removes it otherwise.
+
+        The launcher ends after this process, and may be killed in between. Therefore a process that
+        outlives both removes what is left then.
+        """
         if self._over:
             remove_shared_memory(self._files)
+        else:
+            subprocess.Popen(
+                [sys.executable, "-ISc", CLEANER, str(self._descriptor), *self._files],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(self._descriptor,),
+                start_new_session=True,
+            )
 
 
 async def serve_head(path: str) -> None:
