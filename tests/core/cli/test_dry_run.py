@@ -14,6 +14,7 @@ TASK         NAME  DEPENDS ON
 task.000001  load  -
 task.000002  load  -
 task.000003  join  task.000001, task.000002
+3 tasks: 2 load, 1 join
 """
 
 LOOKS = "the program inspects the value of a task, which a dry run does not compute"
@@ -265,6 +266,7 @@ def test_a_command_that_looks_at_a_value_does_not_fail_a_dry_run(run: Run) -> No
     assert done.stdout.splitlines()[1:] == [
         "task.000001  count  -",
         "task.000002  count  task.000001",
+        "2 tasks: 2 count",
     ]
 
 
@@ -324,7 +326,7 @@ def test_with_resume_it_compares_services(run: Run, tmp_path: Path) -> None:
     assert run(SERVED).returncode == 0
 
     def previewed() -> list[str]:
-        lines = run(SERVED, "--dry-run", "--resume").stdout.splitlines()[1:]
+        lines = run(SERVED, "--dry-run", "--resume").stdout.splitlines()[1:-1]
         return [line.split(maxsplit=3)[3] for line in lines]
 
     assert previewed() == ["runs", "reused", "reused"]
@@ -380,6 +382,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
         "task.000003  read  -            runs: input file in.txt changed",
         "task.000004  work  -            runs: scale in helpers.py (line 1) changed",
         "task.000005  work  task.000004  runs: depends on task.000004, which runs",
+        "5 tasks: 1 make, 2 read, 2 work",
     ], done.stderr
     assert sorted(tmp_path.rglob("*")) == before
     rerun = run(PREVIEWED, "--dry-run", "--rerun", "make")  # implies --resume
@@ -425,7 +428,7 @@ def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
 ) -> None:
     def dry_run() -> list[str]:
         shown = run(MISSING, "--dry-run", "--resume")
-        return [line.split("  ")[-1].strip() for line in shown.stdout.splitlines()[1:]]
+        return [line.split("  ")[-1].strip() for line in shown.stdout.splitlines()[1:-1]]
 
     (tmp_path / "extra.txt").write_text("one")
     assert run(MISSING).returncode == 0
@@ -461,9 +464,38 @@ async def main(flow):
 """
 
 
-def test_with_resume_many_dependencies_do_not_widen_all_rows(run: Run) -> None:
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_many_dependencies_do_not_widen_all_rows(run: Run, options: list[str]) -> None:
     assert run(MANY).returncode == 0
-    lines = run(MANY, "--dry-run", "--resume").stdout.splitlines()
-    assert len(lines) == 202
+    lines = run(MANY, "--dry-run", *options).stdout.splitlines()
+    assert len(lines) == 203
     assert max(map(len, lines)) < 120
-    assert "and 197 more" in lines[-1]
+    assert "and 197 more" in lines[-2]
+    assert lines[-1] == "201 tasks: 200 part, 1 total"
+
+
+def test_the_graph_is_drawn_into_a_file(run: Run, tmp_path: Path) -> None:
+    for _ in range(2):  # the second one replaces the file
+        assert run(MANY, "--dry-run", "--graph", "graph.mmd").returncode == 0
+    lines = (tmp_path / "graph.mmd").read_text().splitlines()
+    assert lines[:4] == [
+        "flowchart TD",
+        '  n1["part<br/>200 waiting"]:::waiting',
+        '  n2["total<br/>1 waiting"]:::waiting',
+        "  n1 -->|200| n2",
+    ]
+    assert run(MANY).returncode == 0
+    changed = MANY.replace("(max)", "(min)")
+    assert run(changed, "--dry-run", "--resume", "--graph", "graph.dot").returncode == 0
+    drawn = (tmp_path / "graph.dot").read_text()
+    assert "200 reused" in drawn
+    assert "1 waiting" in drawn
+
+
+def test_mistakes_with_graphs_are_reported(run: Run) -> None:
+    check_mistake(run(MANY, "--graph", "graph.mmd"), "--graph needs --dry-run")
+    check_mistake(run(MANY, "--dry-run", "--graph", "graph.png"), "must end with .mmd, .dot, .svg")
+    done = run(MANY, "--dry-run", "--graph", "missing/graph.mmd")
+    assert done.returncode == 1
+    assert "missing/graph.mmd cannot be written: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr

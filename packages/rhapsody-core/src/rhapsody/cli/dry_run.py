@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
-from rhapsody.cli.output import complain, note, say, table
+from rhapsody.cli.graph import drawn
+from rhapsody.cli.output import CommandError, complain, note, say, table
 from rhapsody.cli.scripts import Script
 from rhapsody.engine.core.backend_handles import WouldRunError
 from rhapsody.environments import environment_fault
@@ -23,6 +26,10 @@ from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine
+
+
+FORMATS = {".mmd": "mermaid", ".dot": "dot", ".svg": "svg"}
+"""The formats of graphs, by the suffix of the file."""
 
 
 class NoValueError(Exception):
@@ -156,18 +163,18 @@ class DryRun:
         for engine in self._engines:
             if len(self._engines) > 1:
                 say(f"engine {engine.uid}")
-            rows = [[uid, name, ", ".join(needs) or "-"] for uid, name, needs in engine.graph]
+            rows = [[uid, name, _few(needs)] for uid, name, needs in engine.graph]
             header = ["TASK", "NAME", "DEPENDS ON"]
             verdicts = self._verdicts.get(engine.uid)
             if verdicts is not None:
                 header.append("WITH --resume")
-                rows = [
-                    [uid, name, _few(needs), verdicts.get(uid, "runs")]
-                    for uid, name, needs in engine.graph
-                ]
+                rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
             for line in table(header, rows) if rows else ["no task was called"]:
                 say(line)
-            called = [name for _, name, _ in engine.graph]
+            called = Counter(name for _, name, _ in engine.graph)
+            if len(rows) > 1:
+                counts = ", ".join(f"{count} {name}" for name, count in called.items())
+                say(f"{len(rows)} tasks: {counts}")
             for override, similar in engine.task_defaults.misspelled(called):
                 complain(
                     f"{override.source}: no task named {override.pattern!r} was called; did you "
@@ -176,6 +183,33 @@ class DryRun:
 
         for fault, name in self._faults.items():
             complain(f"task {name!r}, on this machine: {fault}")
+
+    def draw(self, path: Path) -> None:
+        """Write the graph of all engines, grouped by the names of the tasks, to a file.
+
+        Args:
+            path: The file, with a suffix of `FORMATS`.
+
+        Raises:
+            CommandError: The file cannot be written, or Graphviz is missing or fails.
+            UsageError: The graph is too large.
+        """
+        from rhapsody.history.graph import Graph, Node
+
+        graph, nodes, counts = Graph(), dict[str, int](), dict[str, Counter[str]]()
+        for engine in self._engines:
+            verdicts, node_of = self._verdicts.get(engine.uid, {}), dict[str, int]()
+            for uid, name, needs in engine.graph:
+                node = node_of[uid] = nodes.setdefault(name, len(nodes))
+                outcome = "reused" if verdicts.get(uid, "").startswith("reused") else "waiting"
+                counts.setdefault(name, Counter())[outcome] += 1
+                graph.arrows.update((node_of[each], node) for each in needs if each in node_of)
+        for name, found in counts.items():
+            graph.nodes.append(Node(name, None, False, dict(sorted(found.items(), reverse=True))))
+        try:
+            path.write_text(drawn(graph, FORMATS[path.suffix]) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"--graph: {path} cannot be written: {error.strerror}") from None
 
     def explains(self, error: BaseException, program: Script) -> bool:
         """Print the line of the user's code at which an error stopped the dry run, and the error.
@@ -228,4 +262,4 @@ def _few(uids: Sequence[str]) -> str:
 
 
 LISTED = 3
-"""Maximum number of dependencies that are listed if another column follows."""
+"""Maximum number of dependencies that are listed."""

@@ -59,18 +59,32 @@ def run(arguments: argparse.Namespace) -> None:
     from rhapsody.history.graph import graph_of
 
     graph = graph_of(read_record(arguments.run), full=arguments.full)
-    _check_size(graph, arguments.format, full=arguments.full)
-    if arguments.format == "mermaid":
+    say(drawn(graph, arguments.format, full=arguments.full))
+
+
+def drawn(graph: Graph, format: str, *, full: bool = False) -> str:
+    """Return a graph in one of the formats of `LIMITS`.
+
+    Args:
+        graph: The graph.
+        format: The format.
+        full: True if the graph has a node for each task.
+
+    Raises:
+        CommandError: Graphviz is missing or fails.
+        UsageError: The graph is too large.
+    """
+    _check_size(graph, format, full=full)
+    if format == "mermaid":
         text = "\n".join(mermaid(graph))
         if len(text) > MERMAID_TEXT:
             raise UsageError(
                 f"the graph takes {len(text)} characters, and Mermaid accepts {MERMAID_TEXT}; use "
                 "--format dot"
             )
-        say(text)
-        return
+        return text
     text = "\n".join(dot(graph))
-    say(text if arguments.format == "dot" else svg(text).rstrip())
+    return text if format == "dot" else svg(text).rstrip()
 
 
 def _check_size(graph: Graph, format: str, *, full: bool) -> None:

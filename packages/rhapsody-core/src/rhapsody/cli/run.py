@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhapsody._version import __version__
@@ -126,6 +127,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--engine", **keys, help=text)
     text = "print the tasks that the program calls, without running them"
     parser.add_argument("--dry-run", action="store_true", help=text)
+    text = "with --dry-run: also draw the graph, grouped by task name; FILE ends with .mmd "
+    text += "(Mermaid), .dot or .svg (Graphviz)"
+    parser.add_argument("--graph", metavar="FILE", type=Path, help=text)
     parser.epilog = (
         "Arguments after -- are passed to the script as sys.argv[1:]. To run a script whose name "
         "begins with a dash, put another -- before it: rhapsody run -- -x.py -- ARGUMENTS."
@@ -365,9 +369,13 @@ def _code(
 
     dry = None
     if arguments.dry_run:
-        from rhapsody.cli.dry_run import DryRun
+        from rhapsody.cli.dry_run import FORMATS, DryRun
 
+        if arguments.graph is not None and arguments.graph.suffix not in FORMATS:
+            raise UsageError(f"--graph: {arguments.graph} must end with {', '.join(FORMATS)}")
         dry = DryRun(plugins.previews)
+    elif arguments.graph is not None:
+        raise UsageError("--graph needs --dry-run; rhapsody graph draws the graph of a run")
     try:
         observers = plugins.observers
         defaults = EngineDefaults(
@@ -393,6 +401,8 @@ def _code(
     finally:
         if dry is not None:
             dry.show()
+            if arguments.graph is not None:
+                dry.draw(arguments.graph)
     failed = any(summary.unawaited or summary.cut_short for summary in engines.summaries)
     return FAILED if failed and dry is None else DONE
 
