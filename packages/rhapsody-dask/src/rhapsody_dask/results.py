@@ -76,7 +76,7 @@ class BackgroundTasks:
 class Held:
     """Value that Dask keeps on a worker as long as this object exists.
 
-    Implements `rhapsody.task.HeldValue`.
+    Implements `rhapsody.backends.HeldValue`.
 
     Args:
         call: The task, with the future that makes Dask keep the value.

@@ -85,8 +85,8 @@ OPTIONS = (
     BackendOption(
         "tasks_per_job",
         int,
-        help="Maximum number of tasks that share a job. Default: 1, or more for tasks whose "
-        "measured run times are short.",
+        help="Maximum number of tasks that share a job. By default, only tasks that take less than "
+        "90 ms share jobs.",
     ),
     BackendOption(
         "detach",

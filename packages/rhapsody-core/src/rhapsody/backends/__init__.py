@@ -46,13 +46,14 @@ if TYPE_CHECKING:
     from rhapsody.plugins.options import BackendOption
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
+    from rhapsody.task import HeldValue
 
     __all__ = [
         "BackendDescription", "BackendOption", "BackendRegistry", "BackendSpec", "BackendState",
         "BaseBackend", "BaseExecutionBackend", "CancelLevel", "Capabilities",
         "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
         "DaskExecutionBackend", "DragonExecutionBackend", "DragonExecutionBackendV3",
-        "EnvironmentCall", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
+        "EnvironmentCall", "HeldValue", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
         "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
         "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
         "backend_from_options", "discover_backends", "get_backend", "in_environment",
@@ -78,6 +79,7 @@ else:
             "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
             "rhapsody.environments": "in_environment",
             "rhapsody.masking": "looks_secret",
+            "rhapsody.task": "HeldValue",
             "rhapsody.plugins.options": "BackendOption",
             "rhapsody.plugins.specs": "BackendSpec",
             "rhapsody.states": "StateMapper TasksMainStates",

@@ -174,7 +174,9 @@ class DryRun:
             called = Counter(name for _, name, _ in engine.graph)
             if len(rows) > 1:
                 counts = ", ".join(f"{count} {name}" for name, count in called.items())
-                say(f"{len(rows)} tasks: {counts}")
+                runs = sum(not _is_reused(row[-1]) for row in rows)
+                more = "" if verdicts is None else f"; {runs or 'none'} would run"
+                say(f"{len(rows)} tasks: {counts}{more}")
             for override, similar in engine.task_defaults.misspelled(called):
                 complain(
                     f"{override.source}: no task named {override.pattern!r} was called; did you "
@@ -201,7 +203,7 @@ class DryRun:
             verdicts, node_of = self._verdicts.get(engine.uid, {}), dict[str, int]()
             for uid, name, needs in engine.graph:
                 node = node_of[uid] = nodes.setdefault(name, len(nodes))
-                outcome = "reused" if verdicts.get(uid, "").startswith("reused") else "waiting"
+                outcome = "reused" if _is_reused(verdicts.get(uid, "runs")) else "waiting"
                 counts.setdefault(name, Counter())[outcome] += 1
                 graph.arrows.update((node_of[each], node) for each in needs if each in node_of)
         for name, found in counts.items():
@@ -249,6 +251,11 @@ def _holds_no_value(value: object) -> bool:
     if type(value) in (list, tuple, set, frozenset):
         return any(map(_holds_no_value, cast("Iterable[object]", value)))
     return type(value) is NoValue
+
+
+def _is_reused(verdict: str) -> bool:
+    """Return True if a task would not run, according to its verdict."""
+    return verdict.startswith("reused")
 
 
 def _is_users(file: str) -> bool:
