@@ -56,7 +56,15 @@ def test_a_local_file_keeps_meaning_the_same_file_after_a_change_of_directory(
 def test_a_link_keeps_the_name_it_was_given_by(here: Path) -> None:
     (here / "data-7.csv").write_text("x")
     (here / "latest.csv").symlink_to("data-7.csv")
-    assert InputFile("latest.csv").filename == "latest.csv"
+    file = InputFile("latest.csv")
+    assert file.filename == "latest.csv"
+    assert file.resolve() == here / "data-7.csv"
+
+
+def test_numpy_maps_a_file(here: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    numpy.save("array.npy", numpy.arange(5))
+    assert numpy.load(InputFile("array.npy"), mmap_mode="r")[3] == 3
 
 
 def test_a_parent_of_a_link_is_that_of_its_target(here: Path) -> None:
@@ -119,6 +127,8 @@ def test_a_url_is_remote_and_nothing_is_fetched_in_the_constructor(
     assert list(here.iterdir()) == []
     with pytest.raises(TypeError, match="pass it to a task"):
         os.fspath(file)
+    with pytest.raises(TypeError, match="pass it to a task"):
+        file.resolve()
 
 
 @pytest.mark.parametrize("name", ["data:2024.csv", "data:2024,csv", "data:a;b"])

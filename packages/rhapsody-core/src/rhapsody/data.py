@@ -390,6 +390,22 @@ class File:
             )
         return str(self.filepath)
 
+    def resolve(self, *, strict: bool = False) -> Path:
+        """Return the absolute path without links, as `pathlib.Path.resolve` does.
+
+        `numpy.memmap`, and therefore `numpy.load(file, mmap_mode="r")`, calls this method of paths.
+
+        Args:
+            strict: True to raise `FileNotFoundError` if the file does not exist.
+
+        Returns:
+            The path.
+
+        Raises:
+            TypeError: The file has no path before a task runs.
+        """
+        return Path(self).resolve(strict=strict)
+
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class InputFile(File):
