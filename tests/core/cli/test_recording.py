@@ -485,3 +485,34 @@ def test_a_run_that_held_tasks_back_has_not_ended_well(place: Place, program: st
     assert place.ran() == {"work 1": 1, "work 2": 1}
     place.run("-b", "local")
     assert place.ran() == {f"work {number}": 1 for number in range(3)}
+
+
+HANDLES = """
+import asyncio
+from pathlib import Path
+
+async def main(flow):
+    @flow.function_task
+    def inverse(number):
+        return 1 / (number + Path("shift.txt").stat().st_size)
+
+    @flow.function_task
+    def double(value):
+        return 2 * value
+
+    values = [double(inverse(number)) for number in (1, 0, 2)]
+    print(len(await asyncio.gather(*values, return_exceptions=True)))
+"""
+
+
+def test_after_handled_failures_the_summary_names_resume(place: Place) -> None:
+    place.write("wf.py", HANDLES)
+    place.write("shift.txt", "")
+    said = "rhapsody: to run only the failed task again, add --resume\n"
+    done = place.run()
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    assert done.stderr.endswith(said)
+    assert said not in place.run("-q").stderr
+    again = place.run("--resume")
+    assert "4 done (4 of them reused), 1 failed, 1 skipped" in again.stderr
+    assert said not in again.stderr

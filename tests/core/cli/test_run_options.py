@@ -239,3 +239,40 @@ def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
     assert error.partition("'")[2].rstrip("')") in done.stderr
     assert done.stderr.startswith("rhapsody: backend 'toy'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored"),
+    [
+        (("-b", "noop"), "-b noop"),
+        (("-b", "local", "-o", "cores=1"), "-b local -o cores"),
+        (("-o", "cores=1"), "-o cores"),
+        (("--profile", "cluster"), "--profile cluster"),
+        (("--profile", "plain"), None),
+        ((), None),
+    ],
+)
+def test_options_that_the_code_overrides_are_named(
+    run: Run, tmp_path: Path, options: tuple[str, ...], ignored: str | None
+) -> None:
+    (tmp_path / "rhapsody.toml").write_text(
+        '[profile.cluster]\nbackend = "noop"\n[profile.plain.engine]\nmax_pending = 5\n'
+    )
+    script = """
+        import asyncio
+        from rhapsody import LocalExecutionBackend, WorkflowEngine
+        async def main():
+            backend = LocalExecutionBackend(resources={"cores": 3})
+            async with WorkflowEngine.create(backend) as flow:
+                print(flow.backend.name, flow.backend.machine.cores)
+        if __name__ == "__main__":
+            asyncio.run(main())
+    """
+    done = run(script, *options)
+    assert (done.returncode, done.stdout) == (0, "local 3\n"), done.stderr
+    said = [line for line in done.stderr.splitlines() if "is not used" in line]
+    assert said == (
+        [f"{ignored} is not used, because the code passes a backend to this engine; omit it there"]
+        if ignored
+        else []
+    )

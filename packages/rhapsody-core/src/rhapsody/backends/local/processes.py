@@ -403,8 +403,7 @@ class ProcessWorkers(JobRunner):
         Jobs for which this is equal can run in the same worker.
         """
         variables = job.task.get("environment")
-        own = [variables.get(name) for name in THREAD_COUNTS] if variables else ()
-        if any(own):
+        if variables and any(own := [variables.get(name) for name in THREAD_COUNTS]):
             return own
         cores = thread_count(job.request.cores)
         return -1 if cores and self._adjustable else cores
@@ -423,7 +422,8 @@ class ProcessWorkers(JobRunner):
 
     def _give(self, job: LocalJob, to: Worker) -> None:
         self._patience.pop(job, None)
-        to.threads = self._threads(job)
+        if to.threads is None:
+            to.threads = self._threads(job)
         if keys := _keys(job):
             to.values |= keys
             if job.request.gpus:

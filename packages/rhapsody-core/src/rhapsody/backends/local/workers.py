@@ -297,7 +297,8 @@ class Worker:
             return True  # ignored
         self._received += self._buffer[:size]
         self._take_replies()
-        if count := sum(type(each) is not bool for each in self._replies):
+        replies = self._replies
+        if count := len(replies) - replies.count(True) - replies.count(False):
             now = self._loop.time()
             self.seconds, self.since = (now - self.since) / count, now
         self._deliver()

@@ -51,7 +51,7 @@ from rhapsody.builtin.journal.values import UnhashableError
 from rhapsody.data import leads_into
 from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.identity import AttemptId, call_text, without_engine
-from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles, hookimpl
+from rhapsody.plugins.specs import LookupTask, Record, Recorded, Summary, TaskFiles, hookimpl
 from rhapsody.sdk.generators import set_state
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import MAX_OPENED
@@ -137,6 +137,7 @@ class Journal:
         push_down: The argument `push_down`.
         max_value: The argument `largest`.
         names: The names in `again` that a task of this run has had so far.
+        failed: Number of tasks that have failed, in the engines of this run that have ended.
 
     Raises:
         JournalInUseError: Another run uses the journal, and `shared` is False or the journal is on
@@ -197,6 +198,7 @@ class Journal:
         # Files whose paths were returned: state, task and its name.
         self._returned: dict[str, tuple[tuple[int, int], str, str]] = {}
         self._sharing: set[str] = set()  # names of tasks that returned files of other tasks
+        self.failed: int = 0
         self._now = 0.0, "", ""  # time, directory and variables at the current lookup
         self._failed = False
 
@@ -245,6 +247,11 @@ class Journal:
         self._store.end(how, self._others.close)
 
     # On the loop.
+
+    @hookimpl
+    def rhapsody_workflow_finished(self, summary: Summary) -> None:
+        """Count the tasks that failed."""
+        self.failed += summary.stats.failed - summary.stats.skipped
 
     @hookimpl
     async def rhapsody_lookup_results(

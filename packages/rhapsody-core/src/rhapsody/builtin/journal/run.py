@@ -232,6 +232,9 @@ class JournalOfRun:
             self._complain(f"--rerun {unknown[0]}: no task with this name was called")
         if outcome != "done" and (journal.kept or journal.taken):
             self._complain("results are kept; run the same command again to continue")
+        elif outcome == "done" and journal.failed and not (self._run.quiet or self.resumes):
+            s = "" if journal.failed == 1 else "s"
+            self._complain(f"to run only the failed task{s} again, add --resume")
 
 
 def _note_values(module: types.ModuleType) -> None:

@@ -8,6 +8,7 @@ line, an environment variable or a file; see `rhapsody.engine.configuration.prof
 from __future__ import annotations
 
 import inspect
+import logging
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from rhapsody.engine.configuration.profiles import Profile, Value, active_profil
 from rhapsody.errors import ProfileError
 from rhapsody.plugins.manager import CORE
 from rhapsody.plugins.specs import UsageError
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,11 +120,27 @@ class EngineDefaults:
                 backends = [self.stand_in()]
         elif profile.is_for(given.get("backend")) and not filled.get("dry_run"):
             backends = [_backend_of(profile, given["backend"], {})]
+        if chooses and (ignored := self._ignored(profile, given)):
+            log.warning(
+                "%s is not used, because the code passes a backend to this engine; omit it there",
+                ignored,
+            )  # fmt: skip
         if len(backends) == 1:
             filled["backend"] = backends[0]
         elif backends:
             filled["backends"] = backends
         return filled
+
+    def _ignored(self, profile: Profile, given: Mapping[str, Any]) -> str | None:
+        """Return the options of the command line that the program's own backend makes useless."""
+        words = [f"-o {name}" for name in self.backend_options]
+        if self.backends:
+            words = [*(f"-b {name}" for name in self.backends), *words]
+        elif self.profile is not None and profile.backend is not None:
+            words = [f"--profile {self.profile}", *words]
+        if not self.backend_options and profile.is_for(given.get("backend")):
+            return None
+        return " ".join(words) or None
 
 
 def backends_of(profile: Profile, more: Mapping[str, Any]) -> list[BaseExecutionBackend]:

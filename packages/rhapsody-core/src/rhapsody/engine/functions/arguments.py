@@ -388,8 +388,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
         if len(handles) == 1 and _found_in(handles[0]) is None:
             return _with_handle(handles[0])
     search = _ArgumentSearch()
-    search.visit_all(values)
-    return search.found or None
+    return search.found if search.visit_all(values) or search.found else None
 
 
 class _ArgumentSearch:
