@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import ast
+import asyncio
 import enum
 import functools
 import importlib
@@ -729,13 +730,19 @@ def test_the_version_of_a_distribution_counts(keys: Keys, tmp_path: Path, monkey
 
 def in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> bytes:
     """The key of a function from a cell, whose file has a name of its own and is not there."""
+    return key_in_notebook(number, text, directory, monkeypatch).digest
+
+
+def key_in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> Any:
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     name = f"/tmp/ipykernel_{number}/{number}.py"
     lines = text.splitlines(keepends=True)
     monkeypatch.setitem(linecache.cache, name, (len(text), None, lines, name))
-    exec(compile(text, name, "exec"), vars(main))
-    return key_of(keys_in(directory), main.f).digest
+    code = compile(text, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    if asyncio.iscoroutine(coroutine := eval(code, vars(main))):
+        asyncio.run(coroutine)
+    return key_of(keys_in(directory), main.f)
 
 
 def test_a_cell_of_a_notebook_has_the_same_key_in_each_run(
@@ -758,6 +765,23 @@ def f():
     ]
     assert one == same
     assert len({one, *others}) == 3
+
+
+def test_a_cell_that_awaits_is_analysed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RATE", "1")
+    text = """
+import asyncio, os
+_cache = {}
+def f():
+    if "rate" not in _cache:
+        _cache["rate"] = float(os.environ["RATE"])
+    return _cache["rate"]
+await asyncio.sleep(0)
+"""
+    first = in_notebook(11, text, tmp_path, monkeypatch)
+    assert in_notebook(12, text.replace("sleep(0)", "sleep(0.0)"), tmp_path, monkeypatch) == first
+    monkeypatch.setenv("RATE", "2")
+    assert in_notebook(13, text, tmp_path, monkeypatch) != first
 
 
 def test_the_last_seed_that_a_cell_sets_counts(tmp_path: Path, monkeypatch: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import ctypes
+import functools
 import importlib
 import logging
 import mmap
@@ -1332,3 +1333,87 @@ async def test_scripts_that_the_function_of_a_worker_value_starts_count(
         async with engine(resume=True, backend=BACKENDS[backend]()) as flow:
             assert await flow.function_task(use)(flow.worker_value(load)()) == text
     assert ran() == {"use": 2}
+
+
+def logged(function: Any) -> Any:
+    @functools.wraps(function)
+    def call() -> Any:
+        return function()
+
+    return call
+
+
+def read_settings() -> str:
+    with open("data/a.txt") as file:
+        return file.read()
+
+
+@functools.cache
+def settings() -> str:
+    return read_settings()
+
+
+@logged
+@functools.lru_cache(maxsize=1)
+def logged_settings() -> str:
+    return Path("data/b.txt").read_text()
+
+
+def first() -> str:
+    note("first")
+    return settings() + logged_settings()
+
+
+def second() -> str:
+    note("second")
+    return settings() * 2
+
+
+def third() -> str:
+    note("third")
+    return logged_settings() * 3
+
+
+def without_settings() -> str:
+    note("without")
+    return read_settings.__name__
+
+
+@pytest.mark.parametrize("before", ["a task", "the program"])
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_what_a_cached_function_has_read_counts_for_all_tasks_that_use_it(
+    here: Path, backend: str, before: str
+) -> None:
+    async def results() -> list[str]:
+        settings.cache_clear()
+        logged_settings.__wrapped__.cache_clear()
+        made = BACKENDS[backend]()
+        async with WorkflowEngine.create(made, journal="run.sqlite", resume=True) as flow:
+            if before == "the program":
+                settings(), logged_settings()
+            functions = first, second, third, without_settings
+            return [await flow.function_task(each)() for each in functions]
+
+    expected = ["ab", "aa", "bbb", "read_settings"]
+    assert await results() == await results() == expected
+    (here / "data" / "a.txt").write_text("A")
+    assert await results() == ["Ab", "AA", "bbb", "read_settings"]
+    assert ran() == {"first": 2, "second": 2, "third": 1, "without": 1}
+    (here / "data" / "b.txt").write_text("B")
+    assert await results() == ["AB", "AA", "BBB", "read_settings"]
+    assert ran() == {"first": 3, "second": 2, "third": 2, "without": 1}
+
+
+async def test_a_task_with_settings_that_changed_after_they_were_read_is_not_recorded(
+    here: Path, caplog: Any
+) -> None:
+    settings.cache_clear()
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        assert settings() == "a"
+        begin, probe = time.time_ns(), here / "probe"
+        probe.touch()
+        while probe.stat().st_ctime_ns < begin:  # the clock of file systems ticks every few ms
+            probe.touch()
+        (here / "data" / "a.txt").write_text("A")
+        assert await flow.function_task(second)() == "aa"
+    assert "'data/a.txt', which it opened, changed after it was read" in caplog.text

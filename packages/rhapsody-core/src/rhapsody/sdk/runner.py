@@ -45,7 +45,7 @@ from collections import ChainMap, Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, decode_source, spec_from_file_location
 from pathlib import Path
@@ -434,6 +434,12 @@ STARTED_BEFORE = "started"
 """Key in the result of `watch_files` for a call that uses a worker value whose function started a
 process when it was built. The value is the same as for `STARTED`."""
 
+CACHED = "cached "
+"""Beginning of keys, in the result of `watch_files`, for files that earlier calls or the program
+have read in a function without parameters and with `functools.lru_cache`. The qualified name of the
+function follows. The value contains the time in nanoseconds since the epoch and the path of each
+file, as in `"1764549000 /data/a.json"`, with null characters between the files."""
+
 RELATIVE = "/./"
 """Text in the result of `watch_files` that separates the current directory from a relative path."""
 
@@ -620,10 +626,7 @@ class _Watch:
             use: The use; see `watch_files`.
             ignored: Endings of paths that are not noted.
         """
-        if type(path) is not str:
-            path = os.fsdecode(path)
-        if path[:1] != "/":
-            path = f"{os.getcwd()}{RELATIVE}{path}"
+        path = _absolute(path)
         if path[-1:] == "/" and use != LISTED:  # only listed paths end so; see `_audit`
             path = path[:-1]
         if (
@@ -753,6 +756,9 @@ class WatchedPaths(dict[str, str]):
     def end(self) -> None:
         """End the watch. Called when the call has ended."""
         self.ended = True
+        for name, files in tuple(_watches.cached.items()):
+            times = (f"{read} {path}" for path, read in tuple(files.items()))
+            self[f"{CACHED}{name}"] = "\0".join(times)
         if not self.file:
             return
         self.file = ""
@@ -774,21 +780,55 @@ class _Watches:
 
     Attributes:
         hooked: True if the audit hook has been added to this process.
+        places: The directories of files to note in `cached` while no call is watched.
+        cached: The files that functions with a cache have read; see `CACHED`. By the name of the
+            function and the path: the time in nanoseconds since the epoch.
     """
 
-    __slots__ = ("get", "hooked", "set")
+    __slots__ = ("cached", "get", "hooked", "places", "set")
 
     def __init__(self) -> None:
         variable = contextvars.ContextVar[_Watch | None]("rhapsody_watch", default=None)
         self.get: Callable[[], _Watch | None] = variable.get
         self.set: Callable[[_Watch | None], object] = variable.set
         self.hooked: bool = False
+        self.places: tuple[str, ...] = ()
+        self.cached: dict[str, dict[str, int]] = {}
+
+    def note_cached(self, path: Any, places: tuple[str, ...], frame: FrameType | None) -> None:
+        """Note a file that a function with a cache reads; see `CACHED`."""
+        path = _absolute(path)
+        if not path.startswith(places) or path.endswith(_COMPILED):
+            return
+        while frame is not None and not str(frame.f_globals.get("__name__")).startswith(
+            "rhapsody."
+        ):
+            code = frame.f_code
+            if not (code.co_argcount or code.co_kwonlyargcount) and _has_cache(frame):
+                self.cached.setdefault(code.co_qualname, {})[path] = time.time_ns()
+            frame = frame.f_back
 
     def __reduce__(self) -> tuple[type[_Watches], tuple[()]]:
         return _Watches, ()
 
 
 _watches = _Watches()
+
+_LRU_CACHE = type(lru_cache(len))
+
+
+def _has_cache(frame: FrameType) -> bool:
+    """Return True if the function of a frame is a global one with `functools.lru_cache`."""
+    found = frame.f_globals.get(frame.f_code.co_name)
+    while found is not None and type(found) is not _LRU_CACHE:
+        found = getattr(found, "__wrapped__", None)
+    return found is not None
+
+
+def _absolute(path: Any) -> str:
+    """Return an absolute path; see `RELATIVE`."""
+    text = path if type(path) is str else os.fsdecode(path)
+    return text if text[:1] == "/" else f"{os.getcwd()}{RELATIVE}{text}"
 
 
 def _use(flags: int) -> str:
@@ -827,6 +867,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
         watch = getattr(thread, "_rhapsody_watch", None)
         if watch is None:
+            if event == "open" and _watches.places and _is_read(*args):
+                _watches.note_cached(args[0], _watches.places, sys._getframe(1))
             return
     if watch.paths.ended:
         return
@@ -839,6 +881,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
                 use = READ
             if use == READ or not _in_import(frame):
                 watch.note(path, use, _CODE if _reads_code(frame) else _COMPILED)
+            if use == READ:
+                _watches.note_cached(path, watch.places, frame)
     elif event in _LISTINGS:
         path = args[0]
         caller = sys._getframe(1).f_code.co_filename
@@ -881,6 +925,11 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
             thread._rhapsody_watch = watch  # type: ignore[attr-defined]
 
 
+def _is_read(path: Any, mode: Any, flags: int) -> bool:
+    """Return True if the audit event `open` with some arguments is that of a file that is read."""
+    return type(path) is not int and mode is not None and _use(flags) == READ
+
+
 def _path_of_database(name: bytes) -> str:
     """Return the path in an SQLite database's name or URI (see https://sqlite.org/uri.html)."""
     if not name.startswith(b"file:"):
@@ -916,13 +965,27 @@ def watch_files(places: tuple[str, ...]) -> WatchedPaths:
         is added if the call starts another process. Existing files that the command of this process
         names are noted as if the call had read them.
     """
-    if not _watches.hooked:
-        _watches.hooked = True
-        sys.addaudithook(_audit)  # it cannot be removed
+    _hook()
     watch = _Watch(places)
     watch.note_library_files()
     _watches.set(watch)
     return watch.paths
+
+
+def watch_cached(places: tuple[str, ...]) -> None:
+    """Note the files that functions with a cache read while no call is watched; see `CACHED`.
+
+    Args:
+        places: The directories to watch, each with a trailing slash.
+    """
+    _hook()
+    _watches.places = places
+
+
+def _hook() -> None:
+    if not _watches.hooked:
+        _watches.hooked = True
+        sys.addaudithook(_audit)  # it cannot be removed
 
 
 @contextmanager

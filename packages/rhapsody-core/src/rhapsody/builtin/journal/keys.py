@@ -126,6 +126,13 @@ class Key(NamedTuple):
     variables: Mapping[str, str | None] | None = None
     here: bool = False
 
+    @property
+    def caches(self) -> frozenset[str]:
+        """The qualified names of the functions with `functools.lru_cache` that the code uses."""
+        memos = () if self.used is None else self.used.found.memos
+        names = (getattr(memo.owner, "__qualname__", None) for memo in memos)
+        return frozenset(name for name in names if isinstance(name, str))
+
 
 def as_text(parts: Mapping[str, object]) -> str:
     """Return parts as text that `ast.literal_eval` reads, and that is the same in each run.

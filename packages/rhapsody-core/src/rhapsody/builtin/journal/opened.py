@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rhapsody.builtin.journal.scripts import Scripts
 from rhapsody.builtin.journal.store import SUFFIXES
 from rhapsody.builtin.journal.values import DIGEST_SIZE, UnhashableError, counts
 from rhapsody.sdk.runner import (
+    CACHED,
     LISTED,
     READ,
     RELATIVE,
@@ -40,6 +41,7 @@ from rhapsody.sdk.runner import (
     UPDATED,
     WITHOUT_FILE,
     WRITTEN,
+    watch_cached,
 )
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
@@ -107,6 +109,7 @@ class OpenedFiles:
         )
         self._places = (*places, *self._above)  # from the inner to the outer ones
         self._linked = _linked_directory()
+        watch_cached(self._places)
 
     def watched(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return the directories to watch for a function; see `rhapsody.sdk.watch_files`.
@@ -140,6 +143,7 @@ class OpenedFiles:
         directory: str = "",
         variables: str = "",
         links: Iterable[str] | None = None,
+        caches: Container[str] = (),
     ) -> str | None:
         """Return the record of the files that a function opened, or `None` if there are none.
 
@@ -153,6 +157,7 @@ class OpenedFiles:
             variables: The result of the method `variables` when the task was looked up.
             links: The paths in the arguments of a function that resolves symbolic links; `None` if
                 it does not. What it opens then depends on links that it does not open.
+            caches: The qualified names of the functions with a cache that the function uses.
 
         Raises:
             UnhashableError: A file was changed by another task or process while the task ran, or
@@ -165,6 +170,15 @@ class OpenedFiles:
             )
         paths = dict(task.get("opened", {}))
         before = paths.pop(STARTED_BEFORE, None)
+        cached = {name: paths.pop(name) for name in [*paths] if name.startswith(CACHED)}
+        read = {
+            path: int(when)
+            for name, files in cached.items()
+            if name.removeprefix(CACHED) in caches
+            for when, _, path in (file.partition(" ") for file in files.split("\0"))
+        }
+        paths = dict.fromkeys(read, READ) | paths
+        since = {self._resolved(path): when for path, when in read.items()}
         uses = sorted(paths.items(), key=itemgetter(1))  # `WRITTEN` replaces others
         opened = {self._resolved(path): use for path, use in uses}
         relative = {self._resolved(path) for path, _ in uses if RELATIVE in path}
@@ -199,15 +213,16 @@ class OpenedFiles:
                 continue
             about = stat_of(path)
             # A change in the clock tick in which the task started (up to 10 ms) goes unnoticed.
-            if about is not None and about.st_ctime_ns >= start:
+            if about is not None and about.st_ctime_ns >= min(start, since.get(path, start)):
                 if STARTED in opened:  # most likely, that process has written it, or its mode
                     is_directory = stat.S_ISDIR(about.st_mode)
                     if path not in listed and (is_directory or about.st_mtime_ns >= start):
                         continue
                 elif not stat.S_ISDIR(about.st_mode) or self._is_filled(path, start, written):
+                    when = "after it was read" if path in since else "while the task ran"
                     raise UnhashableError(
-                        f"{name!r}, which it opened, changed while the task ran; run again when "
-                        "nothing writes to it, or declare what the task writes as OutputFile"
+                        f"{name!r}, which it opened, changed {when}; run again when nothing "
+                        "writes to it, or declare what the task writes as OutputFile"
                     )
             states[name] = self._state(path, about)
             if path in relative:

@@ -506,7 +506,7 @@ class Journal:
             start = int(task["interval"][0] * 1e9)
             known = *named, *inputs.values()
             links = key.paths if key.resolves else None
-            opened = self._opened.noted(task, known, (), start, *self._now[1:], links)
+            opened = self._opened.noted(task, known, (), start, *self._now[1:], links, key.caches)
             parts |= {f"opened {path}": state for path, state in json.loads(opened or "{}").items()}
         parts = {f"{name!r}: {part}": text for part, text in parts.items()}
         return _Service(name, key, inputs, parts)
@@ -847,7 +847,9 @@ class Journal:
         named = (path for path, digest in paths.items() if digest)
         known = *named, *record.inputs.values(), *written
         links = paths if key.resolves else None
-        return self._opened.noted(task, known, trees, start, directory, variables, links)
+        return self._opened.noted(
+            task, known, trees, start, directory, variables, links, key.caches
+        )
 
     def _warn_of_shared(self, record: Record, returned: Iterable[str]) -> None:
         """Warn once for each task name of files that have changed since another task returned them.

@@ -370,23 +370,42 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the import has already shown these warnings
-            file.code = compile(source, name, "exec", dont_inherit=True)
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if file.stamp is None else 0  # as in a notebook
+            file.code = compile(source, name, "exec", flags, dont_inherit=True)
             file.names.update(each.co_qualname for each in with_inner(file.code))
+            statements = [_by_statement(source, name, flags)] if file.stamp is None else []
             tree = ast.parse(source)
             scopes = _normalize(tree, file)
-            plain = compile(tree, name, "exec", dont_inherit=True)
+            plain = compile(tree, name, "exec", flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):  # not Python, or nested too deeply
         return file
     file.tree = tree
-    for code, counterpart in _pairs(file.code, plain):
-        file.plain[code] = counterpart
-        node = scopes.get(counterpart.co_firstlineno)
-        # The first line of a decorated function is that of its first decorator.
-        if isinstance(node, FUNCTIONS | ast.Lambda) and code.co_name == getattr(
-            node, "name", "<lambda>"
-        ):
-            file.nodes[code] = node
+    for one in (file.code, *statements):
+        for code, counterpart in _pairs(one, plain):
+            file.plain[code] = counterpart
+            node = scopes.get(counterpart.co_firstlineno)
+            # The first line of a decorated function is that of its first decorator.
+            if isinstance(node, FUNCTIONS | ast.Lambda) and code.co_name == getattr(
+                node, "name", "<lambda>"
+            ):
+                file.nodes[code] = node
     return file
+
+
+def _by_statement(source: str, name: str, flags: int) -> types.CodeType:
+    """Compile each statement of a cell separately, as IPython does.
+
+    The byte code of a function may differ: Python 3.11 compiles a call of a module's function
+    differently if a statement before it imports the module.
+
+    Returns:
+        The code of an empty module with the code objects of the statements as its constants.
+    """
+    inner: list[types.CodeType] = []
+    for node in ast.parse(source).body:
+        code = compile(ast.Module([node], []), name, "exec", flags, dont_inherit=True)
+        inner += (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return compile("", name, "exec", dont_inherit=True).replace(co_consts=tuple(inner))
 
 
 class _Unquoted(ast.NodeTransformer):
@@ -716,10 +735,10 @@ class Surroundings:
     def place(self, file: str) -> str:
         """Return a source file's path relative to the program's directory.
 
-        For code without a file, return `a text`.
+        For code without a file, return `a cell or a string`.
         """
         if file.startswith("<") or not os.path.exists(file):  # the cells of notebooks are numbered
-            return "a text"
+            return "a cell or a string"
         return os.path.relpath(os.path.realpath(file), self._directory)
 
     def portable(self, path: str) -> str:
@@ -879,12 +898,11 @@ def _names_without_source(code: types.CodeType, variables: Mapping[str, Any]) ->
 def _chains_without_source(
     chain: tuple[str, ...], value: object, words: Iterable[str]
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a name, or the members of a module that byte code names, as in `Use.chain`."""
+    """Yield a name, and the members of a module that byte code names, as in `Use.chain`."""
     members = vars(value) if isinstance(value, types.ModuleType) else {}
-    found = [each for each in words if each in members]
-    if not found or len(chain) == DEEPEST:
-        yield chain
-        return
+    found = [each for each in words if each in members] if len(chain) < DEEPEST else []
+    if not (found and members["__name__"].partition(".")[0] in sys.stdlib_module_names):
+        yield chain  # the code may use the module as a whole
     for each in found:
         yield from _chains_without_source((*chain, each), members[each], words)
 

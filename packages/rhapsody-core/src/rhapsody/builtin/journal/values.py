@@ -2,8 +2,9 @@
 
 Digests are not computed from pickles: a comment above a function of `__main__` changes its pickle,
 and the order of a set changes with the hash seed. Instead, an object's digest is computed from the
-parts from which pickle would rebuild the object. A digest depends neither on the order of a `dict`
-nor on whether two parts of a value are the same object. Two kinds of values have a different digest
+parts from which pickle would rebuild the object. A digest depends neither on the order of a `dict`,
+unless it contains functions or classes, nor on whether two parts of a value are the same object.
+Two kinds of values have a different digest
 in each run: sets of functions with the same name, such as lambdas, and objects that contain the
 address of another object.
 """
@@ -101,6 +102,9 @@ _DESCRIPTORS = (
     types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType,
     types.MethodDescriptorType, types.ClassMethodDescriptorType,
 )  # fmt: skip
+
+_CODE = frozenset((types.FunctionType, types.BuiltinFunctionType, types.MethodType, type))
+"""Types of functions and classes. The order of a dict that contains them is compared."""
 
 _CACHED = type(functools.lru_cache(len))
 
@@ -405,8 +409,10 @@ class Values:
         kind = type(value)
         if kind is tuple or kind is list:
             self._items(b"t" if kind is tuple else b"l", value, feed)
-        elif kind is dict:
+        elif kind is dict and _CODE.isdisjoint(map(type, value.values())):
             self._sorted(b"d", value.items(), feed)
+        elif kind is dict:  # such as the steps of a pipeline
+            self._items(b"D", value.items(), feed)
         elif kind is set or kind is frozenset:
             self._sorted(b"S" if kind is set else b"Z", value, feed)
         elif kind is types.MappingProxyType:
