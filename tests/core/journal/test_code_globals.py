@@ -730,10 +730,6 @@ def test_the_version_of_a_distribution_counts(keys: Keys, tmp_path: Path, monkey
 
 def in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> bytes:
     """The key of a function from a cell, whose file has a name of its own and is not there."""
-    return key_in_notebook(number, text, directory, monkeypatch).digest
-
-
-def key_in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> Any:
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
     name = f"/tmp/ipykernel_{number}/{number}.py"
@@ -742,7 +738,7 @@ def key_in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -
     code = compile(text, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     if asyncio.iscoroutine(coroutine := eval(code, vars(main))):
         asyncio.run(coroutine)
-    return key_of(keys_in(directory), main.f)
+    return key_of(keys_in(directory), main.f).digest
 
 
 def test_a_cell_of_a_notebook_has_the_same_key_in_each_run(

@@ -272,3 +272,37 @@ async def test_equal_calls_keep_their_results_if_one_of_them_runs_again(
 
     for values in ((1, 2, 4), (3, 2, 4), (3, 2, 4), (3, 5, 4), (6, 5, 4)):
         assert await results(*values) == list(map(str, values))
+
+
+@pytest.mark.parametrize("first_is_recorded", [True, False])
+async def test_equal_calls_with_services_that_start_after_different_tasks_keep_their_results(
+    here: Path, tmp_path: Path, first_is_recorded: bool
+) -> None:
+    place = tmp_path / "elsewhere"  # not watched
+    place.mkdir()
+
+    async def results(*values: int) -> list[str]:
+        found = []
+        async with engine(resume=True) as flow:
+
+            @flow.function_task
+            def write(value: int) -> None:
+                (place / "conf").write_text(f"{value}")
+
+            @flow.executable_task(service=True, ready=r"stdout:(listening-\d+)")
+            def serve() -> str:
+                return "echo listening-$$; exec sleep 60"
+
+            @flow.executable_task
+            async def ask(host: object) -> str:
+                return f": {host}; cat {place}/c*"
+
+            for number, value in enumerate(values):
+                written = write.options(cache=first_is_recorded or number > 0)(value)
+                service = serve.options(after=[written])()
+                found.append(await ask(service))
+                service.cancel()
+        return found
+
+    for values in ((1, 2, 4), (1, 2, 4), (3, 2, 4), (3, 5, 4), (3, 5, 4)):
+        assert await results(*values) == list(map(str, values))

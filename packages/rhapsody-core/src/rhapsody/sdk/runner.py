@@ -484,7 +484,7 @@ _NOTED = frozenset(
         *_LISTINGS, *_PATTERNS, *_CHANGES, *_STARTS, *_STARTS_THREAD,
     )
 )  # fmt: skip
-"""Audit events that are also noted on threads that a watched call has started."""
+"""Audit events that are noted."""
 
 _NAMES = (str, bytes, os.PathLike)
 """Types of file names."""
@@ -756,6 +756,7 @@ class WatchedPaths(dict[str, str]):
     def end(self) -> None:
         """End the watch. Called when the call has ended."""
         self.ended = True
+        _watches.running.pop(id(self), None)
         for name, files in tuple(_watches.cached.items()):
             times = (f"{read} {path}" for path, read in tuple(files.items()))
             self[f"{CACHED}{name}"] = "\0".join(times)
@@ -781,11 +782,12 @@ class _Watches:
     Attributes:
         hooked: True if the audit hook has been added to this process.
         places: The directories of files to note in `cached` while no call is watched.
+        running: The watches of the calls that have not ended, by the id of their `paths`.
         cached: The files that functions with a cache have read; see `CACHED`. By the name of the
             function and the path: the time in nanoseconds since the epoch.
     """
 
-    __slots__ = ("cached", "get", "hooked", "places", "set")
+    __slots__ = ("cached", "get", "hooked", "places", "running", "set")
 
     def __init__(self) -> None:
         variable = contextvars.ContextVar[_Watch | None]("rhapsody_watch", default=None)
@@ -793,6 +795,7 @@ class _Watches:
         self.set: Callable[[_Watch | None], object] = variable.set
         self.hooked: bool = False
         self.places: tuple[str, ...] = ()
+        self.running: dict[int, _Watch] = {}
         self.cached: dict[str, dict[str, int]] = {}
 
     def note_cached(self, path: Any, places: tuple[str, ...], frame: FrameType | None) -> None:
@@ -860,23 +863,47 @@ def _in_import(frame: FrameType | None) -> bool:
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     """Note the files that a watched call opens: a hook for `sys.addaudithook`."""
-    watch = _watches.get()
+    if event not in _NOTED:
+        return
+    watch, frame = _watches.get(), sys._getframe(1)
     if watch is None:
-        if event not in _NOTED:
-            return
         thread = threading._active.get(threading.get_ident())  # type: ignore[attr-defined]
         watch = getattr(thread, "_rhapsody_watch", None)
         if watch is None:
             if event == "open" and _watches.places and _is_read(*args):
-                _watches.note_cached(args[0], _watches.places, sys._getframe(1))
+                _watches.note_cached(args[0], _watches.places, frame)
+            if _watches.running and not _is_known(thread):
+                for each in tuple(_watches.running.values()):
+                    # If several calls are running, it is unknown which of them writes a file.
+                    if len(_watches.running) == 1 or _only_reads(event, args):
+                        _note(each, event, args, frame)
             return
-    if watch.paths.ended:
-        return
+    if not watch.paths.ended:
+        _note(watch, event, args, frame)
+
+
+def _is_known(thread: threading.Thread | None) -> bool:
+    """Return True if a thread without a watched call was not started by one."""
+    return (
+        thread is None
+        or thread is threading.main_thread()
+        or thread.name.startswith("rhapsody")
+        or isinstance(thread, threading._DummyThread)
+    )
+
+
+def _only_reads(event: str, args: tuple[Any, ...]) -> bool:
+    """Return True if an audit event changes no file by itself."""
+    return _is_read(*args) if event == "open" else event not in (*_CHANGES, "sqlite3.connect")
+
+
+def _note(watch: _Watch, event: str, args: tuple[Any, ...], frame: FrameType) -> None:
+    """Note an audit event of a watched call, which occurred in a frame."""
     if event == "open":
         path, mode, flags = args
         # A relative path without a mode may be relative to an open directory (`os.open`).
         if type(path) is not int and (mode is not None or path[:1] in ("/", b"/")):
-            use, frame = _use(flags), sys._getframe(1)
+            use = _use(flags)
             if flags & os.O_EXCL and os.path.lexists(path):  # it cannot be created
                 use = READ
             if use == READ or not _in_import(frame):
@@ -885,7 +912,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
                 _watches.note_cached(path, watch.places, frame)
     elif event in _LISTINGS:
         path = args[0]
-        caller = sys._getframe(1).f_code.co_filename
+        caller = frame.f_code.co_filename
         if type(path) is not int and not caller.startswith("<frozen importlib"):
             watch.note(os.path.join(path or os.curdir, type(path or "")()), LISTED)
     elif event in _PATTERNS:
@@ -894,7 +921,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         literal = itertools.takewhile(lambda part: not _WILDCARDS.intersection(part), parts)
         watch.note(os.path.join(directory, *literal, ""), LISTED)
     elif event in _CHANGES:
-        if args[-1] in (-1, None) and not _in_import(sys._getframe(1)):
+        if args[-1] in (-1, None) and not _in_import(frame):
             for path in args[_CHANGES[event]]:
                 watch.note(path, WRITTEN, _COMPILED)
     elif event == "sqlite3.connect" and isinstance(args[0], _NAMES):
@@ -945,14 +972,15 @@ def _path_of_database(name: bytes) -> str:
 def watch_files(places: tuple[str, ...]) -> WatchedPaths:
     """Note the files and directories that Python opens, for the rest of this `Context`.
 
-    Threads that the call starts (with Python 3.12 or newer) and processes that it forks are
-    included until the caller calls the method `end` of the result. Not noted are files that are
-    opened on other threads, by other processes, or by libraries that do not open files through
-    Python, except databases of `sqlite3` and shared libraries that `ctypes` loads. The modules of
-    classes and functions that the call unpickles are noted as if it had read their files; the key
-    `WITHOUT_FILE` is added if one of them has no file. In a process with an audit hook, calls of
-    `id` take 0.1 microseconds longer, so the hook is added when a call is watched for the first
-    time.
+    Processes that it forks are included until the caller calls the method `end` of the result, and
+    so are the threads that it starts. Before Python 3.12, and for threads that existed before, what
+    a thread reads is noted for all calls that are running in this process. Not noted are files that
+    are opened on the main thread outside a call, by other processes, or by libraries that do not
+    open files through Python, except databases of `sqlite3` and shared libraries that `ctypes`
+    loads. The modules of classes and functions that the call unpickles are noted as if it had read
+    their files; the key `WITHOUT_FILE` is added if one of them has no file. In a process with an
+    audit hook, calls of `id` take 0.1 microseconds longer, so the hook is added when a call is
+    watched for the first time.
 
     Args:
         places: The directories to watch, each with a trailing slash.
@@ -968,6 +996,7 @@ def watch_files(places: tuple[str, ...]) -> WatchedPaths:
     _hook()
     watch = _Watch(places)
     watch.note_library_files()
+    _watches.running[id(watch.paths)] = watch
     _watches.set(watch)
     return watch.paths
 

@@ -398,7 +398,8 @@ class Journal:
             return None
         former = self._calls.pop(call, None)
         if former is None:
-            number = self._number(key.digest, self._place(key) if task["after"] else None)
+            ordered = any(map(_is_order, more))
+            number = self._number(key.digest, self._place(key) if ordered else None)
         elif former[0].digest == key.digest:  # its input files were produced again, unchanged
             number = former[1]
         else:
@@ -559,12 +560,12 @@ class Journal:
         return counted
 
     def _place(self, key: Key) -> int:
-        """Return the number of a call among the calls that differ only in `after=`.
+        """Return the number of a call among those that differ only in `after=`, also of services.
 
         If one of them runs again, because what it waits for did, the others keep their results.
         """
         parts = ast.literal_eval(key.parts)
-        others = {name: part for name, part in parts.items() if not name.startswith("after ")}
+        others = {name: part for name, part in parts.items() if not _is_order(name)}
         return self._number(self._keys.digest(f"in order: {as_text(others)}", key.code, key.paths))
 
     def _found(
@@ -979,6 +980,11 @@ def _other_address(recorded: Mapping[str, Iterable[str]], uses: _Uses) -> str | 
             how = "has changed" if known else "a dry run does not know"
             return f"its result contains the address of service {name!r}, which {how}"
     return None
+
+
+def _is_order(name: str) -> bool:
+    """Return True if a part of a key represents `after=` of the task or of a service it uses."""
+    return name.startswith("after ") or (name.startswith("service") and ": after " in name)
 
 
 def _only_elsewhere(files: TaskFiles, destinations: Mapping[str, str] | None) -> bool:
