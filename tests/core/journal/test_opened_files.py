@@ -591,6 +591,29 @@ def load_cell(path: str) -> float:
         return float(pickle.load(file).predict(2))
 
 
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+async def test_the_modules_that_a_file_run_with_exec_imports_count(
+    here: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    (here / "settings.py").write_text("from units_of_time import hours\nrate = 2 * hours\n")
+    (here / "reads_settings.py").write_text(
+        "from pathlib import Path\nfrom tests._support.recorded import note\n"
+        "def rate():\n    note('rate')\n    settings = {}\n"
+        "    exec(Path('settings.py').read_text(), settings)\n    return settings['rate']\n"
+    )
+    importlib.invalidate_caches()
+    function = importlib.import_module("reads_settings").rate
+    results = []
+    for hours in (1, 1, 24):  # of another size: Python's cache has seconds
+        (here / "units_of_time.py").write_text(f"hours = {hours}\n")
+        sys.modules.pop("units_of_time", None)
+        results += await run(function, (), backend=BACKENDS[backend]())
+    assert results == [2, 2, 48]
+    assert ran() == {"rate": 2}
+
+
 async def test_a_function_that_unpickles_an_object_of_a_notebook_cell_is_not_recorded(
     here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

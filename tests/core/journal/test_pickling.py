@@ -51,6 +51,12 @@ def test_objects_without_attributes_come_back_as_themselves() -> None:
     assert others[1].value == 1
 
 
+def test_constants_of_python_come_back_as_themselves() -> None:
+    constants = [..., NotImplemented, None]
+    content, *_ = pickle.loads(pickling.packed((constants,), (), own))
+    assert [*map(id, content)] == [*map(id, constants)]
+
+
 def test_a_variable_that_has_another_value_when_the_pickle_is_loaded_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -381,7 +381,9 @@ class CodeFingerprint:
                 self._used(f"the environment used by {name}", os.environ)
             elif address in _IMPORTERS:
                 raise UnhashableError(f"{name} may import any module")
-            elif any(each.__module__ in _SETTINGS for each in getattr(thing, "__mro__", ())):
+            elif isinstance(thing, type) and any(
+                each.__module__ in _SETTINGS for each in thing.__mro__
+            ):
                 self._used(f"the environment used by {name}", os.environ)
         return known[1]
 

@@ -197,7 +197,10 @@ class OpenedFiles:
         if searched is not None:
             search = list(filter(None, searched.split(os.pathsep)))
             loaded.update(*(self._scripts.loaded(path, search) for path in [*opened, *known]))
-            opened |= dict.fromkeys(loaded.difference(opened), READ)
+        else:  # a function may run the text of a file with `exec`
+            texts = (path for path, use in opened.items() if use == READ and path.endswith(".py"))
+            loaded.update(*map(self._scripts.loaded, texts))
+        opened |= dict.fromkeys(loaded.difference(opened), READ)
         states = {}
         here, depends = os.path.join(directory, ""), STARTED in opened
         for path in map(os.path.abspath, trees):

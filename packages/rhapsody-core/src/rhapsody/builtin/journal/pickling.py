@@ -13,6 +13,7 @@ replaces them by `bytes` and by an `io.StringIO`, so results that contain one ar
 
 from __future__ import annotations
 
+import builtins
 import datetime
 import enum
 import io
@@ -363,7 +364,7 @@ class _Parts:
             )
         if not (getattr(value, "__dict__", None) or slots_of(kind)):
             module = sys.modules.get(kind.__module__)
-            if module is not None and is_plain_python(kind):
+            if module not in (None, builtins) and is_plain_python(kind):  # not `...`
                 for name, each in list(vars(module).items()):
                     if each is value:
                         return held, (kind, name)
