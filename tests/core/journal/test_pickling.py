@@ -33,6 +33,15 @@ class Slotted:
     __slots__ = ("value",)
 
 
+class Measured:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample(Measured):
+    number: int
+
+
 def own(kind: type) -> bool:
     return kind.__module__ == __name__
 
@@ -316,13 +325,15 @@ def test_objects_whose_attributes_a_pickle_would_omit_are_refused() -> None:
         array.view(Units), Day(2020, 1, 1), Drawer(1), pandas.DataFrame(), pandas.Series([1]),
         Histogram("aab"), Place("10.0.0.1"),
     ]  # fmt: skip
-    for value in map(with_attribute, lost):
+    sample = Sample(1)
+    object.__setattr__(sample, "units", "m")
+    for value in [sample, *map(with_attribute, lost)]:
         for result in (value, [value], {"key": value}):
             with pytest.raises(UnhashableError, match="'units'"):
                 pickling.packed((result,), (), own)
     for value in (
         array, numpy.ma.masked_array([1]), pandas.DataFrame(), random.Random(1),
-        Day(2020, 1, 1), Histogram("aab"), Side.LEFT, with_attribute(array.view(Kept)),
+        Day(2020, 1, 1), Histogram("aab"), Side.LEFT, with_attribute(array.view(Kept)), Sample(1),
     ):  # fmt: skip
         pickling.packed(([value],), (), own)
     kept = pickle.loads(pickling.packed(([with_attribute(array.view(Kept))],), (), own))[0][0]

@@ -9,6 +9,7 @@ import fractions
 import random
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,53 @@ def test_unchanged_values_are_compared_without_their_digests(
     former, values = compared(value, fingerprint)
     monkeypatch.setattr(Values, "digest", None)
     assert former.is_true(values)
+
+
+class Component:
+    def configure(self, **options: Any) -> Any:
+        object.__setattr__(self, "options", options)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(Component):
+    width: int
+
+
+def defined() -> Any:
+    class Defined(Component):
+        width: int
+
+        @cached_property
+        def area(self) -> int:
+            return self.width**2
+
+    return pytest.importorskip("attrs").define(Defined)
+
+
+@pytest.mark.parametrize("get", [lambda: Frozen, defined], ids=["dataclass", "attrs"])
+def test_attributes_that_are_no_fields_are_compared(get: Any, fingerprint: CodeFingerprint) -> None:
+    kind = get()
+    value = [kind(3).configure(gain=2), *range(300)]
+    former, values = compared(value, fingerprint)
+    assert former.is_true(values)
+    other = [kind(3).configure(gain=4), *range(300)]
+    assert values.digest(other, whole=False) != values.digest(value, whole=False)
+    value[0].options["gain"] = 4
+    assert not former.is_true(values)
+
+
+def test_a_cached_property_in_a_slot_is_compared_if_it_was_known_before(
+    fingerprint: CodeFingerprint,
+) -> None:
+    kind = defined()
+    value, known = kind(3), kind(3)
+    former, values = compared(value, fingerprint)
+    assert value.area == 9
+    assert former.is_true(values)
+    assert known.area == 9
+    known.width = 5
+    assert values.digest(known, whole=False) != values.digest(kind(5), whole=False)
 
 
 def test_what_pickles_leave_out_is_compared_by_digests(fingerprint: CodeFingerprint) -> None:

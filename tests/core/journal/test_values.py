@@ -354,6 +354,31 @@ def test_the_order_of_the_sets_of_a_network_does_not_count(keys: Keys) -> None:
     assert len(digests) == 1
 
 
+class Scale:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, x: float) -> float:
+        return self.factor * x
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(Scale(2), Scale(3)), (functools.partial(max, 2), 1), ((max, 2), (min, 3)), ([1, abs], [1])],
+)
+def test_the_order_of_a_dict_counts_if_it_contains_what_can_be_called(
+    keys: Keys, steps: tuple[Any, Any]
+) -> None:
+    one, other = steps
+    first = key_of(keys, work, {"a": one, "b": other}).digest
+    assert key_of(keys, work, {"b": other, "a": one}).digest != first
+
+
+def test_the_order_of_a_dict_of_data_does_not_count(keys: Keys) -> None:
+    first = key_of(keys, work, {"a": [1, (2, "x")], "b": Kept(n=1)}).digest
+    assert key_of(keys, work, {"b": Kept(n=1), "a": [1, (2, "x")]}).digest == first
+
+
 def test_a_deeply_nested_value_has_a_key(keys: Keys) -> None:
     one: list[Any] = []
     other: list[Any] = [1]

@@ -16,7 +16,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from rhapsody.sdk.introspect import MISSING, is_in_its_module, names_read, slots_of, variables
+from rhapsody.sdk.introspect import (
+    MISSING,
+    in_slot,
+    is_in_its_module,
+    names_read,
+    slots_of,
+    variables,
+)
 from rhapsody.sdk.runner import home_of_method
 
 _KINDS = {
@@ -144,8 +151,7 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
     variables = getattr(value, "__dict__", None)
     found = list(variables.items()) if type(variables) is dict else []
     for name in slots_of(type(value)):  # type: ignore[arg-type]
-        item = getattr(value, name, MISSING)
-        if item is not MISSING:
+        if (item := in_slot(value, name)) is not MISSING:
             found.append((name, item))
     return found
 

@@ -48,6 +48,14 @@ def slots_of(kind: type) -> tuple[str, ...]:
     return tuple(names)
 
 
+def in_slot(value: object, name: str) -> Any:
+    """Return the value of a slot, or `MISSING`; calls no `__getattr__`, which could compute it."""
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return MISSING
+
+
 def mangled(name: str, cls: str) -> str:
     """Return the form that Python gives a name in the body of a class: `_A__x` for `__x`."""
     owner = cls.lstrip("_")
@@ -59,7 +67,12 @@ def mangled(name: str, cls: str) -> str:
 def cached_properties(kind: type) -> frozenset[str]:
     """Return the names of a class's cached properties, whose values depend on other attributes."""
     found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
-    return frozenset(name for name, each in found if type(each) is functools.cached_property)
+    names = {name for name, each in found if type(each) is functools.cached_property}
+    for base in kind.__mro__:  # `attrs` keeps their values in slots, beside those of its fields
+        if "__attrs_attrs__" in vars(base):
+            fields = {each.name for each in vars(base)["__attrs_attrs__"]}
+            names.update(set(vars(base).get("__slots__", ())) - fields - {"__weakref__"})
+    return frozenset(names)
 
 
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

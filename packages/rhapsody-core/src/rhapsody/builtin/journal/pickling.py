@@ -35,7 +35,7 @@ from rhapsody.builtin.journal.values import (
     is_global_generator,
     is_plain_python,
 )
-from rhapsody.sdk.introspect import names_stored, slots_of
+from rhapsody.sdk.introspect import cached_properties, names_stored, slots_of
 from rhapsody.sdk.runner import pickler
 
 _PAIRS: dict[str, int] = {}
@@ -304,7 +304,9 @@ class _Parts:
             return None
         made = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         state = made[2] if type(made) is tuple and len(made) > 2 else None
-        return next(iter(attributes_left_out(value, state, self._own)), None)
+        names = attributes_left_out(value, state, self._own)
+        cached: frozenset[str] = cached_properties(kind)  # these can be computed again
+        return next((name for name in names if name not in cached), None)
 
     def reduced(self, value: Any) -> Any:
         """Return how to pickle a part of the result, as `pickle.Pickler.reducer_override` does.

@@ -139,7 +139,8 @@ def _is_complete(kind: type) -> bool:
         return True
     get_state: Any = getattr(kind, "__getstate__", None)
     plain = get_state is getattr(object, "__getstate__", None)
-    plain = plain or getattr(get_state, "__module__", "") == dataclasses.__name__  # slots=True
+    generated = getattr(get_state, "__module__", "") == dataclasses.__name__  # keeps the fields
+    plain = plain or (generated and not kind.__dictoffset__)
     usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
     return plain and usual and not issubclass(kind, BaseException)
 

@@ -39,7 +39,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import File, InputFiles
 from rhapsody.errors import without_ours
-from rhapsody.sdk.introspect import MISSING, mangled, slots_of
+from rhapsody.sdk.introspect import MISSING, in_slot, mangled, slots_of
 from rhapsody.sdk.value_handles import WorkerValue
 
 DIGEST_SIZE = 16
@@ -102,9 +102,6 @@ _DESCRIPTORS = (
     types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType,
     types.MethodDescriptorType, types.ClassMethodDescriptorType,
 )  # fmt: skip
-
-_CODE = frozenset((types.FunctionType, types.BuiltinFunctionType, types.MethodType, type))
-"""Types of functions and classes. The order of a dict that contains them is compared."""
 
 _CACHED = type(functools.lru_cache(len))
 
@@ -409,10 +406,10 @@ class Values:
         kind = type(value)
         if kind is tuple or kind is list:
             self._items(b"t" if kind is tuple else b"l", value, feed)
-        elif kind is dict and _CODE.isdisjoint(map(type, value.values())):
-            self._sorted(b"d", value.items(), feed)
-        elif kind is dict:  # such as the steps of a pipeline
+        elif kind is dict and _contains_steps(value.values()):
             self._items(b"D", value.items(), feed)
+        elif kind is dict:
+            self._sorted(b"d", value.items(), feed)
         elif kind is set or kind is frozenset:
             self._sorted(b"S" if kind is set else b"Z", value, feed)
         elif kind is types.MappingProxyType:
@@ -532,21 +529,22 @@ class Values:
             if self._whole or not is_plain_python(kind):
                 text = f"an object of type {kind.__qualname__} cannot be inspected: {error}"
                 raise UnhashableError(text) from error
-            slots = [getattr(value, each, None) for each in slots_of(kind)]  # type: ignore[arg-type]
-            made = kind, (), (getattr(value, "__dict__", None), slots)
+            made = kind, (), (getattr(value, "__dict__", None), _slots(value))
         if kind is _CACHED:
             self._collector.memoized(value)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._collector.code(kind)} {made}"))
             self._feed(attribute_of(value, "__wrapped__"), feed)
             if self._collector.own(kind):
-                slots = [attribute_of(value, each) for each in slots_of(kind)]  # type: ignore[arg-type]
-                self._items(b"l", (getattr(value, "__dict__", None), slots), feed)
+                self._items(b"l", (getattr(value, "__dict__", None), _slots(value)), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        left_out_by_library = attributes_left_out(value, state, self._collector.own)
+        left_out = attributes_left_out(value, state, self._collector.own)
+        if type(state) is dict or state is None or left_out or is_generated(kind):
+            stored = state if type(state) is dict else {}
+            caches = self._collector.caches(value, stored | left_out)
+            left_out = {name: each for name, each in left_out.items() if name not in caches}
         if type(state) is dict or state is None:
-            caches = self._collector.caches(value, state or {})
             if kind is functools.singledispatchmethod:
                 caches = ("_method_cache",)  # Python 3.13 fills or removes it at any access
             if state and caches:  # pickle stores `None` for an object without attributes
@@ -562,8 +560,8 @@ class Values:
         elif isinstance(value, enum.Enum):  # pickle stores only the value, not other attributes
             more = getattr(value, "__dict__", {}).items()
             state = state, {name: each for name, each in more if not name[0] == name[-1] == "_"}
-        elif left_out_by_library:
-            state = state, left_out_by_library
+        elif left_out:
+            state = state, left_out
         elif state is None and (wrapped := _wrapped_in(value)):
             state = wrapped
         self._items(b"r", (function, arguments, state), feed)
@@ -662,6 +660,8 @@ _PLAIN: dict[type, Callable[[Any], bytes]] = {
 }
 
 
+_WITHOUT_STEPS = _PLAIN.keys() | {str, bytes}
+
 _PLACES = frozenset((
     "HOME", "HOSTNAME", "PATH", "PYTHONPATH", "PWD", "OLDPWD", "TMPDIR", "USER", "LOGNAME",
     "DISPLAY", "TERM", "SHLVL", "_", "CUDA_VISIBLE_DEVICES",
@@ -725,13 +725,36 @@ OF_PANDAS: frozenset[str] = frozenset((
 """Attributes of the tables of pandas itself."""
 
 
+_GENERATORS = frozenset(("attr._make", "dataclasses"))
+"""Modules that add a `__getstate__` to classes with slots. It keeps only the fields."""
+
+
+def is_generated(kind: type) -> bool:
+    """Return True if the objects of a class are pickled by a generated `__getstate__`."""
+    return getattr(getattr(kind, "__getstate__", None), "__module__", None) in _GENERATORS
+
+
+def _pickles_itself(cls: type) -> bool:
+    """Return True if a class defines, itself, how its objects are pickled."""
+    methods = [vars(cls)[name] for name in _PICKLING.intersection(vars(cls))]
+    return any(getattr(each, "__module__", None) not in _GENERATORS for each in methods)
+
+
+def _slots(value: object) -> dict[str, object]:
+    """Return the attributes that an object keeps in slots."""
+    kind: Any = type(value)
+    pairs = ((name, in_slot(value, name)) for name in slots_of(kind))
+    return {name: each for name, each in pairs if each is not MISSING}
+
+
 def attributes_left_out(
     value: object, state: object, own: Callable[[type], bool]
 ) -> dict[str, object]:
     """Return the attributes of an object of the program that a library's methods do not pickle.
 
-    Examples are those of subclasses of `Counter`, `Decimal`, `datetime` and `Path`. If a method of
-    the program pickles the object, return an empty dict.
+    Examples are those of subclasses of `Counter`, `Decimal`, `datetime` and `Path`, and those that
+    are no fields of a class with slots. If a method of the program pickles the object, return an
+    empty dict.
 
     Args:
         value: The object.
@@ -746,17 +769,33 @@ def attributes_left_out(
     for cls in classes:
         given = vars(cls).get("__slots__", ())
         for name in (given,) if isinstance(given, str) else given:
-            found = getattr(value, mangled(name, cls.__name__), MISSING)
+            found = in_slot(value, mangled(name, cls.__name__))
             if found is not MISSING and name not in ("__dict__", "__weakref__"):
                 attributes[mangled(name, cls.__name__)] = found
     for part in state if type(state) is tuple else (state,):
         if type(part) is dict:
             attributes = {name: each for name, each in attributes.items() if name not in part}
-    if not attributes or any(not _PICKLING.isdisjoint(vars(cls)) for cls in classes):
+        elif type(part) is list and is_generated(kind):  # the fields of a frozen dataclass
+            fields = getattr(kind, "__dataclass_fields__", {})
+            attributes = {name: each for name, each in attributes.items() if name not in fields}
+    attributes.pop("_attrs_cached_hash", None)  # differs from run to run
+    if not attributes or any(map(_pickles_itself, classes)):
         return {}
     if any(cls.__module__.startswith("pandas.") for cls in kind.__mro__):
         return {name: each for name, each in attributes.items() if name not in OF_PANDAS}
     return attributes
+
+
+def _contains_steps(values: Collection[object]) -> bool:
+    """Return True if values are, or contain in pairs, what can be called: steps of a pipeline.
+
+    The order of a dict with such values is compared.
+    """
+    kinds = set(map(type, values))
+    if kinds <= _WITHOUT_STEPS:
+        return False
+    pairs = (each for each in values if type(each) is tuple or type(each) is list)
+    return any(map(callable, values)) or any(any(map(callable, each)) for each in pairs)
 
 
 def is_plain_python(kind: type) -> bool:
